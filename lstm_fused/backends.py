@@ -1,0 +1,74 @@
+"""The engines as data: where each runs, on what, and why not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from lstm_fused import cpp
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One implementation of the contract that `lstm_fused.reference` states."""
+
+    name: str
+    devices: tuple[str, ...] | None  # None: every device PyTorch has
+    dtypes: tuple[torch.dtype, ...]
+    unavailable: Callable[[], str | None]  # the reason it cannot run on this machine at all
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
+        """Every reason this engine cannot take tensors of this device and dtype."""
+        reasons = []
+        if (reason := self.unavailable()) is not None:
+            reasons.append(reason)
+        if self.devices is not None and device.type not in self.devices:
+            reasons.append(f"runs on {', '.join(self.devices)}, not on {device.type}")
+        if dtype not in self.dtypes:
+            reasons.append(f"takes {', '.join(map(short, self.dtypes))}, not {short(dtype)}")
+        return reasons
+
+
+# The first that can serve is taken, so the fastest stand first.
+ENGINES = (
+    Engine("cpp", ("cpu",), (torch.float32, torch.float64), cpp.unavailable),
+    Engine("reference", None, FLOATS, lambda: None),
+)
+
+
+def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """The engine to use: the one named, which is never replaced by another, or the first that can serve.
+
+    Args:
+        name: an engine's name, or None for the best one.
+        device: where the tensors are.
+        dtype: what they hold.
+
+    Raises:
+        ValueError: no engine has that name.
+        RuntimeError: it, or every engine, cannot serve; the message has each engine's reasons.
+    """
+    candidates = [engine for engine in ENGINES if name is None or engine.name == name]
+    if not candidates:
+        known = ", ".join(repr(engine.name) for engine in ENGINES)
+        raise ValueError(f"engine: expected one of {known} or None, got {name!r}")
+    refusals = []
+    for engine in candidates:
+        reasons = engine.why_not(device, dtype)
+        if not reasons:
+            return engine.name
+        refusals.append(f"{engine.name}: {'; '.join(reasons)}")
+    wanted = "no engine" if name is None else f"engine {name!r}"
+    raise RuntimeError(f"{wanted} can serve {short(dtype)} on {device.type}: " + " | ".join(refusals))
+
+
+def engines() -> dict[str, str | None]:
+    """Every engine, and the reason it cannot run on this machine, or None where it can."""
+    return {engine.name: engine.unavailable() for engine in ENGINES}
+
+
+def short(dtype: torch.dtype) -> str:
+    """float32 rather than torch.float32."""
+    return str(dtype).removeprefix("torch.")

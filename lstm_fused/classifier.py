@@ -1,0 +1,65 @@
+"""`SequenceClassifier`: what a sequence is, read off its last valid step."""
+
+from torch import Tensor, nn
+
+from lstm_fused.checks import bad
+from lstm_fused.module import LSTM
+
+
+class SequenceClassifier(nn.Module):
+    """An LSTM, then a linear head on the last layer's output at the last valid step.
+
+    Args:
+        input_size: features of each step, I.
+        hidden_size: cells of each layer, H.
+        num_layers: layers of the LSTM.
+        num_classes: classes to tell apart, C.
+        dropout: probability of zeroing an output between layers while training.
+        peephole: whether the gates see the cell state.
+        engine: as for `lstm_fused.LSTM`.
+
+    Raises:
+        ValueError: a size is not a positive integer.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        num_classes: int,
+        *,
+        dropout: float = 0.0,
+        peephole: bool = True,
+        engine: str | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+            raise bad("num_classes", "a positive integer", repr(num_classes))
+        self.lstm = LSTM(
+            input_size,
+            hidden_size,
+            num_layers,
+            batch_first=True,
+            dropout=dropout,
+            peephole=peephole,
+            engine=engine,
+        )
+        self.head = nn.Linear(hidden_size, num_classes)
+
+    def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Score every class.
+
+        Args:
+            input: the sequences, (B, T, I), or one sequence (T, I).
+            lengths: valid steps of each sequence, integers of shape (B,); all T by default.
+
+        Returns:
+            The logits, (B, C), or (C,) for one sequence.
+
+        Raises:
+            ValueError: an argument has the wrong rank, size, dtype, device or value.
+        """
+        _, (h_n, _) = self.lstm(input, lengths=lengths)
+        logits: Tensor = self.head(h_n[-1])
+        return logits

@@ -1,0 +1,285 @@
+"""`LSTM`: the parameters, layers and directions of torch.nn.LSTM, with peepholes and lengths."""
+
+import math
+import warnings
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from lstm_fused.checks import (
+    States,
+    bad,
+    check_input,
+    check_lengths,
+    check_parameters,
+    check_sizes,
+    check_states,
+)
+from lstm_fused.functional import run_layer
+
+
+class Parameters(NamedTuple):
+    """The parameters of one layer in one direction, in the order `run_layer` takes them."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    peephole: Tensor | None
+    weight_hr: Tensor | None
+
+
+class LSTM(nn.Module):
+    """A drop-in for `torch.nn.LSTM` whose gates see the cell state through peepholes.
+
+    The equations, and the papers they come from, stand in `lstm_fused.reference`. Parameters have the names,
+    shapes and order of torch.nn.LSTM, so that a ``state_dict`` moves either way when ``peephole=False``;
+    peepholes add ``weight_peephole_l{k}{_reverse}`` of shape (3 * hidden_size,), ordered p_i, p_f, p_o. All
+    start uniform in ±1/sqrt(hidden_size).
+
+    Args:
+        input_size: features of each step, I.
+        hidden_size: cells of each layer and direction, H.
+        num_layers: layers, each over the outputs of the one before.
+        bias: whether to add bias_ih and bias_hh.
+        batch_first: input and output are (batch, T, features) rather than (T, batch, features).
+        dropout: probability of zeroing an output between layers while training.
+        bidirectional: add a second direction that runs from the last valid step to the first.
+        proj_size: size P that h is projected to, less than hidden_size; 0 for no projection.
+        device: where the parameters are made.
+        dtype: what they are made of, a floating-point dtype.
+        peephole: whether the gates see the cell state.
+        engine: "cpp" or "reference"; None takes the best that serves. One asked for is never replaced.
+
+    Raises:
+        ValueError: a size is not a positive integer, proj_size ≥ hidden_size, or dropout is no probability.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        peephole: bool = True,
+        engine: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(input_size, hidden_size, num_layers, dropout, proj_size, bidirectional)
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(
+                f"dropout={dropout} acts between layers, and there is only one: num_layers=1", stacklevel=2
+            )
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self.peephole = peephole
+        self.engine = engine
+
+        H, P = hidden_size, proj_size or hidden_size
+        for layer in range(num_layers):
+            I = input_size if layer == 0 else P * self.num_directions
+            shapes = {
+                "weight_ih": (4 * H, I),
+                "weight_hh": (4 * H, P),
+                "bias_ih": (4 * H,) if bias else None,
+                "bias_hh": (4 * H,) if bias else None,
+                "weight_hr": (P, H) if proj_size else None,
+                "weight_peephole": (3 * H,) if peephole else None,
+            }
+            for suffix in self._suffixes(layer):
+                for name, shape in shapes.items():
+                    if shape is not None:
+                        parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                        self.register_parameter(f"{name}_{suffix}", parameter)
+        self.reset_parameters()
+
+    @classmethod
+    def from_torch(cls, lstm: nn.LSTM, *, peephole: bool = True, engine: str | None = None) -> Self:
+        """Copy a torch.nn.LSTM; its outputs stay the same, for peepholes start at zero.
+
+        Args:
+            lstm: the module to copy, with its parameters, options, device and mode.
+            peephole: whether to add peepholes.
+            engine: as for `LSTM`.
+        """
+        parameter = lstm.get_parameter("weight_ih_l0")
+        module = cls(
+            lstm.input_size,
+            lstm.hidden_size,
+            lstm.num_layers,
+            lstm.bias,
+            lstm.batch_first,
+            lstm.dropout,
+            lstm.bidirectional,
+            lstm.proj_size,
+            parameter.device,
+            parameter.dtype,
+            peephole=peephole,
+            engine=engine,
+        )
+        weights = lstm.state_dict()
+        for name, own in module.state_dict().items():
+            if "peephole" in name:
+                weights[name] = torch.zeros_like(own)
+        module.load_state_dict(weights)
+        for name, own in module.named_parameters():
+            if "peephole" not in name:
+                own.requires_grad_(lstm.get_parameter(name).requires_grad)
+        return module.train(lstm.training)
+
+    @property
+    def num_directions(self) -> int:
+        """2 when bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter uniformly from ±1/sqrt(hidden_size)."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: there is no flat copy of the weights here; torch.nn.LSTM's callers may call it."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: States | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, States]:
+        """Run all layers and directions over whole sequences.
+
+        Args:
+            input: (T, B, I), or (B, T, I) with batch_first, or one sequence (T, I), or a PackedSequence.
+            hx: initial states h_0 (num_layers * directions, B, P or H) and c_0 (…, B, H), without B for
+                one sequence; zeros by default.
+            lengths: valid steps of each sequence, from 0 to T, integers of shape (B,), on any device, in any
+                order. Outputs past a length are zero, states are those of the last valid step, the reverse
+                direction starts there, and a length of 0 keeps the initial states.
+
+        Returns:
+            The outputs, shaped as the input with P or H features for each direction, and the last states
+            h_n and c_n, shaped as hx.
+
+        Raises:
+            ValueError: an argument has the wrong rank, size, dtype, device or value.
+            RuntimeError: the engine cannot serve this device or dtype; the message says why.
+        """
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths)
+        check_input(
+            input,
+            (2, 3),
+            "of 2 dimensions (T, input_size) or 3 "
+            + ("(B, T, " if self.batch_first else "(T, B, ")
+            + "input_size)",
+            self.input_size,
+        )
+        single = input.dim() == 2
+        x = input.unsqueeze(1) if single else input.transpose(0, 1) if self.batch_first else input
+        if hx is not None:
+            self._check_hx(hx, () if single else (x.shape[1],), input)
+            if single:
+                hx = hx[0].unsqueeze(1), hx[1].unsqueeze(1)
+        y, (h_n, c_n) = self._run(x, hx, lengths)
+        if single:
+            return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        return y.transpose(0, 1) if self.batch_first else y, (h_n, c_n)
+
+    def _forward_packed(
+        self, input: PackedSequence, hx: States | None, lengths: Tensor | None
+    ) -> tuple[PackedSequence, States]:
+        """Run over padded sequences, in the packed order; states come and go in the user's order."""
+        if lengths is not None:
+            raise bad("lengths", "None with a PackedSequence, which has its own", "a tensor")
+        data, batch_sizes, order, back = input
+        check_input(data, (2,), "a PackedSequence of data (steps, input_size)", self.input_size)
+        if hx is not None:
+            self._check_hx(hx, (int(batch_sizes[0]),), data)
+            if order is not None:
+                hx = hx[0].index_select(1, order), hx[1].index_select(1, order)
+        x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
+        y, (h_n, c_n) = self._run(x, hx, lengths)
+        if back is not None:
+            h_n, c_n = h_n.index_select(1, back), c_n.index_select(1, back)
+        return PackedSequence(pack_padded_sequence(y, lengths).data, batch_sizes, order, back), (h_n, c_n)
+
+    def _run(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
+        """All layers over x [T, B, I]; hx has one row for each layer and direction."""
+        check_parameters(self.named_parameters(), x)
+        if lengths is not None:
+            check_lengths(lengths, x.shape[1], x.shape[0])
+            lengths = lengths.to(x.device)
+        h_n: list[Tensor] = []
+        c_n: list[Tensor] = []
+        for layer in range(self.num_layers):
+            if layer > 0 and self.dropout > 0:
+                x = F.dropout(x, self.dropout, self.training)
+            ys = []
+            for suffix in self._suffixes(layer):
+                row = len(h_n)
+                h0_c0 = None if hx is None else (hx[0][row], hx[1][row])
+                y, (h, c) = run_layer(
+                    x, *self._parameters_of(suffix), h0_c0, lengths, suffix.endswith("_reverse"), self.engine
+                )
+                ys.append(y)
+                h_n.append(h)
+                c_n.append(c)
+            x = ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
+        return x, (torch.stack(h_n), torch.stack(c_n))
+
+    def _check_hx(self, hx: object, batch: tuple[int, ...], input: Tensor) -> None:
+        rows, P = self.num_layers * self.num_directions, self.proj_size or self.hidden_size
+        meaning = "(num_layers * directions, " + ("batch, " if batch else "")
+        check_states(
+            hx,
+            ((rows, *batch, P), (rows, *batch, self.hidden_size)),
+            (meaning + ("proj_size)" if self.proj_size else "hidden_size)"), meaning + "hidden_size)"),
+            input,
+        )
+
+    def _suffixes(self, layer: int) -> list[str]:
+        """The ends of the names of a layer's parameters, one for each direction."""
+        return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
+
+    def _parameters_of(self, suffix: str) -> Parameters:
+        """The parameters of one layer in one direction, read anew at every call: they may be parametrized."""
+        return Parameters(
+            getattr(self, f"weight_ih_{suffix}"),
+            getattr(self, f"weight_hh_{suffix}"),
+            getattr(self, f"bias_ih_{suffix}") if self.bias else None,
+            getattr(self, f"bias_hh_{suffix}") if self.bias else None,
+            getattr(self, f"weight_peephole_{suffix}") if self.peephole else None,
+            getattr(self, f"weight_hr_{suffix}") if self.proj_size else None,
+        )
+
+    def extra_repr(self) -> str:
+        """The options that differ from their defaults, as torch.nn.LSTM shows them."""
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+            "proj_size": 0,
+            "peephole": True,
+            "engine": None,
+        }
+        options = [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *options])

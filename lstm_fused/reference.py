@@ -1,0 +1,199 @@
+"""The peephole LSTM in plain PyTorch: the specification every engine is tested against.
+
+Equations: F. Gers and J. Schmidhuber, "Recurrent nets that time and count" (IJCNN 2000), in the
+notation of A. Graves, "Generating sequences with recurrent neural networks" (2013), eqs. 7-11:
+
+    a_t = W_ih x_t + W_hh h_{t-1} + b                      [4H], in the order i, f, g, o
+    i_t = sigmoid(a_i + p_i * c_{t-1})                     let in
+    f_t = sigmoid(a_f + p_f * c_{t-1})                     keep
+    g_t = tanh   (a_g)
+    c_t = f_t * c_{t-1} + i_t * g_t                        no weight stands on this path
+    o_t = sigmoid(a_o + p_o * c_t)                         show
+    h_t = o_t * tanh(c_t)                                  (W_hr times that, with a projection)
+
+The backward pass is full backpropagation through time, through the peepholes too; the older papers
+truncate the gradient there.
+
+Half precision: products and sums are float32, h is rounded to the tensor's dtype at every step, c never.
+A sequence stops at its length: later outputs and gates are zero, the states are those of its last step,
+and the reverse direction starts at that step.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Forward(NamedTuple):
+    """What an engine's forward pass yields; ``c`` and ``gates`` are empty unless asked to be saved."""
+
+    y: Tensor  # [T, B, P], h of every step
+    h_n: Tensor  # [B, P]
+    c_n: Tensor  # [B, H]
+    c: Tensor  # [T, B, H], float32 at least
+    gates: Tensor  # [T, B, 4H], i, f, g, o after their nonlinearity
+
+
+class Backward(NamedTuple):
+    """What an engine's backward pass yields; every other gradient follows from ``dxw``."""
+
+    dxw: Tensor  # [T, B, 4H], d loss / d a
+    dh0: Tensor  # [B, P]
+    dc0: Tensor  # [B, H]
+
+
+def lstm_forward(
+    x: Tensor,  # [T, B, I]
+    weight_ih: Tensor,  # [4H, I]
+    weight_hh: Tensor,  # [4H, P]
+    bias: Tensor | None,  # [4H]
+    peephole: Tensor | None,  # [3H], p_i, p_f, p_o
+    weight_hr: Tensor | None,  # [P, H]
+    h0: Tensor,  # [B, P]
+    c0: Tensor,  # [B, H]
+    lengths: Tensor | None,  # [B], int64
+    reverse: bool,
+    save: bool,
+) -> Forward:
+    """Run one layer in one direction over the whole sequence, by the equations above."""
+    T, B, _ = x.shape
+    H, P = c0.shape[1], h0.shape[1]
+    wide = accumulation_dtype(x.dtype)
+    W_hh, W_hr = weight_hh.to(wide), None if weight_hr is None else weight_hr.to(wide)
+    p = None if peephole is None else peephole.to(wide)
+    if lengths is not None:
+        # Padding may hold anything, NaN included, and must not reach a gradient as 0 * NaN.
+        x = torch.where(is_valid(lengths, T), x, torch.zeros_like(x))
+    xw = F.linear(x.to(wide), weight_ih.to(wide), None if bias is None else bias.to(wide))
+
+    h, c = h0, c0.to(wide)
+    ys, cs, gates = [h] * T, [c] * T, [c] * T
+    for t in time_steps(T, reverse):
+        a = xw[t] + h.to(wide) @ W_hh.T  # [B, 4H]
+        m, c_t, gates[t] = cell_forward(a, c, p)
+        h_t = (m if W_hr is None else m @ W_hr.T).to(x.dtype)
+        if lengths is None:
+            ys[t], h, c = h_t, h_t, c_t
+        else:
+            valid = (t < lengths)[:, None]
+            ys[t] = torch.where(valid, h_t, torch.zeros_like(h_t))
+            gates[t] = torch.where(valid, gates[t], torch.zeros_like(gates[t]))
+            h, c = torch.where(valid, h_t, h), torch.where(valid, c_t, c)
+        cs[t] = c
+
+    def over_time(steps: list[Tensor], *shape: int) -> Tensor:
+        return torch.stack(steps) if T else c.new_empty(0, *shape)
+
+    return Forward(
+        over_time(ys, B, P).to(x.dtype),
+        h.clone(),
+        c.to(x.dtype, copy=True),
+        over_time(cs, B, H) if save else c.new_empty(0),
+        over_time(gates, B, 4 * H).to(x.dtype) if save else x.new_empty(0),
+    )
+
+
+def lstm_backward(
+    dy: Tensor | None,  # [T, B, P]
+    dh_n: Tensor | None,  # [B, P]
+    dc_n: Tensor | None,  # [B, H]
+    c: Tensor,  # [T, B, H]
+    gates: Tensor,  # [T, B, 4H]
+    c0: Tensor,  # [B, H]
+    weight_hh: Tensor,  # [4H, P]
+    peephole: Tensor | None,  # [3H]
+    weight_hr: Tensor | None,  # [P, H]
+    lengths: Tensor | None,  # [B], int64
+    reverse: bool,
+) -> Backward:
+    """Carry the gradients of y, h_n and c_n (None is zero) back over the whole sequence."""
+    T, B, H = c.shape
+    wide = c.dtype
+    W_hh, W_hr = weight_hh.to(wide), None if weight_hr is None else weight_hr.to(wide)
+    p = None if peephole is None else peephole.to(wide)
+    dh = c.new_zeros(B, weight_hh.shape[1]) if dh_n is None else dh_n.to(wide)
+    dc = c.new_zeros(B, H) if dc_n is None else dc_n.to(wide)
+    c_prev = previous(c, c0.to(wide), lengths, reverse)
+
+    dxw = gates.new_empty(T, B, 4 * H)
+    for t in reversed(list(time_steps(T, reverse))):
+        dh_t = dh if dy is None else dh + dy[t]  # [B, P]
+        dm = dh_t if W_hr is None else dh_t @ W_hr  # [B, H]
+        da, dc_t = cell_backward(dm, dc, gates[t].to(wide), c[t], c_prev[t], p)
+        da = da.to(gates.dtype)
+        dh_t = da.to(wide) @ W_hh
+        if lengths is None:
+            dxw[t], dh, dc = da, dh_t, dc_t
+        else:
+            valid = (t < lengths)[:, None]
+            dxw[t] = torch.where(valid, da, torch.zeros_like(da))
+            dh, dc = torch.where(valid, dh_t, dh), torch.where(valid, dc_t, dc)
+    return Backward(dxw, dh.to(gates.dtype, copy=True), dc.to(gates.dtype, copy=True))
+
+
+def cell_forward(a: Tensor, c_prev: Tensor, peephole: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """One step from the pre-activations ``a`` [B, 4H]: o * tanh(c) [B, H], c [B, H], gates [B, 4H]."""
+    p_i, p_f, p_o = split(peephole)
+    a_i, a_f, a_g, a_o = a.chunk(4, dim=-1)
+    i = torch.sigmoid(a_i + see(p_i, c_prev))
+    f = torch.sigmoid(a_f + see(p_f, c_prev))
+    g = torch.tanh(a_g)
+    c = f * c_prev + i * g
+    o = torch.sigmoid(a_o + see(p_o, c))
+    return o * torch.tanh(c), c, torch.cat([i, f, g, o], dim=-1)
+
+
+def cell_backward(
+    dm: Tensor, dc: Tensor, gates: Tensor, c: Tensor, c_prev: Tensor, peephole: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One step back from the gradients of o * tanh(c) and of c: da [B, 4H], dc_prev [B, H]."""
+    p_i, p_f, p_o = split(peephole)
+    i, f, g, o = gates.chunk(4, dim=-1)
+    s = torch.tanh(c)
+    da_o = dm * s * o * (1 - o)
+    dc = dc + dm * o * (1 - s * s) + see(p_o, da_o)
+    da_i = dc * g * i * (1 - i)
+    da_f = dc * c_prev * f * (1 - f)
+    da_g = dc * i * (1 - g * g)
+    dc_prev = dc * f + see(p_i, da_i) + see(p_f, da_f)
+    return torch.cat([da_i, da_f, da_g, da_o], dim=-1), dc_prev
+
+
+def split(peephole: Tensor | None) -> tuple[Tensor | None, ...]:
+    """p_i, p_f, p_o."""
+    return (None, None, None) if peephole is None else peephole.chunk(3)
+
+
+def see(p: Tensor | None, state: Tensor) -> Tensor | float:
+    """What passes through a peephole; without one nothing does, not even 0 * inf."""
+    return 0.0 if p is None else p * state
+
+
+def time_steps(T: int, reverse: bool) -> Iterable[int]:
+    """The order in which the recurrence meets the steps."""
+    return range(T - 1, -1, -1) if reverse else range(T)
+
+
+def previous(states: Tensor, first: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+    """The state each step starts from [T, B, H], given the states after it and the initial one [B, H]."""
+    T = len(states)
+    if not reverse:
+        return torch.cat([first[None], states[:-1]])[:T]
+    shifted = torch.cat([states[1:], first[None]])[:T]
+    if lengths is None:
+        return shifted
+    starts = (torch.arange(T, device=lengths.device)[:, None] == lengths - 1)[:, :, None]
+    return torch.where(starts, first, shifted)
+
+
+def is_valid(lengths: Tensor, T: int) -> Tensor:
+    """Which steps lie within their sequence, [T, B, 1]."""
+    return (torch.arange(T, device=lengths.device)[:, None] < lengths)[:, :, None]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, else the dtype itself."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,77 @@
+"""The table of engines, and what is loaded when."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lstm_fused
+from lstm_fused import backends, cpp
+
+CPU = torch.device("cpu")
+
+
+def test_the_best_engine_is_taken():
+    ready = [name for name, reason in lstm_fused.engines().items() if reason is None]
+    assert backends.select(None, CPU, torch.float32) == ready[0]
+    assert backends.select(None, CPU, torch.float16) == "reference"
+    assert backends.select(None, torch.device("mps"), torch.float32) == "reference"
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler: the reference engine serves")
+def test_the_cpp_engine_was_built():
+    assert cpp.unavailable() is None
+
+
+def test_an_engine_asked_for_is_never_replaced():
+    with pytest.raises(RuntimeError, match="engine 'cpp' can serve float16 on cuda") as caught:
+        backends.select("cpp", torch.device("cuda"), torch.float16)
+    assert "runs on cpu, not on cuda" in str(caught.value)
+    assert "takes float32, float64, not float16" in str(caught.value)
+    with pytest.raises(RuntimeError, match="cpp: "):
+        lstm_fused.LSTM(5, 7, dtype=torch.float16, engine="cpp")(torch.zeros(4, 3, 5, dtype=torch.float16))
+
+
+def test_a_refusal_lists_every_engine_and_reason(monkeypatch):
+    absent = backends.Engine("absent", ("cuda",), (torch.float16,), lambda: "it is not built")
+    picky = backends.Engine("picky", None, (torch.float64,), lambda: None)
+    monkeypatch.setattr(backends, "ENGINES", (absent, picky))
+    with pytest.raises(RuntimeError) as caught:
+        backends.select(None, CPU, torch.float32)
+    assert str(caught.value) == (
+        "no engine can serve float32 on cpu: "
+        "absent: it is not built; runs on cuda, not on cpu; takes float16, not float32"
+        " | picky: takes float64, not float32"
+    )
+
+
+def test_the_engine_named_is_the_one_that_runs(monkeypatch):
+    from lstm_fused import functional
+
+    called = []
+    monkeypatch.setattr(
+        functional, "forward_op", {"reference": lambda *a: called.append(a) or [torch.zeros(0)] * 5}
+    )
+    with torch.no_grad():
+        lstm_fused.LSTM(5, 7, engine="reference")(torch.zeros(4, 3, 5))
+    assert len(called) == 1
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, *code], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+
+
+def test_python_m_lists_the_engines():
+    shown = run(["-m", "lstm_fused"])
+    for name, reason in lstm_fused.engines().items():
+        assert name in shown and (reason or "ready") in shown
+
+
+def test_import_needs_torch_alone():
+    code = "import sys, lstm_fused; print([m for m in ('triton', 'numpy', 'onnx') if m in sys.modules])"
+    bare = "import sys, torch; print([m for m in ('triton', 'numpy', 'onnx') if m in sys.modules])"
+    assert run(["-c", code]) == run(["-c", bare])

@@ -1,0 +1,194 @@
+"""Every engine that runs here, against the reference in float64."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import CASES, NAMES, PLAIN, UNEVEN, Case, make_tensors
+from harness import ENGINES_HERE, NATIVE, call, check_against_reference, results
+from torch.autograd import gradcheck, gradgradcheck
+
+from lstm_fused.backends import short
+from lstm_fused.ops import backward_op, forward_op
+
+ALL = [engine.name for engine in ENGINES_HERE]
+NATIVE_DTYPES = [(e.name, dtype) for e in ENGINES_HERE if e.name in NATIVE for dtype in e.dtypes]
+HALF = [("reference", torch.float16), ("reference", torch.bfloat16)]
+BUSY = Case("busy", T=3, B=3, I=2, H=3, P=2, lengths=(2, 0, 3), reverse=True)
+
+
+def engine_and_dtype(value):
+    return value if isinstance(value, str) else short(value)
+
+
+@pytest.mark.parametrize(("engine", "dtype"), NATIVE_DTYPES, ids=engine_and_dtype)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_outputs_and_gradients(case, engine, dtype):
+    check_against_reference(engine, case, dtype)
+
+
+@pytest.mark.parametrize(("engine", "dtype"), HALF, ids=engine_and_dtype)
+@pytest.mark.parametrize("case", [PLAIN, replace(PLAIN, P=11, lengths=UNEVEN)], ids=["plain", "busy"])
+def test_half_precision_of_the_reference(case, engine, dtype):
+    check_against_reference(engine, case, dtype)
+
+
+@pytest.mark.parametrize("engine", ALL)
+@pytest.mark.parametrize(
+    "wanted", [(n,) for n in NAMES] + [("x", "peephole"), ("weight_hh", "c0"), ()], ids="+".join
+)
+def test_any_combination_may_require_gradients(engine, wanted):
+    case = replace(PLAIN, T=5, P=4, lengths=(5, 2, 0))
+    exact = results("reference", case, torch.float64)
+    some = results(engine, case, torch.float64, wanted=wanted)
+    assert {n for n in some if n.startswith("d_")} == {f"d_{n}" for n in wanted}
+    for name, value in some.items():
+        torch.testing.assert_close(
+            value, exact[name], rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("engine", ALL)
+@pytest.mark.parametrize("outputs", [("y",), ("h_n",), ("c_n",), ("h_n", "c_n")], ids="+".join)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_any_output_may_carry_the_gradient(engine, outputs, reverse):
+    case = replace(PLAIN, T=5, P=4, lengths=(5, 2, 0), reverse=reverse)
+    exact = results("reference", case, torch.float64, outputs=outputs)
+    for name, value in results(engine, case, torch.float64, outputs=outputs).items():
+        torch.testing.assert_close(
+            value, exact[name], rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("engine", ALL)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("plain", T=3, B=2, I=2, H=3),
+        Case("bare", T=2, B=2, I=2, H=3, bias=False, peephole=False, states=False),
+        Case("lengths", T=3, B=3, I=2, H=3, lengths=(2, 0, 3)),
+        BUSY,
+    ],
+    ids=lambda c: c.name,
+)
+def test_gradcheck_and_double_backward(engine, case):
+    tensors = make_tensors(case, torch.float64)
+    names = [n for n, t in tensors.items() if t is not None]
+    leaves = [tensors[n].requires_grad_() for n in names]
+
+    def function(*leaves):
+        return call(engine, case, tensors | dict(zip(names, leaves, strict=True)))
+
+    assert gradcheck(function, leaves)
+    assert gradgradcheck(function, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("engine", ALL)
+@pytest.mark.parametrize(
+    "case", [replace(PLAIN, T=4), BUSY, Case("empty", T=0, B=0, I=2, H=3)], ids=lambda c: c.name
+)
+def test_opcheck(engine, case):
+    t = make_tensors(case, torch.float32)
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    options = (t["peephole"], t["weight_hr"])
+    for save in (False, True):
+        inputs = (
+            t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], *options, t["h0"], t["c0"],
+            lengths, case.reverse, save,
+        )  # fmt: skip
+        torch.library.opcheck(forward_op[engine], inputs)
+    y, h_n, c_n, c, gates = forward_op[engine](*inputs)
+    for douts in ((y, h_n, c_n), (None, None, c_n)):
+        torch.library.opcheck(
+            backward_op[engine],
+            (*douts, c, gates, t["c0"], t["weight_hh"], *options, lengths, case.reverse),
+        )
+
+
+@pytest.mark.parametrize("engine", NATIVE)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_saved_gates_equal_the_reference(engine, case):
+    t = make_tensors(case, torch.float64)
+    B, H, P = case.B, case.H, case.P or case.H
+    zeros = (torch.zeros(B, P, dtype=torch.float64), torch.zeros(B, H, dtype=torch.float64))
+    states = (t["h0"], t["c0"]) if case.states else zeros
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    inputs = (t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], t["peephole"], t["weight_hr"], *states)
+    ours = forward_op[engine](*inputs, lengths, case.reverse, True)
+    exact = forward_op["reference"](*inputs, lengths, case.reverse, True)
+    for name, a, b in zip(("y", "h_n", "c_n", "c", "gates"), ours, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+    for name, a in zip(
+        ("c", "gates"), forward_op[engine](*inputs, lengths, case.reverse, False)[3:], strict=True
+    ):
+        assert a.numel() == 0, f"{name} is kept without need"
+
+
+@pytest.mark.parametrize("engine", ALL)
+@pytest.mark.parametrize(
+    "case", [PLAIN, replace(PLAIN, P=4, lengths=UNEVEN, reverse=True)], ids=["plain", "busy"]
+)
+def test_nothing_is_changed_in_place(engine, case):
+    tensors = make_tensors(case, torch.float32)
+    before = {n: t.clone() for n, t in tensors.items() if t is not None}
+    leaves = [t.requires_grad_() for t in tensors.values() if t is not None]
+    out = call(engine, case, tensors)
+    douts = [torch.randn_like(o) for o in out]
+    kept = [d.clone() for d in (*out, *douts)]
+    first = torch.autograd.grad(out, leaves, douts, retain_graph=True)
+    again = torch.autograd.grad(out, leaves, douts)
+    for name, value in before.items():
+        assert torch.equal(tensors[name], value), f"{name} was changed"
+    assert all(map(torch.equal, (*out, *douts), kept))
+    assert all(map(torch.equal, first, again)), "a second backward pass differs from the first"
+
+
+@pytest.mark.parametrize("engine", ALL)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_padding_may_hold_nan(engine, reverse):
+    case = replace(PLAIN, T=6, P=4, lengths=(6, 2, 0), reverse=reverse)
+    clean = make_tensors(case, torch.float64)
+    dirty = dict(clean)
+    dirty["x"] = clean["x"].clone()
+    for row, length in enumerate(case.lengths):
+        dirty["x"][length:, row] = torch.nan
+    found = []
+    for tensors in (clean, dirty):
+        leaves = [t.detach().requires_grad_() for t in tensors.values() if t is not None]
+        out = call(engine, case, dict(zip(tensors, leaves, strict=True)))
+        found.append((*out, *torch.autograd.grad([o.sum() for o in out], leaves)))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("engine", ALL)
+def test_nan_and_inf_travel_as_in_the_reference(engine):
+    case = replace(PLAIN, T=6)
+    for poison in (torch.nan, torch.inf, -torch.inf):
+        found = []
+        for name in (engine, "reference"):
+            tensors = make_tensors(case, torch.float64)
+            tensors["x"][2, 1, 3] = poison
+            found.append(call(name, case, tensors))
+        for ours, exact in zip(*found, strict=True):
+            torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("engine", ALL)
+def test_runs_are_bitwise_equal(engine):
+    first, second = (results(engine, PLAIN, torch.float32) for _ in range(2))
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("engine", NATIVE)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_every_output_element_is_written(engine, case, deterministic):
+    # In this mode torch.empty is filled with NaN.
+    for name, value in results(engine, case, torch.float32).items():
+        assert not value.isnan().any(), f"{case.name}: {name} has elements that were never written"

@@ -1,0 +1,185 @@
+"""Bad input: one clear error before any work, with the argument, what was expected and what came."""
+
+import re
+
+import pytest
+import torch
+
+import lstm_fused
+from lstm_fused import LSTM, LSTMCell, SequenceClassifier
+
+X = torch.zeros(4, 3, 5)
+LENGTHS = torch.tensor([4, 2, 1])
+
+
+def layer(**options):
+    return LSTM(5, 7, **options)
+
+
+def zeros(*shape, **kind):
+    return torch.zeros(*shape, **kind)
+
+
+MODULE_ERRORS = {
+    "rank": (lambda: layer()(X[0, 0]), "input: expected of 2 dimensions", "shape (5,)"),
+    "rank 4": (lambda: layer()(X[None]), "input: expected of 2 dimensions", "shape (1, 4, 3, 5)"),
+    "features": (lambda: layer()(zeros(4, 3, 6)), "input: expected 5 features", "shape (4, 3, 6)"),
+    "no tensor": (lambda: layer()([1.0]), "input: expected a tensor", "list"),
+    "integers": (lambda: layer()(X.long()), "input: expected a floating-point dtype", "torch.int64"),
+    "dtype": (
+        lambda: layer()(X.double()),
+        "input: expected torch.float32 like the parameter",
+        "torch.float64",
+    ),
+    "device": (lambda: layer()(X.to("meta")), "input: expected device cpu like the parameter", "meta"),
+    "hx single": (lambda: layer()(X, zeros(1, 3, 7)), "hx: expected a pair (h_0, c_0)", "Tensor"),
+    "hx triple": (lambda: layer()(X, (X, X, X)), "hx: expected a pair (h_0, c_0)", "tuple of 3"),
+    "hx None": (lambda: layer()(X, (None, None)), "hx[0]: expected a tensor of shape (1, 3, 7)", "NoneType"),
+    "h0 rows": (
+        lambda: layer(num_layers=2)(X, (zeros(1, 3, 7), zeros(2, 3, 7))),
+        "hx[0]: expected shape (2, 3, 7) = (num_layers * directions, batch, hidden_size)",
+        "(1, 3, 7)",
+    ),
+    "c0 batch": (
+        lambda: layer(batch_first=True)(X, (zeros(1, 4, 7), zeros(1, 3, 7))),
+        "hx[1]: expected shape (1, 4, 7)",
+        "(1, 3, 7)",
+    ),
+    "h0 projected": (
+        lambda: layer(proj_size=2)(X, (zeros(1, 3, 7), zeros(1, 3, 7))),
+        "hx[0]: expected shape (1, 3, 2) = (num_layers * directions, batch, proj_size)",
+        "(1, 3, 7)",
+    ),
+    "hx of one sequence": (
+        lambda: layer()(X[:, 0], (zeros(1, 1, 7), zeros(1, 1, 7))),
+        "hx[0]: expected shape (1, 7) = (num_layers * directions, hidden_size)",
+        "(1, 1, 7)",
+    ),
+    "hx dtype": (
+        lambda: layer()(X, (zeros(1, 3, 7), zeros(1, 3, 7, dtype=torch.float64))),
+        "hx[1]: expected torch.float32",
+        "torch.float64",
+    ),
+    "hx device": (
+        lambda: layer()(X, (zeros(1, 3, 7, device="meta"), zeros(1, 3, 7))),
+        "hx[0]: expected device cpu",
+        "meta",
+    ),
+    "lengths type": (
+        lambda: layer()(X, lengths=[4, 2, 1]),
+        "lengths: expected an integer tensor of shape (3,)",
+        "list",
+    ),
+    "lengths dtype": (
+        lambda: layer()(X, lengths=LENGTHS.float()),
+        "lengths: expected an integer",
+        "torch.float32",
+    ),
+    "lengths bool": (lambda: layer()(X, lengths=LENGTHS > 0), "lengths: expected an integer", "torch.bool"),
+    "lengths shape": (lambda: layer()(X, lengths=LENGTHS[:2]), "lengths: expected shape (3,)", "(2,)"),
+    "lengths long": (
+        lambda: layer()(X, lengths=LENGTHS + 1),
+        "lengths: expected values from 0 to T = 4",
+        "[5]",
+    ),
+    "lengths negative": (
+        lambda: layer()(X, lengths=LENGTHS - 2),
+        "lengths: expected values from 0 to T = 4",
+        "[-1]",
+    ),
+    "lengths of packed": (
+        lambda: layer()(torch.nn.utils.rnn.pack_sequence([X[0]]), lengths=LENGTHS),
+        "lengths: expected None with a PackedSequence",
+        "a tensor",
+    ),
+    "packed features": (
+        lambda: layer()(torch.nn.utils.rnn.pack_sequence([zeros(3, 6)])),
+        "input: expected 5 features",
+        "shape (3, 6)",
+    ),
+    "engine": (lambda: layer(engine="cudnn")(X), "engine: expected one of", "'cudnn'"),
+    "proj_size": (
+        lambda: layer(proj_size=7),
+        "proj_size: expected an integer from 0 to less than hidden_size = 7",
+        "7",
+    ),
+    "proj_size negative": (lambda: layer(proj_size=-1), "proj_size: expected", "-1"),
+    "input_size": (lambda: LSTM(0, 7), "input_size: expected a positive integer", "0"),
+    "hidden_size": (lambda: LSTM(5, 7.0), "hidden_size: expected a positive integer", "7.0"),
+    "num_layers": (lambda: layer(num_layers=0), "num_layers: expected a positive integer", "0"),
+    "dropout": (lambda: layer(num_layers=2, dropout=1.5), "dropout: expected a probability", "1.5"),
+    "bidirectional": (lambda: layer(bidirectional=2), "bidirectional: expected True or False", "2"),
+    "cell rank": (lambda: LSTMCell(5, 7)(X), "input: expected of 1 dimension", "shape (4, 3, 5)"),
+    "cell hx": (
+        lambda: LSTMCell(5, 7)(X[0], (zeros(3, 7), zeros(2, 7))),
+        "hx[1]: expected shape (3, 7) = (B, hidden_size)",
+        "(2, 7)",
+    ),
+    "cell size": (lambda: LSTMCell(5, True), "hidden_size: expected a positive integer", "True"),
+    "classes": (lambda: SequenceClassifier(5, 7, 1, 0), "num_classes: expected a positive integer", "0"),
+}
+
+
+@pytest.mark.parametrize("name", MODULE_ERRORS)
+def test_module_errors(name):
+    check(*MODULE_ERRORS[name])
+
+
+def functional(**changed):
+    arguments = {
+        "input": X,
+        "weight_ih": zeros(28, 5),
+        "weight_hh": zeros(28, 7),
+        "bias_ih": zeros(28),
+        "bias_hh": zeros(28),
+    } | changed
+    return lstm_fused.lstm(**arguments)
+
+
+FUNCTIONAL_ERRORS = {
+    "rank": ({"input": X[0]}, "input: expected of 3 dimensions (T, B, I)", "shape (3, 5)"),
+    "features": ({"input": zeros(4, 3, 6)}, "input: expected 5 features", "shape (4, 3, 6)"),
+    "weight_ih rows": (
+        {"weight_ih": zeros(27, 5)},
+        "weight_ih: expected a matrix of 4 * hidden_size rows",
+        "(27, 5)",
+    ),
+    "weight_ih None": (
+        {"weight_ih": None},
+        "weight_ih: expected a matrix of 4 * hidden_size rows",
+        "NoneType",
+    ),
+    "weight_hh": ({"weight_hh": zeros(28, 6)}, "weight_hh: expected shape (28, 7)", "(28, 6)"),
+    "weight_hh rank": ({"weight_hh": zeros(28)}, "weight_hh: expected a matrix", "(28,)"),
+    "weight_hh dtype": (
+        {"weight_hh": zeros(28, 7, dtype=torch.float64)},
+        "weight_hh: expected torch.float32 like the input",
+        "torch.float64",
+    ),
+    "bias_ih": ({"bias_ih": zeros(7)}, "bias_ih: expected shape (28,)", "(7,)"),
+    "bias_hh device": ({"bias_hh": zeros(28, device="meta")}, "bias_hh: expected device cpu", "meta"),
+    "peephole": ({"peephole": zeros(28)}, "peephole: expected shape (21,)", "(28,)"),
+    "weight_hr": ({"weight_hr": zeros(7, 7)}, "weight_hr: expected fewer rows than hidden_size = 7", "7"),
+    "weight_hr shape": ({"weight_hr": zeros(3, 7)}, "weight_hr: expected shape (7, 7)", "(3, 7)"),
+    "h0": ({"hx": (zeros(1, 3, 7), zeros(3, 7))}, "hx[0]: expected shape (3, 7)", "(1, 3, 7)"),
+    "lengths": ({"lengths": LENGTHS * 2}, "lengths: expected values from 0 to T = 4", "[8]"),
+    "engine": ({"engine": "none"}, "engine: expected one of", "'none'"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL_ERRORS)
+def test_functional_errors(name):
+    changed, expected, got = FUNCTIONAL_ERRORS[name]
+    check(lambda: functional(**changed), expected, got)
+
+
+def check(call, expected, got):
+    with pytest.raises(ValueError, match=re.escape(expected)) as caught:
+        call()
+    assert str(caught.value).endswith(f"got {got}"), caught.value
+
+
+def test_hx_of_meta_module_is_fine():
+    # Shapes can be worked out without data.
+    y, _ = LSTM(5, 7, device="meta")(X.to("meta"))
+    assert y.shape == (4, 3, 7) and y.is_meta

@@ -1,0 +1,143 @@
+"""The reference: against its own derivatives, a scalar oracle and torch.nn.LSTM."""
+
+import math
+
+import pytest
+import torch
+from cases import Case, make_tensors
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from lstm_fused import reference
+
+SMALL = (
+    Case("plain", T=3, B=2, I=2, H=3),
+    Case("bare", T=3, B=2, I=2, H=3, bias=False, peephole=False),
+    Case("reverse", T=3, B=2, I=2, H=3, reverse=True),
+    Case("lengths", T=3, B=3, I=2, H=3, lengths=(2, 0, 3)),
+    Case("lengths_reverse", T=3, B=3, I=2, H=3, lengths=(2, 0, 3), reverse=True),
+    Case("projection", T=3, B=3, I=2, H=3, P=2, lengths=(3, 1, 2), reverse=True),
+)
+
+
+def small_inputs(case: Case) -> list[Tensor | None]:
+    """Float64 leaves in the order of `reference.lstm_forward`."""
+    tensors = make_tensors(case, torch.float64)
+    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
+    return [None if tensors[n] is None else tensors[n].requires_grad_() for n in names]
+
+
+def forward(case: Case, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    """y, h_n, c_n, as plain PyTorch operations that autograd sees."""
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    return reference.lstm_forward(*inputs, lengths, case.reverse, False)[:3]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
+def test_autograd_of_the_reference(case):
+    inputs = small_inputs(case)
+    assert gradcheck(lambda *t: forward(case, *t), inputs)
+    assert gradgradcheck(lambda *t: forward(case, *t), inputs)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
+def test_hand_derived_backward_equals_autograd(case):
+    inputs = small_inputs(case)
+    x, weight_ih, weight_hh, _, peephole, weight_hr, h0, c0 = inputs
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    out = reference.lstm_forward(*inputs, lengths, case.reverse, True)
+    douts = [torch.randn_like(o) for o in out[:3]]
+    back = reference.lstm_backward(
+        *douts, out.c, out.gates, c0, weight_hh, peephole, weight_hr, lengths, case.reverse
+    )
+    dx, dh0, dc0 = torch.autograd.grad(out[:3], (x, h0, c0), douts)
+    for name, ours, theirs in (
+        ("dx", back.dxw @ weight_ih, dx),
+        ("dh0", back.dh0, dh0),
+        ("dc0", back.dc0, dc0),
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def scalar_lstm(x, w_ih, w_hh, b, p, h, c):
+    """One batch row, in Python floats, written from the paper's equations and nothing else."""
+
+    def sigmoid(v):
+        return 1 / (1 + math.exp(-v))
+
+    H = len(c)
+    outputs = []
+    for x_t in x:
+        a = [
+            b[r]
+            + sum(w * v for w, v in zip(w_ih[r], x_t, strict=True))
+            + sum(w * v for w, v in zip(w_hh[r], h, strict=True))
+            for r in range(4 * H)
+        ]
+        h_new, c_new = [], []
+        for k in range(H):
+            let_in = sigmoid(a[k] + p[k] * c[k])
+            keep = sigmoid(a[H + k] + p[H + k] * c[k])
+            state = keep * c[k] + let_in * math.tanh(a[2 * H + k])
+            show = sigmoid(a[3 * H + k] + p[2 * H + k] * state)
+            c_new.append(state)
+            h_new.append(show * math.tanh(state))
+        h, c = h_new, c_new
+        outputs.append(h)
+    return outputs, h, c
+
+
+def test_forward_equals_the_scalar_oracle():
+    case = Case("oracle", T=9, B=2, I=3, H=4)
+    t = {n: v for n, v in make_tensors(case, torch.float64).items() if v is not None}
+    y, h_n, c_n, *_ = reference.lstm_forward(
+        t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], t["peephole"], None, t["h0"], t["c0"],
+        None, False, False,
+    )  # fmt: skip
+    shared = [t[n].tolist() for n in ("weight_ih", "weight_hh", "bias_ih", "peephole")]
+    for row in range(case.B):
+        started = t["h0"][row].tolist(), t["c0"][row].tolist()
+        outputs, h, c = scalar_lstm(t["x"][:, row].tolist(), *shared, *started)
+        for ours, oracle in ((y[:, row], outputs), (h_n[row], h), (c_n[row], c)):
+            torch.testing.assert_close(
+                ours, torch.tensor(oracle, dtype=torch.float64), rtol=1e-13, atol=1e-14
+            )
+
+
+@pytest.mark.parametrize("P", [0, 3])
+def test_zero_peepholes_equal_torch(P):
+    theirs = torch.nn.LSTM(5, 7, proj_size=P, dtype=torch.float64)
+    x = torch.randn(6, 2, 5, dtype=torch.float64)
+    h0, c0 = torch.randn(2, P or 7, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
+    bias = theirs.bias_ih_l0 + theirs.bias_hh_l0
+    zeros = torch.zeros(21, dtype=torch.float64)
+    ours = reference.lstm_forward(
+        x, theirs.weight_ih_l0, theirs.weight_hh_l0, bias, zeros, theirs.weight_hr_l0 if P else None, h0, c0,
+        None, False, False,
+    )  # fmt: skip
+    y, (h_n, c_n) = theirs(x, (h0[None], c0[None]))
+    for ours_, theirs_ in ((ours.y, y), (ours.h_n, h_n[0]), (ours.c_n, c_n[0])):
+        torch.testing.assert_close(ours_, theirs_, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_the_cell_state_in_float32(dtype):
+    # Thousand steps that each add 2**-13: in half precision the state would stop growing at 2**-2.
+    T, H = 1000, 1
+    w = torch.zeros(4, 1, dtype=dtype)
+    bias = torch.tensor([100.0, 100.0, 2**-13, 100.0], dtype=dtype)
+    out = reference.lstm_forward(
+        torch.zeros(T, 1, 1, dtype=dtype), w, w, bias, None, None,
+        torch.zeros(1, H, dtype=dtype), torch.zeros(1, H, dtype=dtype), None, False, True,
+    )  # fmt: skip
+    assert out.c.dtype == torch.float32
+    assert abs(out.c[-1].item() - T * 2**-13) < 1e-4
+    assert out.y.dtype == out.h_n.dtype == out.c_n.dtype == out.gates.dtype == dtype
+
+
+def test_runs_on_the_meta_device():
+    # No data, no host reads: nothing in the reference depends on values, so any device can run it.
+    case = Case("meta", T=4, B=2, I=3, H=5, lengths=(4, 1))
+    inputs = [None if t is None else t.detach().to("meta") for t in small_inputs(case)]
+    out = reference.lstm_forward(*inputs, torch.tensor(case.lengths).to("meta"), False, True)
+    assert out.y.shape == (4, 2, 5)
