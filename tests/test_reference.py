@@ -1,10 +1,10 @@
-"""The reference: against its own derivatives, a scalar oracle and torch.nn.LSTM."""
+"""The reference: against its own derivatives, the oracle and torch.nn.LSTM."""
 
-import math
-
+import numpy as np
 import pytest
 import torch
-from cases import Case, make_tensors
+from cases import CASES, Case, make_tensors
+from harness import oracle_results, reference_results
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -59,49 +59,12 @@ def test_hand_derived_backward_equals_autograd(case):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def scalar_lstm(x, w_ih, w_hh, b, p, h, c):
-    """One batch row, in Python floats, written from the paper's equations and nothing else."""
-
-    def sigmoid(v):
-        return 1 / (1 + math.exp(-v))
-
-    H = len(c)
-    outputs = []
-    for x_t in x:
-        a = [
-            b[r]
-            + sum(w * v for w, v in zip(w_ih[r], x_t, strict=True))
-            + sum(w * v for w, v in zip(w_hh[r], h, strict=True))
-            for r in range(4 * H)
-        ]
-        h_new, c_new = [], []
-        for k in range(H):
-            let_in = sigmoid(a[k] + p[k] * c[k])
-            keep = sigmoid(a[H + k] + p[H + k] * c[k])
-            state = keep * c[k] + let_in * math.tanh(a[2 * H + k])
-            show = sigmoid(a[3 * H + k] + p[2 * H + k] * state)
-            c_new.append(state)
-            h_new.append(show * math.tanh(state))
-        h, c = h_new, c_new
-        outputs.append(h)
-    return outputs, h, c
-
-
-def test_forward_equals_the_scalar_oracle():
-    case = Case("oracle", T=9, B=2, I=3, H=4)
-    t = {n: v for n, v in make_tensors(case, torch.float64).items() if v is not None}
-    y, h_n, c_n, *_ = reference.lstm_forward(
-        t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], t["peephole"], None, t["h0"], t["c0"],
-        None, False, False,
-    )  # fmt: skip
-    shared = [t[n].tolist() for n in ("weight_ih", "weight_hh", "bias_ih", "peephole")]
-    for row in range(case.B):
-        started = t["h0"][row].tolist(), t["c0"][row].tolist()
-        outputs, h, c = scalar_lstm(t["x"][:, row].tolist(), *shared, *started)
-        for ours, oracle in ((y[:, row], outputs), (h_n[row], h), (c_n[row], c)):
-            torch.testing.assert_close(
-                ours, torch.tensor(oracle, dtype=torch.float64), rtol=1e-13, atol=1e-14
-            )
+@pytest.mark.parametrize("case", [*SMALL, *(c for c in CASES if c.T < 21)], ids=lambda c: c.name)
+def test_outputs_and_gradients_equal_the_oracle(case):
+    ours, exact = reference_results(case, torch.float64, 0), oracle_results(case, 0)
+    assert ours.keys() == exact.keys()
+    for name, value in exact.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-11, atol=1e-13, err_msg=name)
 
 
 @pytest.mark.parametrize("P", [0, 3])

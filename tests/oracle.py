@@ -1,0 +1,74 @@
+"""A second statement of the maths, in numpy's extended precision: what float64 results are held against."""
+
+import numpy as np
+from cases import Case
+from numpy.typing import NDArray
+
+Array = NDArray[np.longdouble]
+EXTENDED = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps / 100  # not so on every machine
+
+
+def sigmoid(a: Array) -> Array:
+    """1 / (1 + exp(-a))."""
+    return 1 / (1 + np.exp(-a))
+
+
+def oracle(case: Case, t: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:
+    """Outputs y, h_n, c_n of one layer from its inputs ``t``, and the gradients of sum(w * output).
+
+    Every row of the batch is run alone, over its own steps: lengths and the reverse direction are a matter
+    of which steps those are.
+    """
+    T, B, H = case.T, case.B, case.H
+    P = case.P or H
+    zero = np.longdouble(0)
+    peephole = t.get("peephole", np.zeros(3 * H, np.longdouble))
+    p_i, p_f, p_o = peephole.reshape(3, H)
+    W_ih, W_hh, W_hr = t["weight_ih"], t["weight_hh"], t.get("weight_hr")
+    bias = t.get("bias_ih", zero) + t.get("bias_hh", zero)
+    names = ("x", "weight_ih", "weight_hh", "peephole", "weight_hr", "h0", "c0")
+    d = {n: np.zeros_like(t[n]) for n in names if n in t}
+    d_bias = np.zeros(4 * H, np.longdouble)
+    y = np.zeros((T, B, P), np.longdouble)
+    h_n, c_n = np.zeros((B, P), np.longdouble), np.zeros((B, H), np.longdouble)
+
+    for b in range(B):
+        steps = list(range(T if case.lengths is None else case.lengths[b]))
+        steps = steps[::-1] if case.reverse else steps
+        h = t["h0"][b] if "h0" in t else h_n[b].copy()
+        c = t["c0"][b] if "c0" in t else c_n[b].copy()
+        past = []
+        for s in steps:
+            a_i, a_f, a_g, a_o = (W_ih @ t["x"][s, b] + W_hh @ h + bias).reshape(4, H)
+            i, f, g = sigmoid(a_i + p_i * c), sigmoid(a_f + p_f * c), np.tanh(a_g)
+            before = h, c
+            c = f * c + i * g
+            o = sigmoid(a_o + p_o * c)
+            m = o * np.tanh(c)
+            h = m if W_hr is None else W_hr @ m
+            y[s, b] = h
+            past.append((s, *before, i, f, g, o, c, m))
+        h_n[b], c_n[b] = h, c
+
+        dh, dc = w["h_n"][b].copy(), w["c_n"][b].copy()
+        for s, h_prev, c_prev, i, f, g, o, c, m in reversed(past):
+            dh = dh + w["y"][s, b]
+            dm = dh if W_hr is None else dh @ W_hr
+            if W_hr is not None:
+                d["weight_hr"] += np.outer(dh, m)
+            da_o = dm * np.tanh(c) * o * (1 - o)
+            dc = dc + dm * o * (1 - np.tanh(c) ** 2) + da_o * p_o
+            da_i, da_f, da_g = dc * g * i * (1 - i), dc * c_prev * f * (1 - f), dc * i * (1 - g**2)
+            da = np.concatenate([da_i, da_f, da_g, da_o])
+            d["x"][s, b] = da @ W_ih
+            d["weight_ih"] += np.outer(da, t["x"][s, b])
+            d["weight_hh"] += np.outer(da, h_prev)
+            d_bias += da
+            if "peephole" in d:
+                d["peephole"] += np.concatenate([da_i * c_prev, da_f * c_prev, da_o * c])
+            dh, dc = da @ W_hh, dc * f + da_i * p_i + da_f * p_f
+        if "h0" in d:
+            d["h0"][b], d["c0"][b] = dh, dc
+
+    d |= {n: d_bias for n in ("bias_ih", "bias_hh") if n in t}
+    return {"y": y, "h_n": h_n, "c_n": c_n} | {f"d_{n}": value for n, value in d.items()}
