@@ -79,8 +79,6 @@ def make_tensors(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Ten
             return values[:1].expand(shape)
         return values
 
-    # Weights this small let rounding errors fade rather than grow: were the recurrence chaotic, one early
-    # rounding would decide the final error, and two correct engines could differ by any factor.
     scale = 0.5 * H**-0.5
     return {
         "x": draw(T, B, I, scale=1.0),
