@@ -1,0 +1,137 @@
+"""What gets installed: the sdist, and the wheels it builds with a compiler and without one."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+NOT_IN_A_CLONE = shutil.ignore_patterns(
+    ".git", ".venv", "build", "dist", "out", "*.so", "*.egg-info", ".*_cache", "__pycache__"
+)
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+# Run where lstm_fused was installed: the package is whole, and works.
+PROGRAM = """
+from importlib.util import find_spec
+from pathlib import Path
+import torch, lstm_fused, lstm_fused.kernels
+
+folder = Path(lstm_fused.__file__).parent
+assert folder.is_relative_to(FOLDER), f"imported from {folder}"
+assert (folder / "py.typed").exists(), "py.typed is missing"
+assert find_spec("kernels") is None, "kernels is installed at the top level"
+assert lstm_fused.__version__ == VERSION, lstm_fused.__version__
+x = torch.randn(5, 2, 3, requires_grad=True)
+lstm_fused.LSTM(3, 4)(x)[0].sum().backward()
+assert x.grad.isfinite().all()
+"""
+
+
+def run(*command, cwd, **variables):
+    """Run a command; its output, which is also the message if it fails."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def build_wheel(sdist, folder, **variables):
+    """The wheel an sdist builds, offline, and what was said."""
+    said = run(
+        *(*PIP, "wheel", "-v", "--no-build-isolation", "--no-deps", "--no-index", "-w", folder, sdist),
+        cwd=folder,
+        **variables,
+    )
+    (wheel,) = folder.glob("*.whl")
+    return wheel, said
+
+
+def install(wheel, folder):
+    """Install a wheel in an empty environment, then show torch to it; its interpreter.
+
+    To install torch again would take longer than all other tests. A .pth file adds this environment's
+    packages; the lstm_fused among them is editable and so hangs on a .pth file too, which is not followed.
+    """
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    run(*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=folder)
+    packages = Path(
+        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
+    )
+    (packages / "torch.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")
+    (packages / "triton.py").write_text("raise RuntimeError('Triton was imported')\n")
+    return python
+
+
+def check_installed(python, wheel):
+    """Run the program above, away from the tree."""
+    folder = python.parent.parent
+    version = wheel.name.split("-")[1]
+    run(
+        python,
+        "-I",
+        "-W",
+        "error",
+        "-c",
+        f"FOLDER, VERSION = {str(folder)!r}, {version!r}\n{PROGRAM}",
+        cwd=folder,
+    )
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The sdist of a clone of this tree."""
+    clone = shutil.copytree(ROOT, tmp_path_factory.mktemp("clone") / "tree", ignore=NOT_IN_A_CLONE)
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", cwd=clone)
+    (archive,) = (clone / "dist").iterdir()
+    return archive
+
+
+def test_sdist_is_whole(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for folder in ("csrc", "examples", "kernels", "lstm_fused", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".py", ".cpp", ".h", ".typed"}:
+                assert str(path.relative_to(ROOT)) in names
+    assert names >= {"LICENSE", "Makefile", "README.md", "constraints.txt", "setup.py"}
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_wheel(sdist, tmp_path):
+    wheel, _ = build_wheel(sdist, tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.partition("/")[0] for name in names} == {
+        "lstm_fused",
+        f"lstm_fused-{wheel.name.split('-')[1]}.dist-info",
+    }
+    assert "lstm_fused/_cpp.so" in names
+    python = install(wheel, tmp_path / "environment")
+    check_installed(python, wheel)
+    assert "not available" not in run(python, "-I", "-m", "lstm_fused", cwd=tmp_path)
+
+
+def test_wheel_without_compiler(sdist, tmp_path):
+    (tmp_path / "empty").mkdir()
+    wheel, said = build_wheel(sdist, tmp_path, PATH=str(tmp_path / "empty"), CXX="c++")
+    assert "installing without the C++ engine: c++ cannot be run" in said
+    python = install(wheel, tmp_path / "environment")
+    check_installed(python, wheel)
+    said = run(python, "-I", "-m", "lstm_fused", cwd=tmp_path)
+    assert "not available: not built (no C++ compiler when lstm_fused was installed)" in said
+    assert said.count("ready") == 1, said
