@@ -1,0 +1,212 @@
+"""Train a peephole LSTM to read handwritten digits row by row: see --help."""
+
+import argparse
+import copy
+import io
+import math
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from curves import draw
+from digits import CLASSES, COLUMNS, PER_CLASS, Digits, load
+from plain_cell import PlainClassifier, race
+from torch import Tensor, nn
+from tqdm import tqdm
+from trainer import Trainer, train_step
+
+import lstm_fused
+from lstm_fused.backends import select
+
+# They decide what is computed, so a resumed run takes them from its checkpoint.
+SETTINGS = ("hidden_size", "num_layers", "peephole", "batch_size", "lr", "seed", "limit")
+RACE_BATCHES = 30
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, compare, draw; the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a pipe would hold the lines of a long run back
+    args, state = parse(argv)
+    torch.set_num_threads(args.threads)
+
+    torch.manual_seed(args.seed)
+    train, test = (part.to(args.device) for part in load(args.limit))
+    model = lstm_fused.SequenceClassifier(
+        COLUMNS, args.hidden_size, args.num_layers, CLASSES, peephole=args.peephole, engine=args.engine
+    ).to(args.device)
+    trainer = Trainer(model, args.batch_size, args.lr)
+    if state is not None:
+        trainer.restore(state)
+
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    name = f"LSTM{' with peepholes' if args.peephole else ''}, {args.num_layers} × {args.hidden_size} cells"
+    print(f"{len(train.y):,} MNIST digits to train on and {len(test.y):,} to test, read row by row")
+    print(f"{name}, {parameters:,} parameters")
+    print(f"engine {args.engine} on {args.device}, CPU threads: {args.threads}, torch {torch.__version__}\n")
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        train_epochs(trainer, train, test, args)
+    except KeyboardInterrupt:
+        print(f"\nStopped in epoch {len(trainer.history) + 1}; --resume goes on from the one before.")
+        return 130
+
+    last = trainer.history[-1]
+    epochs = f"{args.epochs} epoch{'s' if args.epochs > 1 else ''}"
+    print(f"\nTest accuracy {percent(last.test_accuracy)} after {epochs}\n")
+    compare(trainer, model, train)
+    draw(trainer.history, f"MNIST digits row by row: {name}", args.out / "curves.png")
+    print(f"\nWrote {args.out / 'curves.png'} and {args.out / 'checkpoint.pt'}")
+    return 0
+
+
+def train_epochs(trainer: Trainer, train: Digits, test: Digits, args: argparse.Namespace) -> None:
+    """Train up to the last epoch: a line for each, and in a terminal a bar below."""
+    done, batches = len(trainer.history), -(-len(train.y) // args.batch_size)
+    if done:
+        print(f"Going on from the checkpoint, after epoch {done}")
+    print("epoch     loss  accuracy   test loss  test accuracy      time")
+    bar = tqdm(
+        initial=done * batches,
+        total=args.epochs * batches,
+        unit="batch",
+        leave=False,
+        disable=None,  # unless in a terminal
+        dynamic_ncols=True,
+    )
+    with bar:
+        for number in range(done + 1, args.epochs + 1):
+            epoch = trainer.run_epoch(train, test, after_batch=bar.update)
+            trainer.save(args.out / "checkpoint.pt", {key: getattr(args, key) for key in SETTINGS})
+            bar.write(
+                f"{number:2}/{args.epochs:<2} {epoch.train_loss:8.4f} {percent(epoch.train_accuracy):>9} "
+                f"{epoch.test_loss:11.4f} {percent(epoch.test_accuracy):>14} {epoch.seconds:7.1f} s"
+            )
+
+
+def compare(trainer: Trainer, model: lstm_fused.SequenceClassifier, train: Digits) -> None:
+    """Train copies of the model and of its plain counterpart on the same batches; say how long that takes."""
+    fused, plain = copy.deepcopy(model).train(), PlainClassifier(model)
+    size = min(trainer.batch_size, len(train.y))
+    order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(0)).to(train.y.device)
+    batches = order[: len(order) // size * size].split(size)
+    with torch.no_grad():
+        x = train.x[batches[0]]
+        difference = (fused(x) - plain(x)).abs().max().item()
+
+    def training(model: nn.Module) -> Callable[[Tensor], Tensor]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        return lambda batch: train_step(model, optimizer, train.x[batch], train.y[batch])
+
+    ours, theirs = race([training(fused), training(plain)], islice(cycle(batches), 2 + RACE_BATCHES))
+    seconds = sum(epoch.seconds for epoch in trainer.history)
+    ratio = theirs / ours
+    print(f"Training time       {seconds:7.1f} s   {1e3 * ours:6.2f} ms per batch of {size}")
+    print(
+        f"  on the plain cell ~{seconds * ratio:6.1f} s   {1e3 * theirs:6.2f} ms, {ratio:.1f} times as long"
+    )
+    print("The plain cell is the same model as a Python loop over the steps; its logits differ by")
+    print(f"{difference:.0e} at most. Per batch: medians of {RACE_BATCHES}, on which both trained in turn;")
+    print("the time with ~ follows from them.")
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any] | None]:
+    """The options, checked, with the device and the engine chosen; and the checkpoint to resume from."""
+    parser = command_line()
+    args = parser.parse_args(argv)
+    state = None
+    if args.resume:
+        path = args.out / "checkpoint.pt"
+        state = read_checkpoint(parser, path)
+        parser.set_defaults(**state["settings"])
+        args = parser.parse_args(argv)
+        for key, trained in state["settings"].items():
+            if getattr(args, key) != trained:
+                option = "--" + key.replace("_", "-")
+                parser.error(f"{option}: {path} was trained with {trained}, and --resume cannot change that")
+        if args.epochs < len(state["history"]):
+            parser.error(f"--epochs: {path} has {len(state['history'])} epochs already, got {args.epochs}")
+
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    devices = ["cpu", *([here.type] if here else [])]
+    if args.device not in ("auto", *devices):
+        parser.error(f"--device: PyTorch finds no {args.device} here, only {', '.join(devices)}")
+    args.device = torch.device(devices[-1] if args.device == "auto" else args.device)
+    try:
+        args.engine = select(None if args.engine == "auto" else args.engine, args.device, torch.float32)
+    except RuntimeError as error:
+        parser.error(f"--engine: {error}")
+    return args, state
+
+
+def read_checkpoint(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
+    """What `Trainer.save` wrote."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        parser.error(f"--resume: there is no {path}; train without --resume first, or name another --out")
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        parser.error(f"--resume: {path} is not a checkpoint of this program: {error}")
+    return state
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Every option with its default."""
+    parser = argparse.ArgumentParser(
+        description="Train a peephole LSTM to read 5,000 MNIST digits row by row: 28 steps of 28 pixels.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--epochs", type=positive, default=25, help="how often to go over the digits")
+    add("--hidden-size", type=positive, default=128, help="cells of each layer")
+    add("--num-layers", type=positive, default=1, help="layers of the LSTM")
+    add("--peephole", action=argparse.BooleanOptionalAction, default=True, help="let the gates see the cells")
+    add("--batch-size", type=positive, default=50, help="digits per step of the optimizer")
+    add("--lr", type=rate, default=4e-3, help="learning rate; each epoch takes a tenth off")
+    add("--seed", type=int, default=0, help="of the parameters and of the order of the digits")
+    add("--limit", type=slice_size, default=CLASSES * PER_CLASS, help="use only so many digits")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to train")
+    add("--engine", choices=("auto", *lstm_fused.engines()), default="auto", help="what runs the LSTM")
+    add("--threads", type=positive, default=torch.get_num_threads(), help="threads of the CPU")
+    add("--out", type=Path, default=Path("out"), help="folder for the checkpoint and the curves")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out, exactly")
+    return parser
+
+
+def positive(text: str) -> int:
+    """An integer from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def slice_size(text: str) -> int:
+    """How many digits: at least five of each class, for one in five is to test."""
+    if not text.isdecimal() or not 5 * CLASSES <= int(text) <= PER_CLASS * CLASSES:
+        raise argparse.ArgumentTypeError(f"expected {5 * CLASSES} to {PER_CLASS * CLASSES}, got {text!r}")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    """A positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return value
+
+
+def percent(fraction: float) -> str:
+    """0.961 as 96.1 %."""
+    return f"{100 * fraction:.1f} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

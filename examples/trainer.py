@@ -1,0 +1,101 @@
+"""Training that can stop after any epoch and go on as if it had not."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from digits import Digits, shifted
+from torch import Tensor, nn
+
+
+@dataclass
+class Epoch:
+    """What one epoch came to."""
+
+    train_loss: float
+    train_accuracy: float  # 0 to 1, over the epoch, while the model still learns
+    test_loss: float
+    test_accuracy: float
+    seconds: float  # of training, without the test
+
+
+class Trainer:
+    """A model and all that its training carries from epoch to epoch.
+
+    Every random draw is made on the CPU: a seed gives the same batches on every device, and one generator
+    is all there is to save.
+
+    Args:
+        model: what to train, on the device of the digits.
+        batch_size: digits per step.
+        lr: the learning rate of the first epoch.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int, lr: float) -> None:
+        self.model = model
+        self.batch_size = batch_size
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+        # It does not know the last epoch, so that ten epochs and fifteen more are the same as 25.
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, gamma=0.9)
+        self.history: list[Epoch] = []
+
+    def run_epoch(self, train: Digits, test: Digits, after_batch: Callable[[], object]) -> Epoch:
+        """Go over the digits once, in a new order and each a little shifted; then test."""
+        self.model.train()
+        order = torch.randperm(len(train.y)).to(train.y.device)
+        totals = torch.zeros(2, device=train.y.device)  # stays there: reading it would stall an accelerator
+        start = time.perf_counter()
+        for batch in order.split(self.batch_size):
+            totals += train_step(self.model, self.optimizer, shifted(train.x[batch]), train.y[batch])
+            after_batch()
+        loss, hits = (totals / len(train.y)).tolist()
+        seconds = time.perf_counter() - start
+        self.scheduler.step()
+        self.history.append(Epoch(loss, hits, *evaluate(self.model, test), seconds))
+        return self.history[-1]
+
+    def save(self, path: Path, settings: dict[str, Any]) -> None:
+        """Write a checkpoint: all that decides how training goes on, and the settings it began with."""
+        state = {
+            "settings": settings,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "random": torch.get_rng_state(),
+            "history": [asdict(epoch) for epoch in self.history],
+        }
+        # Stopped while this is written, the run still has its checkpoint from before.
+        torch.save(state, path.with_suffix(".new"))
+        os.replace(path.with_suffix(".new"), path)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        torch.set_rng_state(state["random"])
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    """Learn from one batch: its summed loss, and how many were right."""
+    logits = model(x)  # [B, C]
+    loss = F.cross_entropy(logits, y)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()])
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, digits: Digits) -> tuple[float, float]:
+    """Loss and accuracy."""
+    model.eval()
+    logits = model(digits.x)
+    return F.cross_entropy(logits, digits.y).item(), (logits.argmax(1) == digits.y).float().mean().item()

@@ -1,0 +1,128 @@
+"""The training example through its command line: what it prints, writes, resumes and refuses."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import train_mnist
+from matplotlib.image import imread
+
+SETTINGS = ("--limit=100", "--hidden-size=8", "--batch-size=20", "--lr=0.01", "--seed=3")
+MACHINE = ("--threads=1", "--device=cpu")
+ABSENT = "cuda" if torch.backends.mps.is_available() else "mps"  # no machine has both
+
+
+def train(*options, out):
+    """Train, in a process of its own where a warning is an error; what was printed, and the checkpoint."""
+    command = [sys.executable, "-W", "error", train_mnist.__file__, f"--out={out}", *MACHINE, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, torch.load(out / "checkpoint.pt", weights_only=True)
+
+
+def refusal(*options, out, capsys):
+    """The message for a command line that is in error."""
+    with pytest.raises(SystemExit) as stop:
+        train_mnist.main([f"--out={out}", *options])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run of one epoch on a small slice: its folder, what it printed, its checkpoint."""
+    out = tmp_path_factory.mktemp("first")
+    return out, *train("--epochs=1", *SETTINGS, out=out)
+
+
+@pytest.fixture
+def copy_of_first(first, tmp_path):
+    """Its folder once more, to be written to."""
+    return shutil.copytree(first[0], tmp_path / "copy")
+
+
+def test_one_epoch(first):
+    out, printed, state = first
+    assert "80 MNIST digits to train on and 20 to test" in printed
+    assert re.search(r"Test accuracy \d+\.\d % after 1 epoch\n", printed), printed
+    assert len(state["history"]) == 1
+    picture = imread(out / "curves.png")
+    assert min(picture.shape[:2]) > 300
+    assert picture[..., :3].std() > 0.02, "the picture is blank"
+
+
+def test_plain_cell_is_the_same_model(first):
+    _, printed, _ = first
+    assert re.search(r"on the plain cell ~ *\d+\.\d s +\d+\.\d\d ms", printed), printed
+    difference = re.search(r"logits differ by\s+(\S+)", printed)
+    assert difference, printed
+    assert float(difference[1]) < 1e-5
+
+
+def test_resumed_run_equals_uninterrupted_one(copy_of_first, tmp_path):
+    _, whole = train("--epochs=3", *SETTINGS, out=tmp_path / "whole")
+    printed, resumed = train("--epochs=3", "--resume", out=copy_of_first)
+    assert "Going on from the checkpoint, after epoch 1" in printed
+    assert len(resumed["history"]) == 3
+    for epoch in whole["history"] + resumed["history"]:
+        del epoch["seconds"]
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--hidden-size=16",), "--hidden-size: {path} was trained with 8, and --resume cannot change that"),
+        (("--no-peephole",), "--peephole: {path} was trained with True"),
+        (("--seed=4", "--epochs=3"), "--seed: {path} was trained with 3"),
+    ],
+    ids=["hidden-size", "peephole", "seed"],
+)
+def test_resume_refuses_other_settings(first, options, message, capsys):
+    out, _, _ = first
+    said = refusal("--resume", *options, out=out, capsys=capsys)
+    assert message.format(path=out / "checkpoint.pt") in said
+
+
+def test_resume_refuses_what_is_no_checkpoint(tmp_path, capsys):
+    (tmp_path / "checkpoint.pt").write_text("not a checkpoint")
+    said = refusal("--resume", out=tmp_path, capsys=capsys)
+    assert "checkpoint.pt is not a checkpoint of this program" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--epochs=0", "--epochs: expected a positive integer, got '0'"),
+        ("--hidden-size=many", "--hidden-size: expected a positive integer, got 'many'"),
+        ("--lr=-1", "--lr: expected a positive number, got '-1'"),
+        ("--limit=49", "--limit: expected 50 to 5000, got '49'"),
+        ("--engine=fast", "--engine: invalid choice: 'fast'"),
+        (f"--device={ABSENT}", f"--device: PyTorch finds no {ABSENT} here"),
+        ("--resume", "--resume: there is no"),
+    ],
+    ids=["epochs", "hidden-size", "lr", "limit", "engine", "device", "resume"],
+)
+def test_bad_option(option, message, tmp_path, capsys):
+    assert message in refusal(option, out=tmp_path, capsys=capsys)
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_mnist.main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for option in (
+        "device",
+        "seed",
+        "epochs",
+        "hidden-size",
+        "num-layers",
+        "engine",
+        "no-peephole",
+        "resume",
+    ):
+        assert f"--{option}" in said
