@@ -1,0 +1,73 @@
+// One vector of channels of one row through the cell, forward and back; the equations of reference.py.
+#pragma once
+
+#include "activations.h"
+
+namespace lstm_fused::LSTM_FUSED_ISA {
+
+// p_i, p_f, p_o of a vector of channels; without peepholes nothing passes, not even 0 * inf.
+template <class Real>
+struct Peephole {
+  bool present;
+  Vec<Real> i, f, o;
+
+  // Channels j .. j + n of peephole [3H], or null.
+  Peephole(const Real* peephole, int64_t H, int64_t j, int64_t n) : present(peephole), i{}, f{}, o{} {
+    if (!present) return;
+    i = load(peephole + j, n);
+    f = load(peephole + H + j, n);
+    o = load(peephole + 2 * H + j, n);
+  }
+};
+
+template <class Real>
+struct Gates {
+  Vec<Real> i, f, g, o;
+
+  // Channels j .. j + n of a row [4H].
+  static Gates from(const Real* row, int64_t H, int64_t j, int64_t n) {
+    return {load(row + j, n), load(row + H + j, n), load(row + 2 * H + j, n), load(row + 3 * H + j, n)};
+  }
+  void to(Real* row, int64_t H, int64_t j, int64_t n) const {
+    store(row + j, i, n);
+    store(row + H + j, f, n);
+    store(row + 2 * H + j, g, n);
+    store(row + 3 * H + j, o, n);
+  }
+};
+
+// Turns the pre-activations into gates and c_{t-1} into c_t; returns o * tanh(c).
+template <class Real>
+inline Vec<Real> cell_forward(Gates<Real>& a, Vec<Real>& c, const Peephole<Real>& p) {
+  if (p.present) {
+    a.i += p.i * c;
+    a.f += p.f * c;
+  }
+  a.i = sigmoid<Real>(a.i);
+  a.f = sigmoid<Real>(a.f);
+  a.g = tanh<Real>(a.g);
+  c = a.f * c + a.i * a.g;
+  if (p.present) a.o += p.o * c;
+  a.o = sigmoid<Real>(a.o);
+  return a.o * tanh<Real>(c);
+}
+
+// Returns da from the gates and the gradient dm of o * tanh(c); turns dc_t into dc_{t-1}.
+template <class Real>
+inline Gates<Real> cell_backward(Vec<Real> dm, Vec<Real>& dc, const Gates<Real>& gate, Vec<Real> c,
+                                 Vec<Real> c_prev, const Peephole<Real>& p) {
+  const auto [i, f, g, o] = gate;
+  const Vec<Real> s = tanh<Real>(c);
+  Gates<Real> da;
+  da.o = dm * s * o * (1 - o);
+  dc += dm * o * (1 - s * s);
+  if (p.present) dc += p.o * da.o;
+  da.i = dc * g * i * (1 - i);
+  da.f = dc * c_prev * f * (1 - f);
+  da.g = dc * i * (1 - g * g);
+  dc = dc * f;
+  if (p.present) dc += p.i * da.i + p.f * da.f;
+  return da;
+}
+
+}  // namespace lstm_fused::LSTM_FUSED_ISA

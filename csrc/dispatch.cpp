@@ -1,0 +1,59 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace lstm_fused {
+
+// One per isa_*.cpp.
+namespace avx512 {
+extern const Engine engine;
+}
+namespace avx2 {
+extern const Engine engine;
+}
+namespace generic {
+extern const Engine engine;
+}
+namespace generic512 {
+extern const Engine engine;
+}
+
+namespace {
+
+struct Candidate {
+  const Engine* engine;
+  bool runs;  // on this machine and its operating system
+};
+
+const Engine& choose() {
+  // Best first; generic512 is never the best.
+  const Candidate candidates[] = {
+#ifdef __x86_64__
+      {&avx512::engine, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                            __builtin_cpu_supports("fma")},
+      {&avx2::engine, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
+      {&generic::engine, true},
+      {&generic512::engine, true},
+  };
+  const char* wanted = std::getenv("LSTM_FUSED_ISA");
+  std::string names;
+  for (const auto& [engine, runs] : candidates) {
+    if (runs && (!wanted || std::string(wanted) == engine->isa)) return *engine;
+    if (runs) names += std::string(names.empty() ? "" : ", ") + engine->isa;
+  }
+  throw std::runtime_error("LSTM_FUSED_ISA is \"" + std::string(wanted) + "\", but this machine runs " +
+                           names);
+}
+
+}  // namespace
+
+const Engine& engine() {
+  static const Engine& chosen = choose();
+  return chosen;
+}
+
+}  // namespace lstm_fused

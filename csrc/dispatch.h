@@ -1,0 +1,12 @@
+// Which compiled engine this machine runs.
+#pragma once
+
+#include "engine.h"
+
+namespace lstm_fused {
+
+// The best set the machine has, or the one that LSTM_FUSED_ISA names; throws std::runtime_error where the
+// machine lacks that one. Decided once.
+const Engine& engine();
+
+}  // namespace lstm_fused

@@ -1,0 +1,20 @@
+// Compiles the engine for the instruction set of the including file. Only templates and functions in the
+// set's own namespace may follow its pragma: code shared with other files would carry these instructions to
+// machines that lack them.
+#include "backward.h"
+#include "forward.h"
+
+namespace lstm_fused::LSTM_FUSED_ISA {
+
+#define LSTM_FUSED_NAME_OF(isa) #isa
+#define LSTM_FUSED_NAME(isa) LSTM_FUSED_NAME_OF(isa)
+
+extern const Engine engine;
+const Engine engine = {LSTM_FUSED_NAME(LSTM_FUSED_ISA),
+                       LSTM_FUSED_VECTOR_BYTES,
+                       forward<float>,
+                       forward<double>,
+                       backward<float>,
+                       backward<double>};
+
+}  // namespace lstm_fused::LSTM_FUSED_ISA

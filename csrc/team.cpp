@@ -1,0 +1,67 @@
+#include "team.h"
+
+#include <thread>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace lstm_fused {
+namespace {
+
+// About 20 µs: longer than any step's imbalance, short beside a scheduler's time slice.
+constexpr int spins = 1000;
+
+// What a core keeps close: of the weights above this size, each core should read only a part.
+constexpr int64_t cache_bytes = 512 * 1024;
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+void Barrier::wait(int threads) {
+  const unsigned generation = generation_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+    return;
+  }
+  for (int n = 0; generation_.load(std::memory_order_acquire) == generation; ++n) {
+    if (n < spins) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void run(int threads, const std::function<void(const Team&)>& body) {
+  Barrier everyone;
+  std::vector<Barrier> groups(static_cast<size_t>(threads));
+#ifdef _OPENMP
+  // One thread never enters OpenMP: after a fork its pool is gone, and a region would wait for it.
+  if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+    body({omp_get_thread_num(), omp_get_num_threads(), &everyone, groups.data()});
+    return;
+  }
+#endif
+  body({0, 1, &everyone, groups.data()});
+}
+
+Slice slice(const Team& team, int64_t B, int64_t weight_bytes, int64_t tile_rows) {
+  const bool split_rows = weight_bytes <= cache_bytes && B >= team.size * tile_rows;
+  const int groups = split_rows ? team.size : 1;
+  const int parts = team.size / groups;
+  const int group = team.rank / parts;
+  return {B * group / groups, B * (group + 1) / groups, team.rank % parts, parts, team.groups + group};
+}
+
+}  // namespace lstm_fused

@@ -1,0 +1,31 @@
+"""The C++ engine's shared library, loaded once; where that fails, the reason."""
+
+from pathlib import Path
+
+import torch
+
+_LIBRARY = Path(__file__).with_name("_cpp.so")
+
+
+def _load() -> str | None:
+    if not _LIBRARY.exists():
+        return "not built (no C++ compiler when lstm_fused was installed)"
+    try:
+        torch.ops.load_library(_LIBRARY)
+        isa()
+    except (OSError, RuntimeError) as error:
+        return f"{_LIBRARY.name} does not load: {error}"
+    return None
+
+
+def unavailable() -> str | None:
+    """Why the C++ engine cannot be used, or None where it can."""
+    return _REASON
+
+
+def isa() -> str:
+    """The instruction set in use; LSTM_FUSED_ISA in the environment chooses another."""
+    return str(torch.ops.lstm_fused.cpp_isa())
+
+
+_REASON = _load()
