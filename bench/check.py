@@ -1,0 +1,82 @@
+"""No result, no time: each module is held against the reference in float64 before it is raced."""
+
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from bench.limits import arithmetic
+from bench.rivals import Problem, Rival, fused, make_problem, training
+from bench.sizes import Setting
+from lstm_fused.backends import select
+from tests.cases import Case
+
+ENOUGH = 20e9  # FLOP of a training step; larger sizes are checked over fewer steps
+# In units of the reference's own error in the same dtype: rounding gives a few (nn.LSTM's bias gradients 30,
+# a sum over all steps and rows in one float), the smallest mistake thousands.
+WRONG = 100
+WANTED = 2  # of ours
+
+
+class Refused(Exception):
+    """Why somebody is not timed."""
+
+
+class Wrong(Refused):
+    """A wrong result."""
+
+
+def check(rival: Rival, case: Case, setting: Setting) -> float:
+    """The largest error of any output or gradient, in units of the reference's own error in the same dtype.
+
+    Where that is less than rounding the exact value to the dtype may be off by, the unit is the rounding.
+
+    Raises:
+        Refused: the engine cannot serve the dtype.
+        Wrong: an error is too large to come from rounding.
+    """
+    if rival.name == "ours":
+        try:
+            select(setting.engine, torch.device("cpu"), setting.dtype)
+        except RuntimeError as refusal:
+            raise Refused(str(refusal)) from None
+    share = min(1.0, ENOUGH / arithmetic(case, setting, "training"))
+    case = replace(case, T=min(case.T, max(2, int(case.T * share))))
+    problem = make_problem(case, setting)
+    exact, units = yardstick(case, setting, rival.peephole)
+    errors = {
+        name: largest(value.double() - exact[name]) / units[name]
+        for name, value in results(rival.make(problem), problem).items()
+    }
+    wrong = [f"{name} by {error:.0f}" for name, error in errors.items() if not error <= WRONG]
+    if wrong:
+        raise Wrong("wrong result, in units of the reference's error: " + ", ".join(wrong))
+    return max(errors.values())
+
+
+@cache
+def yardstick(case: Case, setting: Setting, peephole: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """What is right, and what the reference is off by in the dtype of ``setting``."""
+    problem = make_problem(case, setting)
+    exact, rounded = (
+        results(fused(given, "reference", peephole), given) for given in (problem.to(torch.float64), problem)
+    )
+    unit = torch.finfo(setting.dtype).eps / 2
+    errors = {
+        name: max(largest(rounded[name].double() - value), largest(value) * unit)
+        for name, value in exact.items()
+    }
+    return exact, errors
+
+
+def results(module: nn.Module, problem: Problem) -> dict[str, Tensor]:
+    """Outputs and gradients by name."""
+    outputs, gradients = training(module, problem)
+    names = ["d_x", "d_h0", "d_c0", *(f"d_{name}" for name, _ in module.named_parameters())]
+    return dict(zip(["y", "h_n", "c_n", *names], (*outputs, *gradients), strict=True))
+
+
+def largest(tensor: Tensor) -> float:
+    """The largest magnitude; NaN if there is one."""
+    return tensor.abs().max().item()

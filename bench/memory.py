@@ -1,0 +1,127 @@
+"""How much memory a layer keeps for its backward pass, and takes at most without gradients."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bench.check import Refused, check
+from bench.machine import ROOT
+from bench.rivals import RIVALS, Problem, forward, make_problem
+from bench.sizes import SIZES, Setting, Size
+from bench.timing import progress
+from tests.cases import Case
+
+BYTES_KEPT = {torch.float32: 20, torch.bfloat16: 10}  # at most, for each step, row and channel
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Row:
+    """What was found for one size; without Linux, peaks are None."""
+
+    size: str
+    shape: tuple[int, int, int, int]  # T, B, I, H
+    refused: dict[str, Refused] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)  # bytes per (t, b, h) beyond x and y
+    peak: dict[str, float | None] = field(default_factory=dict)  # MB above what was there before
+    allowed: int = 0  # bytes to keep
+
+    def kept_share(self) -> float | None:
+        """What may be kept over what is; fractions of a byte are the summed bias, kept once for all steps."""
+        return self.allowed / round(self.kept["ours"]) if "ours" in self.kept else None
+
+    def peak_share(self) -> float | None:
+        """The peak of nn.LSTM, which is not to be reached, over ours."""
+        ours, other = self.peak.get("ours"), self.peak.get("nn.LSTM")
+        return None if ours is None or other is None else other / ours
+
+    def shares(self) -> list[float]:
+        """What was reached over what was asked; 1 and more is enough."""
+        return [share for share in (self.kept_share(), self.peak_share()) if share is not None]
+
+
+def measure(size: Size, setting: Setting) -> Row:
+    """Measure everyone's memory in one size, peaks each in a process of its own."""
+    case = size.case
+    row = Row(case.name, (case.T, case.B, case.I, case.H), allowed=BYTES_KEPT[setting.dtype])
+    problem = make_problem(case, setting)
+    for rival in RIVALS:
+        progress(f"{case.name}: {rival.name}")
+        try:
+            check(rival, case, setting)
+        except Refused as refusal:
+            row.refused[rival.name] = refusal
+            continue
+        row.kept[rival.name] = bytes_kept(rival.make(problem), problem) / (case.T * case.B * case.H)
+        row.peak[rival.name] = peak_elsewhere(case, setting, rival.name)
+    return row
+
+
+def bytes_kept(module: nn.Module, problem: Problem) -> int:
+    """Bytes of everything autograd holds after the forward pass but inputs, parameters and outputs."""
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x, h0, c0 = (t.detach().requires_grad_() for t in problem.inputs)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y, (h_n, c_n) = module(x, (h0, c0))
+    for tensor in (x, h0, c0, y, h_n, c_n, *module.parameters()):
+        saved.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(saved.values())
+
+
+def peak_elsewhere(case: Case, setting: Setting, name: str) -> float | None:
+    """`peak_here` in a fresh process, whose allocator hands every large block back to the system."""
+    if not RESET.exists():
+        return None
+    arguments = [case.name, name, str(setting.dtype).removeprefix("torch."), str(setting.threads)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.memory", *arguments, setting.engine or ""],
+        cwd=ROOT,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return float(json.loads(done.stdout))
+
+
+def peak_here(module: nn.Module, problem: Problem, warm_up: Problem) -> float:
+    """MB of resident memory that a forward pass without gradients adds at its peak, outputs included."""
+    forward(module, warm_up)
+    RESET.write_text("5")  # VmHWM starts anew
+    before = resident("VmRSS")
+    forward(module, problem)
+    return (resident("VmHWM") - before) / 1e6
+
+
+def resident(key: str) -> int:
+    """Bytes, from what Linux tells of this process."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
+    return 1024 * int(line.split()[1])
+
+
+def main(size: str, name: str, dtype: str, threads: str, engine: str) -> None:
+    """Print the peak of one rival in one size."""
+    torch.set_num_threads(int(threads))
+    setting = Setting(getattr(torch, dtype), int(threads), engine or None)
+    case = SIZES[size].case
+    problem = make_problem(case, setting)
+    rival = next(rival for rival in RIVALS if rival.name == name)
+    x, h0, c0 = problem.inputs
+    warm_up = Problem(case, setting, problem.weights, (x[:2], h0, c0), problem.gradients)
+    print(json.dumps(peak_here(rival.make(problem), problem, warm_up)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

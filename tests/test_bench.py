@@ -1,0 +1,136 @@
+"""The benchmark on its smallest size: what it writes, what it refuses, and its arithmetic."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bench.limits import Limits, arithmetic, floor
+from bench.rivals import RIVALS, Problem, Rival, fused
+from bench.sizes import SIZES, Setting, Size, bars
+from bench.speed import measure
+from bench.timing import Pace, ratio
+from tests.cases import Case
+
+ROOT = Path(__file__).parent.parent
+TINY = Size(Case("tiny", T=3, B=2, I=4, H=5), forward=1, training=1, cell=1)
+SETTING = Setting(torch.float32, threads=1, engine="reference")
+QUICK = Pace(rounds=2, seconds=0.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def bench(*arguments, path):
+    command = [sys.executable, "-m", "bench", "--quick", "--threads", "1", "--json", str(path), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(path.read_text())
+
+
+def test_the_main_table_through_the_command_line(tmp_path):
+    printed, found = bench("--sizes", "mnist", "--engine", "reference", path=tmp_path / "found.json")
+    assert {"cpu", "torch", "lstm_fused", "lstm_fused_isa", "date", "commit"} <= found["machine"].keys()
+    (table,) = found["tables"]
+    assert table["setting"] | {"dtype": "float32", "threads": 1, "engine": "reference"} == table["setting"]
+    assert max(table["limits"]["products"].values()) > 0 and table["limits"]["bandwidth"] > 0
+    (row,) = table["rows"]
+    assert row["size"] == "mnist" and row["shape"] == [28, 64, 28, 128] and row["refused"] == {}
+    assert {(race["what"], race["rival"], race["bar"]) for race in row["races"]} == {
+        ("forward", "nn.LSTM", 0.85 * 1.5),
+        ("training", "nn.LSTM", 0.85 * 2.2),
+        ("training", "cell", 0.85 * 8),
+    }
+    for race in row["races"]:
+        times = row["milliseconds"][race["what"]]
+        assert race["ratio"]["median"] == pytest.approx(times[race["rival"]] / times["ours"])
+        assert race["ratio"]["low"] <= race["ratio"]["high"]
+    assert "| mnist " in printed and "of 4 bars met" in printed
+    assert (tmp_path / "found-speed-float32-1.png").exists()
+
+
+def test_a_dtype_the_engine_cannot_serve_is_said_not_timed(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("engine 'reference' takes no such thing")
+
+    monkeypatch.setattr("bench.check.select", refuse)
+    row = measure(TINY, SETTING, None, QUICK)
+    assert "takes no such thing" in str(row.refused["ours"])
+    assert row.milliseconds == {} and row.races == []
+
+
+@pytest.mark.parametrize("wrong", RIVALS, ids=lambda rival: rival.name)
+def test_a_wrong_result_is_refused(wrong):
+    def spoiled(problem: Problem) -> nn.Module:
+        def one_number_off(_module, _arguments, result):
+            y, states = result
+            return torch.cat([y[:-1], y[-1:] + 1e-3 * (y[-1:] == y[-1, -1, -1])]), states
+
+        module = wrong.make(problem)
+        module.register_forward_hook(one_number_off)
+        return module
+
+    rivals = [replace(wrong, make=spoiled) if rival is wrong else rival for rival in RIVALS]
+    row = measure(TINY, SETTING, None, QUICK, rivals)
+    assert list(row.refused) == [wrong.name] and "wrong result" in str(row.refused[wrong.name])
+    timed = {name for times in row.milliseconds.values() for name in times}
+    assert timed == (set() if wrong.name == "ours" else {rival.name for rival in RIVALS} - {wrong.name})
+
+
+def test_missing_peepholes_are_refused():
+    def without(problem: Problem) -> nn.Module:
+        return fused(problem, "reference", peephole=False)
+
+    row = measure(TINY, SETTING, None, QUICK, [Rival("ours", True, without), *RIVALS[1:]])
+    assert "wrong result" in str(row.refused["ours"]) and row.milliseconds == {}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [SETTING, Setting(torch.float32, 1, "reference", layers=2, bidirectional=True)],
+    ids=["one_layer", "deep"],
+)
+def test_everyone_computes_the_same_function(setting):
+    row = measure(TINY, setting, None, QUICK)
+    assert row.refused == {}
+    assert row.errors["ours"] <= 2
+
+
+def test_a_ratio_is_of_medians_and_its_spread_of_rounds():
+    found = ratio(theirs=[4.0, 9.0, 2.0, 100.0, 6.0], ours=[2.0, 3.0, 2.0, 10.0, 4.0])
+    assert found.median == 6 / 3
+    assert (found.low, found.high) == (1.5, 3.0)  # of 1, 1.5, 2, 3, 10
+
+
+def test_bars():
+    def of(threads, dtype=torch.float32, layers=1):
+        return list(bars(SIZES["mnist"], Setting(dtype, threads, "cpp", layers)).values())
+
+    assert of(2) == [1.5, 2.2, 8]
+    assert of(1) == pytest.approx([0.85 * 1.5, 0.85 * 2.2, 0.85 * 8])
+    assert of(2, torch.bfloat16) == [1.3, 1.3]
+    assert of(2, layers=4) == [1.5, 2.2]
+
+
+def test_floor():
+    limits = Limits({"torch.mm": 1e6}, bandwidth=1e9, fma=2e6, cell_forward=1e3, cell_backward=2e3)
+    flop = 2 * (3 * 2) * (4 * 5) * (4 + 5)
+    assert arithmetic(TINY.case, SETTING, "forward") == flop
+    assert arithmetic(TINY.case, SETTING, "training") == 3 * flop
+    assert floor(TINY.case, SETTING, "forward", limits) == pytest.approx(flop / 2e6 + 30 / 1e3)
+    assert floor(TINY.case, SETTING, "training", limits) == pytest.approx(
+        3 * flop / 2e6 + 30 / 1e3 + 30 / 2e3
+    )
+    slow = Limits({"torch.mm": 1e6}, bandwidth=1.0, fma=2e6, cell_forward=1e3, cell_backward=2e3)
+    values = 3 * 2 * (4 + 5) + 20 * (4 + 5)
+    assert floor(TINY.case, SETTING, "forward", slow) == 4 * values
