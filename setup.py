@@ -15,7 +15,16 @@ except ImportError as error:
     ) from error
 
 ROOT = Path(__file__).parent
-FLAGS = ["-std=c++20", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-g0",
+    "-ffp-contract=fast",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+]
 # Compiled with OpenMP but not linked to its runtime: the one that torch has loaded is the only one.
 FLAGS += ["-fopenmp"] if sys.platform == "linux" else []
 # As system headers, torch's own warnings stay out of ours.

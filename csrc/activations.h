@@ -49,10 +49,11 @@ inline void split_exp(Vec<Real> y, int offset, Vec<Real>& scale, Vec<Real>& q) {
   using E = Exp<Real>;
   const Vec<Real> shifted = y * E::log2e + E::magic;
   const Vec<Real> n = shifted - E::magic;
-  const Vec<Real> r = (y - n * E::ln2_high) - n * E::ln2_low;
+  const Vec<Real> high = y - n * E::ln2_high;
+  const Vec<Real> r = high - n * E::ln2_low, lost = (high - r) - n * E::ln2_low;
   Vec<Real> p = broadcast(E::p[0]);
   for (int k = 1; k < static_cast<int>(sizeof(E::p) / sizeof(Real)); ++k) p = p * r + E::p[k];
-  q = r + (r * r) * p;
+  q = r + ((r * r) * p + lost);
   scale = (Vec<Real>)(((Int<Real>)shifted + (E::exponent_bias + offset)) << E::mantissa_bits);
 }
 

@@ -27,29 +27,36 @@ struct Candidate {
   bool runs;  // on this machine and its operating system
 };
 
-const Engine& choose() {
-  // Best first; generic512 is never the best.
-  const Candidate candidates[] = {
+// Best first; generic512 is never the best.
+const Candidate candidates[] = {
 #ifdef __x86_64__
-      {&avx512::engine, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                            __builtin_cpu_supports("fma")},
-      {&avx2::engine, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+    {&avx512::engine, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                          __builtin_cpu_supports("fma")},
+    {&avx2::engine, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
-      {&generic::engine, true},
-      {&generic512::engine, true},
-  };
+    {&generic::engine, true},
+    {&generic512::engine, true},
+};
+
+const Engine& choose() {
   const char* wanted = std::getenv("LSTM_FUSED_ISA");
-  std::string names;
-  for (const auto& [engine, runs] : candidates) {
+  for (const auto& [engine, runs] : candidates)
     if (runs && (!wanted || std::string(wanted) == engine->isa)) return *engine;
-    if (runs) names += std::string(names.empty() ? "" : ", ") + engine->isa;
-  }
+  std::string names;
+  for (const std::string& name : isas()) names += (names.empty() ? "" : ", ") + name;
   throw std::runtime_error("LSTM_FUSED_ISA is \"" + std::string(wanted) + "\", but this machine runs " +
                            names);
 }
 
 }  // namespace
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const auto& [engine, runs] : candidates)
+    if (runs) names.emplace_back(engine->isa);
+  return names;
+}
 
 const Engine& engine() {
   static const Engine& chosen = choose();

@@ -1,6 +1,9 @@
 // Which compiled engine this machine runs.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "engine.h"
 
 namespace lstm_fused {
@@ -8,5 +11,8 @@ namespace lstm_fused {
 // The best set the machine has, or the one that LSTM_FUSED_ISA names; throws std::runtime_error where the
 // machine lacks that one. Decided once.
 const Engine& engine();
+
+// The names of all the sets this machine runs, best first.
+std::vector<std::string> isas();
 
 }  // namespace lstm_fused

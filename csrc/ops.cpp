@@ -4,7 +4,12 @@
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -18,10 +23,12 @@ namespace {
 using at::Tensor;
 using Maybe = std::optional<Tensor>;
 
-// Below this many products per step and thread, another thread costs more than it brings.
-constexpr int64_t products_per_thread = 4096;
-// From this many rows on, forming W_ih x inside the step beats one product for all steps.
-constexpr int64_t rows_for_inner_product = 6;
+// Below this many products per step and thread, about 2 µs, another thread costs more than it brings.
+constexpr int64_t products_per_thread = 50000;
+// W_ih x is formed inside the step, or as one product for all steps where rows are too few to use each weight
+// well, or W_ih so large that it would leave the cache from step to step.
+constexpr int64_t rows_for_x = 6;
+constexpr int64_t bytes_for_x = 4 << 20;
 
 // Refuses what the engine would misread, and makes rows contiguous.
 Tensor checked(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
@@ -63,6 +70,19 @@ Sequence sequence(int64_t T, int64_t B, bool reverse, const Maybe& lengths) {
   return {T, B, reverse, lengths ? lengths->const_data_ptr<int64_t>() : nullptr};
 }
 
+// A new tensor, whose memory, where it is large, comes in large pages: to map 4 KB at a time costs as much
+// as to compute what is written there.
+Tensor empty(const Tensor& like, at::IntArrayRef shape) {
+  Tensor tensor = like.new_empty(shape);
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t page = 2 << 20;
+  const auto begin = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + tensor.nbytes()) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return tensor;
+}
+
 int threads_for(int64_t products) {
   if (at::in_parallel_region()) return 1;
   return static_cast<int>(std::clamp<int64_t>(products / products_per_thread, 1, at::get_num_threads()));
@@ -77,12 +97,12 @@ ForwardOutputs forward_as(const Tensor& x, const Tensor& weight_ih, const Tensor
   const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = c0.size(1), P = h0.size(1);
   const Engine& isa = engine();
   const Packing packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real))};
-  const bool x_in_step = B >= rows_for_inner_product;
+  const bool x_in_step = B >= rows_for_x && I * 4 * H * static_cast<int64_t>(sizeof(Real)) <= bytes_for_x;
   const int threads = threads_for(B * 4 * H * (x_in_step ? P + I : P));
 
-  const Tensor y = x.new_empty({T, B, P}), h_n = x.new_empty({B, P}), c_n = x.new_empty({B, H});
-  const Tensor c = save ? x.new_empty({T, B, H}) : x.new_empty({0});
-  const Tensor gates = save ? x.new_empty({T, B, 4 * H}) : x.new_empty({0});
+  const Tensor y = empty(x, {T, B, P}), h_n = x.new_empty({B, P}), c_n = x.new_empty({B, H});
+  const Tensor c = save ? empty(x, {T, B, H}) : x.new_empty({0});
+  const Tensor gates = save ? empty(x, {T, B, 4 * H}) : x.new_empty({0});
   const Tensor xw = x_in_step ? Tensor() : at::linear(x, weight_ih, bias);
   const Tensor packed_ih = x.new_empty({x_in_step ? packing.gates(H, I) : 0});
   const Tensor packed_hh = x.new_empty({packing.gates(H, P)});
@@ -140,7 +160,7 @@ BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_
   const Packing packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real))};
   const int threads = threads_for(B * 4 * H * P);
 
-  const Tensor dxw = c.new_empty({T, B, 4 * H}), dh0 = c.new_empty({B, P}), dc0 = c.new_empty({B, H});
+  const Tensor dxw = empty(c, {T, B, 4 * H}), dh0 = c.new_empty({B, P}), dc0 = c.new_empty({B, H});
   const Tensor packed_hh = c.new_empty({packing.channels(P, 4 * H)});
   const Tensor packed_hr = c.new_empty({weight_hr ? packing.channels(H, P) : 0});
   const Tensor dh = c.new_empty({weight_hr ? B * P : 0});
@@ -187,7 +207,10 @@ std::string isa() { return engine().isa; }
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(lstm_fused, m) { m.def("cpp_isa() -> str", isa); }
+TORCH_LIBRARY_FRAGMENT(lstm_fused, m) {
+  m.def("cpp_isa() -> str", isa);
+  m.def("cpp_isas() -> str[]", isas);
+}
 
 TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
   m.impl("cpp_forward", forward);

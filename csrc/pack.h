@@ -10,9 +10,17 @@ namespace lstm_fused::LSTM_FUSED_ISA {
 template <class Real>
 inline void pack_lanes(const Real* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K,
                        Real* to) {
-  for (int64_t k = 0; k < K; ++k)
+  if (lane_stride == 1) {
+    for (int64_t k = 0; k < K; ++k)
+      store(to + k * panel<Real>, n > 0 ? load(weights + k * k_stride, n) : Vec<Real>{});
+    return;
+  }
+  constexpr int64_t line =
+      64 / sizeof(Real);  // rows may lie a page apart: a cache line is read whole or twice
+  for (int64_t first = 0; first < K; first += line)
     for (int64_t j = 0; j < lanes<Real>; ++j)
-      to[k * panel<Real> + j] = j < n ? weights[j * lane_stride + k * k_stride] : Real(0);
+      for (int64_t k = first; k < first + line && k < K; ++k)
+        to[k * panel<Real> + j] = j < n ? weights[j * lane_stride + k * k_stride] : Real(0);
 }
 
 // W [4H, K] into two panels for each vector of channels: i, f and g, o. Vectors [first, last) only.

@@ -5,7 +5,7 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// Accumulators that leave registers for one weight vector and the broadcast factors.
+// Accumulators that leave registers for the weights of a panel and a broadcast factor.
 constexpr int accumulators = LSTM_FUSED_REGISTERS - 4;
 // A panel is two vectors wide: the tallest tile has one panel, so that each weight loaded serves most rows.
 constexpr int tile_rows = accumulators / 2;
@@ -23,20 +23,32 @@ constexpr int panel = 2 * lanes<Real>;
 // these.
 constexpr int64_t chain_of(int rows) { return rows <= 3 ? 16 : 128; }
 
+// How many k ahead weights are fetched: the processor's own prefetching stops at the end of every page.
+constexpr int ahead = 16;
+
 // Adds rows k in [first, last) times weights, P panels [K, panel] that lie `apart`, to R sums that lie
-// `stride`.
+// `stride`. Never inlined: the rows' addresses need every register that a caller's own would take.
 template <class Real, int R, int P>
-inline void multiply(const Real* const* rows, int64_t first, int64_t last, const Real* weights, int64_t apart,
-                     Real* sums, int64_t stride) {
+[[gnu::noinline]] void multiply(const Real* const* rows, int64_t first, int64_t last, const Real* weights,
+                                int64_t apart, Real* sums, int64_t stride) {
   constexpr int V = 2 * P;
   Vec<Real> sum[R][V] = {};
-  for (int64_t k = first; k < last; ++k)
+  const Real* row[R];
+  for (int r = 0; r < R; ++r) row[r] = rows[r];
+  weights += first * panel<Real>;
+  for (int64_t k = first; k < last; ++k, weights += panel<Real>) {
+    // All weights of k before any factor: with factors outermost, each takes a register only in passing.
+    Vec<Real> w[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      const Vec<Real> w = load(weights + v / 2 * apart + k * panel<Real> + v % 2 * lanes<Real>);
+    for (int v = 0; v < V; ++v) w[v] = load(weights + v / 2 * apart + v % 2 * lanes<Real>);
+    for (int p = 0; p < P; ++p) __builtin_prefetch(weights + p * apart + ahead * panel<Real>);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) sum[r][v] += w * rows[r][k];
+    for (int r = 0; r < R; ++r) {
+      const Vec<Real> factor = broadcast(row[r][k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sum[r][v] += w[v] * factor;
     }
+  }
 
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)

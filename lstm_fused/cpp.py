@@ -28,4 +28,9 @@ def isa() -> str:
     return str(torch.ops.lstm_fused.cpp_isa())
 
 
+def isas() -> list[str]:
+    """Every instruction set that the engine was compiled for and this machine runs, the best first."""
+    return list(torch.ops.lstm_fused.cpp_isas())
+
+
 _REASON = _load()

@@ -32,7 +32,11 @@ def weight_ih_gradient(dxw: Tensor, x: Tensor, lengths: Tensor | None) -> Tensor
 
 def weight_hh_gradient(dxw: Tensor, y: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
     """Sum over t of da_tᵀ h_{t-1}, [4H, P]."""
-    return outer_sum(dxw, previous(y, h0, lengths, reverse))
+    if lengths is not None and reverse:
+        return outer_sum(dxw, previous(y, h0, lengths, reverse))
+    # Without a shifted copy of y: the first step is added apart.
+    first, later, earlier = (dxw[-1:], dxw[:-1], y[1:]) if reverse else (dxw[:1], dxw[1:], y[:-1])
+    return torch.addmm(outer_sum(later, earlier), first.sum(0).T, h0)
 
 
 def peephole_gradient(dxw: Tensor, c: Tensor, c0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:

@@ -15,6 +15,7 @@ from lstm_fused.ops import backward_op, forward_op
 ALL = [engine.name for engine in ENGINES_HERE]
 NATIVE_DTYPES = [(e.name, dtype) for e in ENGINES_HERE if e.name in NATIVE for dtype in e.dtypes]
 HALF = [("reference", torch.float16), ("reference", torch.bfloat16)]
+SHORT = replace(PLAIN, T=16)  # float16 products take seconds on a CPU
 BUSY = Case("busy", T=3, B=3, I=2, H=3, P=2, lengths=(2, 0, 3), reverse=True)
 
 
@@ -31,7 +32,7 @@ def test_outputs_and_gradients(case, engine, dtype):
 
 
 @pytest.mark.parametrize(("engine", "dtype"), HALF, ids=engine_and_dtype)
-@pytest.mark.parametrize("case", [PLAIN, replace(PLAIN, P=11, lengths=UNEVEN)], ids=["plain", "busy"])
+@pytest.mark.parametrize("case", [SHORT, replace(SHORT, P=11, lengths=(9, 16, 0))], ids=["plain", "busy"])
 def test_half_precision_of_the_reference(case, engine, dtype):
     check_against_reference(engine, case, dtype)
 

@@ -1,0 +1,210 @@
+"""The C++ engine alone: its instruction sets, its sigmoid and tanh, its threads, its checks."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, PLAIN, make_tensors
+from harness import results
+from oracle import EXTENDED
+from torch.utils.data import DataLoader, Dataset
+
+import lstm_fused
+from lstm_fused import cpp
+from lstm_fused.ops import backward_op, forward_op
+
+TESTS = Path(__file__).parent
+if cpp.unavailable() is not None:
+    pytest.skip(f"the C++ engine: {cpp.unavailable()}", allow_module_level=True)
+
+
+def run_with(isa, *arguments):
+    environment = os.environ | {"LSTM_FUSED_ISA": isa}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, cwd=TESTS
+    )
+
+
+@pytest.mark.parametrize("isa", [isa for isa in cpp.isas() if isa != cpp.isa()])
+def test_every_other_instruction_set_of_this_machine(isa):
+    chosen = "test_saved_gates or test_gradcheck or (test_outputs_and_gradients and float32)"
+    done = run_with(isa, "-m", "pytest", "-q", "test_engines.py", "-k", f"cpp and ({chosen})")
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_an_instruction_set_this_machine_lacks_is_an_error():
+    done = run_with("mmx", "-m", "lstm_fused")
+    assert 'LSTM_FUSED_ISA is "mmx", but this machine runs' in done.stdout
+    shown = run_with("generic", "-m", "lstm_fused").stdout
+    assert shown.rstrip().endswith("Instruction set of the C++ engine: generic")
+
+
+def gates_of(a):
+    """sigmoid(a) and tanh(a) as the engine computes them: with these weights, x is the pre-activation."""
+    zeros = torch.zeros(len(a), 1, dtype=a.dtype)
+    w_ih, w_hh = torch.ones(4, 1, dtype=a.dtype), torch.zeros(4, 1, dtype=a.dtype)
+    gates = forward_op["cpp"](
+        a[None, :, None], w_ih, w_hh, None, None, None, zeros, zeros, None, False, True
+    )[4]
+    return gates[0, :, 0], gates[0, :, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_sigmoid_and_tanh_are_within_two_units_in_the_last_place(dtype):
+    if dtype == torch.float64 and not EXTENDED:
+        pytest.skip("numpy has no precision beyond float64 here")
+    generator = torch.Generator().manual_seed(0)
+    spread = [
+        torch.randn(100_000, generator=generator, dtype=torch.float64) * s
+        for s in (1e-6, 0.03, 0.5, 3, 20, 90)
+    ]
+    a = torch.cat([*spread, torch.linspace(-110, 110, 100_001, dtype=torch.float64)]).to(dtype)
+    exact = a.double().numpy().astype(np.longdouble)
+    storage = np.float32 if dtype == torch.float32 else np.float64
+    for name, ours, value in zip(
+        ("sigmoid", "tanh"), gates_of(a), (1 / (1 + np.exp(-exact)), np.tanh(exact)), strict=True
+    ):
+        ulp = np.spacing(np.abs(value).astype(storage)).astype(np.longdouble)
+        off = np.abs(ours.double().numpy().astype(np.longdouble) - value) / ulp
+        assert off.max() <= 2, f"{name} is off by {off.max():.2f} at {a[int(off.argmax())]}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_sigmoid_and_tanh_at_the_ends(dtype):
+    ends = torch.tensor([-torch.inf, -1e30, -0.0, 0.0, 1e30, torch.inf, torch.nan], dtype=dtype)
+    sigmoid, tanh = gates_of(ends)
+    torch.testing.assert_close(sigmoid, torch.sigmoid(ends), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(tanh, torch.tanh(ends), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+BIG = replace(PLAIN, T=9, B=37, I=65, H=130, lengths=(9, 4, 0) * 12 + (7,))
+
+
+@pytest.mark.parametrize("case", [BIG, replace(BIG, P=70, reverse=True), replace(BIG, B=150, lengths=None)])
+def test_results_do_not_depend_on_the_number_of_threads(case, threads):
+    found = []
+    for n in (1, 2, 2, 3, 5):
+        threads(n)
+        found.append(results("cpp", case, torch.float64))
+    one, two, again, *more = found
+    for name, value in one.items():
+        assert torch.equal(two[name], again[name]), f"{name} differs from run to run"
+        for other in (two, *more):
+            torch.testing.assert_close(other[name], value, rtol=1e-12, atol=1e-13, msg=name)
+
+
+def test_two_python_threads_at_once():
+    expected = results("cpp", BIG, torch.float64)
+    wrong = []
+
+    def work():
+        for _ in range(10):
+            ours = results("cpp", BIG, torch.float64)
+            wrong.extend(
+                n for n, v in ours.items() if not torch.allclose(v, expected[n], rtol=1e-12, atol=1e-13)
+            )
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+class Encoded(Dataset):
+    """A data set that runs an LSTM for each item."""
+
+    lstm = lstm_fused.LSTM(65, 130, engine="cpp")
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        with torch.no_grad():
+            return self.lstm(torch.full((9, 37, 65), float(index)))[0]
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_inside_a_data_loader_worker_after_a_fork():
+    data = Encoded()
+    expected = [data[i] for i in range(len(data))]  # the pool of threads is running before the fork
+    loaded = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    for ours, value in zip(loaded, expected, strict=True):
+        torch.testing.assert_close(ours, value)
+
+
+def operands(case):
+    """The arguments of the forward operator, in order."""
+    t = make_tensors(case, torch.float32)
+    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
+    return {n: t[n] for n in names} | {"lengths": torch.tensor([2, 1, 2]), "reverse": False, "save": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("x", torch.zeros(2, 3), "x, h0 and c0 must have 3, 2 and 2 dimensions"),
+        ("x", torch.zeros(2, 3, 5).half(), "x must be float32 or float64"),
+        ("weight_ih", torch.zeros(28, 6), "weight_ih must have shape [28, 5]"),
+        ("weight_hh", torch.zeros(27, 7), "weight_hh must have shape [28, 7]"),
+        ("bias_ih", torch.zeros(7), "bias must have shape [28]"),
+        ("peephole", torch.zeros(21).double(), "peephole must be Float, got Double"),
+        ("h0", torch.zeros(3, 6), "without weight_hr, h0 must be as wide as c0"),
+        ("c0", torch.zeros(2, 7), "c0 must have shape [3, 7]"),
+        ("lengths", torch.tensor([2, 3, 1]), "lengths[1] must be in [0, 2], got 3"),
+        ("lengths", torch.tensor([2, -1, 1]), "lengths[1] must be in [0, 2], got -1"),
+        ("lengths", torch.tensor([2, 1]), "lengths must have shape [3]"),
+    ],
+)
+def test_the_operator_refuses_what_would_be_unsafe(name, value, message):
+    arguments = operands(replace(PLAIN, T=2, I=5, H=7)) | {name: value}
+    with pytest.raises((ValueError, TypeError), match="lstm_fused: ") as caught:
+        forward_op["cpp"](*arguments.values())
+    assert message in str(caught.value)
+
+
+def test_backward_refuses_a_forward_pass_that_saved_nothing():
+    t = operands(replace(PLAIN, T=2, I=5, H=7)) | {"save": False}
+    y, h_n, c_n, c, gates = forward_op["cpp"](*t.values())
+    with pytest.raises(ValueError, match="was the forward pass asked to save"):
+        backward_op["cpp"](y, h_n, c_n, c, gates, t["c0"], t["weight_hh"], t["peephole"], None, None, False)
+
+
+def test_subnormal_numbers_do_not_slow_it():
+    # A cell state that halves at every step spends most of 1,000 steps below the smallest normal number.
+    import time
+
+    def seconds(c0):
+        T, B, H = 1000, 4, 256
+        w_ih, w_hh, bias = torch.zeros(4 * H, 1), torch.zeros(4 * H, H), torch.zeros(4 * H)
+        x, h0 = torch.zeros(T, B, 1), torch.zeros(B, H)
+        arguments = (x, w_ih, w_hh, bias, None, None, h0, torch.full((B, H), c0), None, False, False)
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            forward_op["cpp"](*arguments)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(1e-30) < 2 * seconds(0.0)
+
+
+def test_the_cases_reach_every_height_of_the_tile():
+    # Heights of one to fourteen rows are different code; the list of cases must not lose some of them.
+    assert {case.B for case in CASES} >= {1, 3, 4, 16, 17, 131}
