@@ -12,10 +12,10 @@ CSRC   := $(shell find csrc -type f)
 # torch looks for ninja on the PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env train test bench lint format dist clean
+.PHONY: help env train test bench gpu-check gpu-compile sanitize lint format dist clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 env: $(STAMP) ## set up .venv: pinned dependencies, the package in place, its C++ extension
 
@@ -27,6 +27,23 @@ test: $(STAMP) ## run all tests; options: make test ARGS="-k lengths"
 
 bench: $(STAMP) ## time it against nn.LSTM; options: make bench ARGS="--deep --threads 1 2"
 	@$(PY) -m bench $(ARGS)
+
+gpu-check: $(STAMP) ## on a machine with a GPU: every case, CPU against GPU, then the benchmark
+	@$(PY) -m bench.gpu check
+	@$(PY) -m bench.gpu bench
+
+gpu-compile: $(STAMP) ## compile every kernel the table may pick, for every card, and compare; about 25 minutes
+	@cd tests/gpu_offline && ../../$(PY) compiled.py
+
+# A second build, apart; Python itself is not built with the sanitizers, so their runtime is loaded before it.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+CHECKED  := build/sanitize
+
+sanitize: $(STAMP) ## run the C++ engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PY) setup.py -q build -b $(CHECKED) --build-lib $(CHECKED)/lib
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 $(PY) -m pytest -o pythonpath=$(CHECKED)/lib -p no:cacheprovider \
+	tests/test_engines.py tests/test_cpp.py -k "cpp and not opcheck and not float32 and not instruction_set" $(ARGS)
 
 lint: $(STAMP) ## check style and types
 	ruff check .

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lstm_fused import cpp
+from lstm_fused import cpp, triton
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -35,6 +35,8 @@ class Engine:
 ENGINES = (
     Engine("cpp", ("cpu",), (torch.float32, torch.float64), cpp.unavailable),
     Engine("reference", None, FLOATS, lambda: None),
+    # Behind the reference, so by name only, until it has run on a GPU: so far it is proven without one.
+    Engine("triton", (triton.DEVICE,), FLOATS, triton.unavailable),
 )
 
 

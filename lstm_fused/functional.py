@@ -39,7 +39,7 @@ def lstm(
         lengths: valid steps of each sequence, from 0 to T, integers of shape (B,), on any device, in any
             order. Outputs past a length are zero, states are those of the last valid step.
         reverse: run from the last valid step to the first.
-        engine: "cpp" or "reference"; None takes the best that serves. One asked for is never replaced.
+        engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that serves.
 
     Returns:
         The outputs (T, B, P or H), and the last states h_n (B, P or H) and c_n (B, H).

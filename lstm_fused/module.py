@@ -52,7 +52,7 @@ class LSTM(nn.Module):
         device: where the parameters are made.
         dtype: what they are made of, a floating-point dtype.
         peephole: whether the gates see the cell state.
-        engine: "cpp" or "reference"; None takes the best that serves. One asked for is never replaced.
+        engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that serves.
 
     Raises:
         ValueError: a size is not a positive integer, proj_size ≥ hidden_size, or dropout is no probability.

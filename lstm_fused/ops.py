@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lstm_fused import gradients, reference
+from lstm_fused import gradients, reference, triton
 from lstm_fused.backends import ENGINES
 from lstm_fused.gradients import PerInput
 
@@ -76,6 +76,8 @@ for _engine in ENGINES:
     torch.library.register_fake(f"lstm_fused::{_engine.name}_backward", backward_fake, lib=LIBRARY)
 LIBRARY.impl("reference_forward", reference.lstm_forward, "CompositeExplicitAutograd")
 LIBRARY.impl("reference_backward", reference.lstm_backward, "CompositeExplicitAutograd")
+LIBRARY.impl("triton_forward", triton.forward, triton.DEVICE.upper())
+LIBRARY.impl("triton_backward", triton.backward, triton.DEVICE.upper())
 
 forward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     engine.name: getattr(torch.ops.lstm_fused, f"{engine.name}_forward").default for engine in ENGINES

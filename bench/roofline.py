@@ -1,0 +1,143 @@
+"""Predicts the time per step of each GPU kernel from bytes, FLOPs and latencies: python -m bench.roofline.
+
+Nothing here was measured on a GPU by this project. The cards' figures are the makers'; a latency is a
+usual public figure. A step cannot end before its longest chain of dependent events has: this is what
+binds at small batches, where neither bytes nor FLOPs do.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from lstm_fused.kernels.choose import CARDS, Card, Layer, Plan, choose
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a card does in a microsecond, and how long one event takes it."""
+
+    dense_flops: float  # 16-bit, on tensor cores, per microsecond
+    memory: float  # bytes per microsecond
+    l2: float  # bytes per microsecond
+    shared: float  # bytes per microsecond and multiprocessor
+    exchange: float  # microseconds from a store to its load elsewhere: store, release, acquire, load
+    launch: float  # microseconds between two kernels of a CUDA graph
+    sync: float  # microseconds for a barrier and a round trip through shared memory
+
+
+SPEEDS = {
+    "A100": Speed(312e6, 2.0e6, 4.0e6, 0.18e6, 1.7, 1.6, 0.03),
+    "H100": Speed(990e6, 3.3e6, 5.5e6, 0.23e6, 1.3, 1.3, 0.025),
+    "B200": Speed(2250e6, 8.0e6, 10e6, 0.24e6, 1.3, 1.2, 0.025),
+}
+LOAD = 0.6  # microseconds until a number arrives from memory
+GATES = 0.15  # microseconds for the gates of one tile
+# What the compiler made of each kernel, with its barriers; a few of them stand outside the time loop.
+TABLE = Path(__file__).parents[1] / "tests" / "gpu_offline" / "resources.json"
+SIZES = (64, 128, 256, 512, 768, 1024)
+# Of a multiprocessor's tensor cores, what mma.sync on 16 rows reaches.
+REACHED = 0.3
+
+# H = 768, B = 16, T = 1024, bf16, one layer, milliseconds forward, and forward with backward. FlashRNN and
+# haste as published with FlashRNN (Pöppel, Beck, Hochreiter 2024), cuDNN there too.
+PUBLIC = {"cuDNN": (2.01, 5.19), "FlashRNN, CUDA fused": (4.87, 13.61), "haste, float32": (18.41, 43.86)}
+
+
+KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "tf32"}
+
+
+@cache
+def resources() -> dict[str, Any]:
+    """The checked-in table."""
+    return dict(json.loads(TABLE.read_text()))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Microseconds per step and what they are made of."""
+
+    chain: float  # latencies that follow one another
+    on_chip: float  # weights through shared memory and tensor cores
+    traffic: float  # what moves between memory, L2 and the multiprocessors
+
+    @property
+    def step(self) -> float:
+        """Traffic overlaps with neither chain nor product where it is the exchange itself."""
+        return self.chain + self.on_chip + self.traffic
+
+
+def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
+    """Time per step of a plan."""
+    speed, size, H, B = SPEEDS[card.name], layer.dtype.itemsize, layer.H, layer.B
+    rows, columns = plan.grid(B, H)
+    programs = rows * (1 if plan.kernel == "resident" else columns)
+    per_sm = -(-programs // card.sms)
+    width = min(plan.BH, H)
+    weights = 4 * H * width * size  # bytes that a program multiplies by in each step
+    flops = 2 * 4 * H * width * plan.BB
+    rate = speed.dense_flops / card.sms * REACHED * (2 / size)
+    on_chip = per_sm * max(weights / speed.shared, flops / rate)
+    operand = plan.BB * H * size * (1 if layer.direction == "forward" else 4)
+    nearest = min(SIZES, key=lambda size: abs(size - H))
+    row = f"{plan.kernel} {layer.direction} {KINDS[layer.dtype]} H={nearest} {card.capability}"
+    sync = int(resources()[row]["mix"]["barrier"]) * speed.sync
+    # Forward xw in, gates, c and y out; backward gates, c and dy in, dxw out.
+    streamed = B * H * (4 + (16 + 5 * size if layer.direction == "forward" else 9 * size))
+    traffic = streamed / speed.memory
+    if plan.kernel == "resident":
+        return Prediction(LOAD + GATES + sync, on_chip, traffic)
+    traffic += programs * operand / speed.l2
+    if plan.kernel == "cooperative":  # what it needs of memory comes while it waits for the others
+        return Prediction(speed.exchange + GATES + sync, on_chip, traffic)
+    return Prediction(
+        speed.launch + 2 * LOAD + GATES + sync, on_chip, traffic + programs * weights / speed.l2
+    )
+
+
+def products(layer: Layer, T: int, card: Card) -> float:
+    """Milliseconds for the products outside the time loop, half of the card's rate assumed, I = H."""
+    count = 1 if layer.direction == "forward" else 3
+    flops: float = count * 2 * T * layer.B * 4 * layer.H * layer.H
+    rate: float = SPEEDS[card.name].dense_flops * 0.5 * 2 / layer.dtype.itemsize
+    return flops / rate / 1e3
+
+
+def sequence(H: int, B: int, T: int, card: Card, dtype: torch.dtype) -> tuple[float, float]:
+    """Milliseconds forward, and forward with backward."""
+    total = []
+    for direction in ("forward", "backward"):
+        layer = Layer(direction, H, B, dtype, "tf32")
+        plan = choose(layer, card)
+        total.append(predict(plan, layer, card).step * T / 1e3 + products(layer, T, card))
+    return total[0], sum(total)
+
+
+def main() -> None:
+    """Print the predictions, and the public figures beside them."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--batch", type=int, default=16)
+    B = parser.parse_args().batch
+    for name, direction in product(SPEEDS, ("forward", "backward")):
+        card = next(card for card in CARDS if card.name == name)
+        for H in (64, 128, 256, 512, 768, 1024):
+            layer = Layer(direction, H, B, torch.bfloat16, "tf32")
+            plan = choose(layer, card)
+            p = predict(plan, layer, card)
+            print(
+                f"{name} {direction:<8} H {H:<5} {plan.kernel:<12} {p.step:5.2f} us per step: "
+                f"chain {p.chain:.2f}, product {p.on_chip:.2f}, traffic {p.traffic:.2f}"
+            )
+    card = next(card for card in CARDS if card.name == "H100")
+    ours = sequence(768, 16, 1024, card, torch.bfloat16)
+    print("\nH 768, B 16, T 1024, bf16, H100: ms forward, ms with backward")
+    for name, times in {"predicted, never measured": ours, **PUBLIC}.items():
+        print(f"{name:<28} {times[0]:6.2f} {times[1]:6.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The cell's equations on tiles, shared by every kernel.
+
+A tile is [BB, BH]: BB batch rows by BH hidden columns. Of the four gates there are four such tiles, in
+the order i, f, g, o. The equations are those of `lstm_fused.reference`.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def tanh(x):
+    """-E / (2 + E) with E = exp(-2 |x|) - 1, near zero by its Taylor series: 1 - exp would cancel there."""
+    TERMS: tl.constexpr = 17 if x.dtype == tl.float64 else 9
+    r = -2 * tl.abs(x)
+    series = tl.full(x.shape, 1, x.dtype)
+    for n in tl.static_range(TERMS, 1, -1):
+        series = series * (r * (1 / n)) + 1
+    e = tl.where(r > -0.7, r * series, tl.exp(r) - 1)
+    return tl.where(x < 0, e, -e) / (2 + e)
+
+
+@triton.jit
+def cell_forward(a, c_prev, p, PEEPHOLE: tl.constexpr):
+    """One step from the pre-activations: o * tanh(c), c, and the gates."""
+    a_i, a_f, a_g, a_o = a
+    p_i, p_f, p_o = p
+    if PEEPHOLE:
+        a_i += p_i * c_prev
+        a_f += p_f * c_prev
+    i = sigmoid(a_i)
+    f = sigmoid(a_f)
+    g = tanh(a_g)
+    c = f * c_prev + i * g
+    if PEEPHOLE:
+        a_o += p_o * c
+    o = sigmoid(a_o)
+    return o * tanh(c), c, (i, f, g, o)
+
+
+@triton.jit
+def cell_backward(dm, dc, gates, c, c_prev, p, PEEPHOLE: tl.constexpr):
+    """One step back from the gradients of o * tanh(c) and of c: da of each gate, dc_prev."""
+    i, f, g, o = gates
+    p_i, p_f, p_o = p
+    s = tanh(c)
+    da_o = dm * s * o * (1 - o)
+    dc += dm * o * (1 - s * s)
+    if PEEPHOLE:
+        dc += p_o * da_o
+    da_i = dc * g * i * (1 - i)
+    da_f = dc * c_prev * f * (1 - f)
+    da_g = dc * i * (1 - g * g)
+    dc_prev = dc * f
+    if PEEPHOLE:
+        dc_prev += p_i * da_i + p_f * da_f
+    return (da_i, da_f, da_g, da_o), dc_prev
+
+
+@triton.jit
+def load_peephole(peephole, cols, H: tl.constexpr, WIDE: tl.constexpr):
+    """p_i, p_f, p_o of these columns, each [1, BH]; zeros that nobody reads where there are none."""
+    p_i = tl.zeros_like(cols).to(WIDE)
+    p_f, p_o = p_i, p_i
+    if peephole is not None:
+        mask = cols < H
+        p_i = tl.load(peephole + cols, mask, other=0).to(WIDE)
+        p_f = tl.load(peephole + H + cols, mask, other=0).to(WIDE)
+        p_o = tl.load(peephole + 2 * H + cols, mask, other=0).to(WIDE)
+    return p_i[None, :], p_f[None, :], p_o[None, :]
+
+
+@triton.jit
+def load_gates(pointers, mask, H: tl.constexpr, WIDE: tl.constexpr):
+    """Four tiles that lie H apart."""
+    i = tl.load(pointers, mask, other=0).to(WIDE)
+    f = tl.load(pointers + H, mask, other=0).to(WIDE)
+    g = tl.load(pointers + 2 * H, mask, other=0).to(WIDE)
+    o = tl.load(pointers + 3 * H, mask, other=0).to(WIDE)
+    return i, f, g, o
+
+
+@triton.jit
+def store_gates(pointers, gates, valid, mask, H: tl.constexpr):
+    """Four tiles, H apart; zeros where the row is not valid."""
+    i, f, g, o = gates
+    KIND: tl.constexpr = pointers.dtype.element_ty
+    tl.store(pointers, tl.where(valid, i, 0).to(KIND), mask)
+    tl.store(pointers + H, tl.where(valid, f, 0).to(KIND), mask)
+    tl.store(pointers + 2 * H, tl.where(valid, g, 0).to(KIND), mask)
+    tl.store(pointers + 3 * H, tl.where(valid, o, 0).to(KIND), mask)
+
+
+@triton.jit
+def load_inputs(xw, bias, t, rows, cols, mask, B, H: tl.constexpr):
+    """W_ih x_t + b of this tile, the part of the pre-activations that waits for no other step."""
+    WIDE: tl.constexpr = xw.dtype.element_ty
+    i, f, g, o = load_gates(xw + offsets(t, rows, cols, B, 4 * H), mask, H, WIDE)
+    if bias is not None:
+        b_i, b_f, b_g, b_o = load_gates((bias + cols)[None, :], (cols < H)[None, :], H, WIDE)
+        i, f, g, o = i + b_i, f + b_f, g + b_g, o + b_o
+    return i, f, g, o
+
+
+@triton.jit
+def add_product(a, product, BB: tl.constexpr, BH: tl.constexpr):
+    """Add a product [BB, 4 BH], in which the four gates of a hidden unit stand together, to four tiles."""
+    a_i, a_f, a_g, a_o = a
+    even, odd = tl.split(tl.reshape(product, (BB, BH, 2, 2)))
+    i, g = tl.split(even)
+    f, o = tl.split(odd)
+    return a_i + i, a_f + f, a_g + g, a_o + o
+
+
+@triton.jit
+def gate_rows(column, H: tl.constexpr, BH: tl.constexpr):
+    """Rows of weight_hh in that order from a first hidden column on, [4 BH], and which of them exist."""
+    n = tl.arange(0, 4 * BH)
+    unit = column + n // 4
+    return n % 4 * H + unit, unit < H
+
+
+@triton.jit
+def valid_rows(lengths, rows, t, B):
+    """Which rows are within their sequence at step t, [BB, 1]; all of them without lengths."""
+    if lengths is None:
+        return (rows < B)[:, None]
+    else:
+        return (t < tl.load(lengths + rows, rows < B, other=0))[:, None]
+
+
+@triton.jit
+def offsets(t, rows, cols, B, WIDTH: tl.constexpr):
+    """Where [t, rows, cols] stands in a tensor [T, B, WIDTH], which may pass 2^31 numbers."""
+    return (tl.cast(t, tl.int64) * B + rows[:, None]) * WIDTH + cols[None, :]
+
+
+@triton.jit
+def save_step(h, c, gates, valid, y, c_all, gates_all, t, rows, cols, mask, B, H: tl.constexpr):
+    """Store one step's results: y as asked, c and the gates if the backward pass will want them."""
+    if y is not None:
+        tl.store(y + offsets(t, rows, cols, B, H), tl.where(valid, h, 0).to(y.dtype.element_ty), mask)
+    if c_all is not None:
+        tl.store(c_all + offsets(t, rows, cols, B, H), c, mask)
+        store_gates(gates_all + offsets(t, rows, cols, B, 4 * H), gates, valid, mask, H)
+
+
+@triton.jit
+def load_or_zero(pointer, at, mask, BB: tl.constexpr, BH: tl.constexpr, WIDE: tl.constexpr):
+    """A tile in the accumulation dtype; None stands for zeros."""
+    if pointer is None:
+        return tl.zeros((BB, BH), WIDE)
+    else:
+        return tl.load(pointer + at, mask, other=0).to(WIDE)
+
+
+@triton.jit
+def load_c_before(c_all, c0, step, t, T, rows, cols, mask, B, H: tl.constexpr, REVERSE: tl.constexpr):
+    """The c that step t began with, ``step`` steps before the last."""
+    first = step == T - 1
+    before = offsets(t + 1 if REVERSE else t - 1, rows, cols, B, H)
+    c = tl.load(c_all + before, mask & (not first), other=0)
+    return c + tl.load(c0 + offsets(0, rows, cols, B, H), mask & first, other=0).to(c.dtype)
+
+
+@triton.jit
+def load_saved(
+    dy, c_all, c0, gates_all, step, T, rows, cols, mask, B, H: tl.constexpr, REVERSE: tl.constexpr,
+    BB: tl.constexpr, BH: tl.constexpr,
+):  # fmt: skip
+    """What the backward pass reads of a step, ``step`` steps before the last: dy, c before it, the gates."""
+    WIDE: tl.constexpr = c_all.dtype.element_ty
+    t = step if REVERSE else T - 1 - step
+    dy_t = load_or_zero(dy, offsets(t, rows, cols, B, H), mask, BB, BH, WIDE)
+    c = load_c_before(c_all, c0, step, t, T, rows, cols, mask, B, H, REVERSE)
+    i, f, g, o = load_gates(gates_all + offsets(t, rows, cols, B, 4 * H), mask, H, WIDE)
+    return dy_t, c, i, f, g, o

@@ -1,0 +1,218 @@
+"""Which kernel runs a layer, as data: what each takes on chip, and on which card it fits.
+
+Printed by `python -m lstm_fused.kernels.choose H B`; LSTM_FUSED_KERNEL in the environment names a kernel
+that is then used or refused, never replaced.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any
+
+import torch
+from lstm_fused.kernels.tuned import TUNED
+
+KERNELS = ("resident", "cooperative", "step")  # the fastest that fits is taken, so it stands first
+
+
+# Registers for each thread, where the assembler would rather spill a few than take more on its own.
+ROOMY = 200
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the choice depends on; sizes in bytes."""
+
+    name: str
+    capability: str  # "sm_90", "gfx942"
+    sms: int
+    shared_per_block: int
+    shared_per_sm: int
+
+
+# The cards that the checks without a GPU compile for.
+CARDS = (
+    Card("A100", "sm_80", 108, 163 << 10, 164 << 10),
+    Card("H100", "sm_90", 132, 227 << 10, 228 << 10),
+    Card("B200", "sm_100", 148, 227 << 10, 228 << 10),
+    Card("MI300X", "gfx942", 304, 64 << 10, 64 << 10),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a kernel has to run."""
+
+    direction: str  # "forward" or "backward"
+    H: int
+    B: int
+    dtype: torch.dtype
+    precision: str  # of float32 products: "tf32" or "ieee"
+    projection: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A kernel and its tiles: BB batch rows by BH hidden columns, BK terms of a product at a time."""
+
+    kernel: str
+    precision: str
+    BB: int
+    BH: int
+    BK: int
+    num_warps: int
+    num_stages: int = 1
+    maxnreg: int | None = None
+
+    def grid(self, B: int, N: int) -> tuple[int, int]:
+        """Programs for B rows and N columns."""
+        return -(-B // self.BB), -(-N // self.BH)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the kernel is launched with."""
+        tiles = {"PRECISION": self.precision, "BB": self.BB, "BH": self.BH}
+        if self.kernel != "resident":
+            tiles["BK"] = self.BK
+        if self.kernel == "cooperative":
+            tiles["launch_cooperative_grid"] = True
+        if self.maxnreg is not None and torch.version.hip is None:
+            tiles["maxnreg"] = self.maxnreg
+        return tiles | {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+    def shared(self, layer: Layer) -> int:
+        """Bytes of shared memory; the ahead-of-time compiles hold it against what the compiler takes."""
+        size, K = layer.dtype.itemsize, -(-layer.H // self.BK) * self.BK
+        if self.kernel == "resident":
+            return 4 * self.BH * self.BH * size + (20 << 10)
+        if layer.direction == "forward":
+            return (4 * self.BH + self.BB) * K * size + (2 << 10)
+        return 4 * (K * self.BH + self.BB * max(self.BK, self.BH)) * size + (2 << 10)
+
+
+def plans(kernel: str, layer: Layer) -> Iterator[Plan]:
+    """The tiles that a kernel comes in, the fastest first."""
+    if kernel == "step":
+        half = layer.dtype.itemsize == 2
+        BB = 16 if layer.B <= 16 else 64 if half and layer.B > 64 else 32
+        yield Plan("step", layer.precision, BB, 16, 64 if half else 32, 4, 3 if half else 2)
+    elif kernel == "resident":
+        width = max(16, 1 << (layer.H - 1).bit_length())
+        num_warps = 8 if width > 32 else 4
+        yield Plan("resident", layer.precision, 16, width, width, num_warps, maxnreg=ROOMY)
+    else:
+        maxnreg = ROOMY if layer.direction == "backward" and layer.H > 768 else None
+        for BB, BH in product((16, 32, 64), (8, 16)):
+            yield Plan("cooperative", layer.precision, BB, BH, 128, 4, maxnreg=maxnreg)
+
+
+def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
+    """Every reason why a plan cannot run a layer on a card."""
+    if plan.kernel == "step":
+        return []
+    reasons = []
+    if layer.projection:
+        reasons.append("takes no projection")
+    if plan.kernel == "resident" and layer.H * layer.dtype.itemsize > 256:
+        reasons.append(f"takes H up to {256 // layer.dtype.itemsize} in this dtype")
+    if plan.kernel == "cooperative" and layer.H > 1024:
+        reasons.append("takes H up to 1024")
+    if plan.kernel == "cooperative" and plan.BH < 16 and card.capability.startswith("gfx"):
+        reasons.append("has no matrix instruction as narrow as that")
+    spills = (
+        (plan.kernel == "cooperative" and plan.BB > 16 and layer.direction == "backward")
+        or (plan.kernel == "cooperative" and layer.dtype == torch.float64 and layer.H > 256)
+        or (plan.kernel == "resident" and card.capability.startswith("gfx"))
+    )
+    if spills:
+        reasons.append("would spill registers")
+    if plan.shared(layer) > card.shared_per_block:
+        reasons.append(f"needs {plan.shared(layer)} of {card.shared_per_block} bytes of shared memory")
+    elif plan.kernel == "cooperative":
+        # Registers allow two programs of four warps on every card, whatever they take.
+        room = card.sms * min(2, card.shared_per_sm // (plan.shared(layer) + 1024))
+        rows, columns = plan.grid(layer.B, layer.H)
+        if rows * columns > room:
+            reasons.append(f"needs {rows * columns} programs at once, {room} fit")
+    return reasons
+
+
+@cache
+def choose(layer: Layer, card: Card, kernel: str | None = None) -> Plan:
+    """The kernel to run a layer with.
+
+    Args:
+        layer: what is to be run.
+        card: where.
+        kernel: the kernel's name; None takes what was measured on this card, else the first that fits.
+
+    Raises:
+        ValueError: no kernel has that name.
+        RuntimeError: it cannot run this layer on this card; the message says why.
+    """
+    if kernel is not None and kernel not in KERNELS:
+        raise ValueError(f"kernel: expected one of {KERNELS} or None, got {kernel!r}")
+    measured = TUNED.get((card.name, layer.direction, layer.H, layer.dtype.itemsize))
+    order = sorted(KERNELS, key=lambda name: name != measured) if kernel is None else [kernel]
+    reasons: list[str] = []
+    for name in order:
+        for plan in plans(name, layer):
+            reasons = why_not(plan, layer, card)
+            if not reasons:
+                return plan
+    raise RuntimeError(f"kernel {kernel!r} cannot run {layer} on {card.name}: {'; '.join(reasons)}")
+
+
+def named() -> str | None:
+    """The kernel that the user asks for."""
+    return os.environ.get("LSTM_FUSED_KERNEL") or None
+
+
+@cache
+def card_at(device: torch.device) -> Card:
+    """The card of a device; for the interpreter's CPU, the one the table was made for."""
+    if device.type == "cpu":
+        return CARDS[1]
+    p = torch.cuda.get_device_properties(device)
+    arch = f"sm_{p.major}{p.minor}" if torch.version.hip is None else p.gcnArchName.split(":")[0]
+    return Card(
+        p.name,
+        arch,
+        p.multi_processor_count,
+        p.shared_memory_per_block_optin if torch.version.hip is None else p.shared_memory_per_block,
+        p.shared_memory_per_multiprocessor,
+    )
+
+
+def precision() -> str:
+    """How float32 products are to be formed, as the user told PyTorch."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def main() -> None:
+    """Print the choice for every card and dtype."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("H", type=int)
+    parser.add_argument("B", type=int)
+    arguments = parser.parse_args()
+    kinds = (
+        (torch.float16, "ieee"),
+        (torch.float32, "tf32"),
+        (torch.float32, "ieee"),
+        (torch.float64, "ieee"),
+    )
+    for card, direction, (dtype, products) in product(CARDS, ("forward", "backward"), kinds):
+        layer = Layer(direction, arguments.H, arguments.B, dtype, products)
+        plan = choose(layer, card, named())
+        rows, columns = plan.grid(layer.B, layer.H)
+        print(
+            f"{card.name:<7} {direction:<9} {str(dtype)[6:]:<8} {products:<5} {plan.kernel:<12} "
+            f"{rows} x {columns} programs of {plan.BB} x {plan.BH}, {plan.num_warps} warps"
+        )
+
+
+if __name__ == "__main__":
+    main()

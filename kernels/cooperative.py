@@ -1,0 +1,197 @@
+"""The cooperative kernels: a program owns a tile of hidden columns of some batch rows, for all steps.
+
+Its slice of the recurrent weights stays on chip. After each step the programs that share batch rows hand
+each other h (backward: da) through memory and wait for one another, so all of them must be on the card at
+once: launch them cooperatively, which fails where they do not fit.
+"""
+
+import triton
+import triton.language as tl
+from lstm_fused.kernels.cell import (
+    add_product,
+    cell_backward,
+    cell_forward,
+    gate_rows,
+    load_inputs,
+    load_or_zero,
+    load_peephole,
+    load_saved,
+    offsets,
+    save_step,
+    store_gates,
+    valid_rows,
+)
+
+
+@triton.jit
+def arrive(arrived):
+    """Say that this program's stores are done, those of all its threads: no compiler adds that barrier."""
+    tl.debug_barrier()
+    tl.atomic_add(arrived, 1, sem="release")
+
+
+@triton.jit
+def wait(arrived, count):
+    """Wait for that many arrivals; what was stored before them can be loaded after."""
+    while tl.atomic_add(arrived, 0, sem="acquire") < count:
+        pass
+
+
+@triton.jit
+def sum_of_gates(product, BB: tl.constexpr, BH: tl.constexpr):
+    """[4, BB, BH] to [BB, BH]; tl.sum would leave every tile here in a layout that memory has not."""
+    even, odd = tl.split(tl.reshape(tl.permute(product, (1, 2, 0)), (BB, BH, 2, 2)))
+    i, g = tl.split(even)
+    f, o = tl.split(odd)
+    return (i + f) + (g + o)
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def lstm_forward_cooperative_kernel(
+    xw,  # [T, B, 4H], accumulation dtype
+    weight_hh,  # [4H, H]
+    bias,  # [4H] or None
+    peephole,  # [3H] or None
+    lengths,  # [B] or None
+    h0,  # [B, H]
+    c0,  # [B, H]
+    h_n,  # [B, H]
+    c_n,  # [B, H]
+    y,  # [T, B, H]
+    c_all,  # [T, B, H] or None
+    gates_all,  # [T, B, 4H] or None
+    exchange,  # [2, B, H], h before this step and after it, by turns
+    arrived,  # [batch tiles], zeros
+    T,
+    B,
+    H: tl.constexpr,
+    REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BB: tl.constexpr,
+    BH: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """The whole sequence; programs [batch tile, hidden tile]."""
+    WIDE: tl.constexpr = xw.dtype.element_ty
+    rows = tl.program_id(0) * BB + tl.arange(0, BB)
+    cols = tl.program_id(1) * BH + tl.arange(0, BH)
+    row_mask, mask = (rows < B)[:, None], (rows < B)[:, None] & (cols < H)[None, :]
+    state = offsets(0, rows, cols, B, H)
+    p = load_peephole(peephole, cols, H, WIDE)
+    arrived += tl.program_id(0)
+
+    w_rows, w_mask = gate_rows(tl.program_id(1) * BH, H, BH)
+    weights = ()
+    for k in tl.static_range(0, H, BK):
+        ks = k + tl.arange(0, BK)
+        w = tl.load(
+            weight_hh + w_rows[None, :] * H + ks[:, None], w_mask[None, :] & (ks < H)[:, None], other=0
+        )
+        weights += (w,)
+
+    h = tl.load(h0 + state, mask, other=0)
+    c = tl.load(c0 + state, mask, other=0).to(WIDE)
+    tl.store(exchange + state, h, mask)
+    arrive(arrived)
+    for step in range(T):
+        t = T - 1 - step if REVERSE else step
+        a = load_inputs(xw, bias, t, rows, cols, mask, B, H)
+        valid = valid_rows(lengths, rows, t, B)
+        wait(arrived, (step + 1) * tl.num_programs(1))
+
+        # All loads before the first product: each waits for memory once, not one after the other.
+        h_all = ()
+        for k in tl.static_range(0, H, BK):
+            ks = k + tl.arange(0, BK)
+            at = offsets(step % 2, rows, ks, B, H)
+            h_all += (tl.load(exchange + at, row_mask & (ks < H)[None, :], other=0, cache_modifier=".cg"),)
+        product = tl.zeros((BB, 4 * BH), WIDE)
+        for k in tl.static_range(len(weights)):
+            product = tl.dot(h_all[k], weights[k], product, input_precision=PRECISION, out_dtype=WIDE)
+
+        m, c_t, gates = cell_forward(add_product(a, product, BB, BH), c, p, peephole is not None)
+        h = tl.where(valid, m.to(h.dtype), h)
+        c = tl.where(valid, c_t, c)
+        tl.store(exchange + offsets((step + 1) % 2, rows, cols, B, H), h, mask)
+        arrive(arrived)
+        save_step(h, c, gates, valid, y, c_all, gates_all, t, rows, cols, mask, B, H)
+    tl.store(h_n + state, h, mask)
+    tl.store(c_n + state, c.to(c_n.dtype.element_ty), mask)
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def lstm_backward_cooperative_kernel(
+    dy,  # [T, B, H] or None
+    dh_n,  # [B, H] or None
+    dc_n,  # [B, H] or None
+    c_all,  # [T, B, H]
+    gates_all,  # [T, B, 4H]
+    c0,  # [B, H]
+    weight_hh,  # [4H, H]
+    peephole,  # [3H] or None
+    lengths,  # [B] or None
+    dxw,  # [T, B, 4H]
+    dh0,  # [B, H]
+    dc0,  # [B, H]
+    arrived,  # [batch tiles], zeros
+    T,
+    B,
+    H: tl.constexpr,
+    REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BB: tl.constexpr,
+    BH: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """The whole sequence, from its last step to its first; programs [batch tile, hidden tile]."""
+    WIDE: tl.constexpr = c_all.dtype.element_ty
+    KIND: tl.constexpr = dxw.dtype.element_ty
+    rows = tl.program_id(0) * BB + tl.arange(0, BB)
+    cols = tl.program_id(1) * BH + tl.arange(0, BH)
+    row_mask, mask = (rows < B)[:, None], (rows < B)[:, None] & (cols < H)[None, :]
+    state = offsets(0, rows, cols, B, H)
+    p = load_peephole(peephole, cols, H, WIDE)
+    arrived += tl.program_id(0)
+
+    # The four gates are a dimension of their own in this product, which splits it over the warps.
+    gate_starts = (tl.arange(0, 4) * H)[:, None, None]
+    weights = ()
+    for k in tl.static_range(0, H, BK):
+        ks = k + tl.arange(0, BK)
+        w_at = (gate_starts + ks[None, :, None]) * H + cols[None, None, :]
+        weights += (
+            tl.load(weight_hh + w_at, ((ks < H)[:, None] & (cols < H)[None, :])[None, :, :], other=0),
+        )
+
+    dh = load_or_zero(dh_n, state, mask, BB, BH, WIDE)
+    dc = load_or_zero(dc_n, state, mask, BB, BH, WIDE)
+    t = 0 if REVERSE else T - 1
+    c = tl.load(c_all + offsets(t, rows, cols, B, H), mask, other=0)
+    dy_t, c_prev, i, f, g, o = load_saved(
+        dy, c_all, c0, gates_all, 0, T, rows, cols, mask, B, H, REVERSE, BB, BH
+    )
+    for step in range(T):
+        t = step if REVERSE else T - 1 - step
+        valid = valid_rows(lengths, rows, t, B)
+        da, dc_prev = cell_backward(dh + dy_t, dc, (i, f, g, o), c, c_prev, p, peephole is not None)
+        store_gates(dxw + offsets(t, rows, cols, B, 4 * H), da, valid, mask, H)
+        arrive(arrived)
+        dc = tl.where(valid, dc_prev, dc)
+        c = c_prev
+        # What the next step needs of memory comes while this one waits.
+        dy_t, c_prev, i, f, g, o = load_saved(
+            dy, c_all, c0, gates_all, step + 1, T, rows, cols, mask & (step + 1 < T), B, H, REVERSE, BB, BH
+        )
+        wait(arrived, (step + 1) * tl.num_programs(1))
+
+        product = tl.zeros((4, BB, BH), WIDE)
+        for k in tl.static_range(len(weights)):
+            ks = k * BK + tl.arange(0, BK)
+            at = offsets(t, rows, ks, B, 4 * H)[None, :, :] + gate_starts
+            da_all = tl.load(
+                dxw + at, (row_mask & (ks < H)[None, :])[None, :, :], other=0, cache_modifier=".cg"
+            )
+            product = tl.dot(da_all, weights[k], product, input_precision=PRECISION, out_dtype=WIDE)
+        dh = tl.where(valid, sum_of_gates(product, BB, BH), dh)
+    tl.store(dh0 + state, dh.to(KIND), mask)
+    tl.store(dc0 + state, dc.to(KIND), mask)

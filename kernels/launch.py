@@ -1,0 +1,92 @@
+"""The GPU engine: the contract of `lstm_fused.reference`, kept by one kernel per step or per sequence."""
+
+from typing import Any
+
+import torch
+from lstm_fused.kernels import sequence, steps
+from lstm_fused.kernels.choose import Layer, card_at, choose, named, precision
+from torch import Tensor
+
+from lstm_fused.reference import Backward, Forward, accumulation_dtype
+
+
+def forward(
+    x: Tensor,  # [T, B, I]
+    weight_ih: Tensor,  # [4H, I]
+    weight_hh: Tensor,  # [4H, P]
+    bias: Tensor | None,  # [4H]
+    peephole: Tensor | None,  # [3H]
+    weight_hr: Tensor | None,  # [P, H]
+    h0: Tensor,  # [B, P]
+    c0: Tensor,  # [B, H]
+    lengths: Tensor | None,  # [B], int64
+    reverse: bool,
+    save: bool,
+) -> Forward:
+    """Run one layer in one direction over the whole sequence."""
+    (T, B, _), H, P = x.shape, c0.shape[1], h0.shape[1]
+    y = x.new_empty(T, B, P)
+    c = x.new_empty((T, B, H) if save else (0,), dtype=accumulation_dtype(x.dtype))
+    gates = x.new_empty((T, B, 4 * H) if save else (0,))
+    if y.numel() == 0:
+        return Forward(y, h0.clone(), c0.clone(), c, gates)
+    layer = Layer("forward", H, B, x.dtype, precision(), weight_hr is not None)
+    plan = choose(layer, card_at(x.device), named())
+    with torch.cuda.device_of(x):
+        xw = input_projection(x, weight_ih)
+        weights = map(dense, (weight_hh, bias, peephole))
+        states = map(dense, (h0, c0, lengths))
+        saved = (c, gates) if save else (None, None)
+        if plan.kernel == "step":
+            h_n, c_n = steps.forward(plan, xw, *weights, dense(weight_hr), *states, y, *saved, reverse)
+        else:
+            h_n, c_n = sequence.forward(plan, xw, *weights, *states, y, *saved, reverse)
+    return Forward(y, h_n, c_n, c, gates)
+
+
+def backward(
+    dy: Tensor | None,  # [T, B, P]
+    dh_n: Tensor | None,  # [B, P]
+    dc_n: Tensor | None,  # [B, H]
+    c: Tensor,  # [T, B, H]
+    gates: Tensor,  # [T, B, 4H]
+    c0: Tensor,  # [B, H]
+    weight_hh: Tensor,  # [4H, P]
+    peephole: Tensor | None,  # [3H]
+    weight_hr: Tensor | None,  # [P, H]
+    lengths: Tensor | None,  # [B], int64
+    reverse: bool,
+) -> Backward:
+    """Carry the gradients of y, h_n and c_n (None is zero) back over the whole sequence."""
+    B, H = c0.shape
+    dxw = torch.empty_like(gates, memory_format=torch.contiguous_format)
+    if dxw.numel() == 0:
+        dh0 = gates.new_zeros(B, weight_hh.shape[1]) if dh_n is None else dh_n.clone()
+        return Backward(dxw, dh0, gates.new_zeros(B, H) if dc_n is None else dc_n.clone())
+    layer = Layer("backward", H, B, gates.dtype, precision(), weight_hr is not None)
+    plan = choose(layer, card_at(c.device), named())
+    with torch.cuda.device_of(c):
+        douts = map(dense, (dy, dh_n, dc_n))
+        saved = map(dense, (c, gates, c0, weight_hh, peephole))
+        if plan.kernel == "step":
+            dh0, dc0 = steps.backward(plan, *douts, *saved, dense(weight_hr), dense(lengths), dxw, reverse)
+        else:
+            dh0, dc0 = sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse)
+    return Backward(dxw, dh0, dc0)
+
+
+def input_projection(x: Tensor, weight_ih: Tensor) -> Tensor:
+    """W_ih x_t of all steps in one product, in the accumulation dtype: [T, B, 4H]."""
+    T, B, I = x.shape
+    rows = x.reshape(T * B, I)
+    wide = accumulation_dtype(x.dtype)
+    if x.is_cuda and wide != x.dtype:
+        xw = torch.mm(rows, weight_ih.T, out_dtype=wide)
+    else:
+        xw = rows.to(wide) @ weight_ih.to(wide).T
+    return xw.view(T, B, -1)
+
+
+def dense(tensor: Tensor | None) -> Any:
+    """The kernels take dense tensors only."""
+    return None if tensor is None else tensor.contiguous()

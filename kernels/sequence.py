@@ -1,0 +1,71 @@
+"""The sequence as a single launch, of a resident or a cooperative kernel."""
+
+import torch
+from lstm_fused.kernels.choose import Plan
+from lstm_fused.kernels.cooperative import (
+    lstm_backward_cooperative_kernel,
+    lstm_forward_cooperative_kernel,
+)
+from lstm_fused.kernels.resident import lstm_backward_resident_kernel, lstm_forward_resident_kernel
+from torch import Tensor
+
+
+def forward(
+    plan: Plan,
+    xw: Tensor,  # [T, B, 4H]
+    weight_hh: Tensor,  # [4H, H]
+    bias: Tensor | None,  # [4H]
+    peephole: Tensor | None,  # [3H]
+    h0: Tensor,  # [B, H]
+    c0: Tensor,  # [B, H]
+    lengths: Tensor | None,  # [B]
+    y: Tensor,  # [T, B, H]
+    c: Tensor | None,  # [T, B, H]
+    gates: Tensor | None,  # [T, B, 4H]
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Fill y, c and gates; h_n and c_n."""
+    T, B, H = y.shape
+    h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
+    tensors = (xw, weight_hh, bias, peephole, lengths, h0, c0, h_n, c_n, y, c, gates)
+    rows, columns = plan.grid(B, H)
+    if plan.kernel == "resident":
+        lstm_forward_resident_kernel[(rows,)](*tensors, T, B, H, reverse, **plan.options)
+    else:
+        lstm_forward_cooperative_kernel[(rows, columns)](
+            *tensors, y.new_empty(2, B, H), zero_counters(y, rows), T, B, H, reverse, **plan.options
+        )
+    return h_n, c_n
+
+
+def backward(
+    plan: Plan,
+    dy: Tensor | None,  # [T, B, H]
+    dh_n: Tensor | None,  # [B, H]
+    dc_n: Tensor | None,  # [B, H]
+    c: Tensor,  # [T, B, H]
+    gates: Tensor,  # [T, B, 4H]
+    c0: Tensor,  # [B, H]
+    weight_hh: Tensor,  # [4H, H]
+    peephole: Tensor | None,  # [3H]
+    lengths: Tensor | None,  # [B]
+    dxw: Tensor,  # [T, B, 4H]
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Fill dxw; dh0 and dc0."""
+    T, B, H = c.shape
+    dh0, dc0 = torch.empty_like(c0), torch.empty_like(c0)
+    tensors = (dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, lengths, dxw, dh0, dc0)
+    rows, columns = plan.grid(B, H)
+    if plan.kernel == "resident":
+        lstm_backward_resident_kernel[(rows,)](*tensors, T, B, H, reverse, **plan.options)
+    else:
+        lstm_backward_cooperative_kernel[(rows, columns)](
+            *tensors, zero_counters(c, rows), T, B, H, reverse, **plan.options
+        )
+    return dh0, dc0
+
+
+def zero_counters(like: Tensor, rows: int) -> Tensor:
+    """Arrivals at the barrier of each batch tile; a count that outlived its launch would break the next."""
+    return torch.zeros(rows, dtype=torch.int32, device=like.device)

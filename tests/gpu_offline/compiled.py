@@ -1,0 +1,270 @@
+"""Kernels compiled for cards that are not here: what they take, what they are made of, what holds for all.
+
+As a program it compiles the whole matrix, holds it against the checked-in table, and with --write replaces
+that table: python tests/gpu_offline/compiled.py [--write] [--only NAME].
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from lstm_fused.kernels import cooperative, resident, step
+from lstm_fused.kernels.choose import CARDS, Card, Layer, Plan, plans, why_not
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TABLE = Path(__file__).with_name("resources.json")
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+SIZES = (64, 128, 256, 512, 768, 1024)
+BATCH = 16
+KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
+POINTERS = {"lengths": "*i64", "arrived": "*i32"}
+WIDE_POINTERS = ("xw", "c_state", "c_all", "dh_state", "dc_state")
+INTEGERS = ("T", "B", "t", "t_after", "t_before")
+# The instructions worth counting, as nvdisasm spells them.
+MIX = {
+    "tensor": r"\b(?:HMMA|HGMMA|DMMA|UTC\w*MMA)\b",
+    "global_load": r"\b(?:LDG|LDGSTS)\b",
+    "global_store": r"\bSTG\b",
+    "shared_load": r"\b(?:LDS|LDSM)\b",
+    "shared_store": r"\bSTS\b",
+    "barrier": r"\bBAR\.SYNC\b",
+    "spill": r"\b(?:LDL|STL)\b",
+}
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel for one card."""
+
+    kernel: str
+    direction: str
+    kind: str
+    H: int
+    card: Card
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel} {self.direction} {self.kind} H={self.H} {self.card.capability}"
+
+    @property
+    def layer(self) -> Layer:
+        return Layer(
+            self.direction, self.H, BATCH, KINDS[self.kind], "tf32" if self.kind == "tf32" else "ieee"
+        )
+
+    @property
+    def function(self) -> Any:
+        module = {"step": step, "resident": resident, "cooperative": cooperative}[self.kernel]
+        return getattr(module, f"lstm_{self.direction}_{self.kernel}_kernel")
+
+    def plan(self) -> Plan | None:
+        """The tiles the table picks, if this kernel takes this layer on this card."""
+        fits = (plan for plan in plans(self.kernel, self.layer) if not why_not(plan, self.layer, self.card))
+        return next(fits, None)
+
+
+def matrix() -> Iterator[Build]:
+    """Everything the table may pick."""
+    for card in CARDS:
+        for kernel in ("step", "resident", "cooperative"):
+            for direction in ("forward", "backward"):
+                for kind in KINDS:
+                    for H in SIZES:
+                        build = Build(kernel, direction, kind, H, card)
+                        if build.plan() is not None:
+                            yield build
+
+
+@cache
+def compile_kernel(build: Build, function: Any = None) -> Any:
+    """What Triton makes of it; ``function`` stands in for the kernel."""
+    plan = build.plan()
+    assert plan is not None
+    function = function or build.function
+    H = build.H
+    constants = {"lengths": None, "H": H, "P": H, "K": 4 * H, "REVERSE": False} | {
+        name: value for name, value in plan.options.items() if name.isupper()
+    }
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    io = {"tf32": "fp32"}.get(build.kind, build.kind)
+    wide = "fp64" if io == "fp64" else "fp32"
+
+    def kind_of(name: str) -> str:
+        if name in INTEGERS:
+            return "i32"
+        return POINTERS.get(name) or "*" + (wide if name in WIDE_POINTERS else io)
+
+    signature = {n: "constexpr" if n in constants else kind_of(n) for n in function.arg_names}
+    # torch allocates at multiples of 16 bytes and more; nothing is claimed about T and B.
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")
+    }
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
+    arch = build.card.capability
+    amd = arch.startswith("gfx")
+    target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch[3:]), 32)
+    options = {name: value for name, value in plan.options.items() if name.islower()}
+    return triton.compile(source, target=target, options=options)
+
+
+def disassemble(compiled: Any, tool: str, *options: str) -> str:
+    """What one of the tools in Triton's wheel says about a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        return subprocess.run(
+            [TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True
+        ).stdout
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel takes and holds."""
+
+    registers: int
+    spilled: int  # bytes of stack
+    shared: int  # bytes
+    mix: dict[str, int]  # instructions
+
+
+def resources(compiled: Any) -> Resources:
+    """Read them from the compiled code."""
+    if "cubin" not in compiled.asm:
+        text = compiled.asm["amdgcn"]
+
+        def value(key: str) -> int:
+            found = re.search(rf"\.{key}:\s+(\d+)", text)
+            assert found is not None, key
+            return int(found[1])
+
+        mix = {
+            "tensor": len(re.findall(r"\bv_mfma", text)),
+            "barrier": len(re.findall(r"\bs_barrier\b", text)),
+        }
+        return Resources(
+            value("vgpr_count"), value("private_segment_fixed_size"), compiled.metadata.shared, mix
+        )
+    usage = disassemble(compiled, "cuobjdump", "-res-usage")
+    code = disassemble(compiled, "nvdisasm", "-c")
+    registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
+    mix = {name: len(re.findall(pattern, code)) for name, pattern in MIX.items()}
+    return Resources(registers, stack, compiled.metadata.shared, mix)
+
+
+def faults(build: Build, compiled: Any, found: Resources) -> list[str]:
+    """Everything that must hold and does not."""
+    plan, card = build.plan(), build.card
+    assert plan is not None
+    wrong = []
+    if found.spilled or found.mix.get("spill"):
+        wrong.append(f"spills {found.spilled} bytes")
+    if found.shared > card.shared_per_block:
+        wrong.append(f"takes {found.shared} bytes of shared memory of {card.shared_per_block}")
+    if build.kernel != "step" and found.shared > plan.shared(build.layer):
+        wrong.append(
+            f"takes {found.shared} bytes of shared memory, the launcher reckons {plan.shared(build.layer)}"
+        )
+    if not found.mix["tensor"]:
+        wrong.append("does not use the tensor cores")
+    if build.kernel == "cooperative":
+        rows, columns = plan.grid(BATCH, build.H)
+        if rows * columns > card.sms * programs_per_sm(found, plan, card):
+            wrong.append(f"{rows * columns} programs are not on the card at once")
+    if build.kernel != "step":
+        wrong += loop_faults(compiled.asm["ttgir"])
+    if build.kernel == "cooperative" and "ptx" in compiled.asm:
+        wrong += release_faults(compiled.asm["ptx"])
+    return wrong
+
+
+def programs_per_sm(found: Resources, plan: Plan, card: Card) -> int:
+    """How many are on a multiprocessor at once, by registers, shared memory and threads."""
+    threads = plan.num_warps * (64 if card.capability.startswith("gfx") else 32)
+    registers = -(-max(found.registers, 1) // 8) * 8 * threads
+    available = 4 * 512 * 64 if card.capability.startswith("gfx") else 65536
+    reserved = 0 if card.capability.startswith("gfx") else 1024
+    return min(available // registers, card.shared_per_sm // (found.shared + reserved), 2048 // threads)
+
+
+def loop_faults(ttgir: str) -> list[str]:
+    """The recurrent weights must be loaded before the time loop, never in it."""
+    pointer = re.search(r"(%weight_hh\w*): !tt\.ptr", ttgir)
+    assert pointer is not None
+    depends, in_loop = {pointer[1]}, False
+    wrong = []
+    for line in ttgir.splitlines():
+        # The time loop is the one at the top level of the kernel.
+        if re.match(r"    (?:%\S+ = )?scf\.for ", line):
+            in_loop = True
+        if re.match(r"    } loc|    }$|    } \{", line):
+            in_loop = False
+        found = re.match(r"\s*(%[\w#]+)(?::\d+)? = (tt\.\w+|ttg\.\w+) (.*)", line)
+        if found is None or not depends & set(re.findall(r"%[\w#]+", found[3])):
+            continue
+        if found[2] not in ("tt.load", "ttg.async_copy_global_to_local"):
+            depends.add(found[1])
+        elif in_loop:
+            wrong.append(f"loads recurrent weights in the time loop: {line.strip()[:120]}")
+    return wrong
+
+
+def release_faults(ptx: str) -> list[str]:
+    """Between the last store to memory and a release there must be a barrier of the whole program."""
+    wrong, stored = [], False
+    releases = 0
+    for line in ptx.splitlines():
+        if re.search(r"\bst\.global", line):
+            stored = True
+        elif re.search(r"\bbar(?:rier)?\.(?:cta\.)?sync", line):
+            stored = False
+        elif re.search(r"\b(?:atom|red)\.\S*release", line):
+            releases += 1
+            if stored:
+                wrong.append("a release with stores before it and no barrier between")
+    return wrong if releases else ["no release"]
+
+
+def measure(build: Build) -> tuple[dict[str, Any], list[str]]:
+    """A row of the table, and what is wrong with it."""
+    compiled = compile_kernel(build)
+    found = resources(compiled)
+    return asdict(found), faults(build, compiled, found)
+
+
+def main() -> None:
+    """Compile all that may be picked."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--write", action="store_true", help="replace the table by what is found")
+    parser.add_argument("--only", default="", help="rows whose name holds this")
+    arguments = parser.parse_args()
+    known = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    table: dict[str, Any] = {}
+    wrong = []
+    for build in matrix():
+        if arguments.only not in build.name:
+            table[build.name] = known.get(build.name)
+            continue
+        table[build.name], bad = measure(build)
+        if not arguments.write and known.get(build.name) != table[build.name]:
+            bad.append(f"differs from {TABLE.name}: {known.get(build.name)}")
+        wrong += [f"{build.name}: {reason}" for reason in bad]
+        print(build.name, table[build.name], *bad, flush=True)
+    if arguments.write:
+        rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in table.items())
+        TABLE.write_text("{\n" + rows + "\n}\n")
+    sys.exit("\n".join(wrong) or None)
+
+
+if __name__ == "__main__":
+    main()

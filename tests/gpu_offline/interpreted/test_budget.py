@@ -1,0 +1,58 @@
+"""How often a layer launches something, counted."""
+
+import pytest
+import torch
+from cases import Case, make_tensors
+from lstm_fused.kernels import launch, sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lstm_fused import reference
+
+# These only look at memory or set it aside.
+FREE = {"empty", "new_empty", "empty_like", "view", "t", "detach", "permute", "_unsafe_view", "promote_types"}
+CASE = Case("small", T=3, B=3, I=5, H=7)
+GRIDS = [(1,), (1, 1)]
+
+
+class Count(TorchDispatchMode):
+    """Every operation of PyTorch that launches something; our kernels are counted in their stead."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.launched = []
+        for name in dir(sequence):
+            if name.endswith("_kernel"):
+                monkeypatch.setattr(sequence, name, dict.fromkeys(GRIDS, self.kernel(name)))
+
+    def kernel(self, name):
+        return lambda *arguments, **options: self.launched.append(name)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split("::")[1].split(".")[0]
+        if name not in FREE:
+            self.launched.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernel", ["resident", "cooperative"])
+@pytest.mark.parametrize("save", [False, True])
+def test_forward(kernel, save, monkeypatch):
+    monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
+    t = make_tensors(CASE, torch.float32)
+    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
+    with Count(monkeypatch) as count:
+        launch.forward(*(t[n] for n in names), None, False, save)
+    counters = ["zeros"] if kernel == "cooperative" else []
+    assert count.launched == ["mm", *counters, f"lstm_forward_{kernel}_kernel"]
+
+
+@pytest.mark.parametrize("kernel", ["resident", "cooperative"])
+def test_backward(kernel, monkeypatch):
+    monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
+    t = make_tensors(CASE, torch.float32)
+    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
+    out = reference.lstm_forward(*(t[n] for n in names), None, False, True)
+    with Count(monkeypatch) as count:
+        launch.backward(*out, t["c0"], t["weight_hh"], t["peephole"], None, None, False)
+    counters = ["zeros"] if kernel == "cooperative" else []
+    assert count.launched == [*counters, f"lstm_backward_{kernel}_kernel"]

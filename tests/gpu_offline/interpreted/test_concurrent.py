@@ -1,0 +1,100 @@
+"""The cooperative kernels under random schedules and weak memory, and faults that this must find."""
+
+import importlib.util
+
+import pytest
+import torch
+from cases import Case, make_tensors
+from concurrently import Deadlock, Race, concurrently
+from lstm_fused.kernels import cooperative, launch, sequence
+
+from lstm_fused import reference
+
+CASE = Case("three_programs", T=3, B=3, I=2, H=19, lengths=(3, 1, 0), reverse=True)
+SIX = Case("six_programs", T=2, B=17, I=2, H=19)
+
+# What to break in the kernels' source, and what must come of it.
+FAULTS = {
+    "no_wait_for_others": ("    while tl.atomic_add", "    while False and tl.atomic_add", Race),
+    "relaxed_arrive": ('sem="release"', 'sem="relaxed"', Race),
+    "relaxed_wait": ('sem="acquire"', 'sem="relaxed"', Race),
+    "arrive_before_the_store": ("        arrive(arrived)\n", "", Deadlock),
+    "wait_for_one_too_few": (
+        "(step + 1) * tl.num_programs(1))",
+        "(step + 1) * tl.num_programs(1) - 1)",
+        Race,
+    ),
+    "wait_for_one_too_many": (
+        "(step + 1) * tl.num_programs(1))",
+        "(step + 1) * tl.num_programs(1) + 1)",
+        Deadlock,
+    ),
+}
+# The forward pass alone hands h over by two buffers in turn.
+FORWARD_FAULTS = {"one_buffer": ("(step + 1) % 2", "step % 2", Race)}
+
+
+@pytest.fixture(autouse=True)
+def named_kernel(monkeypatch):
+    monkeypatch.setenv("LSTM_FUSED_KERNEL", "cooperative")
+    torch.use_deterministic_algorithms(True)  # fills what is allocated with NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def forward_inputs(case):
+    t = make_tensors(case, torch.float32)
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
+    return (*(t[n] for n in names), lengths, case.reverse, True)
+
+
+def backward_inputs(case):
+    _, _, weight_hh, _, peephole, _, _, c0, lengths, reverse, _ = inputs = forward_inputs(case)
+    out = reference.lstm_forward(*inputs)
+    return (out.y, out.h_n, out.c_n, out.c, out.gates, c0, weight_hh, peephole, None, lengths, reverse)
+
+
+def check(direction, case, seed):
+    inputs = forward_inputs(case) if direction == "forward" else backward_inputs(case)
+    wanted = getattr(reference, f"lstm_{direction}")(*inputs)
+    with concurrently(seed):
+        found = getattr(launch, direction)(*inputs)
+    torch.testing.assert_close(tuple(found), tuple(wanted), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("seed", range(20))
+def test_any_schedule_gives_the_same(direction, seed):
+    check(direction, CASE, seed)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_batch_tiles_do_not_wait_for_each_other(direction):
+    check(direction, SIX, 0)
+
+
+@pytest.mark.parametrize(
+    ("direction", "fault"),
+    [(d, f) for d in ("forward", "backward") for f in FAULTS] + [("forward", f) for f in FORWARD_FAULTS],
+)
+def test_a_broken_barrier_is_found(direction, fault, monkeypatch, tmp_path):
+    old, new, error = (FAULTS | FORWARD_FAULTS)[fault]
+    with open(cooperative.__file__) as file:
+        source = file.read()
+    assert old in source
+    broken = tmp_path / "broken.py"
+    broken.write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location("broken", broken)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    name = f"lstm_{direction}_cooperative_kernel"
+    monkeypatch.setattr(sequence, name, getattr(module, name))
+    monkeypatch.setattr("concurrently.SWITCHES", 3000)
+
+    def run():
+        for seed in range(5):
+            check(direction, CASE, seed)
+
+    with pytest.raises(error):
+        run()

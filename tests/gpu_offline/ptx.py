@@ -1,0 +1,388 @@
+"""Runs the PTX that Triton makes for sm_80, and watches for what a GPU would let pass.
+
+All threads of a block take one step together, as numpy arrays; blocks take turns by lot at atomics and
+acquiring loads. Errors: accesses outside the tensors or misaligned; two warps that meet at one byte of
+shared memory, one of them writing, with no barrier between; a release while other warps' stores are not
+behind a barrier; branches on which threads disagree. Semantics and the layout of matrix fragments: NVIDIA,
+"PTX ISA", version 8.
+"""
+
+import random
+import re
+
+import numpy as np
+import torch
+
+TYPES = {
+    **{f"b{8 * n}": np.dtype(f"u{n}") for n in (2, 4, 8)},
+    **{f"u{8 * n}": np.dtype(f"u{n}") for n in (2, 4, 8)},
+    **{f"s{8 * n}": np.dtype(f"i{n}") for n in (2, 4, 8)},
+    **{f"f{8 * n}": np.dtype(f"f{n}") for n in (2, 4)},
+    "pred": np.dtype(bool),
+}
+TURNS = 200_000  # more than any launch here takes, unless it waits forever
+WARP = 32
+
+
+class Fault(Exception):
+    """The program does what it must not."""
+
+
+class Program:
+    """Parsed PTX: instructions (predicate, negated, name, qualifiers, operands), labels, parameters."""
+
+    def __init__(self, ptx):
+        head, body = ptx.split("\n{", 1)
+        self.threads = int(re.search(r"\.reqntid (\d+)", ptx)[1])
+        self.parameters = re.findall(r"\.param \.(u\d+).*?(\w+_param_\d+)", head)
+        self.instructions, self.labels = [], {}
+        for line in body.splitlines():
+            line = line.split("//")[0].strip()
+            if label := re.fullmatch(r"(\$\w+):", line):
+                self.labels[label[1]] = len(self.instructions)
+            elif found := re.fullmatch(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*);", line):
+                name, *qualifiers = found[3].replace("::cta", "").split(".")
+                operands = re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s]+", found[4])
+                self.instructions.append((found[2], bool(found[1]), name, qualifiers, operands, line))
+            elif line and line[0] not in ".}{":
+                raise NotImplementedError(line)
+
+
+class Machine:
+    """Memory, and blocks that share it."""
+
+    def __init__(self, seed=0):
+        self.random, self.tensors, self.end = random.Random(seed), [], 1 << 20
+
+    def put(self, tensor):
+        """The address of a tensor, whose memory the programs use; nothing lies close after it."""
+        start = self.end
+        self.tensors.append((start, tensor.view(-1).view(torch.uint8).numpy()))
+        self.end += (tensor.nbytes // 4096 + 2) * 4096
+        return start
+
+    def find(self, addresses, size):
+        first, last = int(addresses.min()), int(addresses.max()) + size
+        for start, data in self.tensors:
+            if start <= first and last <= start + data.size:
+                if (addresses % size).any():
+                    raise Fault("misaligned access")
+                return data, addresses.astype(np.int64) - start
+        raise Fault(f"access outside the tensors, at {first:#x} to {last:#x}")
+
+    def launch(self, program, grid, arguments, shared):
+        blocks = [Block(self, program, (x, y), grid, arguments, shared).run() for x, y in np.ndindex(*grid)]
+        for _ in range(TURNS):
+            if not blocks:
+                return
+            block = self.random.choice(blocks)
+            if next(block, "over") == "over":
+                blocks.remove(block)
+        raise Fault("a block waits forever")
+
+
+class Shared:
+    """A block's shared memory, and which warp touched each byte since the last barrier."""
+
+    def __init__(self, size):
+        self.data = np.zeros(size, np.uint8)
+        self.epoch = 1
+        self.written, self.writer = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self.read, self.reader = np.zeros(size, np.int64), np.zeros(size, np.int64)
+
+    def touch(self, addresses, size, warps, write):
+        """Note an access of ``size`` bytes at each address; returns every byte's index."""
+        index = addresses.astype(np.int64)[:, None] + np.arange(size)
+        warps = np.broadcast_to(warps[:, None], index.shape)
+        if index.size and (index.min() < 0 or index.max() >= self.data.size):
+            raise Fault("access outside shared memory")
+        if ((self.written[index] == self.epoch) & (self.writer[index] != warps)).any():
+            raise Fault("no barrier since another warp wrote this shared memory")
+        if write:
+            if ((self.read[index] == self.epoch) & (self.reader[index] != warps)).any():
+                raise Fault("no barrier since another warp read this shared memory")
+            self.written[index], self.writer[index] = self.epoch, warps
+        else:
+            several = (self.read[index] == self.epoch) & (self.reader[index] != warps)
+            self.read[index], self.reader[index] = self.epoch, np.where(several, -1, warps)
+        return index
+
+
+class Block:
+    """One block's threads, in step."""
+
+    def __init__(self, machine, program, position, grid, arguments, shared):
+        self.machine, self.program, self.shared = machine, program, Shared(shared + 16)
+        n = self.threads = program.threads
+        self.warp = np.arange(n) // WARP
+        self.registers = {"%tid.x": np.arange(n, dtype=np.uint32)}
+        for axis, at, extent in zip("xy", position, grid, strict=True):
+            self.registers[f"%ctaid.{axis}"] = np.full(n, at, np.uint32)
+            self.registers[f"%nctaid.{axis}"] = np.full(n, extent, np.uint32)
+        # Triton appends two pointers to scratch memory, which nothing here uses.
+        values = [*arguments, 0, 0]
+        for (kind, name), value in zip(program.parameters, values, strict=True):
+            self.registers[f"[{name}]"] = np.full(n, value, TYPES[kind])
+        self.storing = set()  # warps with stores to global memory since the last barrier
+        self.copies = [[]]  # groups of asynchronous copies, the open one last
+
+    def run(self):
+        """Yields where another block may take over."""
+        at = 0
+        while True:
+            predicate, negated, name, qualifiers, operands, line = self.program.instructions[at]
+            at += 1
+            active = np.ones(self.threads, bool)
+            if predicate:
+                active = self.registers[predicate] != negated
+            if name == "ret":
+                return
+            if name == "bra":
+                if active.any() and not active.all():
+                    raise Fault("threads disagree on a branch")
+                at = self.program.labels[operands[0]] if active.all() else at
+                continue
+            if name == "atom" or "acquire" in qualifiers:
+                yield
+            try:
+                method = getattr(self, f"do_{name}", None)
+                if method is not None:
+                    method(qualifiers, operands, active)
+                else:
+                    self.write(operands[0], self.compute(name, qualifiers, operands[1:]), active)
+            except Exception as error:
+                error.add_note(line)
+                raise
+
+    def value(self, operand, kind):
+        """An operand of every thread, as numbers of this type."""
+        dtype = TYPES[kind]
+        if operand in self.registers:
+            found = self.registers[operand]
+            if found.itemsize > dtype.itemsize:  # the lower part is meant
+                found = found.astype(f"u{dtype.itemsize}")
+            return found if found.dtype == dtype else found.view(dtype)
+        if operand == "global_smem":
+            return np.zeros(self.threads, dtype)
+        if operand.startswith("0f"):
+            return np.full(self.threads, int(operand[2:], 16), np.uint32).view(dtype)
+        number = int(operand, 0)
+        if kind == "pred":
+            return np.full(self.threads, bool(number))
+        return np.full(self.threads, number % (1 << 8 * dtype.itemsize), f"u{dtype.itemsize}").view(dtype)
+
+    def write(self, register, value, active):
+        if value.dtype != bool:
+            value = value.view(f"u{value.dtype.itemsize}")
+        if not active.all():
+            value = np.where(active, value, self.registers.get(register, np.zeros_like(value)))
+        self.registers[register] = value
+
+    def address(self, operand):
+        base, offset = re.fullmatch(r"\[\s*([%\w]+)\s*(?:\+\s*(-?\d+))?\s*\]", operand).groups()
+        kind = "u32" if re.match(r"%r\d|global", base) else "u64"
+        return self.value(base, kind).astype(np.int64) + int(offset or 0)
+
+    # Arithmetic.
+
+    def compute(self, name, qualifiers, operands):
+        with np.errstate(all="ignore"):
+            if name == "cvt":
+                return self.convert(*qualifiers[-2:], operands[0])
+            if name == "setp":
+                x, y = (self.value(o, qualifiers[-1]) for o in operands)
+                return COMPARISONS[qualifiers[0]](x, y)
+            if name == "selp":
+                x, y = (self.value(o, qualifiers[-1]) for o in operands[:2])
+                return np.where(self.value(operands[2], "pred"), x, y)
+            if name in ("shl", "shr"):
+                x, count = self.value(operands[0], qualifiers[-1]), self.value(operands[1], "u32")
+                kept = (np.left_shift if name == "shl" else np.right_shift)(x, count.astype(x.dtype))
+                return np.where(count < 8 * x.itemsize, kept, 0).astype(x.dtype)
+            values = [self.value(o, qualifiers[-1]) for o in operands]
+            if "wide" in qualifiers:
+                wide = f"{values[0].dtype.kind}{2 * values[0].itemsize}"
+                values[:2] = (v.astype(wide) for v in values[:2])
+                values[2:] = (
+                    self.value(o, f"u{8 * np.dtype(wide).itemsize}").view(wide) for o in operands[2:]
+                )
+            if name == "fma":
+                return sum_of_product(*values)
+            return ARITHMETIC[name](*values)
+
+    def convert(self, to, kind, operand):
+        if kind == "bf16":
+            return (self.value(operand, "u16").astype(np.uint32) << 16).view(np.float32)
+        value = self.value(operand, kind)
+        if to == "bf16":
+            return torch.from_numpy(value.copy()).bfloat16().view(torch.int16).numpy()
+        return value.astype(TYPES[to])
+
+    def do_mov(self, qualifiers, operands, active):
+        """Also takes a register apart into smaller ones, or puts it together."""
+        target, source = operands
+        if target.startswith("{"):
+            parts = registers(target)
+            whole = self.value(source, qualifiers[-1])
+            pieces = np.ascontiguousarray(whole)[:, None].view(f"u{whole.itemsize // len(parts)}")
+            for n, part in enumerate(parts):
+                self.write(part, np.ascontiguousarray(pieces[:, n]), active)
+        elif source.startswith("{"):
+            kind = f"u{TYPES[qualifiers[-1]].itemsize * 8 // len(registers(source))}"
+            pieces = np.stack([self.value(r, kind) for r in registers(source)], 1)
+            self.write(target, pieces.view(TYPES[qualifiers[-1]])[:, 0], active)
+        else:
+            self.write(target, self.value(source, qualifiers[-1]), active)
+
+    def do_bfe(self, qualifiers, operands, active):
+        value = self.value(operands[1], qualifiers[-1])
+        first, width = int(operands[2], 0), int(operands[3], 0)
+        self.write(operands[0], value << (32 - first - width) >> (32 - width), active)
+
+    def do_shfl(self, qualifiers, operands, active):
+        assert qualifiers[:2] == ["sync", "bfly"]
+        lanes = np.arange(self.threads) ^ int(operands[2], 0)
+        self.write(operands[0], self.value(operands[1], "u32")[lanes], active)
+
+    def do_mma(self, qualifiers, operands, active):
+        """D = A B + C with A [16, K] by rows, B [K, 8] by columns, in fragments of four rows of registers."""
+        a, b, c = ([self.value(r, "u32").reshape(-1, WARP) for r in registers(o)] for o in operands[1:])
+        group, lane = np.arange(WARP) // 4, np.arange(WARP) % 4
+        pack = {"tf32": 1, "f16": 2, "bf16": 2}[qualifiers[-2]]
+        A, B, C = (np.zeros((len(a[0]), *shape)) for shape in ((16, 8 * pack), (8 * pack, 8), (16, 8)))
+        for n, fragment in enumerate(a):
+            for half, part in enumerate(unpack(fragment, qualifiers[-2])):
+                A[:, group + 8 * (n % 2), pack * lane + half + 4 * pack * (n // 2)] = part
+        for n, fragment in enumerate(b):
+            for half, part in enumerate(unpack(fragment, qualifiers[-2])):
+                B[:, pack * lane + half + 4 * pack * n, group] = part
+        for n, fragment in enumerate(c):
+            C[:, group + 8 * (n // 2), 2 * lane + n % 2] = fragment.view(np.float32)
+        D = (A @ B + C).astype(np.float32)
+        for n, register in enumerate(registers(operands[0])):
+            self.write(register, D[:, group + 8 * (n // 2), 2 * lane + n % 2].reshape(-1), active)
+
+    # Memory.
+
+    def do_ld(self, qualifiers, operands, active):
+        kind, targets = qualifiers[-1], registers(operands[0])
+        if "param" in qualifiers:
+            value = self.value(operands[1], kind)
+            wide = targets[0].startswith("%rd")  # a narrow parameter may go to a wide register
+            return self.write(targets[0], value.astype(f"{value.dtype.kind}8") if wide else value, active)
+        size = TYPES[kind].itemsize
+        data = np.zeros((self.threads, size * len(targets)), np.uint8)
+        if active.any():
+            memory, index = self.bytes_at(qualifiers, operands[1], data.shape[1], active, write=False)
+            data[active] = memory[index]
+        for target, part in zip(targets, data.view(TYPES[kind]).T, strict=True):
+            self.write(target, np.ascontiguousarray(part), active)
+
+    def do_st(self, qualifiers, operands, active):
+        if active.any():
+            parts = [self.value(r, qualifiers[-1])[active] for r in registers(operands[1])]
+            data = np.stack(parts, 1).view(np.uint8)
+            memory, index = self.bytes_at(qualifiers, operands[0], data.shape[1], active, write=True)
+            memory[index] = data
+
+    def bytes_at(self, qualifiers, operand, size, active, write):
+        """The memory, and the index of each byte of each active thread."""
+        addresses = self.address(operand)[active]
+        if "shared" in qualifiers:
+            return self.shared.data, self.shared.touch(addresses, size, self.warp[active], write)
+        memory, offsets = self.machine.find(addresses, size)
+        if write:
+            self.storing |= set(self.warp[active])
+        return memory, offsets[:, None] + np.arange(size)
+
+    def do_ldmatrix(self, qualifiers, operands, active):
+        targets = registers(operands[0])
+        lanes = np.arange(self.threads) % WARP < 8 * len(targets)
+        index = self.shared.touch(self.address(operands[1])[lanes], 16, self.warp[lanes], write=False)
+        rows = self.shared.data[index].view(np.uint16).reshape(-1, len(targets), 8, 8)
+        if "trans" in qualifiers:
+            rows = rows.swapaxes(2, 3)
+        pairs = np.ascontiguousarray(rows).view(np.uint32).reshape(-1, len(targets), WARP)
+        for n, target in enumerate(targets):
+            self.write(target, pairs[:, n].reshape(-1), active)
+
+    def do_cp(self, qualifiers, operands, active):
+        """Asynchronous copies arrive when they are waited for, not before."""
+        if "commit_group" in qualifiers:
+            self.copies.append([])
+        elif "wait_group" in qualifiers:
+            while len(self.copies) > int(operands[0], 0) + 1:
+                for index, data, warps in self.copies.pop(0):
+                    self.shared.touch(index[:, 0], index.shape[1], warps, write=True)
+                    self.shared.data[index] = data
+        elif active.any():
+            size = int(operands[2], 0)
+            taken = (
+                self.value(operands[3], "u32")[active] if len(operands) > 3 else np.full(active.sum(), size)
+            )
+            data = np.zeros((active.sum(), size), np.uint8)
+            if (taken > 0).any():
+                memory, offsets = self.machine.find(self.address(operands[1])[active][taken > 0], size)
+                data[taken > 0] = memory[offsets[:, None] + np.arange(size)]
+            index = self.shared.touch(self.address(operands[0])[active], size, self.warp[active], write=True)
+            self.copies[-1].append((index, data, self.warp[active]))
+
+    def do_bar(self, qualifiers, operands, active):
+        self.shared.epoch += 1
+        self.storing.clear()
+
+    def do_atom(self, qualifiers, operands, active):
+        assert qualifiers[-2:] == ["add", "u32"]
+        for thread in np.flatnonzero(active):
+            if "release" in qualifiers and self.storing - {self.warp[thread]}:
+                raise Fault("a release with stores of other warps before it and no barrier between")
+            memory, offset = self.machine.find(self.address(operands[1])[thread : thread + 1], 4)
+            cell = memory[offset[0] : offset[0] + 4].view(np.uint32)
+            before = cell.copy()
+            cell += self.value(operands[2], "u32")[thread]
+            self.write(operands[0], np.repeat(before, self.threads), np.arange(self.threads) == thread)
+
+
+def registers(operand):
+    """The registers of a vector operand."""
+    return operand.strip("{} ").replace(" ", "").split(",")
+
+
+def unpack(fragment, kind):
+    """The one or two numbers that each register of a matrix fragment holds."""
+    if kind == "tf32":  # of whose 32 bits a tensor core reads the upper 19
+        return [(fragment & np.uint32(0xFFFFE000)).view(np.float32)]
+    if kind == "bf16":
+        return [(fragment << 16).view(np.float32), (fragment & np.uint32(0xFFFF0000)).view(np.float32)]
+    return np.moveaxis(np.ascontiguousarray(fragment)[..., None].view(np.float16), -1, 0)
+
+
+def sum_of_product(x, y, z):
+    """Rounded once: a product of two float32 numbers is exact in float64."""
+    return (x.astype(np.float64) * y + z).astype(np.float32)
+
+
+COMPARISONS = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}
+ARITHMETIC = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "mad": lambda x, y, z: x * y + z,
+    "div": np.divide,
+    "neg": lambda x: -x if x.dtype.kind == "f" else np.zeros_like(x) - x,
+    "abs": np.abs,
+    "ex2": np.exp2,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "not": np.invert,
+    "min": np.minimum,
+    "max": np.maximum,
+}

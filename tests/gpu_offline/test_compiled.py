@@ -1,0 +1,68 @@
+"""A sample of the kernels compiled for cards that are not here; `make gpu-compile` does all of them."""
+
+import importlib.util
+import json
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from compiled import CARDS, TABLE, Build, compile_kernel, faults, matrix, measure, resources  # noqa: E402
+from lstm_fused.kernels import cooperative, resident  # noqa: E402
+
+A100, H100, B200, MI300X = CARDS
+SAMPLE = (
+    Build("step", "forward", "bf16", 256, H100),
+    Build("step", "backward", "fp64", 64, A100),
+    Build("resident", "forward", "fp16", 128, A100),
+    Build("resident", "backward", "tf32", 64, B200),
+    Build("cooperative", "forward", "fp16", 768, H100),
+    Build("cooperative", "backward", "fp16", 256, H100),
+    Build("cooperative", "forward", "bf16", 256, MI300X),
+)
+
+
+def broken(module, old, new, tmp_path):
+    """The module with a piece of its source replaced."""
+    with open(module.__file__) as file:
+        source = file.read()
+    assert old in source
+    path = tmp_path / "broken.py"
+    path.write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location("broken", path)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    return copy
+
+
+@pytest.mark.parametrize("build", SAMPLE, ids=lambda b: b.name)
+def test_compiles_to_what_the_table_says(build):
+    row, wrong = measure(build)
+    assert not wrong
+    if triton.__version__ == "3.8.0":  # which the table was made with
+        assert row == json.loads(TABLE.read_text())[build.name]
+
+
+def test_the_table_is_whole():
+    assert list(json.loads(TABLE.read_text())) == [build.name for build in matrix()]
+
+
+def test_a_release_without_a_barrier_is_found(tmp_path):
+    build = SAMPLE[5]
+    module = broken(cooperative, "    tl.debug_barrier()\n", "", tmp_path)
+    compiled = compile_kernel(build, module.lstm_backward_cooperative_kernel)
+    assert faults(build, compiled, resources(compiled)) == [
+        "a release with stores before it and no barrier between"
+    ]
+
+
+def test_weights_loaded_in_the_time_loop_are_found(tmp_path):
+    build = SAMPLE[3]
+    load = "    w_o = tl.load(w + 3 * H * H, w_mask, other=0)\n"
+    before_the_dot = "        dh_prev = tl.dot(da_o.to(KIND), w_o,"
+    with open(resident.__file__) as file:
+        backward = file.read().index("def lstm_backward")
+    assert backward
+    module = broken(resident, before_the_dot, "    " + load + before_the_dot, tmp_path)
+    compiled = compile_kernel(build, module.lstm_backward_resident_kernel)
+    assert any("in the time loop" in fault for fault in faults(build, compiled, resources(compiled)))

@@ -1,0 +1,86 @@
+"""The reference is what runs on MPS: it may use nothing that MPS lacks, float64 included."""
+
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import torchgen
+from cases import PLAIN, make_tensors
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import lstm_fused
+from lstm_fused import reference
+
+OWN = {"reference_forward": reference.lstm_forward, "reference_backward": reference.lstm_backward}
+
+
+@cache
+def functions():
+    """PyTorch's own list of its functions and where each runs, by name."""
+    text = (Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml").read_text()
+    return dict(re.findall(r"^- func: ([\w.]+)\(.*\n((?:(?!- func).*\n)*)", text, re.MULTILINE))
+
+
+def runs_on_mps(name):
+    """Whether PyTorch lists a kernel for MPS, or makes the function of others."""
+    about = functions()[name]
+    if delegate := re.search(r"structured_delegate: ([\w.]+)", about):
+        return runs_on_mps(delegate[1])
+    return "dispatch:" not in about or re.search(r"^    [\w, ]*\b(MPS|Composite\w+)\b", about, re.MULTILINE)
+
+
+class LikeMPS(TorchDispatchMode):
+    """Rejects what MPS would."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        space, name = function.name().split("::")
+        if space == "lstm_fused":
+            with self:
+                return OWN[name](*args)
+        if not runs_on_mps(name):
+            raise NotImplementedError(f"MPS has no {name}")
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, result)):
+            if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64:
+                raise TypeError(f"MPS has no float64, which {name} meets")
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize(
+    "case",
+    [replace(PLAIN, T=3), replace(PLAIN, T=3, P=4, lengths=(1, 3, 0), reverse=True)],
+    ids=["plain", "busy"],
+)
+def test_one_layer_with_second_derivatives(case, dtype):
+    t = make_tensors(case, dtype)
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    leaves = [v.requires_grad_() for v in t.values() if v is not None]
+    with LikeMPS():
+        y, (h_n, c_n) = lstm_fused.lstm(
+            t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], t["bias_hh"], peephole=t["peephole"],
+            weight_hr=t["weight_hr"], hx=(t["h0"], t["c0"]), lengths=lengths, reverse=case.reverse,
+            engine="reference",
+        )  # fmt: skip
+        loss = y.sum() + h_n.sum() + c_n.sum()
+        grads = torch.autograd.grad(loss, leaves, create_graph=True)
+        torch.autograd.grad(sum((g * g).sum() for g in grads), leaves, allow_unused=True)
+
+
+def test_module():
+    model = lstm_fused.LSTM(5, 7, 2, bidirectional=True, dropout=0.1, engine="reference")
+    x, lengths = torch.randn(4, 3, 5), torch.tensor([4, 1, 0])
+    with LikeMPS():
+        y, _ = model(x, lengths=lengths)
+        y.sum().backward()
+
+
+def test_what_mps_lacks_is_rejected():
+    with LikeMPS(), pytest.raises(TypeError, match="float64"):
+        torch.randn(3).double()
+    with LikeMPS(), pytest.raises(NotImplementedError, match="geqrf"):
+        torch.geqrf(torch.randn(3, 3))
