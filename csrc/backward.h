@@ -111,8 +111,8 @@ void backward(const Backward<Real>& f, const Team& team) {
     const Count count = rows_at(f, s, t, rows);
     // Rows that end here have no product and must not share a tile with those that go on.
     const auto for_rows = [&](int64_t first, int64_t last, auto visit) {
-      for_tiles<Real>(0, count.going_on, first, last, 1, visit);
-      for_tiles<Real>(count.going_on, count.all, first, last, 1, visit);
+      for_tiles<Real>(0, count.going_on, first, last, visit);
+      for_tiles<Real>(count.going_on, count.all, first, last, visit);
     };
     if (!f.weight_hr) {
       for_rows(h0, h1, [&](Tile<Real>& tile) {
@@ -125,7 +125,7 @@ void backward(const Backward<Real>& f, const Team& team) {
         store_dh(f, rows, tile, t, true, f.dh);
       });
       s.sync();
-      for_tiles<Real>(0, count.all, h0, h1, 1, [&](Tile<Real>& tile) {
+      for_tiles<Real>(0, count.all, h0, h1, [&](Tile<Real>& tile) {
         for (Real& sum : tile.sums) sum = 0;
         tile.add_product(P, f.packed_hr, [&](int64_t r) { return f.dh + rows[r].b * P; });
         cells(f, rows, tile, t, false);
@@ -146,8 +146,8 @@ void backward(const Backward<Real>& f, const Team& team) {
     from_later(f, rows, tile);
     store_dh(f, rows, tile, 0, false, f.dh0);
   };
-  for_tiles<Real>(0, with_steps, p0, p1, 1, to_dh0);
-  for_tiles<Real>(with_steps, n, p0, p1, 1, to_dh0);
+  for_tiles<Real>(0, with_steps, p0, p1, to_dh0);
+  for_tiles<Real>(with_steps, n, p0, p1, to_dh0);
 }
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA

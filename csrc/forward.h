@@ -116,7 +116,7 @@ void forward(const Forward<Real>& f, const Team& team) {
     const int64_t t = f.sequence.step(n);
     const int64_t count = rows_at(f, s, t, rows);
     Real* y = f.y + t * B * P;
-    for_tiles<Real>(0, count, gate_panels * s.begin(vectors), gate_panels * s.end(vectors), gate_panels,
+    for_tiles<Real>(0, count, gate_panels * s.begin(vectors), gate_panels * s.end(vectors),
                     [&](Tile<Real>& tile) {
                       preactivations(f, t, rows, tile);
                       cells(f, t, rows, tile, f.weight_hr ? f.m : y);
@@ -124,7 +124,7 @@ void forward(const Forward<Real>& f, const Team& team) {
     if (lengths) pad(f, s, t, j0, j1, y0, y1);
     s.sync();
     if (f.weight_hr) {
-      for_tiles<Real>(0, count, s.begin(panels), s.end(panels), 1,
+      for_tiles<Real>(0, count, s.begin(panels), s.end(panels),
                       [&](Tile<Real>& tile) { project(f, rows, tile, y); });
       s.sync();
     }

@@ -102,14 +102,15 @@ struct Tile {
 };
 
 // Visits rows [row0, row1) by panels [first, last) in register tiles of equal height, panels outermost: their
-// weights then stay in cache while all rows pass. A tile's panels are a multiple of `unit` unless at the end.
+// weights then stay in cache while all rows pass. All tiles but the last have as many panels: at least two,
+// for the rows are then fetched once for both, and two hold the gates of a vector of channels.
 template <class Real, class Visit>
-inline void for_tiles(int64_t row0, int64_t row1, int64_t first, int64_t last, int64_t unit, Visit visit) {
+inline void for_tiles(int64_t row0, int64_t row1, int64_t first, int64_t last, Visit visit) {
   const int64_t count = row1 - row0;
   const int64_t tiles = (count + tile_rows - 1) / tile_rows;
   if (tiles == 0) return;
   const int64_t widest = panels_of(static_cast<int>((count + tiles - 1) / tiles));
-  const int64_t block = widest > unit ? widest : unit;
+  const int64_t block = widest > gate_panels ? widest : gate_panels;
   Tile<Real> tile;
   for (int64_t p = first; p < last; p += block) {
     tile.panel0 = p;
