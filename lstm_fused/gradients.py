@@ -39,14 +39,6 @@ def weight_hh_gradient(dxw: Tensor, y: Tensor, h0: Tensor, lengths: Tensor | Non
     return torch.addmm(outer_sum(later, earlier), first.sum(0).T, h0)
 
 
-def peephole_gradient(dxw: Tensor, c: Tensor, c0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
-    """Sum over t and batch of da_i c_{t-1}, da_f c_{t-1}, da_o c_t, [3H]."""
-    da_i, da_f, _, da_o = dxw.chunk(4, dim=-1)
-    c_prev = previous(c, c0.to(c.dtype), lengths, reverse)
-    sums = [(da * state).sum((0, 1)) for da, state in ((da_i, c_prev), (da_f, c_prev), (da_o, c))]
-    return torch.cat(sums).to(dxw.dtype)
-
-
 def weight_hr_gradient(
     dxw: Tensor,
     dy: Tensor | None,

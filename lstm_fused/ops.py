@@ -1,6 +1,7 @@
 """Each engine as a pair of PyTorch operators, and the autograd Functions around them."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lstm_fused import gradients, reference, triton
-from lstm_fused.backends import ENGINES
+from lstm_fused.backends import ENGINES, Engine
 from lstm_fused.gradients import PerInput
 
 FORWARD = (
@@ -20,11 +21,12 @@ FORWARD = (
 BACKWARD = (
     "(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor c, Tensor gates, Tensor c0, Tensor weight_hh, "
     "Tensor? peephole, Tensor? weight_hr, Tensor? lengths, bool reverse) "
-    "-> (Tensor dxw, Tensor dh0, Tensor dc0)"
+    "-> (Tensor dxw, Tensor dh0, Tensor dc0, Tensor dbias, Tensor dpeephole)"
 )
 
 
 def forward_fake(
+    engine: Engine,
     x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
@@ -43,7 +45,7 @@ def forward_fake(
         x.new_empty(T, B, P),
         x.new_empty(B, P),
         x.new_empty(B, H),
-        x.new_empty((T, B, H) if save else (0,), dtype=reference.accumulation_dtype(x.dtype)),
+        x.new_empty((T, B, H) if save else (0,), dtype=engine.dtype_of_c(x.dtype)),
         x.new_empty((T, B, 4 * H) if save else (0,)),
     )
 
@@ -64,7 +66,11 @@ def backward_fake(
     """Shapes and dtypes of an engine's backward pass."""
     B, H = c0.shape
     return reference.Backward(
-        gates.new_empty(gates.shape), gates.new_empty(B, weight_hh.shape[1]), gates.new_empty(B, H)
+        gates.new_empty(gates.shape),
+        gates.new_empty(B, weight_hh.shape[1]),
+        gates.new_empty(B, H),
+        gates.new_empty(4 * H),
+        gates.new_empty(3 * H),
     )
 
 
@@ -72,7 +78,9 @@ LIBRARY = torch.library.Library("lstm_fused", "FRAGMENT")
 for _engine in ENGINES:
     LIBRARY.define(f"{_engine.name}_forward{FORWARD}", tags=torch.Tag.pt2_compliant_tag)
     LIBRARY.define(f"{_engine.name}_backward{BACKWARD}", tags=torch.Tag.pt2_compliant_tag)
-    torch.library.register_fake(f"lstm_fused::{_engine.name}_forward", forward_fake, lib=LIBRARY)
+    torch.library.register_fake(
+        f"lstm_fused::{_engine.name}_forward", partial(forward_fake, _engine), lib=LIBRARY
+    )
     torch.library.register_fake(f"lstm_fused::{_engine.name}_backward", backward_fake, lib=LIBRARY)
 LIBRARY.impl("reference_forward", reference.lstm_forward, "CompositeExplicitAutograd")
 LIBRARY.impl("reference_backward", reference.lstm_backward, "CompositeExplicitAutograd")
@@ -135,28 +143,24 @@ class LSTMBackwardFunction(torch.autograd.Function):
         c: Tensor,
         gates: Tensor,
     ) -> PerInput[Tensor | None]:
-        dxw, dh0, dc0 = backward_op[engine](
+        dxw, dh0, dc0, d_bias, d_peephole = backward_op[engine](
             dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, weight_hr, lengths, reverse
         )
-        dx = d_weight_ih = d_weight_hh = d_bias = d_peephole = d_weight_hr = None
+        dx = d_weight_ih = d_weight_hh = d_weight_hr = None
         if needs.x:
             dx = dxw @ weight_ih
         if needs.weight_ih:
             d_weight_ih = gradients.weight_ih_gradient(dxw, x, lengths)
         if needs.weight_hh:
             d_weight_hh = gradients.weight_hh_gradient(dxw, y, h0, lengths, reverse)
-        if needs.bias:
-            d_bias = dxw.sum((0, 1))
-        if needs.peephole:
-            d_peephole = gradients.peephole_gradient(dxw, c, c0, lengths, reverse)
         if needs.weight_hr:
             d_weight_hr = gradients.weight_hr_gradient(dxw, dy, dh_n, c, gates, weight_hh, lengths, reverse)
         return PerInput(
             dx,
             d_weight_ih,
             d_weight_hh,
-            d_bias,
-            d_peephole,
+            d_bias if needs.bias else None,
+            d_peephole if needs.peephole else None,
             d_weight_hr,
             dh0 if needs.h0 else None,
             dc0 if needs.c0 else None,
