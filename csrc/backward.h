@@ -92,13 +92,18 @@ void store_dh(const Backward<Number>& f, const Row<Number>* rows, Column<Number>
   }
 }
 
-// Adds the first n lanes to sums that are kept in double: they are as long as all steps of all rows.
-template <class Real>
-inline void add_to(double* sums, Vec<Real> v, int64_t n) {
-  for (int64_t lane = 0; lane < lanes<Real> && lane < n; ++lane) sums[lane] += v[lane];
+// Adds to sums that are kept in double, for they are as long as all steps of all rows.
+inline void add_to(double* sums, Vec<double> v) { store(sums, load(sums) + v); }
+
+inline void add_to(double* sums, Vec<float> v) {
+  typedef float Half __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES / 2)));
+  Half halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  for (int64_t n = 0; n < 2; ++n)
+    add_to(sums + n * lanes<double>, __builtin_convertvector(halves[n], Vec<double>));
 }
 
-// The cell on the tile's sums, the gradients of o * tanh(c) but for dy_t; adds to sums [7H].
+// The cell on the tile's sums, the gradients of o * tanh(c) but for dy_t; adds to sums [7, width].
 template <class Number>
 void cells(const Backward<Number>& f, int64_t n, int64_t t, const Row<Number>* rows, Tile<Number>& tile,
            bool with_dy, double* sums) {
@@ -125,7 +130,7 @@ void cells(const Backward<Number>& f, int64_t n, int64_t t, const Row<Number>* r
       sum[0] += da.i, sum[1] += da.f, sum[2] += da.g, sum[3] += da.o;
       if (peephole.present) sum[4] += da.i * c_prev, sum[5] += da.f * c_prev, sum[6] += da.o * c;
     }
-    for (int64_t k = 0; k < 7; ++k) add_to<Real<Number>>(sums + k * H + j, sum[k], left);
+    for (int64_t k = 0; k < 7; ++k) add_to(sums + k * f.width + j, sum[k]);
   }
 }
 
@@ -134,12 +139,13 @@ template <class Number>
 void finish_sums(const Backward<Number>& f, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
   all.sync();
-  for (int64_t j = all.begin(7 * f.H); j < all.end(7 * f.H); ++j) {
-    double sum = 0;
-    for (int group = 0; group < team.size; ++group) sum += f.sums[group * 7 * f.H + j];
-    const Vec<Real<Number>> value = broadcast(static_cast<Real<Number>>(sum));
-    store(j < 4 * f.H ? f.dbias + j : f.dpeephole + j - 4 * f.H, value, 1);
-  }
+  for (int64_t k = 0; k < 7; ++k)
+    for (int64_t j = all.begin(f.H); j < all.end(f.H); ++j) {
+      double sum = 0;
+      for (int group = 0; group < team.size; ++group) sum += f.sums[(group * 7 + k) * f.width + j];
+      const Vec<Real<Number>> value = broadcast(static_cast<Real<Number>>(sum));
+      store(k < 4 ? f.dbias + k * f.H + j : f.dpeephole + (k - 4) * f.H + j, value, 1);
+    }
 }
 
 template <class Number>
@@ -151,9 +157,9 @@ void backward(const Backward<Number>& f, const Team& team) {
   const int64_t h0 = s.begin(h_panels), h1 = s.end(h_panels), p0 = s.begin(p_panels), p1 = s.end(p_panels);
   const int64_t j0 = h0 * panel<Number>, j1 = min(h1 * panel<Number>, H);  // this thread's channels of c
   Row<Number>* rows = f.rows + team.rank * q.B;
-  double* sums = f.sums + (team.rank - s.part) * 7 * H;  // the group's, of whom each has its channels
+  double* sums = f.sums + (team.rank - s.part) * 7 * f.width;  // the group's, of whom each has its channels
 
-  for (int64_t j = 0; j < 7 * H; ++j) f.sums[team.rank * 7 * H + j] = 0;
+  for (int64_t j = 0; j < 7 * f.width; ++j) f.sums[team.rank * 7 * f.width + j] = 0;
   start(f, s);
   pack(f, team);
 

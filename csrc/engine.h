@@ -31,7 +31,7 @@ struct Sequence {
 template <class Number>
 struct Row {
   int64_t b;
-  const Number* x;   // forward: x_t [I]
+  const Number* x;   // forward: x_t [I], null without x_in_step
   const Number* in;  // forward: h_{t-1} [P]; backward: da_{t+1} [4H], null where there is none
 };
 
@@ -61,7 +61,7 @@ struct Forward {
   int64_t I, H, P;
   bool x_in_step;  // W_ih x is formed inside the step, not found in xw
 
-  // Inputs, the caller's. All but x are contiguous. Of bfloat16, I is even with x_in_step.
+  // Inputs, the caller's. All but x are contiguous.
   Rows<Number> x;           // [T, B, I]
   const Real<Number>* xw;   // [T, B, 4H], W_ih x + bias of all steps; unused with x_in_step
   const Number* weight_ih;  // [4H, I]
@@ -80,13 +80,14 @@ struct Forward {
   Number* gates;  // [T, B, 4H], or null with c
 
   // Workspace, the caller's, 64-byte aligned. Sizes in elements, of packed weights by Packing below.
-  Number* packed_ih;   // Packing::gates(H, I), unused without x_in_step
-  Number* packed_hh;   // Packing::gates(H, P)
-  Number* packed_hr;   // Packing::channels(P, H), unused without weight_hr
-  Relay<Number> h;     // of N = P
-  Relay<Number> m;     // of N = H, o * tanh(c), unused without weight_hr
-  Real<Number>* cell;  // [B, H], c of the last step
-  Row<Number>* rows;   // [threads, B]
+  Number* packed_ih;     // Packing::gates(H, I), unused without x_in_step
+  Number* packed_hh;     // Packing::gates(H, P)
+  Number* packed_hr;     // Packing::channels(P, H), unused without weight_hr
+  Relay<Number> x_next;  // of N = I, unused without x_in_step
+  Relay<Number> h;       // of N = P
+  Relay<Number> m;       // of N = H, o * tanh(c), unused without weight_hr
+  Real<Number>* cell;    // [B, H], c of the last step
+  Row<Number>* rows;     // [threads, B]
 };
 
 template <class Number>
@@ -118,7 +119,8 @@ struct Backward {
   Relay<Number> da;     // of N = 4H
   Relay<Number> dh;     // of N = P, unused without weight_hr
   Real<Number>* dcell;  // [B, H], dc of the last step
-  double* sums;         // [threads, 7H], dbias and dpeephole of each thread's rows
+  double* sums;         // [threads, 7, width], dbias and dpeephole of each thread's rows
+  int64_t width;        // H, in whole vectors
   Row<Number>* rows;    // [threads, B]
 };
 

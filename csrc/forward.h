@@ -36,12 +36,24 @@ void start(const Forward<Number>& f, const Slice& s) {
   }
 }
 
+// This thread's share of x_t, the n-th step's, to where its rows do not fall on the same places of the cache.
+template <class Number>
+void relay_x(const Forward<Number>& f, const Slice& s, int64_t n) {
+  const int64_t t = f.sequence.step(n), rows = s.row_end - s.row_begin;
+  for (int64_t b = s.row_begin + s.begin(rows); b < s.row_begin + s.end(rows); ++b) {
+    Number* to = f.x_next.at(n, b);
+    __builtin_memcpy(to, f.x.at(t, b), static_cast<size_t>(f.I) * sizeof(Number));
+    for (int64_t i = f.I; i < row_stride<Number>(f.I); ++i) to[i] = {};
+  }
+}
+
 // The rows of the slice that have a step at t, the n-th; returns how many.
 template <class Number>
 int64_t rows_at(const Forward<Number>& f, const Slice& s, int64_t n, int64_t t, Row<Number>* rows) {
   int64_t count = 0;
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
-    if (t < f.sequence.length(b)) rows[count++] = {b, f.x.at(t, b), f.h.at(n + 1, b)};
+    if (t < f.sequence.length(b))
+      rows[count++] = {b, f.x_in_step ? f.x_next.at(n, b) : nullptr, f.h.at(n + 1, b)};
   return count;
 }
 
@@ -136,12 +148,14 @@ void forward(const Forward<Number>& f, const Team& team) {
   Row<Number>* rows = f.rows + team.rank * B;
 
   start(f, s);
+  if (f.x_in_step && T > 0) relay_x(f, s, 0);
   pack(f, team);
 
   for (int64_t n = 0; n < T; ++n) {
     const int64_t t = f.sequence.step(n);
     const int64_t count = rows_at(f, s, n, t, rows);
     Number* y = f.y + t * B * P;
+    if (f.x_in_step && n + 1 < T) relay_x(f, s, n + 1);
     for_columns<Number>(
         0, count, gate_panels * s.begin(vectors), gate_panels * s.end(vectors), [&](Column<Number>& column) {
           for (int64_t i = 0; i < column.count; ++i) bias(f, t, rows, column.tiles[i]);

@@ -1,7 +1,6 @@
 // The operators of lstm_fused/ops.py: checks what would be unsafe, allocates, and calls the engine.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
@@ -139,10 +138,10 @@ int threads_for(int64_t products) {
 using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Number>
-ForwardOutputs forward_as(Tensor x, Tensor weight_ih, const Tensor& weight_hh, const Maybe& bias,
-                          const Maybe& peephole, const Maybe& weight_hr, const Tensor& h0, const Tensor& c0,
-                          const Maybe& lengths, bool reverse, bool save) {
-  const int64_t T = x.size(0), B = x.size(1), H = c0.size(1), P = h0.size(1);
+ForwardOutputs forward_as(const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
+                          const Maybe& bias, const Maybe& peephole, const Maybe& weight_hr, const Tensor& h0,
+                          const Tensor& c0, const Maybe& lengths, bool reverse, bool save) {
+  const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = c0.size(1), P = h0.size(1);
   const Engine& isa = engine();
   const Packing<Number> packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real<Number>))};
   const bool x_in_step = B >= rows_for_x;
@@ -150,11 +149,7 @@ ForwardOutputs forward_as(Tensor x, Tensor weight_ih, const Tensor& weight_hh, c
   if (!x_in_step) {
     const auto wide = dtype_of<Real<Number>>;
     xw = at::linear(x.to(wide), weight_ih.to(wide), bias ? Maybe(bias->to(wide)) : std::nullopt);
-  } else if (x.size(2) % together<Number> != 0) {
-    x = at::constant_pad_nd(x, {0, 1});
-    weight_ih = at::constant_pad_nd(weight_ih, {0, 1});
   }
-  const int64_t I = x.size(2);
   const int threads = threads_for(B * 4 * H * (x_in_step ? P + I : P) / together<Number>);
 
   const Tensor y = empty(x, {T, B, P}), h_n = x.new_empty({B, P}), c_n = x.new_empty({B, H});
@@ -175,6 +170,7 @@ ForwardOutputs forward_as(Tensor x, Tensor weight_ih, const Tensor& weight_hh, c
   f.packed_ih = space.take<Number>(x_in_step ? packing.gates(H, I) : 0);
   f.packed_hh = space.take<Number>(packing.gates(H, P));
   f.packed_hr = space.take<Number>(weight_hr ? packing.channels(P, H) : 0);
+  if (x_in_step) f.x_next = relay<Number>(space, B, I);
   f.h = relay<Number>(space, B, P);
   if (weight_hr) f.m = relay<Number>(space, B, H);
   f.cell = space.take<Real<Number>>(B * H);
@@ -250,7 +246,8 @@ BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_
   f.da = relay<Number>(space, B, 4 * H);
   if (weight_hr) f.dh = relay<Number>(space, B, P);
   f.dcell = space.take<Real<Number>>(B * H);
-  f.sums = space.take<double>(threads * 7 * H);
+  f.width = (H + packing.lanes - 1) / packing.lanes * packing.lanes;
+  f.sums = space.take<double>(threads * 7 * f.width);
   f.rows = space.take<Row<Number>>(threads * B);
   run(threads, [&](const Team& team) { isa.backward(f, team); });
   return {dxw, dh0, dc0, dbias, dpeephole};

@@ -5,6 +5,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from lstm_fused.products import outer_sum
 from lstm_fused.reference import is_valid, previous
 
 Item = TypeVar("Item")
@@ -57,8 +58,3 @@ def weight_hr_gradient(
         dh = torch.where(is_valid(lengths, len(dh)), dh, torch.zeros_like(dh))
     o = gates.chunk(4, dim=-1)[3]
     return outer_sum(dh, (o * torch.tanh(c)).to(dh.dtype))
-
-
-def outer_sum(left: Tensor, right: Tensor) -> Tensor:
-    """Sum over t and batch of leftᵀ right: [T, B, M] and [T, B, N] give [M, N]."""
-    return left.flatten(0, 1).T @ right.flatten(0, 1)

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from lstm_fused import gradients, reference, triton
 from lstm_fused.backends import ENGINES, Engine
 from lstm_fused.gradients import PerInput
+from lstm_fused.products import product
 
 FORWARD = (
     "(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor? peephole, Tensor? weight_hr, "
@@ -148,7 +149,7 @@ class LSTMBackwardFunction(torch.autograd.Function):
         )
         dx = d_weight_ih = d_weight_hh = d_weight_hr = None
         if needs.x:
-            dx = dxw @ weight_ih
+            dx = product(dxw, weight_ih)
         if needs.weight_ih:
             d_weight_ih = gradients.weight_ih_gradient(dxw, x, lengths)
         if needs.weight_hh:
