@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from lstm_fused import transforms
 from lstm_fused.backends import select
 from lstm_fused.checks import States, check_layer
-from lstm_fused.ops import LSTMFunction, forward_op
+from lstm_fused.ops import LSTMFunction, TracedLSTMFunction, forward_op
 
 
 def lstm(
@@ -76,8 +77,10 @@ def run_layer(
     if lengths is not None:
         lengths = lengths.to(input.device, torch.int64)
     tensors = (input, weight_ih, weight_hh, bias, peephole, weight_hr, *hx)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *tensors, lengths, reverse)
+    needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if needs_gradient or transforms.active():
+        function = TracedLSTMFunction if torch.compiler.is_compiling() else LSTMFunction
+        y, h_n, c_n, _, _ = function.apply(chosen, *tensors, lengths, reverse)
     else:
         y, h_n, c_n, _, _ = forward_op[chosen](*tensors, lengths, reverse, False)
     return y, (h_n, c_n)
