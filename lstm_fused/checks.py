@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lstm_fused import transforms
+from lstm_fused.autocast import computed_in
 
 States = tuple[Tensor, Tensor]
 
@@ -35,12 +36,12 @@ def check_sizes(
 
 
 def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning: str, like: Tensor) -> None:
-    """Check that ``tensor`` has this shape, and the device and dtype of ``like``, the input."""
+    """Check that ``tensor`` has this shape, and the device and (but for autocast) dtype of the input."""
     if not isinstance(tensor, Tensor):
         raise bad(argument, f"a tensor of shape {shape} = {meaning}", type(tensor).__name__)
     if tensor.shape != shape:
         raise bad(argument, f"shape {shape} = {meaning}", tuple(tensor.shape))
-    if tensor.dtype != like.dtype:
+    if tensor.dtype != like.dtype and computed_in(tensor) != computed_in(like):
         raise bad(argument, f"{like.dtype} like the input", tensor.dtype)
     if tensor.device != like.device:
         raise bad(argument, f"device {like.device} like the input", tensor.device)
@@ -128,7 +129,7 @@ def check_layer(
 def check_parameters(parameters: Iterable[tuple[str, Tensor]], input: Tensor) -> None:
     """Check that a module's parameters share the input's device and dtype."""
     for argument, parameter in parameters:
-        if parameter.dtype != input.dtype:
+        if parameter.dtype != input.dtype and computed_in(parameter) != computed_in(input):
             raise bad("input", f"{parameter.dtype} like the parameter {argument}", input.dtype)
         if parameter.device != input.device:
             raise bad("input", f"device {parameter.device} like the parameter {argument}", input.device)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstm_fused import gradients, reference, transforms, triton
+from lstm_fused import autocast, gradients, reference, transforms, triton
 from lstm_fused.backends import ENGINES, Engine
 from lstm_fused.gradients import PerInput
 from lstm_fused.transforms import Axes, Optionals, Tensors
@@ -115,9 +115,9 @@ class LSTMFunction(torch.autograd.Function):
         ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, *_: None
     ) -> tuple[Any, ...]:
         needs = PerInput(*ctx.needs_input_grad[1:9])
-        grads = LSTMBackwardFunction.apply(
-            ctx.engine, needs, ctx.reverse, (), dy, dh_n, dc_n, *ctx.saved_tensors
-        )
+        tensors = ctx.saved_tensors
+        with autocast.off(tensors[0].device):
+            grads = LSTMBackwardFunction.apply(ctx.engine, needs, ctx.reverse, (), dy, dh_n, dc_n, *tensors)
         return None, *grads, None, None
 
     @staticmethod
@@ -236,7 +236,8 @@ class LSTMBackwardFunction(torch.autograd.Function):
         *tensors, lengths = ctx.saved_tensors
         maths = transforms.gradient_maths(ctx.needs, ctx.reverse, ctx.groups, tensors, lengths)
         needed = tuple(d for d, need in zip(dgrads, ctx.needs, strict=True) if need)
-        return (None,) * 4 + transforms.pull(maths, tensors, needed) + (None,) * 4
+        with autocast.off(tensors[3].device):
+            return (None,) * 4 + transforms.pull(maths, tensors, needed) + (None,) * 4
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> PerInput[Tensor | None]:
