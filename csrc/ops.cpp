@@ -14,6 +14,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "dispatch.h"
@@ -144,7 +145,8 @@ ForwardOutputs forward_as(const Tensor& x, const Tensor& weight_ih, const Tensor
   const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = c0.size(1), P = h0.size(1);
   const Engine& isa = engine();
   const Packing<Number> packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real<Number>))};
-  const bool x_in_step = B >= rows_for_x;
+  // float64 always inside: a sequence in pieces then equals the whole one bit for bit.
+  const bool x_in_step = B >= rows_for_x || std::is_same_v<Number, double>;
   Tensor xw;
   if (!x_in_step) {
     const auto wide = dtype_of<Real<Number>>;

@@ -23,9 +23,11 @@ def outer_sum(left: Tensor, right: Tensor) -> Tensor:
 
 
 def takes_onednn(left: Tensor, right: Tensor) -> bool:
-    """Whether oneDNN is here, and takes these."""
+    """Whether oneDNN is here, and takes these; the compiler has its own ways, and vmap no rule for it."""
+    if not ONEDNN or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
     plain = left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
-    return ONEDNN and plain and left.numel() > 0 and right.numel() > 0
+    return plain and left.numel() > 0 and right.numel() > 0
 
 
 def onednn(left: Tensor, right: Tensor) -> Tensor:

@@ -69,9 +69,13 @@ def lstm_forward(
     if lengths is not None:
         # Padding may hold anything, NaN included, and must not reach a gradient as 0 * NaN.
         x = torch.where(is_valid(lengths, T), x, torch.zeros_like(x))
-    xw = F.linear(x.to(wide), weight_ih.to(wide), None if bias is None else bias.to(wide))
+    W_ih, b = weight_ih.to(wide), None if bias is None else bias.to(wide)
+    # All steps at once; but in float64 a sequence in pieces is to equal the whole one bit for bit, and what a
+    # library's product rounds to depends on how many rows there are, and where in memory.
+    parts = [part.clone() for part in x.split(1)] if wide == torch.float64 else [x]
+    xw = torch.cat([F.linear(part.to(wide), W_ih, b) for part in parts])
 
-    h, c = h0, c0.to(wide)
+    h, c = h0.clone(), c0.to(wide)
     ys, cs, gates = [h] * T, [c] * T, [c] * T
     for t in time_steps(T, reverse):
         a = xw[t] + h.to(wide) @ W_hh.T  # [B, 4H]
