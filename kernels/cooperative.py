@@ -2,7 +2,8 @@
 
 Its slice of the recurrent weights stays on chip. After each step the programs that share batch rows hand
 each other h (backward: da) through memory and wait for one another, so all of them must be on the card at
-once: launch them cooperatively, which fails where they do not fit.
+once: launch them cooperatively, which fails where they do not fit. A batch that does not fit comes in
+several launches, each from another batch tile on.
 """
 
 import triton
@@ -46,7 +47,7 @@ def sum_of_gates(product, BB: tl.constexpr, BH: tl.constexpr):
     return (i + f) + (g + o)
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=["T", "B", "first"])
 def lstm_forward_cooperative_kernel(
     xw,  # [T, B, 4H], accumulation dtype
     weight_hh,  # [4H, H]
@@ -64,6 +65,7 @@ def lstm_forward_cooperative_kernel(
     arrived,  # [batch tiles], zeros
     T,
     B,
+    first,  # batch tile of this launch
     H: tl.constexpr,
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -73,12 +75,13 @@ def lstm_forward_cooperative_kernel(
 ):
     """The whole sequence; programs [batch tile, hidden tile]."""
     WIDE: tl.constexpr = xw.dtype.element_ty
-    rows = tl.program_id(0) * BB + tl.arange(0, BB)
+    tile = first + tl.program_id(0)
+    rows = tile * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
     row_mask, mask = (rows < B)[:, None], (rows < B)[:, None] & (cols < H)[None, :]
     state = offsets(0, rows, cols, B, H)
     p = load_peephole(peephole, cols, H, WIDE)
-    arrived += tl.program_id(0)
+    arrived += tile
 
     w_rows, w_mask = gate_rows(tl.program_id(1) * BH, H, BH)
     weights = ()
@@ -119,7 +122,7 @@ def lstm_forward_cooperative_kernel(
     tl.store(c_n + state, c.to(c_n.dtype.element_ty), mask)
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=["T", "B", "first"])
 def lstm_backward_cooperative_kernel(
     dy,  # [T, B, H] or None
     dh_n,  # [B, H] or None
@@ -136,6 +139,7 @@ def lstm_backward_cooperative_kernel(
     arrived,  # [batch tiles], zeros
     T,
     B,
+    first,  # batch tile of this launch
     H: tl.constexpr,
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -146,12 +150,13 @@ def lstm_backward_cooperative_kernel(
     """The whole sequence, from its last step to its first; programs [batch tile, hidden tile]."""
     WIDE: tl.constexpr = c_all.dtype.element_ty
     KIND: tl.constexpr = dxw.dtype.element_ty
-    rows = tl.program_id(0) * BB + tl.arange(0, BB)
+    tile = first + tl.program_id(0)
+    rows = tile * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
     row_mask, mask = (rows < B)[:, None], (rows < B)[:, None] & (cols < H)[None, :]
     state = offsets(0, rows, cols, B, H)
     p = load_peephole(peephole, cols, H, WIDE)
-    arrived += tl.program_id(0)
+    arrived += tile
 
     # The four gates are a dimension of their own in this product, which splits it over the warps.
     gate_starts = (tl.arange(0, 4) * H)[:, None, None]

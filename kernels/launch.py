@@ -82,10 +82,11 @@ def input_projection(x: Tensor, weight_ih: Tensor) -> Tensor:
     T, B, I = x.shape
     rows = x.reshape(T * B, I)
     wide = accumulation_dtype(x.dtype)
-    if x.is_cuda and wide != x.dtype:
-        xw = torch.mm(rows, weight_ih.T, out_dtype=wide)
-    else:
-        xw = rows.to(wide) @ weight_ih.to(wide).T
+    with torch.autocast(x.device.type, enabled=False):  # it would narrow the sums
+        if x.is_cuda and wide != x.dtype:
+            xw = torch.mm(rows, weight_ih.T, out_dtype=wide)
+        else:
+            xw = rows.to(wide) @ weight_ih.to(wide).T
     return xw.view(T, B, -1)
 
 

@@ -1,4 +1,4 @@
-"""The sequence as a single launch, of a resident or a cooperative kernel."""
+"""The sequence as a single launch, of a resident or a cooperative kernel; of that for part of the batch."""
 
 import torch
 from lstm_fused.kernels.choose import Plan
@@ -32,9 +32,11 @@ def forward(
     if plan.kernel == "resident":
         lstm_forward_resident_kernel[(rows,)](*tensors, T, B, H, reverse, **plan.options)
     else:
-        lstm_forward_cooperative_kernel[(rows, columns)](
-            *tensors, y.new_empty(2, B, H), zero_counters(y, rows), T, B, H, reverse, **plan.options
-        )
+        tensors += (y.new_empty(2, B, H), zero_counters(y, rows))
+        for first, tiles in plan.waves(rows):
+            lstm_forward_cooperative_kernel[(tiles, columns)](
+                *tensors, T, B, first, H, reverse, **plan.options
+            )
     return h_n, c_n
 
 
@@ -60,9 +62,11 @@ def backward(
     if plan.kernel == "resident":
         lstm_backward_resident_kernel[(rows,)](*tensors, T, B, H, reverse, **plan.options)
     else:
-        lstm_backward_cooperative_kernel[(rows, columns)](
-            *tensors, zero_counters(c, rows), T, B, H, reverse, **plan.options
-        )
+        tensors += (zero_counters(c, rows),)
+        for first, tiles in plan.waves(rows):
+            lstm_backward_cooperative_kernel[(tiles, columns)](
+                *tensors, T, B, first, H, reverse, **plan.options
+            )
     return dh0, dc0
 
 
