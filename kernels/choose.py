@@ -26,7 +26,7 @@ FEW_ROWS, FEW_FIRST = (64, 256), ("cooperative", "resident", "step")
 TWICE = {"forward": 1024, "backward": 512}
 
 # Registers for each thread, where the assembler would rather spill a few than take more on its own.
-ROOMY = 200
+ROOMY = 255
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,9 @@ def backward(
         saved = map(dense, (c, gates, c0, weight_hh, peephole))
         if plan.kernel == "step":
             dh0, dc0 = steps.backward(plan, *douts, *saved, dense(weight_hr), dense(lengths), dxw, reverse)
-        else:
-            dh0, dc0 = sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse)
-    c_prev = previous(c, c0.to(c.dtype), lengths, reverse)
-    return Backward(dxw, dh0, dc0, *vector_gradients(dxw, c, c_prev, peephole))
+            c_prev = previous(c, c0.to(c.dtype), lengths, reverse)
+            return Backward(dxw, dh0, dc0, *vector_gradients(dxw, c, c_prev, peephole))
+        return Backward(dxw, *sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse))
 
 
 def input_projection(x: Tensor, weight_ih: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SIZES = (64, 128, 256, 512, 768, 1024)
 BATCH = 16
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
-POINTERS = {"lengths": "*i64", "arrived": "*i32"}
-WIDE_POINTERS = ("xw", "c_state", "c_all", "dh_state", "dc_state")
-INTEGERS = ("T", "B", "t", "t_after", "t_before", "first")
+POINTERS = {"lengths": "*i64", "arrived": "*i32", "counters": "*i32"}
+WIDE_POINTERS = ("xw", "c_state", "c_all", "dh_state", "dc_state", "partials")
+INTEGERS = ("T", "B", "t", "t_after", "t_before", "first", "tiles")
 # The instructions worth counting, as nvdisasm spells them.
 MIX = {
     "tensor": r"\b(?:HMMA|HGMMA|DMMA|UTC\w*MMA)\b",
@@ -227,7 +227,7 @@ def release_faults(ptx: str) -> list[str]:
             stored = True
         elif re.search(r"\bbar(?:rier)?\.(?:cta\.)?sync", line):
             stored = False
-        elif re.search(r"\b(?:atom|red)\.\S*release", line):
+        elif re.search(r"\b(?:atom|red)\.\S*(?:release|acq_rel)", line):
             releases += 1
             if stored:
                 wrong.append("a release with stores before it and no barrier between")

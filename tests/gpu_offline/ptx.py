@@ -364,9 +364,9 @@ class Block:
     def do_atom(self, qualifiers, operands, active):
         assert qualifiers[-2:] == ["add", "u32"]
         for thread in np.flatnonzero(active):
-            if "release" in qualifiers and self.storing - {self.warp[thread]}:
+            if {"release", "acq_rel"} & set(qualifiers) and self.storing - {self.warp[thread]}:
                 raise Fault("a release with stores of other warps before it and no barrier between")
-            if "release" in qualifiers and self.stored - {self.warp[thread]}:
+            if {"release", "acq_rel"} & set(qualifiers) and self.stored - {self.warp[thread]}:
                 self.machine.needed.add(self.barrier)
             memory, offset = self.machine.find(self.address(operands[1])[thread : thread + 1], 4)
             cell = memory[offset[0] : offset[0] + 4].view(np.uint32)

@@ -85,7 +85,7 @@ def backward(launch, kernel, kind, case):
     saved = (out.c, out.gates, t["c0"])
     weights = (t["weight_hh"], t["peephole"])
     wanted = reference.lstm_backward(*out[:3], *saved, *weights, None, None, False)
-    dxw, dh0, dc0 = found = [torch.full_like(w, torch.nan) for w in wanted]
+    dxw, dh0, dc0, *_ = found = [torch.full_like(w, torch.nan) for w in wanted]
     rows, columns = launch.plan.grid(B, H)
     if kernel == "step":
         dh, dc = out.h_n.float(), out.c_n.float()
@@ -93,15 +93,15 @@ def backward(launch, kernel, kind, case):
             tensors = [out.y, dxw, t["weight_hh"], dh, dc, out.c, t["c0"], out.gates, t["peephole"], dxw]
             after = step + 1 if step + 1 < T else -1
             launch((rows, columns), tensors, step, after, max(step - 1, -1), B)
-        found[1:] = dh.to(dh0.dtype), dc.to(dc0.dtype)
-        return found, list(wanted)
-    tensors = [*out[:3], *saved, *weights, *found]
+        return [dxw, dh.to(dh0.dtype), dc.to(dc0.dtype)], list(wanted[:3])
+    partials = torch.full((rows, 7, H), torch.nan)
+    counters = torch.zeros(rows + columns, dtype=torch.int32)
+    tensors = [*out[:3], *saved, *weights, *found, partials, counters]
     if kernel == "resident":
-        launch((rows, 1), tensors, T, B)
+        launch((rows, 1), tensors, T, B, rows)
     else:
-        arrived = torch.zeros(rows, dtype=torch.int32)
         for first in range(rows):
-            launch((1, columns), [*tensors, arrived], T, B, first)
+            launch((1, columns), tensors, T, B, first, rows)
     return found, list(wanted)
 
 
