@@ -71,10 +71,9 @@ def backward(
         saved = map(dense, (c, gates, c0, weight_hh, peephole))
         if plan.kernel == "step":
             dh0, dc0 = steps.backward(plan, *douts, *saved, dense(weight_hr), dense(lengths), dxw, reverse)
-        else:
-            dh0, dc0 = sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse)
-    c_prev = previous(c, c0.to(c.dtype), lengths, reverse)
-    return Backward(dxw, dh0, dc0, *vector_gradients(dxw, c, c_prev, peephole))
+            c_prev = previous(c, c0.to(c.dtype), lengths, reverse)
+            return Backward(dxw, dh0, dc0, *vector_gradients(dxw, c, c_prev, peephole))
+        return Backward(dxw, *sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse))
 
 
 def input_projection(x: Tensor, weight_ih: Tensor) -> Tensor:
@@ -82,10 +81,11 @@ def input_projection(x: Tensor, weight_ih: Tensor) -> Tensor:
     T, B, I = x.shape
     rows = x.reshape(T * B, I)
     wide = accumulation_dtype(x.dtype)
-    if x.is_cuda and wide != x.dtype:
-        xw = torch.mm(rows, weight_ih.T, out_dtype=wide)
-    else:
-        xw = rows.to(wide) @ weight_ih.to(wide).T
+    with torch.autocast(x.device.type, enabled=False):  # it would narrow the sums
+        if x.is_cuda and wide != x.dtype:
+            xw = torch.mm(rows, weight_ih.T, out_dtype=wide)
+        else:
+            xw = rows.to(wide) @ weight_ih.to(wide).T
     return xw.view(T, B, -1)
 
 

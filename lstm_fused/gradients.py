@@ -37,7 +37,7 @@ def weight_hh_gradient(dxw: Tensor, y: Tensor, h0: Tensor, lengths: Tensor | Non
         return outer_sum(dxw, previous(y, h0, lengths, reverse))
     # Without a shifted copy of y: the first step is added apart.
     first, later, earlier = (dxw[-1:], dxw[:-1], y[1:]) if reverse else (dxw[:1], dxw[1:], y[:-1])
-    return torch.addmm(outer_sum(later, earlier), first.sum(0).T, h0)
+    return torch.addmm(outer_sum(later, earlier), first.flatten(0, 1).T, h0[: len(first) * len(h0)])
 
 
 def weight_hr_gradient(
