@@ -7,12 +7,13 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check -q
 STAMP  := $(VENV)/installed
+INTEROP := $(VENV)/interop
 CSRC   := $(shell find csrc -type f)
 
 # torch looks for ninja on the PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env train test bench gpu-check bench-gpu gpu-tune linked gpu-compile sanitize lint format dist clean
+.PHONY: help env train test test-interop bench gpu-check bench-gpu gpu-tune linked gpu-compile sanitize lint format dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +25,9 @@ train: $(STAMP) ## train on MNIST digits, row by row; options: make train ARGS="
 
 test: $(STAMP) ## run all tests; options: make test ARGS="-k lengths"
 	@$(PY) -m pytest $(ARGS)
+
+test-interop: $(INTEROP) ## compare with Keras and TensorFlow themselves; installs both, 1.3 GB
+	@$(PY) -m pytest tests/interop.py $(ARGS)
 
 bench: $(STAMP) ## time it against nn.LSTM; options: make bench ARGS="--deep --threads 1 2"
 	@$(PY) -m bench $(ARGS)
@@ -94,6 +98,13 @@ $(PY):
 # A change in csrc/ alone compiles again; anything else installs again too.
 $(STAMP): constraints.txt pyproject.toml setup.py $(CSRC) | $(PY)
 	$(if $(filter-out csrc/%,$?),$(INSTALL),$(COMPILE))
+	@touch $@
+
+# Without what else tf-keras pulls in: all of TensorFlow a second time.
+$(INTEROP): $(STAMP)
+	@echo "Installing Keras and TensorFlow ..."
+	@$(PIP) install -c constraints.txt keras tensorflow-cpu
+	@$(PIP) install -c constraints.txt --no-deps tf-keras
 	@touch $@
 
 define INSTALL

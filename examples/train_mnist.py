@@ -173,9 +173,9 @@ def read_checkpoint(parser: argparse.ArgumentParser, path: Path) -> dict[str, An
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        parser.error(f"--resume: there is no {path}; train without --resume first, or name another --out")
+        parser.error(f"--out: there is no {path}; train without --resume first, or name another folder")
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        parser.error(f"--resume: {path} is not a checkpoint of this program: {error}")
+        parser.error(f"--out: {path} is not a checkpoint of train_mnist.py: {error}")
     return state
 
 

@@ -1,12 +1,22 @@
 """A fused peephole LSTM for PyTorch: exact, differentiable, a drop-in for torch.nn.LSTM."""
 
+from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
 
 from lstm_fused.backends import engines
 from lstm_fused.cell import LSTMCell
 from lstm_fused.classifier import SequenceClassifier
 from lstm_fused.functional import lstm
+from lstm_fused.gates import Gates, inspect
 from lstm_fused.module import LSTM
 
-__all__ = ["LSTM", "LSTMCell", "SequenceClassifier", "engines", "lstm"]
+__all__ = ["LSTM", "Gates", "LSTMCell", "SequenceClassifier", "engines", "inspect", "lstm"]
 __version__ = version("lstm_fused")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import what needs an optional package, only when it is asked for."""
+    if name in ("onnx", "plot"):
+        return import_module(f"lstm_fused.{name}")
+    raise AttributeError(f"module 'lstm_fused' has no attribute {name!r}")

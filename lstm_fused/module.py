@@ -143,6 +143,36 @@ class LSTM(nn.Module):
                 own.requires_grad_(lstm.get_parameter(name).requires_grad)
         return module.train(lstm.training)
 
+    def to_torch(self) -> nn.LSTM:
+        """Copy this into a torch.nn.LSTM, which has no peepholes: ours must have none, or only zeros.
+
+        Returns:
+            The copy, with the parameters, options, device and mode of this module.
+
+        Raises:
+            ValueError: a peephole is not zero.
+        """
+        for name, value in self.named_parameters():
+            if "peephole" in name and value.any():
+                raise bad(name, "zeros, for torch.nn.LSTM has no peepholes", f"up to {value.abs().max():.3g}")
+        parameter = self.get_parameter("weight_ih_l0")
+        lstm = nn.LSTM(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            self.bias,
+            self.batch_first,
+            self.dropout,
+            self.bidirectional,
+            self.proj_size,
+            parameter.device,
+            parameter.dtype,
+        )
+        lstm.load_state_dict({n: value for n, value in self.state_dict().items() if "peephole" not in n})
+        for name, copy in lstm.named_parameters():
+            copy.requires_grad_(self.get_parameter(name).requires_grad)
+        return lstm.train(self.training)
+
     @property
     def num_directions(self) -> int:
         """2 when bidirectional, else 1."""

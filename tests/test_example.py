@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import show_gates
 import torch
 import train_mnist
 from matplotlib.image import imread
@@ -54,6 +55,22 @@ def test_one_epoch(first):
     assert picture[..., :3].std() > 0.02, "the picture is blank"
 
 
+def test_gates_of_one_digit(first, tmp_path, capsys):
+    out, _, _ = first
+    assert show_gates.main([f"--out={out}", "--digit=3"]) == 0
+    assert capsys.readouterr().out == f"Wrote {out / 'gates_3.png'}\n"
+    picture = imread(out / "gates_3.png")
+    assert min(picture.shape[:2]) > 300
+    assert picture[..., :3].std() > 0.02, "the picture is blank"
+    for options, message in (
+        (["--layer=1"], f"--layer: {out / 'checkpoint.pt'} has layers 0 to 0, got 1"),
+        ([f"--out={tmp_path}"], "--out: there is no"),
+    ):
+        with pytest.raises(SystemExit):
+            show_gates.main([f"--out={out}", *options])
+        assert message in capsys.readouterr().err
+
+
 def test_plain_cell_is_the_same_model(first):
     _, printed, _ = first
     assert re.search(r"on the plain cell ~ *\d+\.\d s +\d+\.\d\d ms", printed), printed
@@ -90,7 +107,7 @@ def test_resume_refuses_other_settings(first, options, message, capsys):
 def test_resume_refuses_what_is_no_checkpoint(tmp_path, capsys):
     (tmp_path / "checkpoint.pt").write_text("not a checkpoint")
     said = refusal("--resume", out=tmp_path, capsys=capsys)
-    assert "checkpoint.pt is not a checkpoint of this program" in said
+    assert "checkpoint.pt is not a checkpoint of train_mnist.py" in said
 
 
 @pytest.mark.parametrize(
@@ -102,7 +119,7 @@ def test_resume_refuses_what_is_no_checkpoint(tmp_path, capsys):
         ("--limit=49", "--limit: expected 50 to 5000, got '49'"),
         ("--engine=fast", "--engine: invalid choice: 'fast'"),
         (f"--device={ABSENT}", f"--device: PyTorch finds no {ABSENT} here"),
-        ("--resume", "--resume: there is no"),
+        ("--resume", "--out: there is no"),
     ],
     ids=["epochs", "hidden-size", "lr", "limit", "engine", "device", "resume"],
 )

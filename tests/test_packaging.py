@@ -73,7 +73,8 @@ def install(wheel, folder):
         run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
     )
     (packages / "torch.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")
-    (packages / "triton.py").write_text("raise RuntimeError('Triton was imported')\n")
+    for name in ("triton", "onnx", "matplotlib"):
+        (packages / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported')\n")
     return python
 
 

@@ -1,0 +1,52 @@
+"""Draw what a trained digit reader's gates do while it reads one digit: see --help."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from digits import CLASSES, COLUMNS, load
+from train_mnist import read_checkpoint
+
+import lstm_fused
+from lstm_fused.plot import draw_gates
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read one digit and draw; the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Draw what the gates of a model that train_mnist.py trained do while it reads one digit.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--digit", type=int, choices=range(CLASSES), default=3, help="which digit to read")
+    add("--layer", type=int, default=0, help="which layer's gates to draw")
+    add("--out", type=Path, default=Path("out"), help="folder of the checkpoint; the picture goes there too")
+    args = parser.parse_args(argv)
+
+    state = read_checkpoint(parser, args.out / "checkpoint.pt")
+    settings = state["settings"]
+    layers = settings["num_layers"]
+    if not 0 <= args.layer < layers:
+        parser.error(f"--layer: {args.out / 'checkpoint.pt'} has layers 0 to {layers - 1}, got {args.layer}")
+    model = lstm_fused.SequenceClassifier(
+        COLUMNS, settings["hidden_size"], layers, CLASSES, peephole=settings["peephole"]
+    ).eval()
+    model.load_state_dict(state["model"])
+
+    _, test = load(settings["limit"])
+    x = test.x[test.y == args.digit][0]  # [28, 28]
+    with torch.no_grad():
+        probability, read_as = model(x).softmax(0).max(0)
+    gates = lstm_fused.inspect(model.lstm, x)[f"l{args.layer}"]
+    answer = f"read row by row as {read_as} ({100 * probability:.0f} %)"
+    figure = draw_gates(gates, input=x, title=f"MNIST digit {args.digit}, {answer}: layer {args.layer}")
+    path = args.out / f"gates_{args.digit}.png"
+    figure.savefig(path, dpi=150)
+    print(f"Wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

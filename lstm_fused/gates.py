@@ -1,0 +1,85 @@
+"""`inspect`: what every gate did at every step, as the forward pass keeps it for the backward pass."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lstm_fused.checks import States, bad
+from lstm_fused.module import LSTM
+from lstm_fused.ops import forward_op
+from lstm_fused.reference import is_valid
+
+
+class Gates(NamedTuple):
+    """The gates of one layer in one direction after each step, and the cell state they left.
+
+    Each has the layout of the module's input with H features: (T, B, H), (B, T, H) or (T, H). The equations
+    are those of `lstm_fused.reference`.
+    """
+
+    i: Tensor  # how much new is let in, 0 to 1
+    f: Tensor  # what share of the long-term memory is kept, 0 to 1
+    g: Tensor  # what new there is, -1 to 1
+    o: Tensor  # how much is shown, 0 to 1
+    c: Tensor  # the long-term memory, float32 at least
+
+
+@torch.no_grad()
+def inspect(
+    module: LSTM, input: Tensor, hx: States | None = None, lengths: Tensor | None = None
+) -> dict[str, Gates]:
+    """Run a module and return what its gates did, past a length zero; no gradient flows.
+
+    Args:
+        module: the module, with any engine.
+        input: (T, B, I), or (B, T, I) with batch_first, or one sequence (T, I).
+        hx: initial states, as the module takes them.
+        lengths: valid steps of each sequence, as the module takes them.
+
+    Returns:
+        The gates of each layer and direction, by the end of the names of its parameters: "l0", "l0_reverse",
+        "l1" and so on.
+
+    Raises:
+        ValueError: an argument has the wrong rank, size, dtype, device or value.
+    """
+    if isinstance(input, PackedSequence):
+        raise bad("input", "a padded tensor, with lengths", "a PackedSequence")
+    with Saving() as run:
+        module(input, hx, lengths)
+
+    def arranged(steps: Tensor) -> Tensor:
+        if lengths is not None:
+            steps = steps.masked_fill(~is_valid(lengths.to(steps.device), len(steps)), 0)
+        return (
+            steps.squeeze(1) if input.dim() == 2 else steps.transpose(0, 1) if module.batch_first else steps
+        )
+
+    names = [suffix for layer in range(module.num_layers) for suffix in module._suffixes(layer)]
+    return {
+        name: Gates(*map(arranged, (*gates.chunk(4, dim=-1), c)))
+        for name, (c, gates) in zip(names, run.saved, strict=True)
+    }
+
+
+class Saving(TorchDispatchMode):
+    """Makes every forward operator that runs meanwhile save its cell states and gates, and gathers them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved: list[tuple[Tensor, Tensor]] = []  # c [T, B, H], gates [T, B, 4H]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operator, with save=True if it is one of ours."""
+        if func not in forward_op.values():
+            return func(*args, **(kwargs or {}))
+        *arguments, _ = args
+        out = func(*arguments, True)
+        self.saved.append((out[3], out[4]))
+        return out

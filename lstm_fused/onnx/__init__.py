@@ -1,0 +1,13 @@
+"""ONNX files that hold the standard's own LSTM operator, peepholes included; needs the package onnx."""
+
+try:
+    import onnx  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "lstm_fused.onnx needs the package onnx: pip install 'lstm_fused[onnx]'", name=error.name
+    ) from error
+
+from lstm_fused.onnx.reader import from_onnx
+from lstm_fused.onnx.writer import export
+
+__all__ = ["export", "from_onnx"]

@@ -1,0 +1,168 @@
+"""`export`: a module as an ONNX file, an LSTM node for each layer."""
+
+import os
+from typing import Any
+
+import onnx
+import torch
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from torch import Tensor
+
+from lstm_fused.checks import bad
+from lstm_fused.classifier import SequenceClassifier
+from lstm_fused.convert import reorder
+from lstm_fused.module import LSTM
+
+OPSET, IR_VERSION = 17, 8  # of 2022: enough for all that is used here
+DTYPES = {
+    torch.float16: TensorProto.FLOAT16,
+    torch.float32: TensorProto.FLOAT,
+    torch.float64: TensorProto.DOUBLE,
+}
+# The operands of the operator, of which parameters they consist, in which order the gates stand there.
+OPERANDS = {
+    "W": (("weight_ih",), "ifgo", "iofg"),
+    "R": (("weight_hh",), "ifgo", "iofg"),
+    "B": (("bias_ih", "bias_hh"), "ifgo", "iofg"),
+    "P": (("peephole",), "ifo", "iof"),
+}
+SWAP_BATCH_AND_TIME = (1, 0, 2)
+STEPS_BEFORE_DIRECTIONS = (0, 2, 1, 3)  # Y is [T, D, B, H]
+
+
+class Graph:
+    """The nodes and constants of a file that is being written."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+
+    def add(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> str:
+        """Add a node; the name of its first output."""
+        self.nodes.append(helper.make_node(op, inputs, outputs, outputs[0], **attributes))
+        return outputs[0]
+
+    def constant(self, name: str, value: Tensor) -> str:
+        """Add a constant; its name."""
+        self.constants.append(numpy_helper.from_array(value.detach().cpu().contiguous().numpy(), name))
+        return name
+
+    def layer(self, lstm: LSTM, layer: int, x: str, lengths: str, states: bool) -> str:
+        """Add one layer in all its directions over x [T, B, I]; the name of its Y."""
+        weights = {}
+        for operand, (names, ours, theirs) in OPERANDS.items():
+            directions = [
+                [reorder(value, ours, theirs) for name in names if (value := getattr(part, name)) is not None]
+                for part in map(lstm._parameters_of, lstm._suffixes(layer))
+            ]
+            weights[operand] = ""  # absent
+            if directions[0]:
+                value = torch.stack([torch.cat(rows) for rows in directions])
+                weights[operand] = self.constant(f"{operand}_l{layer}", value)
+        initial = [f"h_0_l{layer}", f"c_0_l{layer}"] if states else ["", ""]
+        return self.add(
+            "LSTM",
+            [x, weights["W"], weights["R"], weights["B"], lengths, *initial, weights["P"]],
+            [f"y_l{layer}", f"h_n_l{layer}", f"c_n_l{layer}"],
+            direction="bidirectional" if lstm.bidirectional else "forward",
+            hidden_size=lstm.hidden_size,
+        )
+
+    def join(self, y: str, width: int) -> str:
+        """Put the directions of a layer's Y beside each other, [T, B, width]."""
+        shape = self.constant(f"{y}_shape", torch.tensor([0, 0, width]))  # 0: as it is
+        steps = self.add("Transpose", [y], [f"{y}_steps"], perm=STEPS_BEFORE_DIRECTIONS)
+        return self.add("Reshape", [steps, shape], [f"{y}_joined"])
+
+
+def export(
+    module: LSTM | SequenceClassifier,
+    path: str | os.PathLike[str],
+    *,
+    lengths: bool = False,
+    states: bool = False,
+) -> None:
+    """Write a module, as it is in eval mode, as an ONNX file of opset 17 whose T and B stay free.
+
+    The graph's inputs and outputs have the names and layouts of the module's own: "input", then "lengths" and
+    "h_0", "c_0" where asked for; "output", "h_n", "c_n", or "logits" of a classifier.
+
+    Args:
+        module: what to write; float16, float32 or float64, on any device.
+        path: the file to write.
+        lengths: whether the graph takes the valid steps of each sequence, int32 of shape (B,).
+        states: whether it takes the initial states; they are zero otherwise.
+
+    Raises:
+        ValueError: ONNX's LSTM operator cannot express it: a projection, or another dtype.
+    """
+    head = module.head if isinstance(module, SequenceClassifier) else None
+    lstm = module.lstm if isinstance(module, SequenceClassifier) else module
+    check_expressible(lstm)
+    if head is not None and states:
+        raise bad("states", "False with a SequenceClassifier, which takes none", states)
+
+    D, L, H = lstm.num_directions, lstm.num_layers, lstm.hidden_size
+    float_type = DTYPES[lstm.get_parameter("weight_ih_l0").dtype]
+
+    def value(name: str, *shape: str | int, dtype: int = float_type) -> ValueInfoProto:
+        return helper.make_tensor_value_info(name, dtype, shape)
+
+    steps = ("B", "T") if lstm.batch_first else ("T", "B")
+    inputs = [value("input", *steps, lstm.input_size)]
+    if lengths:
+        inputs.append(value("lengths", "B", dtype=TensorProto.INT32))
+    graph, x = Graph(), "input"
+    if states:
+        rows = graph.constant("rows", torch.full((L,), D))
+        for state in ("h_0", "c_0"):
+            inputs.append(value(state, L * D, "B", H))
+            graph.add("Split", [state, rows], [f"{state}_l{layer}" for layer in range(L)], axis=0)
+    if lstm.batch_first:
+        x = graph.add("Transpose", [x], ["input_steps"], perm=SWAP_BATCH_AND_TIME)
+    for layer in range(L):
+        x = graph.join(x, D * H) if layer > 0 else x
+        x = graph.layer(lstm, layer, x, "lengths" if lengths else "", states)
+    if head is None:
+        outputs = [value("output", *steps, D * H)]
+        x = graph.join(x, D * H)
+        if lstm.batch_first:
+            graph.add("Transpose", [x], ["output"], perm=SWAP_BATCH_AND_TIME)
+        else:
+            graph.add("Identity", [x], ["output"])
+        if lengths and states:
+            # The standard leaves the states of a sequence without steps open; onnxruntime makes them zero.
+            stepped = graph.add("Cast", ["lengths"], ["stepped"], to=TensorProto.BOOL)
+            column = graph.constant("column", torch.tensor([1]))
+            stepped = graph.add("Unsqueeze", [stepped, column], ["stepped_column"])  # [B, 1]
+        for state in ("h_n", "c_n"):
+            outputs.append(value(state, L * D, "B", H))
+            pieces = [f"{state}_l{layer}" for layer in range(L)]
+            if lengths and states:
+                last = graph.add("Concat", pieces, [f"{state}_of_steps"], axis=0)
+                graph.add("Where", [stepped, last, state[0] + "_0"], [state])
+            else:
+                graph.add("Concat", pieces, [state], axis=0)
+    else:
+        outputs = [value("logits", "B", head.out_features)]
+        last = graph.add("Squeeze", [f"h_n_l{L - 1}", graph.constant("axis", torch.tensor([0]))], ["last"])
+        weights = [graph.constant(f"head_{name}", value) for name, value in head.named_parameters()]
+        graph.add("Gemm", [last, *weights], ["logits"], transB=1)
+
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "lstm_fused", inputs, outputs, graph.constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="lstm_fused",
+    )
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def check_expressible(lstm: LSTM) -> None:
+    """Check that ONNX's LSTM operator can compute what this module does."""
+    if lstm.proj_size:
+        raise bad("module", "proj_size=0, for ONNX's LSTM operator has no projection", lstm.proj_size)
+    dtype = lstm.get_parameter("weight_ih_l0").dtype
+    if dtype not in DTYPES:
+        raise bad("module", "float16, float32 or float64, which ONNX's LSTM operator takes", dtype)

@@ -1,0 +1,138 @@
+"""Weights to and from other libraries, beside the equations of these; tests/interop.py has the libraries."""
+
+import numpy as np
+import pytest
+import torch
+from test_module import OPTIONS, option_id
+from torch import nn
+
+from lstm_fused import LSTM
+from lstm_fused.convert import from_keras, from_tensorflow
+
+F64 = torch.float64
+T, B, I, H = 6, 3, 5, 7
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, torch.as_tensor(theirs), rtol=1e-12, atol=1e-12)
+
+
+def draw(*shape):
+    return np.random.default_rng(len(shape) + sum(shape)).normal(size=shape)
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=option_id)
+def test_to_torch_undoes_from_torch(options):
+    theirs = nn.LSTM(I, H, dtype=F64, **options).eval()
+    theirs.weight_hh_l0.requires_grad_(False)
+    for peephole in (False, True):
+        back = LSTM.from_torch(theirs, peephole=peephole).to_torch()
+        assert type(back) is nn.LSTM and repr(back) == repr(theirs) and not back.training
+        assert back.state_dict().keys() == theirs.state_dict().keys()
+        for (name, value), (_, copy) in zip(theirs.named_parameters(), back.named_parameters(), strict=True):
+            assert torch.equal(copy, value) and copy.requires_grad == value.requires_grad, name
+            assert copy.data_ptr() != value.data_ptr(), name
+        x = torch.randn(4, 3, I, dtype=F64)
+        close(back(x)[0], theirs(x)[0].detach())
+
+
+def test_to_torch_keeps_dropout_and_refuses_peepholes():
+    assert LSTM(I, H, 2, dropout=0.25, peephole=False).to_torch().dropout == 0.25
+    module = LSTM(I, H, bidirectional=True)
+    nn.init.zeros_(module.weight_peephole_l0)
+    with pytest.raises(ValueError, match="weight_peephole_l0_reverse: expected zeros, for"):
+        module.to_torch()
+
+
+def keras(arrays, x, peepholes=(0, 0, 0)):
+    """One Keras layer in one direction over x [B, T, I], in its own notation."""
+    kernel, recurrent_kernel, bias = arrays
+    p_i, p_f, p_o = peepholes
+    h = c = np.zeros((len(x), H))
+    steps = []
+    for t in range(x.shape[1]):
+        z = x[:, t] @ kernel + h @ recurrent_kernel + bias
+        z0, z1, z2, z3 = np.split(z, 4, axis=1)
+        i, f = sigmoid(z0 + p_i * c), sigmoid(z1 + p_f * c)
+        c = f * c + i * np.tanh(z2)
+        o = sigmoid(z3 + p_o * c)
+        h = o * np.tanh(c)
+        steps.append(h)
+    return np.stack(steps, axis=1)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("peephole", [False, True])
+def test_keras(bias, peephole):
+    x = draw(B, T, I)
+    layers, y = [], x
+    for width in (I, 2 * H):
+        layers.append([])
+        ys = []
+        for step in (1, -1):
+            weights = [draw(width, 4 * H) * step, draw(H, 4 * H), draw(4 * H)]
+            peepholes = [draw(H), draw(H + 1)[1:] * step, draw(H + 2)[2:]]
+            layers[-1] += weights[: 2 + bias] + peepholes * peephole
+            outputs = keras([*weights[:2], weights[2] * bias], y[:, ::step], np.array(peepholes) * peephole)
+            ys.append(outputs[:, ::step])
+        y = np.concatenate(ys, axis=2)
+    module = from_keras(*layers, engine="reference")
+    assert repr(module) == repr(
+        LSTM(I, H, 2, bias, True, bidirectional=True, peephole=peephole, engine="reference")
+    )
+    close(module(torch.tensor(x))[0].detach(), y)
+
+
+@pytest.mark.parametrize("peephole", [False, True])
+def test_tensorflow(peephole):
+    x = draw(T, B, I)
+    cells, y = [], x
+    for width in (I, H):
+        cell = {"kernel": draw(width + H, 4 * H), "bias": draw(4 * H)}
+        diagonals = {f"w_{gate}_diag": draw(H + k)[k:] for k, gate in enumerate("fio")}
+        cells.append(cell | diagonals if peephole else cell)
+        w = {name: value * peephole for name, value in diagonals.items()}
+        h = c = np.zeros((B, H))
+        steps = []
+        for x_t in y:
+            i, j, f, o = np.split(np.concatenate([x_t, h], 1) @ cell["kernel"] + cell["bias"], 4, axis=1)
+            c = sigmoid(f + 0.75 + w["w_f_diag"] * c) * c + sigmoid(i + w["w_i_diag"] * c) * np.tanh(j)
+            h = sigmoid(o + w["w_o_diag"] * c) * np.tanh(c)
+            steps.append(h)
+        y = np.stack(steps)
+    module = from_tensorflow(*cells, forget_bias=0.75)
+    assert repr(module) == repr(LSTM(I, H, 2, peephole=peephole))
+    close(module(torch.tensor(x))[0].detach(), y)
+
+
+def test_arrays_may_be_read_only_lists_or_tensors():
+    kernel, recurrent_kernel = draw(I, 4 * H).astype(np.float32), draw(H, 4 * H).astype(np.float32)
+    kernel.flags.writeable = False
+    first = from_keras([kernel, recurrent_kernel])
+    second = from_keras([torch.tensor(kernel, requires_grad=True), recurrent_kernel.tolist()])
+    assert torch.equal(first.weight_ih_l0, second.weight_ih_l0) and first.weight_ih_l0.requires_grad
+    assert torch.equal(first.weight_hh_l0, second.weight_hh_l0)
+
+
+KERNEL, RECURRENT = draw(I, 4 * H), draw(H, 4 * H)
+
+
+@pytest.mark.parametrize(
+    ("convert", "weights", "message"),
+    [
+        (from_keras, [], "layers: expected weights of one layer at least, got none"),
+        (from_keras, [[]], "layers: expected weights of one layer at least, got none"),
+        (from_keras, [[KERNEL, KERNEL]], "layers: expected kernel, recurrent kernel, .* got"),
+        (from_keras, [[KERNEL, RECURRENT, draw(H)]], "layers: expected kernel, recurrent kernel, .* got"),
+        (from_keras, [[KERNEL, RECURRENT]] * 2, "layers: expected layers of one kind, each as wide as"),
+        (from_tensorflow, [{"kernel": KERNEL}], r"cells: expected kernel and bias, .* got \['kernel'\]"),
+    ],
+    ids=["no_layer", "no_array", "recurrent", "vectors", "width", "names"],
+)
+def test_refuses_other_weights(convert, weights, message):
+    with pytest.raises(ValueError, match=message):
+        convert(*weights)

@@ -1,0 +1,117 @@
+"""What the gates did, beside the equations written out for one sequence; and the picture of it."""
+
+import pytest
+import torch
+from harness import ENGINES_HERE
+from torch.nn.utils.rnn import pack_sequence
+
+import lstm_fused
+from lstm_fused import LSTM, Gates
+from lstm_fused.plot import draw_gates
+
+F64 = torch.float64
+
+
+def by_hand(module, suffix, x, h, c):
+    """The gates of one layer in one direction over one sequence x [T, I], and its outputs."""
+    W_ih, W_hh, b_ih, b_hh, peephole, W_hr = module._parameters_of(suffix)
+    p_i, p_f, p_o = peephole.chunk(3)
+    steps = [None] * len(x)
+    order = range(len(x))
+    for t in reversed(order) if suffix.endswith("_reverse") else order:
+        a_i, a_f, a_g, a_o = (W_ih @ x[t] + b_ih + W_hh @ h + b_hh).chunk(4)
+        i, f, g = torch.sigmoid(a_i + p_i * c), torch.sigmoid(a_f + p_f * c), torch.tanh(a_g)
+        c = f * c + i * g
+        o = torch.sigmoid(a_o + p_o * c)
+        h = W_hr @ (o * torch.tanh(c))
+        steps[t] = i, f, g, o, c, h
+    *gates, y = map(torch.stack, zip(*steps, strict=True))
+    return Gates(*gates), y
+
+
+@pytest.mark.parametrize("engine", [engine.name for engine in ENGINES_HERE])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_gates_are_those_of_the_equations(engine, batch_first):
+    module = LSTM(5, 7, 2, bidirectional=True, proj_size=3, batch_first=batch_first, dtype=F64, engine=engine)
+    x = torch.randn(4, 6, 5, dtype=F64)  # [B, T, I]
+    hx = torch.randn(4, 4, 3, dtype=F64), torch.randn(4, 4, 7, dtype=F64)
+    lengths = torch.tensor([3, 6, 1, 5])
+    found = lstm_fused.inspect(module, x if batch_first else x.transpose(0, 1), hx, lengths)
+    assert list(found) == ["l0", "l0_reverse", "l1", "l1_reverse"]
+    for b, length in enumerate(lengths.tolist()):
+        below = x[b, :length]
+        for layer in range(2):
+            ys = []
+            for row, suffix in enumerate(module._suffixes(layer), start=2 * layer):
+                expected, y = by_hand(module, suffix, below, hx[0][row, b], hx[1][row, b])
+                ys.append(y)
+                for name, value in found[suffix]._asdict().items():
+                    of_b = value[b] if batch_first else value[:, b]
+                    assert not of_b[length:].any(), f"{suffix} {name} past the length"
+                    torch.testing.assert_close(of_b[:length], getattr(expected, name), rtol=1e-12, atol=1e-12)
+            below = torch.cat(ys, dim=1)
+
+
+def test_one_sequence_without_a_batch():
+    module = LSTM(5, 7, batch_first=True)
+    x = torch.randn(6, 5)
+    (alone,), (batched,) = (lstm_fused.inspect(module, value).values() for value in (x, x[None]))
+    for one, of_batch in zip(alone, batched, strict=True):
+        assert one.shape == (6, 7) and torch.equal(one, of_batch[0]) and not one.requires_grad
+
+
+def test_refuses_a_packed_sequence():
+    with pytest.raises(ValueError, match="input: expected a padded tensor, with lengths, got a PackedSeq"):
+        lstm_fused.inspect(LSTM(5, 7), pack_sequence([torch.randn(3, 5)]))
+
+
+def test_picture_shows_every_cell_and_the_shares():
+    (gates,) = lstm_fused.inspect(LSTM(5, 7), torch.randn(6, 5)).values()
+    x = torch.randn(6, 5)
+    figure = draw_gates(gates, input=x, title="six steps")
+    beside, f, i, o, c, overall = figure.axes[:6]
+    assert figure.get_suptitle() == "six steps" and torch.equal(shown(beside), x.double())
+    order = [gates.c.double().T.tolist().index(column) for column in shown(c).T.tolist()]
+    assert sorted(order) == list(range(7))
+    for axes, name in ((f, "f"), (i, "i"), (o, "o")):
+        assert torch.equal(shown(axes), getattr(gates, name)[:, order].double()), name
+    kept, let_in, shares_shown = (torch.tensor(line.get_xdata()) for line in overall.lines)
+    of = Gates(*(value.double() for value in gates))
+    assert kept[0].isnan(), "there is no memory to keep before the first step"
+    for found, share, amount in (
+        (kept[1:], of.f[1:], of.c[:-1]),
+        (let_in, of.i, of.g),
+        (shares_shown, of.o, of.c.tanh()),
+    ):
+        torch.testing.assert_close(found, (share * amount.abs()).sum(1) / amount.abs().sum(1))
+
+
+def shown(axes):
+    """The values of an image."""
+    (image,) = axes.images
+    return torch.from_numpy(image.get_array().data).double()
+
+
+def test_picture_of_the_reverse_direction():
+    of = lstm_fused.inspect(LSTM(5, 7, bidirectional=True, dtype=F64), torch.randn(6, 5, dtype=F64))
+    f, c = of["l0_reverse"].f, of["l0_reverse"].c.abs()
+    kept = draw_gates(of["l0_reverse"], reverse=True).axes[4].lines[0].get_xdata()
+    torch.testing.assert_close(torch.tensor(kept[:-1]), (f[:-1] * c[1:]).sum(1) / c[1:].sum(1))
+
+
+def test_picture_of_one_cell_in_one_step(tmp_path):
+    (gates,) = lstm_fused.inspect(LSTM(1, 1, dtype=torch.float16), torch.zeros(1, 1).half()).values()
+    draw_gates(gates._replace(c=torch.zeros(1, 1))).savefig(tmp_path / "gates.png")
+
+
+@pytest.mark.parametrize(
+    ("shape", "input", "message"),
+    [
+        ((6, 2, 7), None, r"gates: expected those of one sequence, \(T, H\), got shape \(6, 2, 7\)"),
+        ((0, 7), None, r"gates: expected those of one sequence, \(T, H\), got shape \(0, 7\)"),
+        ((6, 7), torch.zeros(5, 3), r"input: expected shape \(6, I\), a row for each .* got \(5, 3\)"),
+    ],
+)
+def test_picture_refuses_other_shapes(shape, input, message):
+    with pytest.raises(ValueError, match=message):
+        draw_gates(Gates(*[torch.zeros(shape)] * 5), input=input)
