@@ -6,24 +6,35 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// One vector of every k of a panel: lane j of row k is weights[j * lane_stride + k * k_stride].
+// One unit of one lane: the numbers from k on that lie together, zero past K.
+template <class Number>
+inline void pack_unit(const Number* weights, int64_t k_stride, int64_t left, Number* to) {
+  constexpr int64_t g = together<Number>;
+  if (k_stride == 1 && left >= g) {
+    __builtin_memcpy(to, weights, sizeof(Number) * g);
+  } else {
+    for (int64_t k = 0; k < g; ++k) to[k] = k < left ? weights[k * k_stride] : Number{};
+  }
+}
+
+// One vector of every unit of a panel: lane j of number k is weights[j * lane_stride + k * k_stride].
 template <class Number>
 inline void pack_lanes(const Number* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K,
                        Number* to) {
   constexpr int64_t g = together<Number>;
-  if (g == 1 && lane_stride == 1) {
-    for (int64_t k = 0; k < K; ++k)
-      store(to + k * panel<Number>, n > 0 ? load(weights + k * k_stride, n) : Vec<Real<Number>>{});
+  const int64_t units = (K + g - 1) / g;
+  if (lane_stride == 1 && n >= lanes<Number>) {
+    for (int64_t u = 0; u < units; ++u)
+      store_unit(to + u * panel<Number> * g, weights + u * g * k_stride, k_stride, K - u * g);
     return;
   }
   // Rows may lie a page apart: a cache line is read whole or many times.
-  constexpr int64_t line = 64 / sizeof(Number);
-  const int64_t padded = (K + g - 1) / g * g;
-  for (int64_t first = 0; first < padded; first += line)
+  constexpr int64_t line = 64 / sizeof(Number) / g;
+  for (int64_t first = 0; first < units; first += line)
     for (int64_t j = 0; j < lanes<Number>; ++j)
-      for (int64_t k = first; k < first + line && k < padded; ++k)
-        to[(k / g * panel<Number> + j) * g + k % g] =
-            j < n && k < K ? weights[j * lane_stride + k * k_stride] : Number{};
+      for (int64_t u = first; u < first + line && u < units; ++u)
+        pack_unit(weights + j * lane_stride + u * g * k_stride, k_stride, j < n ? K - u * g : 0,
+                  to + (u * panel<Number> + j) * g);
 }
 
 // W [4H, K] into two panels for each vector of channels: i, f and g, o. Vectors [first, last) only.

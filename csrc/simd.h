@@ -91,6 +91,20 @@ inline void store(Number* to, Vec<Real<Number>> v, int64_t n) {
   __builtin_memcpy(to, &stored, static_cast<size_t>(n) * sizeof(Number));
 }
 
+// Interleaves the vectors of the numbers that lie together in a unit, `apart` in memory; zero past `left`.
+template <class Number>
+inline void store_unit(Number* to, const Number* from, int64_t, int64_t) {
+  __builtin_memcpy(to, from, sizeof(Vec<Number>));
+}
+
+inline void store_unit(BFloat16* to, const BFloat16* from, int64_t apart, int64_t left) {
+  Stored<BFloat16>::Type low, high = {};
+  __builtin_memcpy(&low, from, sizeof low);
+  if (left > 1) __builtin_memcpy(&high, from + apart, sizeof high);
+  const Bits both = __builtin_convertvector(low, Bits) | __builtin_convertvector(high, Bits) << 16;
+  __builtin_memcpy(to, &both, sizeof both);
+}
+
 template <class Real>
 inline Vec<Real> broadcast(Real value) {
   return value - Vec<Real>{};  // keeps the sign of -0, as a sum would not
