@@ -37,7 +37,9 @@ SPEEDS = {
 }
 LOAD = 0.6  # microseconds until a number arrives from memory
 GATES = 0.15  # microseconds for the gates of one tile
-# What the compiler made of each kernel, with its barriers; a few of them stand outside the time loop.
+# What the compiler made of each kernel, with its barriers; a few of them stand outside the time loop, as do
+# those of the sums at the end of a backward pass in one launch.
+SUMS = 16
 TABLE = Path(__file__).parents[1] / "tests" / "gpu_offline" / "resources.json"
 SIZES = (64, 128, 256, 512, 768, 1024)
 # Of a multiprocessor's tensor cores, what mma.sync on 16 rows reaches.
@@ -85,7 +87,8 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     operand = plan.BB * H * size * (1 if layer.direction == "forward" else 4)
     nearest = min(SIZES, key=lambda size: abs(size - H))
     row = f"{plan.kernel} {layer.direction} {KINDS[layer.dtype]} H={nearest} {card.capability}"
-    sync = int(resources()[row]["mix"]["barrier"]) * speed.sync
+    outside = SUMS if layer.direction == "backward" and plan.kernel != "step" else 0
+    sync = (int(resources()[row]["mix"]["barrier"]) - outside) * speed.sync
     # Forward xw in, gates, c and y out; backward gates, c and dy in, dxw out.
     streamed = B * H * (4 + (16 + 5 * size if layer.direction == "forward" else 9 * size))
     traffic = streamed / speed.memory

@@ -117,7 +117,9 @@ def plans(kernel: str, layer: Layer) -> Iterator[Plan]:
         num_warps = 8 if width > 32 else 4
         yield Plan("resident", layer.precision, 16, width, width, num_warps, maxnreg=ROOMY)
     else:
-        maxnreg = ROOMY if layer.direction == "backward" and layer.H > 768 else None
+        own_products = layer.dtype == torch.float32 and layer.precision == "ieee"  # not on tensor cores
+        tight = own_products or (layer.direction == "backward" and layer.H > 768)
+        maxnreg = ROOMY if tight else None
         for BB, BH in product((16, 32, 64), (8, 16)):
             yield Plan("cooperative", layer.precision, BB, BH, 128, 4, maxnreg=maxnreg)
 

@@ -20,6 +20,11 @@ SAMPLE = (
     Build("cooperative", "backward", "fp16", 256, H100),
     Build("cooperative", "forward", "bf16", 256, MI300X),
 )
+# What PyTorch asks for unless it is told otherwise.
+OWN_PRECISION = (
+    Build("cooperative", "forward", "fp32", 512, A100),
+    Build("resident", "backward", "fp32", 64, H100),
+)
 
 
 def broken(module, old, new, tmp_path):
@@ -39,8 +44,17 @@ def broken(module, old, new, tmp_path):
 def test_compiles_to_what_the_table_says(build):
     row, wrong = measure(build)
     assert not wrong
+    known = json.loads(TABLE.read_text())[build.name]
     if triton.__version__ == "3.8.0":  # which the table was made with
-        assert row == json.loads(TABLE.read_text())[build.name]
+        assert row == known
+    else:
+        assert row["registers"] <= 1.5 * known["registers"] and row["shared"] <= 1.25 * known["shared"]
+
+
+@pytest.mark.parametrize("build", OWN_PRECISION, ids=lambda b: b.name)
+def test_products_in_the_precision_of_float32_compile(build):
+    _, wrong = measure(build)
+    assert not wrong
 
 
 def test_the_table_is_whole():

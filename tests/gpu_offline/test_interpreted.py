@@ -1,4 +1,4 @@
-"""Runs the tests in interpreted/ in processes of their own, all at once; see conftest.py."""
+"""Runs the tests in interpreted/ and tests/gpu in processes of their own, all at once; see conftest.py."""
 
 import os
 import subprocess
@@ -9,8 +9,14 @@ import pytest
 
 pytest.importorskip("triton")
 
-HERE = Path(__file__).parent / "interpreted"
-MODULES = sorted(path.stem for path in HERE.glob("test_*.py"))
+HERE = Path(__file__).parent
+ON_GPU_ALONE = "test_cuda.py"
+MODULES = [
+    path
+    for folder in (HERE / "interpreted", HERE.parent / "gpu")
+    for path in sorted(folder.glob("test_*.py"))
+    if path.name != ON_GPU_ALONE
+]
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +24,11 @@ def processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interpreted")
     started = {}
     for module in MODULES:
-        with (folder / module).open("w") as output:
+        with (folder / module.stem).open("w") as output:
             started[module] = (
-                folder / module,
+                folder / module.stem,
                 subprocess.Popen(
-                    [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / f"{module}.py"],
+                    [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", module],
                     env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -33,7 +39,7 @@ def processes(tmp_path_factory):
         process.kill()
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
 def test_in_the_interpreter(module, processes):
     output, process = processes[module]

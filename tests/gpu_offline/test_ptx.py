@@ -9,6 +9,7 @@ from cases import Case, make_tensors  # noqa: E402
 from compiled import CARDS, Build, compile_kernel  # noqa: E402
 from ptx import Fault, Machine, Program  # noqa: E402
 
+from bench import roofline  # noqa: E402
 from lstm_fused import reference  # noqa: E402
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}
@@ -117,6 +118,18 @@ def test_compiled_code_gives_what_the_reference_gives(kernel, direction, kind):
     found, wanted = DIRECTIONS[direction](launch, kernel, kind, case)
     tolerance = TOLERANCE[kind]
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kernel", ["resident", "cooperative"])
+def test_barriers_after_the_time_loop(kernel):
+    program = Launcher(kernel, "backward", "fp16", 32).program
+    jumps = [
+        (n, program.labels[operands[0]])
+        for n, (_, _, name, _, operands, _) in enumerate(program.instructions)
+        if name == "bra"
+    ]
+    end, _ = max(((n, to) for n, to in jumps if to < n), key=lambda jump: jump[0] - jump[1])
+    assert sum(name == "bar" for _, _, name, *_ in program.instructions[end:]) >= roofline.SUMS
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import Case, make_tensors
 from concurrently import Deadlock, Race, concurrently
-from lstm_fused.kernels import cooperative, launch, resident, sequence, sums
+from lstm_fused.kernels import choose, cooperative, launch, resident, sequence, sums
 
 from lstm_fused import reference
 
@@ -86,6 +86,12 @@ def test_any_schedule_gives_the_same(direction, seed):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_batch_tiles_do_not_wait_for_each_other(direction):
     check(direction, SIX, 0)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_batch_in_several_launches(direction, monkeypatch):
+    monkeypatch.setattr(choose.Plan, "waves", lambda self, tiles: [(first, 1) for first in range(tiles)])
+    check(direction, replace(SIX, B=65, H=9), 0)  # more than the largest tile has
 
 
 @pytest.mark.parametrize("seed", range(3))
