@@ -58,9 +58,8 @@ def test_compiled_for_every_size(engine, dynamic, options, with_lengths):
     assert again == ([False, False] if dynamic else [True, False])
 
 
-@each_engine
-def test_inductor(engine):
-    model = SequenceClassifier(5, 7, 2, 3, engine=engine)
+def test_inductor():
+    model = SequenceClassifier(5, 7, 2, 3)
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for T, B in SIZES[:2]:
         found = []

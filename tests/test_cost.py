@@ -1,5 +1,7 @@
 """What a call costs, counted: operators that run, and bytes that stay."""
 
+import weakref
+
 import pytest
 import torch
 from harness import ENGINES_HERE
@@ -77,3 +79,15 @@ def test_second_derivatives_cost_nothing_when_not_asked_for(engine):
         y, _ = module(torch.randn(T, 2, 5))
         count = counted(lambda y=y: y.sum().backward())
         assert count.ours == ["backward"] and count.others < 40
+
+
+@each_engine
+def test_hooks_see_all_that_is_kept(engine):
+    """As those of torch.autograd.graph.save_on_cpu: what they have moved away is kept nowhere else."""
+    module, x = LSTM(5, 7, engine=engine), torch.randn(4, 3, 5)
+    watched = weakref.ref(x)
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t):
+        y, _ = module(x)
+    del x
+    assert watched() is None
+    y.sum().backward()
