@@ -13,7 +13,7 @@ CSRC   := $(shell find csrc -type f)
 # torch looks for ninja on the PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env train test test-interop bench gpu-check gpu-compile sanitize lint format dist clean
+.PHONY: help env train test test-interop bench gpu-check bench-gpu gpu-tune linked gpu-compile sanitize lint format dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,9 +32,34 @@ test-interop: $(INTEROP) ## compare with Keras and TensorFlow themselves; instal
 bench: $(STAMP) ## time it against nn.LSTM; options: make bench ARGS="--deep --threads 1 2"
 	@$(PY) -m bench $(ARGS)
 
-gpu-check: $(STAMP) ## on a machine with a GPU: every case, CPU against GPU, then the benchmark
-	@$(PY) -m bench.gpu check
-	@$(PY) -m bench.gpu bench
+# With PYTHON= on the command line, that Python as it is serves the GPU's targets: nothing is installed or
+# downloaded, links put the package together.
+LINKED := build/linked/lstm_fused
+ifeq ($(origin PYTHON),command line)
+GPU_READY := linked
+GPU_PY    := PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/build/linked:$(CURDIR):$$PYTHONPATH" $(PYTHON)
+else
+GPU_READY := $(STAMP)
+GPU_PY    := $(PY)
+endif
+
+gpu-check: $(GPU_READY) ## on a machine with a GPU: all tests there, then bench-gpu; with torch at hand: PYTHON=python3
+	@$(GPU_PY) -m bench.gpu check bench $(ARGS)
+
+bench-gpu: $(GPU_READY) ## on a machine with a GPU: time it against cuDNN, the cell and torch.compile
+	@$(GPU_PY) -m bench.gpu bench $(ARGS)
+
+gpu-tune: $(GPU_READY) ## on a machine with a GPU: measure which kernel is the fastest, for kernels/tuned.py
+	@$(GPU_PY) -m bench.gpu tune $(ARGS)
+
+linked:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make: Python 3.11 or newer is needed")'
+	@$(PYTHON) -c 'import torch, triton' || { echo "make: $(PYTHON) needs torch 2.10 and triton 3.6, or newer"; exit 1; }
+	@rm -rf $(LINKED) && mkdir -p $(LINKED)
+	@ln -s $(CURDIR)/lstm_fused/*.py $(CURDIR)/kernels $(LINKED)
+	@mkdir -p $(LINKED)-0.dist-info
+	@{ echo "Metadata-Version: 2.1"; echo "Name: lstm_fused"; \
+	sed -n 's/^version = "\(.*\)"/Version: \1/p' pyproject.toml; } > $(LINKED)-0.dist-info/METADATA
 
 gpu-compile: $(STAMP) ## compile every kernel the table may pick, for every card, and compare; about 25 minutes
 	@cd tests/gpu_offline && ../../$(PY) compiled.py

@@ -59,15 +59,38 @@ def make_problem(case: Case, setting: Setting, seed: int = 0) -> Problem:
     )
 
 
+def cell(
+    x: Tensor,  # [B, I]
+    h: Tensor,  # [B, H]
+    c: Tensor,  # [B, H]
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor,
+    bias_hh: Tensor,
+    peephole: Tensor,
+) -> States:
+    """One step, h and c."""
+    p_i, p_f, p_o = peephole.chunk(3)
+    a = F.linear(x, weight_ih, bias_ih) + F.linear(h, weight_hh, bias_hh)
+    a_i, a_f, a_g, a_o = a.chunk(4, dim=1)
+    i = torch.sigmoid(a_i + p_i * c)
+    f = torch.sigmoid(a_f + p_f * c)
+    c = f * c + i * torch.tanh(a_g)
+    o = torch.sigmoid(a_o + p_o * c)
+    return o * torch.tanh(c), c
+
+
 class StepByStep(nn.Module):
     """The peephole LSTM as one writes it by hand: one cell, called at every step, and autograd.
 
     Args:
         problem: whose weights to take.
+        cell: one step.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, cell: Callable[..., States] = cell) -> None:
         super().__init__()
+        self.cell = cell
         self.suffixes = [
             [f"l{layer}", f"l{layer}_reverse"][: problem.setting.directions]
             for layer in range(problem.setting.layers)
@@ -91,22 +114,15 @@ class StepByStep(nn.Module):
 
     def run(self, x: Tensor, h: Tensor, c: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
         """One layer in one direction: y, h_n, c_n."""
-        weight_ih, weight_hh, bias_ih, bias_hh, peephole = (
+        weights = [
             self.get_parameter(f"{name}_{suffix}")
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
-        )
-        p_i, p_f, p_o = peephole.chunk(3)
+        ]
         reverse = suffix.endswith("_reverse")
         steps = x.unbind(0)
         ys = []
         for x_t in reversed(steps) if reverse else steps:
-            a = F.linear(x_t, weight_ih, bias_ih) + F.linear(h, weight_hh, bias_hh)
-            a_i, a_f, a_g, a_o = a.chunk(4, dim=1)
-            i = torch.sigmoid(a_i + p_i * c)
-            f = torch.sigmoid(a_f + p_f * c)
-            c = f * c + i * torch.tanh(a_g)
-            o = torch.sigmoid(a_o + p_o * c)
-            h = o * torch.tanh(c)
+            h, c = self.cell(x_t, h, c, *weights)
             ys.append(h)
         return torch.stack(ys[::-1] if reverse else ys), h, c
 

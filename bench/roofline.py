@@ -7,7 +7,7 @@ binds at small batches, where neither bytes nor FLOPs do.
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -99,6 +99,14 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     )
 
 
+def predict_all(plan: Plan, layer: Layer, card: Card) -> float:
+    """Microseconds per step of the whole batch, whose launches follow one another."""
+    waves = plan.waves(plan.grid(layer.B, layer.H)[0])
+    return sum(
+        predict(plan, replace(layer, B=min(tiles * plan.BB, layer.B)), card).step for _, tiles in waves
+    )
+
+
 def products(layer: Layer, T: int, card: Card) -> float:
     """Milliseconds for the products outside the time loop, half of the card's rate assumed, I = H."""
     count = 1 if layer.direction == "forward" else 3
@@ -113,7 +121,7 @@ def sequence(H: int, B: int, T: int, card: Card, dtype: torch.dtype) -> tuple[fl
     for direction in ("forward", "backward"):
         layer = Layer(direction, H, B, dtype, "tf32")
         plan = choose(layer, card)
-        total.append(predict(plan, layer, card).step * T / 1e3 + products(layer, T, card))
+        total.append(predict_all(plan, layer, card) * T / 1e3 + products(layer, T, card))
     return total[0], sum(total)
 
 

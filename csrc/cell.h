@@ -12,7 +12,8 @@ struct Peephole {
   Vec<Real> i, f, o;
 
   // Channels j .. j + n of peephole [3H], or null.
-  Peephole(const Real* peephole, int64_t H, int64_t j, int64_t n) : present(peephole), i{}, f{}, o{} {
+  template <class Number>
+  Peephole(const Number* peephole, int64_t H, int64_t j, int64_t n) : present(peephole), i{}, f{}, o{} {
     if (!present) return;
     i = load(peephole + j, n);
     f = load(peephole + H + j, n);
@@ -25,10 +26,12 @@ struct Gates {
   Vec<Real> i, f, g, o;
 
   // Channels j .. j + n of a row [4H].
-  static Gates from(const Real* row, int64_t H, int64_t j, int64_t n) {
+  template <class Number>
+  static Gates from(const Number* row, int64_t H, int64_t j, int64_t n) {
     return {load(row + j, n), load(row + H + j, n), load(row + 2 * H + j, n), load(row + 3 * H + j, n)};
   }
-  void to(Real* row, int64_t H, int64_t j, int64_t n) const {
+  template <class Number>
+  void to(Number* row, int64_t H, int64_t j, int64_t n) const {
     store(row + j, i, n);
     store(row + H + j, f, n);
     store(row + 2 * H + j, g, n);

@@ -7,6 +7,9 @@
 namespace lstm_fused {
 
 // One per isa_*.cpp.
+namespace avx512bf16 {
+extern const Engine engine;
+}
 namespace avx512 {
 extern const Engine engine;
 }
@@ -27,12 +30,19 @@ struct Candidate {
   bool runs;  // on this machine and its operating system
 };
 
+#ifdef __x86_64__
+bool avx512_runs() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("fma");
+}
+#endif
+
 // Best first; generic512 is never the best.
 const Candidate candidates[] = {
 #ifdef __x86_64__
-    {&avx512::engine, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                          __builtin_cpu_supports("fma")},
+    {&avx512bf16::engine, avx512_runs() && __builtin_cpu_supports("avx512bf16")},
+    {&avx512::engine, avx512_runs()},
     {&avx2::engine, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
     {&generic::engine, true},

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "number.h"
 #include "team.h"
 
 namespace lstm_fused {
@@ -27,89 +28,112 @@ struct Sequence {
 };
 
 // A row that takes part in a step, and where its factors for that step lie.
-template <class Real>
+template <class Number>
 struct Row {
   int64_t b;
-  const Real* x;   // forward: x_t [I]
-  const Real* in;  // forward: h_{t-1} [P]; backward: da_{t+1} [4H]
+  const Number* x;   // forward: x_t [I], null without x_in_step
+  const Number* in;  // forward: h_{t-1} [P]; backward: da_{t+1} [4H], null where there is none
 };
 
 // A tensor's [T, B] of contiguous rows, which may lie apart.
-template <class Real>
+template <class Number>
 struct Rows {
-  const Real* data;
+  const Number* data;
   int64_t step;  // elements from one t to the next
   int64_t row;   // elements from one b to the next
 
-  const Real* at(int64_t t, int64_t b) const { return data + t * step + b * row; }
+  const Number* at(int64_t t, int64_t b) const { return data + t * step + b * row; }
 };
 
-template <class Real>
+// What step n leaves to step n + 1, in two slots used in turn: [2, B, row_stride(N)], zero past N.
+template <class Number>
+struct Relay {
+  Number* data;
+  int64_t B, N;
+
+  int64_t size() const { return 2 * B * row_stride<Number>(N); }
+  Number* at(int64_t n, int64_t b) const { return data + ((n & 1) * B + b) * row_stride<Number>(N); }
+};
+
+template <class Number>
 struct Forward {
   Sequence sequence;
   int64_t I, H, P;
   bool x_in_step;  // W_ih x is formed inside the step, not found in xw
 
   // Inputs, the caller's. All but x are contiguous.
-  Rows<Real> x;           // [T, B, I]
-  const Real* xw;         // [T, B, 4H], W_ih x + bias of all steps; unused with x_in_step
-  const Real* weight_ih;  // [4H, I]
-  const Real* weight_hh;  // [4H, P]
-  const Real* bias;       // [4H], or null
-  const Real* peephole;   // [3H], p_i, p_f, p_o, or null
-  const Real* weight_hr;  // [P, H], or null: P = H
-  const Real* h0;         // [B, P]
-  const Real* c0;         // [B, H]
+  Rows<Number> x;           // [T, B, I]
+  const Real<Number>* xw;   // [T, B, 4H], W_ih x + bias of all steps; unused with x_in_step
+  const Number* weight_ih;  // [4H, I]
+  const Number* weight_hh;  // [4H, P]
+  const Number* bias;       // [4H], or null
+  const Number* peephole;   // [3H], p_i, p_f, p_o, or null
+  const Number* weight_hr;  // [P, H], or null: P = H
+  const Number* h0;         // [B, P]
+  const Number* c0;         // [B, H]
 
   // Outputs, the caller's, contiguous, every element written.
-  Real* y;      // [T, B, P]
-  Real* h_n;    // [B, P]
-  Real* c_n;    // [B, H], holds the running c during the call
-  Real* c;      // [T, B, H], or null: nothing is saved
-  Real* gates;  // [T, B, 4H], or null with c
+  Number* y;      // [T, B, P]
+  Number* h_n;    // [B, P]
+  Number* c_n;    // [B, H]
+  Number* c;      // [T, B, H], or null: nothing is saved
+  Number* gates;  // [T, B, 4H], or null with c
 
-  // Workspace, the caller's, 64-byte aligned. Sizes in elements, by Packing below.
-  Real* packed_ih;  // Packing::gates(H, I), unused without x_in_step
-  Real* packed_hh;  // Packing::gates(H, P)
-  Real* packed_hr;  // Packing::channels(P, H), unused without weight_hr
-  Real* m;          // [B, H], o * tanh(c), unused without weight_hr
-  Row<Real>* rows;  // [threads, B]
+  // Workspace, the caller's, 64-byte aligned. Sizes in elements, of packed weights by Packing below.
+  Number* packed_ih;     // Packing::gates(H, I), unused without x_in_step
+  Number* packed_hh;     // Packing::gates(H, P)
+  Number* packed_hr;     // Packing::channels(P, H), unused without weight_hr
+  Relay<Number> x_next;  // of N = I, unused without x_in_step
+  Relay<Number> h;       // of N = P
+  Relay<Number> m;       // of N = H, o * tanh(c), unused without weight_hr
+  Real<Number>* cell;    // [B, H], c of the last step
+  Row<Number>* rows;     // [threads, B]
 };
 
-template <class Real>
+template <class Number>
 struct Backward {
   Sequence sequence;
   int64_t H, P;
 
   // Inputs, the caller's. All but dy are contiguous.
-  Rows<Real> dy;          // [T, B, P], data may be null: zero
-  const Real* dh_n;       // [B, P], or null: zero
-  const Real* dc_n;       // [B, H], or null: zero
-  const Real* c;          // [T, B, H]
-  const Real* gates;      // [T, B, 4H]
-  const Real* c0;         // [B, H]
-  const Real* weight_hh;  // [4H, P]
-  const Real* peephole;   // [3H], or null
-  const Real* weight_hr;  // [P, H], or null: P = H
+  Rows<Number> dy;          // [T, B, P], data may be null: zero
+  const Number* dh_n;       // [B, P], or null: zero
+  const Number* dc_n;       // [B, H], or null: zero
+  const Number* c;          // [T, B, H]
+  const Number* gates;      // [T, B, 4H]
+  const Number* c0;         // [B, H]
+  const Number* weight_hh;  // [4H, P]
+  const Number* peephole;   // [3H], or null
+  const Number* weight_hr;  // [P, H], or null: P = H
 
   // Outputs, the caller's, contiguous, every element written.
-  Real* dxw;  // [T, B, 4H]
-  Real* dh0;  // [B, P]
-  Real* dc0;  // [B, H], holds the running dc during the call
+  Number* dxw;        // [T, B, 4H]
+  Number* dh0;        // [B, P]
+  Number* dc0;        // [B, H]
+  Number* dbias;      // [4H]
+  Number* dpeephole;  // [3H], zero without peephole
 
   // Workspace, the caller's, 64-byte aligned.
-  Real* packed_hh;  // Packing::channels(P, 4H)
-  Real* packed_hr;  // Packing::channels(H, P), unused without weight_hr
-  Real* dh;         // [B, P], unused without weight_hr
-  Row<Real>* rows;  // [threads, B]
+  Number* packed_hh;    // Packing::channels(P, 4H)
+  Number* packed_hr;    // Packing::channels(H, P), unused without weight_hr
+  Relay<Number> da;     // of N = 4H
+  Relay<Number> dh;     // of N = P, unused without weight_hr
+  Real<Number>* dcell;  // [B, H], dc of the last step
+  double* sums;         // [threads, 7, width], dbias and dpeephole of each thread's rows
+  int64_t width;        // H, in whole vectors
+  Row<Number>* rows;    // [threads, B]
 };
 
 // How large packed weights are. A panel is two vectors of outputs by the whole inner dimension.
+template <class Number>
 struct Packing {
   int64_t lanes;  // of one vector
 
-  int64_t gates(int64_t H, int64_t K) const { return (H + lanes - 1) / lanes * 4 * lanes * K; }
-  int64_t channels(int64_t N, int64_t K) const { return (N + 2 * lanes - 1) / (2 * lanes) * 2 * lanes * K; }
+  static int64_t inner(int64_t K) { return (K + together<Number> - 1) / together<Number> * together<Number>; }
+  int64_t gates(int64_t H, int64_t K) const { return (H + lanes - 1) / lanes * 4 * lanes * inner(K); }
+  int64_t channels(int64_t N, int64_t K) const {
+    return (N + 2 * lanes - 1) / (2 * lanes) * 2 * lanes * inner(K);
+  }
 };
 
 // The engine as compiled for one instruction set.
@@ -118,13 +142,17 @@ struct Engine {
   int64_t vector_bytes;
   void (*forward_float)(const Forward<float>&, const Team&);
   void (*forward_double)(const Forward<double>&, const Team&);
+  void (*forward_bfloat16)(const Forward<BFloat16>&, const Team&);
   void (*backward_float)(const Backward<float>&, const Team&);
   void (*backward_double)(const Backward<double>&, const Team&);
+  void (*backward_bfloat16)(const Backward<BFloat16>&, const Team&);
 
   void forward(const Forward<float>& f, const Team& team) const { forward_float(f, team); }
   void forward(const Forward<double>& f, const Team& team) const { forward_double(f, team); }
+  void forward(const Forward<BFloat16>& f, const Team& team) const { forward_bfloat16(f, team); }
   void backward(const Backward<float>& b, const Team& team) const { backward_float(b, team); }
   void backward(const Backward<double>& b, const Team& team) const { backward_double(b, team); }
+  void backward(const Backward<BFloat16>& b, const Team& team) const { backward_bfloat16(b, team); }
 };
 
 }  // namespace lstm_fused

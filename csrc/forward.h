@@ -6,10 +6,10 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-template <class Real>
-void pack(const Forward<Real>& f, const Team& team) {
+template <class Number>
+void pack(const Forward<Number>& f, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
-  const int64_t vectors = ceil_div(f.H, lanes<Real>), panels = ceil_div(f.P, panel<Real>);
+  const int64_t vectors = ceil_div(f.H, lanes<Number>), panels = ceil_div(f.P, panel<Number>);
   if (f.x_in_step) pack_gates(f.weight_ih, f.H, f.I, all.begin(vectors), all.end(vectors), f.packed_ih);
   pack_gates(f.weight_hh, f.H, f.P, all.begin(vectors), all.end(vectors), f.packed_hh);
   if (f.weight_hr)
@@ -17,122 +17,167 @@ void pack(const Forward<Real>& f, const Team& team) {
   all.sync();
 }
 
-// The rows of the slice that have a step at t; returns how many.
-template <class Real>
-int64_t rows_at(const Forward<Real>& f, const Slice& s, int64_t t, Row<Real>* rows) {
-  int64_t n = 0;
-  for (int64_t b = s.row_begin; b < s.row_end; ++b)
-    if (t < f.sequence.length(b)) {
-      const bool starts = t == f.sequence.first(b);
-      const Real* h = starts ? f.h0 + b * f.P : f.y + (f.sequence.previous(t) * f.sequence.B + b) * f.P;
-      rows[n++] = {b, f.x.at(t, b), h};
+// What every row of the slice starts from: h0 in both slots, for a row may start at any step.
+template <class Number>
+void start(const Forward<Number>& f, const Slice& s) {
+  for (int64_t b = s.row_begin; b < s.row_end; ++b) {
+    for (int64_t j = s.begin(f.H); j < s.end(f.H); j += lanes<Number>) {
+      const int64_t n = min(lanes<Number>, s.end(f.H) - j);
+      store(f.cell + b * f.H + j, load(f.c0 + b * f.H + j, n), n);
     }
-  return n;
+    for (int64_t slot = 0; slot < 2; ++slot) {
+      for (int64_t j = s.begin(f.P); j < s.end(f.P); ++j) f.h.at(slot, b)[j] = f.h0[b * f.P + j];
+      if (s.part == 0) {
+        for (int64_t j = f.P; j < row_stride<Number>(f.P); ++j) f.h.at(slot, b)[j] = {};
+        if (f.weight_hr)
+          for (int64_t j = f.H; j < row_stride<Number>(f.H); ++j) f.m.at(slot, b)[j] = {};
+      }
+    }
+  }
+}
+
+// This thread's share of x_t, the n-th step's, to where its rows do not fall on the same places of the cache.
+template <class Number>
+void relay_x(const Forward<Number>& f, const Slice& s, int64_t n) {
+  const int64_t t = f.sequence.step(n), rows = s.row_end - s.row_begin;
+  for (int64_t b = s.row_begin + s.begin(rows); b < s.row_begin + s.end(rows); ++b) {
+    Number* to = f.x_next.at(n, b);
+    __builtin_memcpy(to, f.x.at(t, b), static_cast<size_t>(f.I) * sizeof(Number));
+    for (int64_t i = f.I; i < row_stride<Number>(f.I); ++i) to[i] = {};
+  }
+}
+
+// The rows of the slice that have a step at t, the n-th; returns how many.
+template <class Number>
+int64_t rows_at(const Forward<Number>& f, const Slice& s, int64_t n, int64_t t, Row<Number>* rows) {
+  int64_t count = 0;
+  for (int64_t b = s.row_begin; b < s.row_end; ++b)
+    if (t < f.sequence.length(b))
+      rows[count++] = {b, f.x_in_step ? f.x_next.at(n, b) : nullptr, f.h.at(n + 1, b)};
+  return count;
 }
 
 // What a row without a step at t leaves there: zero output, and c as it was.
-template <class Real>
-void pad(const Forward<Real>& f, const Slice& s, int64_t t, int64_t j0, int64_t j1, int64_t y0, int64_t y1) {
+template <class Number>
+void pad(const Forward<Number>& f, const Slice& s, int64_t t, int64_t j0, int64_t j1, int64_t y0,
+         int64_t y1) {
   for (int64_t b = s.row_begin; b < s.row_end; ++b) {
     if (t < f.sequence.length(b)) continue;
     const int64_t tb = t * f.sequence.B + b;
-    for (int64_t j = y0; j < y1; ++j) f.y[tb * f.P + j] = 0;
+    for (int64_t j = y0; j < y1; ++j) f.y[tb * f.P + j] = {};
     if (!f.c) continue;
-    for (int64_t j = j0; j < j1; ++j) {
-      f.c[tb * f.H + j] = f.c_n[b * f.H + j];
-      for (int64_t gate = 0; gate < 4; ++gate) f.gates[tb * 4 * f.H + gate * f.H + j] = 0;
-    }
+    for (int64_t j = j0; j < j1; j += lanes<Number>)
+      store(f.c + tb * f.H + j, load(f.cell + b * f.H + j, j1 - j), j1 - j);
+    for (int64_t gate = 0; gate < 4; ++gate)
+      for (int64_t j = j0; j < j1; ++j) f.gates[(tb * 4 + gate) * f.H + j] = {};
   }
 }
 
-// a_t into the tile's sums: bias or xw, then the products.
-template <class Real>
-void preactivations(const Forward<Real>& f, int64_t t, const Row<Real>* rows, Tile<Real>& tile) {
+// What a_t starts from, into the tile's sums: bias or xw.
+template <class Number>
+void bias(const Forward<Number>& f, int64_t t, const Row<Number>* rows, Tile<Number>& tile) {
   for (int64_t p = 0; p < tile.panels; p += gate_panels) {
-    const int64_t j = (tile.panel0 + p) / gate_panels * lanes<Real>;
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      const Real* start = f.x_in_step ? f.bias : f.xw + (t * f.sequence.B + rows[tile.row + r].b) * 4 * f.H;
-      for (int64_t gate = 0; gate < 4; ++gate)
-        store(tile.at(r, p) + gate * lanes<Real>,
-              start ? load(start + gate * f.H + j, f.H - j) : Vec<Real>{});
+    const int64_t j = (tile.panel0 + p) / gate_panels * lanes<Number>;
+    for (int64_t gate = 0; gate < 4; ++gate) {
+      const int64_t at = gate * f.H + j, n = f.H - j;
+      const Vec<Real<Number>> same = f.x_in_step && f.bias ? load(f.bias + at, n) : Vec<Real<Number>>{};
+      for (int64_t r = 0; r < tile.rows; ++r) {
+        const int64_t tb = t * f.sequence.B + rows[tile.row + r].b;
+        store(tile.at(r, p) + gate * lanes<Number>, f.x_in_step ? same : load(f.xw + tb * 4 * f.H + at, n));
+      }
     }
   }
-  if (f.x_in_step) tile.add_product(f.I, f.packed_ih, [&](int64_t r) { return rows[r].x; });
-  tile.add_product(f.P, f.packed_hh, [&](int64_t r) { return rows[r].in; });
 }
 
-// The cell on the tile's sums; o * tanh(c) goes to row b of m [B, H].
-template <class Real>
-void cells(const Forward<Real>& f, int64_t t, const Row<Real>* rows, Tile<Real>& tile, Real* m) {
+// The cell on the tile's sums; o * tanh(c) goes to rows b of y [B, H], if that is given, and of the relay.
+template <class Number>
+void cells(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* rows, Tile<Number>& tile,
+           Number* y, const Relay<Number>& relay) {
+  using Gate = Gates<Real<Number>>;
   const int64_t H = f.H;
   for (int64_t p = 0; p < tile.panels; p += gate_panels) {
-    const int64_t j = (tile.panel0 + p) / gate_panels * lanes<Real>, n = H - j;
-    const Peephole<Real> peephole(f.peephole, H, j, n);
+    const int64_t j = (tile.panel0 + p) / gate_panels * lanes<Number>, left = H - j;
+    const Peephole<Real<Number>> peephole(f.peephole, H, j, left);
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t b = rows[tile.row + r].b;
-      auto gates = Gates<Real>::from(tile.at(r, p), lanes<Real>, 0, lanes<Real>);
-      Vec<Real> c = load(f.c_n + b * H + j, n);
-      store(m + b * H + j, cell_forward(gates, c, peephole), n);
-      store(f.c_n + b * H + j, c, n);
+      Gate gates = Gate::from(tile.at(r, p), lanes<Number>, 0, lanes<Number>);
+      Vec<Real<Number>> c = load(f.cell + b * H + j, left);
+      const Vec<Real<Number>> m = cell_forward(gates, c, peephole);
+      store(relay.at(n, b) + j, m, left);
+      if (y) store(y + b * H + j, m, left);
+      store(f.cell + b * H + j, c, left);
       if (f.c) {
         const int64_t tb = t * f.sequence.B + b;
-        store(f.c + tb * H + j, c, n);
-        gates.to(f.gates + tb * 4 * H, H, j, n);
+        store(f.c + tb * H + j, c, left);
+        gates.to(f.gates + tb * 4 * H, H, j, left);
       }
     }
   }
 }
 
 // y_t = W_hr m.
-template <class Real>
-void project(const Forward<Real>& f, const Row<Real>* rows, Tile<Real>& tile, Real* y) {
-  for (int64_t r = 0; r < tile.rows; ++r)
-    for (int64_t v = 0; v < 2 * tile.panels; ++v) store(tile.at(r, 0) + v * lanes<Real>, Vec<Real>{});
-  tile.add_product(f.H, f.packed_hr, [&](int64_t r) { return f.m + rows[r].b * f.H; });
-  for (int64_t r = 0; r < tile.rows; ++r)
-    for (int64_t v = 0; v < 2 * tile.panels; ++v) {
-      const int64_t j = tile.panel0 * panel<Real> + v * lanes<Real>;
-      if (j < f.P) store(y + rows[tile.row + r].b * f.P + j, load(tile.at(r, 0) + v * lanes<Real>), f.P - j);
-    }
+template <class Number>
+void project(const Forward<Number>& f, int64_t n, const Row<Number>* rows, Column<Number>& column,
+             Number* y) {
+  for (int64_t i = 0; i < column.count; ++i)
+    for (Real<Number>& sum : column.tiles[i].sums) sum = 0;
+  column.add_product(packed(f.packed_hr, f.H), [&](int64_t r) { return f.m.at(n, rows[r].b); });
+  for (int64_t i = 0; i < column.count; ++i) {
+    Tile<Number>& tile = column.tiles[i];
+    for (int64_t r = 0; r < tile.rows; ++r)
+      for (int64_t v = 0; v < 2 * tile.panels; ++v) {
+        const int64_t j = tile.panel0 * panel<Number> + v * lanes<Number>, b = rows[tile.row + r].b;
+        if (j >= f.P) continue;
+        const Vec<Real<Number>> h = load(tile.at(r, 0) + v * lanes<Number>);
+        store(y + b * f.P + j, h, f.P - j);
+        store(f.h.at(n, b) + j, h, f.P - j);
+      }
+  }
 }
 
-template <class Real>
-void forward(const Forward<Real>& f, const Team& team) {
+template <class Number>
+void forward(const Forward<Number>& f, const Team& team) {
   const auto& [T, B, reverse, lengths] = f.sequence;
   const int64_t H = f.H, P = f.P, inner = P + (f.x_in_step ? f.I : 0);
-  const Slice s = slice(team, B, 4 * H * inner * static_cast<int64_t>(sizeof(Real)), tile_rows);
-  const int64_t vectors = ceil_div(H, lanes<Real>), panels = ceil_div(P, panel<Real>);
+  const Slice s = slice(team, B, 4 * H * inner * static_cast<int64_t>(sizeof(Number)), tile_rows);
+  const int64_t vectors = ceil_div(H, lanes<Number>), panels = ceil_div(P, panel<Number>);
   // This thread's channels of c [j0, j1) and of y [y0, y1).
-  const int64_t j0 = s.begin(vectors) * lanes<Real>, j1 = min(s.end(vectors) * lanes<Real>, H);
-  const int64_t y0 = f.weight_hr ? s.begin(panels) * panel<Real> : j0;
-  const int64_t y1 = f.weight_hr ? min(s.end(panels) * panel<Real>, P) : j1;
-  Row<Real>* rows = f.rows + team.rank * B;
+  const int64_t j0 = s.begin(vectors) * lanes<Number>, j1 = min(s.end(vectors) * lanes<Number>, H);
+  const int64_t y0 = f.weight_hr ? s.begin(panels) * panel<Number> : j0;
+  const int64_t y1 = f.weight_hr ? min(s.end(panels) * panel<Number>, P) : j1;
+  Row<Number>* rows = f.rows + team.rank * B;
 
-  for (int64_t b = s.row_begin; b < s.row_end; ++b)
-    for (int64_t j = j0; j < j1; ++j) f.c_n[b * H + j] = f.c0[b * H + j];
+  start(f, s);
+  if (f.x_in_step && T > 0) relay_x(f, s, 0);
   pack(f, team);
 
   for (int64_t n = 0; n < T; ++n) {
     const int64_t t = f.sequence.step(n);
-    const int64_t count = rows_at(f, s, t, rows);
-    Real* y = f.y + t * B * P;
-    for_tiles<Real>(0, count, gate_panels * s.begin(vectors), gate_panels * s.end(vectors),
-                    [&](Tile<Real>& tile) {
-                      preactivations(f, t, rows, tile);
-                      cells(f, t, rows, tile, f.weight_hr ? f.m : y);
-                    });
+    const int64_t count = rows_at(f, s, n, t, rows);
+    Number* y = f.y + t * B * P;
+    if (f.x_in_step && n + 1 < T) relay_x(f, s, n + 1);
+    for_columns<Number>(
+        0, count, gate_panels * s.begin(vectors), gate_panels * s.end(vectors), [&](Column<Number>& column) {
+          for (int64_t i = 0; i < column.count; ++i) bias(f, t, rows, column.tiles[i]);
+          if (f.x_in_step) column.add_product(packed(f.packed_ih, f.I), [&](int64_t r) { return rows[r].x; });
+          column.add_product(packed(f.packed_hh, P), [&](int64_t r) { return rows[r].in; });
+          for (int64_t i = 0; i < column.count; ++i)
+            cells(f, n, t, rows, column.tiles[i], f.weight_hr ? nullptr : y, f.weight_hr ? f.m : f.h);
+        });
     if (lengths) pad(f, s, t, j0, j1, y0, y1);
     s.sync();
     if (f.weight_hr) {
-      for_tiles<Real>(0, count, s.begin(panels), s.end(panels),
-                      [&](Tile<Real>& tile) { project(f, rows, tile, y); });
+      for_columns<Number>(0, count, s.begin(panels), s.end(panels),
+                          [&](Column<Number>& column) { project(f, n, rows, column, y); });
       s.sync();
     }
   }
 
   for (int64_t b = s.row_begin; b < s.row_end; ++b) {
-    const Real* h = f.sequence.length(b) ? f.y + (f.sequence.last(b) * B + b) * P : f.h0 + b * P;
+    const Number* h = f.sequence.length(b) ? f.y + (f.sequence.last(b) * B + b) * P : f.h0 + b * P;
     for (int64_t j = y0; j < y1; ++j) f.h_n[b * P + j] = h[j];
+    for (int64_t j = j0; j < j1; j += lanes<Number>)
+      store(f.c_n + b * H + j, load(f.cell + b * H + j, j1 - j), j1 - j);
   }
 }
 

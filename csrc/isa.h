@@ -14,7 +14,9 @@ const Engine engine = {LSTM_FUSED_NAME(LSTM_FUSED_ISA),
                        LSTM_FUSED_VECTOR_BYTES,
                        forward<float>,
                        forward<double>,
+                       forward<BFloat16>,
                        backward<float>,
-                       backward<double>};
+                       backward<double>,
+                       backward<BFloat16>};
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA

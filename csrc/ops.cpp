@@ -1,6 +1,7 @@
 // The operators of lstm_fused/ops.py: checks what would be unsafe, allocates, and calls the engine.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
 
@@ -13,6 +14,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "dispatch.h"
@@ -26,9 +28,8 @@ using Maybe = std::optional<Tensor>;
 // Below this many products per step and thread, about 2 µs, another thread costs more than it brings.
 constexpr int64_t products_per_thread = 50000;
 // W_ih x is formed inside the step, or as one product for all steps where rows are too few to use each weight
-// well, or W_ih so large that it would leave the cache from step to step.
+// well.
 constexpr int64_t rows_for_x = 6;
-constexpr int64_t bytes_for_x = 4 << 20;
 
 // Refuses what the engine would misread, and makes rows contiguous.
 Tensor checked(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
@@ -56,14 +57,39 @@ Maybe checked_lengths(const Maybe& lengths, int64_t T, int64_t B) {
   return result;
 }
 
-template <class Real>
-const Real* data(const Tensor& tensor) {
-  return tensor.const_data_ptr<Real>();
+// The same where rows are contiguous, but they may lie apart.
+Tensor checked_rows(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
+  return tensor.dim() == 3 && tensor.stride(2) == 1 && tensor.sizes() == shape &&
+                 tensor.scalar_type() == dtype && tensor.device().is_cpu()
+             ? tensor
+             : checked(tensor, name, shape, dtype);
 }
 
-template <class Real>
-const Real* data(const Maybe& tensor) {
-  return tensor ? tensor->const_data_ptr<Real>() : nullptr;
+template <class Number>
+constexpr at::ScalarType dtype_of = at::kFloat;
+template <>
+constexpr at::ScalarType dtype_of<double> = at::kDouble;
+template <>
+constexpr at::ScalarType dtype_of<BFloat16> = at::kBFloat16;
+
+template <class Number>
+const Number* data(const Tensor& tensor) {
+  return static_cast<const Number*>(tensor.const_data_ptr());
+}
+
+template <class Number>
+const Number* data(const Maybe& tensor) {
+  return tensor ? data<Number>(*tensor) : nullptr;
+}
+
+template <class Number>
+Number* out(const Tensor& tensor) {
+  return static_cast<Number*>(tensor.mutable_data_ptr());
+}
+
+template <class Number>
+Rows<Number> rows_of(const Maybe& tensor) {
+  return tensor ? Rows<Number>{data<Number>(*tensor), tensor->stride(0), tensor->stride(1)} : Rows<Number>{};
 }
 
 Sequence sequence(int64_t T, int64_t B, bool reverse, const Maybe& lengths) {
@@ -83,6 +109,28 @@ Tensor empty(const Tensor& like, at::IntArrayRef shape) {
   return tensor;
 }
 
+// Memory for the time of a call.
+class Workspace {
+ public:
+  template <class Item>
+  Item* take(int64_t count) {
+    if (count == 0) return nullptr;
+    held_.push_back(empty(bytes_, {count * static_cast<int64_t>(sizeof(Item))}));
+    return static_cast<Item*>(held_.back().mutable_data_ptr());
+  }
+
+ private:
+  Tensor bytes_ = at::empty({0}, at::kByte);
+  std::vector<Tensor> held_;
+};
+
+template <class Number>
+Relay<Number> relay(Workspace& space, int64_t B, int64_t N) {
+  Relay<Number> result{nullptr, B, N};
+  result.data = space.take<Number>(result.size());
+  return result;
+}
+
 int threads_for(int64_t products) {
   if (at::in_parallel_region()) return 1;
   return static_cast<int>(std::clamp<int64_t>(products / products_per_thread, 1, at::get_num_threads()));
@@ -90,117 +138,142 @@ int threads_for(int64_t products) {
 
 using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-template <class Real>
+template <class Number>
 ForwardOutputs forward_as(const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
                           const Maybe& bias, const Maybe& peephole, const Maybe& weight_hr, const Tensor& h0,
                           const Tensor& c0, const Maybe& lengths, bool reverse, bool save) {
   const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = c0.size(1), P = h0.size(1);
   const Engine& isa = engine();
-  const Packing packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real))};
-  const bool x_in_step = B >= rows_for_x && I * 4 * H * static_cast<int64_t>(sizeof(Real)) <= bytes_for_x;
-  const int threads = threads_for(B * 4 * H * (x_in_step ? P + I : P));
+  const Packing<Number> packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real<Number>))};
+  // float64 always inside: a sequence in pieces then equals the whole one bit for bit.
+  const bool x_in_step = B >= rows_for_x || std::is_same_v<Number, double>;
+  Tensor xw;
+  if (!x_in_step) {
+    const auto wide = dtype_of<Real<Number>>;
+    xw = at::linear(x.to(wide), weight_ih.to(wide), bias ? Maybe(bias->to(wide)) : std::nullopt);
+  }
+  const int threads = threads_for(B * 4 * H * (x_in_step ? P + I : P) / together<Number>);
 
   const Tensor y = empty(x, {T, B, P}), h_n = x.new_empty({B, P}), c_n = x.new_empty({B, H});
   const Tensor c = save ? empty(x, {T, B, H}) : x.new_empty({0});
   const Tensor gates = save ? empty(x, {T, B, 4 * H}) : x.new_empty({0});
-  const Tensor xw = x_in_step ? Tensor() : at::linear(x, weight_ih, bias);
-  const Tensor packed_ih = x.new_empty({x_in_step ? packing.gates(H, I) : 0});
-  const Tensor packed_hh = x.new_empty({packing.gates(H, P)});
-  const Tensor packed_hr = x.new_empty({weight_hr ? packing.channels(P, H) : 0});
-  const Tensor m = x.new_empty({weight_hr ? B * H : 0});
-  std::vector<Row<Real>> rows(static_cast<size_t>(threads * B));
 
-  Forward<Real> f{};
+  Workspace space;
+  Forward<Number> f{};
   f.sequence = sequence(T, B, reverse, lengths);
   f.I = I, f.H = H, f.P = P, f.x_in_step = x_in_step;
-  f.x = {data<Real>(x), B * I, I};
-  f.xw = x_in_step ? nullptr : data<Real>(xw);
-  f.weight_ih = data<Real>(weight_ih), f.weight_hh = data<Real>(weight_hh), f.bias = data<Real>(bias);
-  f.peephole = data<Real>(peephole), f.weight_hr = data<Real>(weight_hr);
-  f.h0 = data<Real>(h0), f.c0 = data<Real>(c0);
-  f.y = y.data_ptr<Real>(), f.h_n = h_n.data_ptr<Real>(), f.c_n = c_n.data_ptr<Real>();
-  if (save) f.c = c.data_ptr<Real>(), f.gates = gates.data_ptr<Real>();
-  f.packed_ih = packed_ih.data_ptr<Real>(), f.packed_hh = packed_hh.data_ptr<Real>();
-  f.packed_hr = packed_hr.data_ptr<Real>(), f.m = m.data_ptr<Real>(), f.rows = rows.data();
+  f.x = rows_of<Number>(x);
+  f.xw = x_in_step ? nullptr : data<Real<Number>>(xw);
+  f.weight_ih = data<Number>(weight_ih), f.weight_hh = data<Number>(weight_hh), f.bias = data<Number>(bias);
+  f.peephole = data<Number>(peephole), f.weight_hr = data<Number>(weight_hr);
+  f.h0 = data<Number>(h0), f.c0 = data<Number>(c0);
+  f.y = out<Number>(y), f.h_n = out<Number>(h_n), f.c_n = out<Number>(c_n);
+  if (save) f.c = out<Number>(c), f.gates = out<Number>(gates);
+  f.packed_ih = space.take<Number>(x_in_step ? packing.gates(H, I) : 0);
+  f.packed_hh = space.take<Number>(packing.gates(H, P));
+  f.packed_hr = space.take<Number>(weight_hr ? packing.channels(P, H) : 0);
+  if (x_in_step) f.x_next = relay<Number>(space, B, I);
+  f.h = relay<Number>(space, B, P);
+  if (weight_hr) f.m = relay<Number>(space, B, H);
+  f.cell = space.take<Real<Number>>(B * H);
+  f.rows = space.take<Row<Number>>(threads * B);
   run(threads, [&](const Team& team) { isa.forward(f, team); });
   return {y, h_n, c_n, c, gates};
+}
+
+// Calls `as` with the number that x holds.
+template <class As>
+auto by_dtype(const Tensor& tensor, const char* name, As as) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return as(float{});
+    case at::kDouble:
+      return as(double{});
+    case at::kBFloat16:
+      return as(BFloat16{});
+    default:
+      TORCH_CHECK_TYPE(false, "lstm_fused: ", name, " must be bfloat16, float32 or float64, got ",
+                       tensor.scalar_type());
+  }
 }
 
 ForwardOutputs forward(const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Maybe& bias,
                        const Maybe& peephole, const Maybe& weight_hr, const Tensor& h0, const Tensor& c0,
                        const Maybe& lengths, bool reverse, bool save) {
   const auto dtype = x.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble,
-                   "lstm_fused: x must be float32 or float64, got ", dtype);
   TORCH_CHECK_VALUE(x.dim() == 3 && h0.dim() == 2 && c0.dim() == 2,
                     "lstm_fused: x, h0 and c0 must have 3, 2 and 2 dimensions, got ", x.dim(), ", ", h0.dim(),
                     " and ", c0.dim());
   const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = c0.size(1), P = h0.size(1);
   TORCH_CHECK_VALUE(weight_hr || P == H, "lstm_fused: without weight_hr, h0 must be as wide as c0, ", H,
                     ", got ", P);
-  const auto call = [&](auto run_as) {
-    return run_as(checked(x, "x", {T, B, I}, dtype), checked(weight_ih, "weight_ih", {4 * H, I}, dtype),
-                  checked(weight_hh, "weight_hh", {4 * H, P}, dtype), checked(bias, "bias", {4 * H}, dtype),
-                  checked(peephole, "peephole", {3 * H}, dtype),
-                  checked(weight_hr, "weight_hr", {P, H}, dtype), checked(h0, "h0", {B, P}, dtype),
-                  checked(c0, "c0", {B, H}, dtype), checked_lengths(lengths, T, B), reverse, save);
-  };
-  return dtype == at::kFloat ? call(forward_as<float>) : call(forward_as<double>);
+  return by_dtype(x, "x", [&](auto number) {
+    return forward_as<decltype(number)>(
+        checked_rows(x, "x", {T, B, I}, dtype), checked(weight_ih, "weight_ih", {4 * H, I}, dtype),
+        checked(weight_hh, "weight_hh", {4 * H, P}, dtype), checked(bias, "bias", {4 * H}, dtype),
+        checked(peephole, "peephole", {3 * H}, dtype), checked(weight_hr, "weight_hr", {P, H}, dtype),
+        checked(h0, "h0", {B, P}, dtype), checked(c0, "c0", {B, H}, dtype), checked_lengths(lengths, T, B),
+        reverse, save);
+  });
 }
 
-using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor>;
+using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-template <class Real>
+template <class Number>
 BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_n, const Tensor& c,
                             const Tensor& gates, const Tensor& c0, const Tensor& weight_hh,
                             const Maybe& peephole, const Maybe& weight_hr, const Maybe& lengths,
                             bool reverse) {
   const int64_t T = c.size(0), B = c.size(1), H = c.size(2), P = weight_hh.size(1);
   const Engine& isa = engine();
-  const Packing packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real))};
-  const int threads = threads_for(B * 4 * H * P);
+  const Packing<Number> packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real<Number>))};
+  const int threads = threads_for(B * 4 * H * P / together<Number>);
 
   const Tensor dxw = empty(c, {T, B, 4 * H}), dh0 = c.new_empty({B, P}), dc0 = c.new_empty({B, H});
-  const Tensor packed_hh = c.new_empty({packing.channels(P, 4 * H)});
-  const Tensor packed_hr = c.new_empty({weight_hr ? packing.channels(H, P) : 0});
-  const Tensor dh = c.new_empty({weight_hr ? B * P : 0});
-  std::vector<Row<Real>> rows(static_cast<size_t>(threads * B));
+  const Tensor dbias = c.new_empty({4 * H}), dpeephole = c.new_empty({3 * H});
 
-  Backward<Real> f{};
+  Workspace space;
+  Backward<Number> f{};
   f.sequence = sequence(T, B, reverse, lengths);
   f.H = H, f.P = P;
-  f.dy = {data<Real>(dy), B * P, P};
-  f.dh_n = data<Real>(dh_n), f.dc_n = data<Real>(dc_n);
-  f.c = data<Real>(c), f.gates = data<Real>(gates), f.c0 = data<Real>(c0);
-  f.weight_hh = data<Real>(weight_hh), f.peephole = data<Real>(peephole), f.weight_hr = data<Real>(weight_hr);
-  f.dxw = dxw.data_ptr<Real>(), f.dh0 = dh0.data_ptr<Real>(), f.dc0 = dc0.data_ptr<Real>();
-  f.packed_hh = packed_hh.data_ptr<Real>(), f.packed_hr = packed_hr.data_ptr<Real>();
-  f.dh = dh.data_ptr<Real>(), f.rows = rows.data();
+  f.dy = rows_of<Number>(dy);
+  f.dh_n = data<Number>(dh_n), f.dc_n = data<Number>(dc_n);
+  f.c = data<Number>(c), f.gates = data<Number>(gates), f.c0 = data<Number>(c0);
+  f.weight_hh = data<Number>(weight_hh), f.peephole = data<Number>(peephole);
+  f.weight_hr = data<Number>(weight_hr);
+  f.dxw = out<Number>(dxw), f.dh0 = out<Number>(dh0), f.dc0 = out<Number>(dc0);
+  f.dbias = out<Number>(dbias), f.dpeephole = out<Number>(dpeephole);
+  f.packed_hh = space.take<Number>(packing.channels(P, 4 * H));
+  f.packed_hr = space.take<Number>(weight_hr ? packing.channels(H, P) : 0);
+  f.da = relay<Number>(space, B, 4 * H);
+  if (weight_hr) f.dh = relay<Number>(space, B, P);
+  f.dcell = space.take<Real<Number>>(B * H);
+  f.width = (H + packing.lanes - 1) / packing.lanes * packing.lanes;
+  f.sums = space.take<double>(threads * 7 * f.width);
+  f.rows = space.take<Row<Number>>(threads * B);
   run(threads, [&](const Team& team) { isa.backward(f, team); });
-  return {dxw, dh0, dc0};
+  return {dxw, dh0, dc0, dbias, dpeephole};
 }
 
 BackwardOutputs backward(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_n, const Tensor& c,
                          const Tensor& gates, const Tensor& c0, const Tensor& weight_hh,
                          const Maybe& peephole, const Maybe& weight_hr, const Maybe& lengths, bool reverse) {
   const auto dtype = c.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble,
-                   "lstm_fused: c must be float32 or float64, got ", dtype);
   TORCH_CHECK_VALUE(c.dim() == 3 && weight_hh.dim() == 2,
                     "lstm_fused: c and weight_hh must have 3 and 2 dimensions, got ", c.dim(), " and ",
                     weight_hh.dim(), "; was the forward pass asked to save?");
   const int64_t T = c.size(0), B = c.size(1), H = c.size(2), P = weight_hh.size(1);
   TORCH_CHECK_VALUE(weight_hr || P == H, "lstm_fused: without weight_hr, weight_hh must be [4H, H], got ",
                     weight_hh.sizes());
-  const auto call = [&](auto run_as) {
-    return run_as(checked(dy, "dy", {T, B, P}, dtype), checked(dh_n, "dh_n", {B, P}, dtype),
-                  checked(dc_n, "dc_n", {B, H}, dtype), checked(c, "c", {T, B, H}, dtype),
-                  checked(gates, "gates", {T, B, 4 * H}, dtype), checked(c0, "c0", {B, H}, dtype),
-                  checked(weight_hh, "weight_hh", {4 * H, P}, dtype),
-                  checked(peephole, "peephole", {3 * H}, dtype),
-                  checked(weight_hr, "weight_hr", {P, H}, dtype), checked_lengths(lengths, T, B), reverse);
-  };
-  return dtype == at::kFloat ? call(backward_as<float>) : call(backward_as<double>);
+  return by_dtype(c, "c", [&](auto number) {
+    return backward_as<decltype(number)>(
+        dy ? Maybe(checked_rows(*dy, "dy", {T, B, P}, dtype)) : std::nullopt,
+        checked(dh_n, "dh_n", {B, P}, dtype), checked(dc_n, "dc_n", {B, H}, dtype),
+        checked(c, "c", {T, B, H}, dtype), checked(gates, "gates", {T, B, 4 * H}, dtype),
+        checked(c0, "c0", {B, H}, dtype), checked(weight_hh, "weight_hh", {4 * H, P}, dtype),
+        checked(peephole, "peephole", {3 * H}, dtype), checked(weight_hr, "weight_hr", {P, H}, dtype),
+        checked_lengths(lengths, T, B), reverse);
+  });
 }
 
 std::string isa() { return engine().isa; }

@@ -1,11 +1,18 @@
-// Vectors by the compiler's own extension, so that one source serves every instruction set.
+// Vectors by the compiler's own extension, so that one source serves every instruction set; the one
+// instruction it cannot express, the dot product of bfloat16 pairs, is an intrinsic here and nowhere else.
 //
 // LSTM_FUSED_ISA names the set and its namespace, LSTM_FUSED_VECTOR_BYTES is the width of a vector and
-// LSTM_FUSED_REGISTERS how many of them the set has.
+// LSTM_FUSED_REGISTERS how many of them the set has; LSTM_FUSED_BF16_DOT says that it has that instruction.
 #pragma once
+
+#ifdef LSTM_FUSED_BF16_DOT
+#include <immintrin.h>
+#endif
 
 #include <cstddef>
 #include <cstdint>
+
+#include "number.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
@@ -16,6 +23,7 @@ template <>
 struct Simd<float> {
   typedef float Vec __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
   typedef int32_t Int __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
+  typedef uint32_t Bits __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
 };
 
 template <>
@@ -28,40 +36,110 @@ template <class Real>
 using Vec = typename Simd<Real>::Vec;
 template <class Real>
 using Int = typename Simd<Real>::Int;
+using Bits = Simd<float>::Bits;
 
-template <class Real>
-constexpr int lanes = LSTM_FUSED_VECTOR_BYTES / sizeof(Real);
+// Channels in a vector: as many numbers as are computed at a time, however they are stored.
+template <class Number>
+constexpr int lanes = LSTM_FUSED_VECTOR_BYTES / sizeof(Real<Number>);
 
-template <class Real>
-inline Vec<Real> load(const Real* from) {
-  Vec<Real> v;
+// A vector of numbers as they are stored.
+template <class Number>
+struct Stored {
+  typedef Vec<Number> Type;
+  static Vec<Number> widen(Type v) { return v; }
+  static Type narrow(Vec<Number> v) { return v; }
+};
+
+template <>
+struct Stored<BFloat16> {
+  typedef uint16_t Type __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES / 2)));
+  static Vec<float> widen(Type v) { return (Vec<float>)(__builtin_convertvector(v, Bits) << 16); }
+  // To the nearest, ties to even; a NaN stays one.
+  static Type narrow(Vec<float> v) {
+    const Bits bits = (Bits)v;
+    const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector(v == v ? rounded : (bits >> 16 | 0x40), Type);
+  }
+};
+
+template <class Number>
+inline Vec<Real<Number>> load(const Number* from) {
+  typename Stored<Number>::Type v;
   __builtin_memcpy(&v, from, sizeof v);
-  return v;
+  return Stored<Number>::widen(v);
 }
 
-template <class Real>
-inline void store(Real* to, Vec<Real> v) {
-  __builtin_memcpy(to, &v, sizeof v);
+template <class Number>
+inline void store(Number* to, Vec<Real<Number>> v) {
+  const typename Stored<Number>::Type stored = Stored<Number>::narrow(v);
+  __builtin_memcpy(to, &stored, sizeof stored);
 }
 
 // Of the first n lanes only; the others read as zero and are not written.
-template <class Real>
-inline Vec<Real> load(const Real* from, int64_t n) {
-  if (n >= lanes<Real>) return load(from);
-  Vec<Real> v = {};
-  __builtin_memcpy(&v, from, static_cast<size_t>(n) * sizeof(Real));
-  return v;
+template <class Number>
+inline Vec<Real<Number>> load(const Number* from, int64_t n) {
+  if (n >= lanes<Number>) return load(from);
+  typename Stored<Number>::Type v = {};
+  __builtin_memcpy(&v, from, static_cast<size_t>(n) * sizeof(Number));
+  return Stored<Number>::widen(v);
 }
 
-template <class Real>
-inline void store(Real* to, Vec<Real> v, int64_t n) {
-  if (n >= lanes<Real>) return store(to, v);
-  __builtin_memcpy(to, &v, static_cast<size_t>(n) * sizeof(Real));
+template <class Number>
+inline void store(Number* to, Vec<Real<Number>> v, int64_t n) {
+  if (n >= lanes<Number>) return store(to, v);
+  const typename Stored<Number>::Type stored = Stored<Number>::narrow(v);
+  __builtin_memcpy(to, &stored, static_cast<size_t>(n) * sizeof(Number));
 }
 
 template <class Real>
 inline Vec<Real> broadcast(Real value) {
   return value - Vec<Real>{};  // keeps the sign of -0, as a sum would not
 }
+
+// What one vector of packed weights and one factor add to a vector of sums. A float or double is a unit of
+// its own. Of bfloat16 a unit is two neighbours in the inner dimension: both are taken at once where there is
+// an instruction for it, or else one after the other, in `passes`.
+template <class Number>
+struct Unit {
+  static constexpr int numbers = 1, passes = 1;
+  typedef Vec<Number> Weights;
+  static Weights weights(const Number* from, int) { return load(from); }
+  static Weights factor(const Number* row, int64_t k, int) { return broadcast(row[k]); }
+  static Vec<Number> multiply_add(Weights w, Weights factor, Vec<Number> sum) { return sum + w * factor; }
+};
+
+template <>
+struct Unit<BFloat16> {
+  static constexpr int numbers = 2;
+  static uint32_t pair(const BFloat16* row, int64_t k) {
+    uint32_t both;
+    __builtin_memcpy(&both, row + 2 * k, sizeof both);
+    return both;
+  }
+#ifdef LSTM_FUSED_BF16_DOT
+  static constexpr int passes = 1;
+  typedef __m512bh Weights;
+  static Weights weights(const BFloat16* from, int) { return (Weights)_mm512_loadu_si512(from); }
+  static Weights factor(const BFloat16* row, int64_t k, int) {
+    return (Weights)_mm512_set1_epi32(static_cast<int>(pair(row, k)));
+  }
+  static Vec<float> multiply_add(Weights w, Weights factor, Vec<float> sum) {
+    return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, w, factor);
+  }
+#else
+  static constexpr int passes = 2;
+  typedef Vec<float> Weights;
+  static Weights weights(const BFloat16* from, int pass) {
+    Bits both;
+    __builtin_memcpy(&both, from, sizeof both);
+    return (Weights)(pass == 0 ? both << 16 : both & 0xffff0000u);
+  }
+  static Weights factor(const BFloat16* row, int64_t k, int pass) {
+    const uint32_t both = pair(row, k);
+    return broadcast(__builtin_bit_cast(float, pass == 0 ? both << 16 : both & 0xffff0000u));
+  }
+  static Vec<float> multiply_add(Weights w, Weights factor, Vec<float> sum) { return sum + w * factor; }
+#endif
+};
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA

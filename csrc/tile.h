@@ -15,38 +15,55 @@ constexpr int gate_panels = 2;  // i, f and g, o of one vector of channels
 // flight.
 constexpr int panels_of(int rows) { return rows * 8 <= accumulators ? 4 : rows * 4 <= accumulators ? 2 : 1; }
 
-template <class Real>
-constexpr int panel = 2 * lanes<Real>;
+template <class Number>
+constexpr int panel = 2 * lanes<Number>;
+
+// Units of the inner dimension whose weights are passed over by all tiles before the next: two panels of them
+// stay in the second cache, 256 KB.
+constexpr int64_t block = 1024;
 
 // Products added up before they join the sum, for long chains of additions lose accuracy. Libraries take a
 // few rows as matrix by vector products with many short chains, and so do we: memory, not arithmetic, binds
 // these.
 constexpr int64_t chain_of(int rows) { return rows <= 3 ? 16 : 128; }
 
-// How many k ahead weights are fetched: the processor's own prefetching stops at the end of every page.
+// How many units ahead weights are fetched: the processor's own prefetching stops at the end of every page.
 constexpr int ahead = 16;
 
-// Adds rows k in [first, last) times weights, P panels [K, panel] that lie `apart`, to R sums that lie
-// `stride`. Never inlined: the rows' addresses need every register that a caller's own would take.
-template <class Real, int R, int P>
-[[gnu::noinline]] void multiply(const Real* const* rows, int64_t first, int64_t last, const Real* weights,
-                                int64_t apart, Real* sums, int64_t stride) {
+// Adds rows, units [first, last), times weights, P panels [K, panel] that lie `apart`, to R sums that lie
+// `stride`. Meanwhile fetches `fetch_bytes` for each unit and panel from `fetch`, into the second cache.
+// Never inlined: the rows' addresses need every register that a caller's own would take.
+template <class Number, int R, int P>
+[[gnu::noinline]] void multiply(const Number* const* rows, int64_t first, int64_t last, const Number* weights,
+                                int64_t apart, Real<Number>* sums, int64_t stride, const char* fetch,
+                                int64_t fetch_bytes) {
+  using U = Unit<Number>;
   constexpr int V = 2 * P;
-  Vec<Real> sum[R][V] = {};
-  const Real* row[R];
+  constexpr int64_t unit = U::numbers * panel<Number>;  // from one unit's weights to the next
+  Vec<Real<Number>> sum[R][V] = {};
+  const Number* row[R];
   for (int r = 0; r < R; ++r) row[r] = rows[r];
-  weights += first * panel<Real>;
-  for (int64_t k = first; k < last; ++k, weights += panel<Real>) {
-    // All weights of k before any factor: with factors outermost, each takes a register only in passing.
-    Vec<Real> w[V];
+  weights += first * unit;
+  for (int64_t k = first; k < last; ++k, weights += unit, fetch += fetch_bytes) {
+    for (int p = 0; p < P; ++p) {
+      constexpr int64_t bytes = unit * sizeof(Number);
+      for (int64_t line = 0; line < bytes; line += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(weights + p * apart + ahead * unit) + line);
+      __builtin_prefetch(fetch + p * apart * static_cast<int64_t>(sizeof(Number)), 0, 2);
+    }
+#pragma GCC unroll 2
+    for (int pass = 0; pass < U::passes; ++pass) {
+      // All weights of k before any factor: with factors outermost, each takes a register only in passing.
+      typename U::Weights w[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) w[v] = load(weights + v / 2 * apart + v % 2 * lanes<Real>);
-    for (int p = 0; p < P; ++p) __builtin_prefetch(weights + p * apart + ahead * panel<Real>);
+      for (int v = 0; v < V; ++v)
+        w[v] = U::weights(weights + v / 2 * apart + v % 2 * lanes<Number> * U::numbers, pass);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Vec<Real> factor = broadcast(row[r][k]);
+      for (int r = 0; r < R; ++r) {
+        const typename U::Weights factor = U::factor(row[r], k, pass);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[r][v] += w[v] * factor;
+        for (int v = 0; v < V; ++v) sum[r][v] = U::multiply_add(w[v], factor, sum[r][v]);
+      }
     }
   }
 
@@ -54,71 +71,127 @@ template <class Real, int R, int P>
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      Real* to = sums + r * stride + v * lanes<Real>;
+      Real<Number>* to = sums + r * stride + v * lanes<Number>;
       store(to, load(to) + sum[r][v]);
     }
 }
 
-// The same for any number of panels.
-template <class Real, int R>
-void multiply_rows(const Real* const* rows, int64_t K, const Real* weights, int64_t panels, Real* sums) {
+// Packed weights of an inner dimension of K units, all panels.
+template <class Number>
+struct Packed {
+  const Number* data;
+  int64_t K;
+
+  int64_t apart() const { return K * Unit<Number>::numbers * panel<Number>; }
+  const Number* at(int64_t p, int64_t k) const {
+    return data + p * apart() + k * Unit<Number>::numbers * panel<Number>;
+  }
+};
+
+// What a tile fetches for whoever comes next: its share of `units` units from unit k of panel p on.
+struct Next {
+  int64_t p, k, units, share, shares;
+};
+
+// Units [first, last) of panels [p0, p0 + panels), any number of them.
+template <class Number, int R>
+void multiply_rows(const Number* const* rows, int64_t first, int64_t last, const Packed<Number>& weights,
+                   int64_t p0, int64_t panels, Real<Number>* sums, const Next& next) {
   constexpr int P = panels_of(R);
-  constexpr int64_t chain = chain_of(R);
-  const int64_t apart = K * panel<Real>, stride = panels * panel<Real>;
-  for (int64_t first = 0; first < K; first += chain) {
-    const int64_t last = K - first < chain ? K : first + chain;
+  constexpr int64_t chain = chain_of(R), unit_bytes = Unit<Number>::numbers * panel<Number> * sizeof(Number);
+  const int64_t apart = weights.apart(), stride = panels * panel<Number>;
+  const int64_t fetch_bytes = unit_bytes * next.units / ((last - first) * next.shares);
+  for (int64_t k = first; k < last; k += chain) {
+    const int64_t end = last - k < chain ? last : k + chain;
+    const auto fetch = [&](int64_t p) {
+      return reinterpret_cast<const char*>(weights.at(next.p + p, next.k)) +
+             ((last - first) * next.share + k - first) * fetch_bytes;
+    };
     int64_t p = 0;
     for (; p + P <= panels; p += P)
-      multiply<Real, R, P>(rows, first, last, weights + p * apart, apart, sums + p * panel<Real>, stride);
+      multiply<Number, R, P>(rows, k, end, weights.at(p0 + p, 0), apart, sums + p * panel<Number>, stride,
+                             fetch(p), fetch_bytes);
     if constexpr (P > 1)
       for (; p < panels; ++p)
-        multiply<Real, R, 1>(rows, first, last, weights + p * apart, apart, sums + p * panel<Real>, stride);
+        multiply<Number, R, 1>(rows, k, end, weights.at(p0 + p, 0), apart, sums + p * panel<Number>, stride,
+                               fetch(p), fetch_bytes);
   }
 }
 
-template <class Real, int R = tile_rows>
-inline void multiply_up_to(int64_t count, const Real* const* rows, int64_t K, const Real* weights,
-                           int64_t panels, Real* sums) {
-  if (count == R) return multiply_rows<Real, R>(rows, K, weights, panels, sums);
-  if constexpr (R > 1) multiply_up_to<Real, R - 1>(count, rows, K, weights, panels, sums);
+template <class Number, int R = tile_rows>
+inline void multiply_up_to(int64_t count, const Number* const* rows, int64_t first, int64_t last,
+                           const Packed<Number>& weights, int64_t p0, int64_t panels, Real<Number>* sums,
+                           const Next& next) {
+  if (count == R) return multiply_rows<Number, R>(rows, first, last, weights, p0, panels, sums, next);
+  if constexpr (R > 1)
+    multiply_up_to<Number, R - 1>(count, rows, first, last, weights, p0, panels, sums, next);
 }
 
 // A register tile's sums and what they are the sums of.
-template <class Real>
+template <class Number>
 struct Tile {
-  int64_t row, rows;                                             // first and how many, at most tile_rows
-  int64_t panel0, panels;                                        // first and how many
-  alignas(64) Real sums[tile_rows * gate_panels * panel<Real>];  // [rows, panels * panel]
+  int64_t row, rows;       // first and how many, at most tile_rows
+  int64_t panel0, panels;  // first and how many
+  alignas(64) Real<Number> sums[tile_rows * gate_panels * panel<Number>];  // [rows, panels * panel]
 
-  Real* at(int64_t r, int64_t p) { return sums + (r * panels + p) * panel<Real>; }
+  Real<Number>* at(int64_t r, int64_t p) { return sums + (r * panels + p) * panel<Number>; }
+};
 
-  // sums += rows [K] times packed weights; `of` finds each row's [K].
+// Tiles of the same panels, one below the other.
+template <class Number>
+struct Column {
+  static constexpr int most = 8;
+
+  Tile<Number> tiles[most];
+  int64_t count;
+  int64_t next_panel;  // which panels come after these
+
+  // sums += rows times packed weights; `of` finds each row's factors.
   template <class Of>
-  void add_product(int64_t K, const Real* packed, Of of) {
-    const Real* factors[tile_rows];
-    for (int64_t r = 0; r < rows; ++r) factors[r] = of(row + r);
-    multiply_up_to<Real>(rows, factors, K, packed + panel0 * K * panel<Real>, panels, sums);
+  void add_product(const Packed<Number>& weights, Of of) {
+    const Number* factors[most][tile_rows];
+    for (int64_t n = 0; n < count; ++n)
+      for (int64_t r = 0; r < tiles[n].rows; ++r) factors[n][r] = of(tiles[n].row + r);
+    for (int64_t first = 0; first < weights.K; first += block) {
+      const int64_t last = weights.K - first < block ? weights.K : first + block;
+      const bool done = last == weights.K;
+      const int64_t k = done ? 0 : last, rest = weights.K - k;
+      for (int64_t n = 0; n < count; ++n) {
+        Tile<Number>& tile = tiles[n];
+        const Next next{done ? next_panel : tile.panel0, k, rest < block ? rest : block, n, count};
+        multiply_up_to<Number>(tile.rows, factors[n], first, last, weights, tile.panel0, tile.panels,
+                               tile.sums, next);
+      }
+    }
   }
 };
 
 // Visits rows [row0, row1) by panels [first, last) in register tiles of equal height, panels outermost: their
 // weights then stay in cache while all rows pass. All tiles but the last have as many panels: at least two,
 // for the rows are then fetched once for both, and two hold the gates of a vector of channels.
-template <class Real, class Visit>
-inline void for_tiles(int64_t row0, int64_t row1, int64_t first, int64_t last, Visit visit) {
-  const int64_t count = row1 - row0;
-  const int64_t tiles = (count + tile_rows - 1) / tile_rows;
+template <class Number, class Visit>
+inline void for_columns(int64_t row0, int64_t row1, int64_t first, int64_t last, Visit visit) {
+  const int64_t rows = row1 - row0;
+  const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
   if (tiles == 0) return;
-  const int64_t widest = panels_of(static_cast<int>((count + tiles - 1) / tiles));
-  const int64_t block = widest > gate_panels ? widest : gate_panels;
-  Tile<Real> tile;
-  for (int64_t p = first; p < last; p += block) {
-    tile.panel0 = p;
-    tile.panels = last - p < block ? last - p : block;
-    for (int64_t n = 0; n < tiles; ++n) {
-      tile.row = row0 + count * n / tiles;
-      tile.rows = row0 + count * (n + 1) / tiles - tile.row;
-      visit(tile);
+  const int64_t widest = panels_of(static_cast<int>((rows + tiles - 1) / tiles));
+  const int64_t wide = widest > gate_panels ? widest : gate_panels;
+  const int64_t columns = (tiles + Column<Number>::most - 1) / Column<Number>::most;
+  Column<Number> column;
+  for (int64_t p = first; p < last; p += wide) {
+    const int64_t panels = last - p < wide ? last - p : wide;
+    for (int64_t n = 0; n < columns; ++n) {
+      const int64_t begin = tiles * n / columns, end = tiles * (n + 1) / columns;
+      column.count = end - begin;
+      column.next_panel = n + 1 < columns ? p : p + 2 * wide <= last ? p + wide : first;
+      for (int64_t t = begin; t < end; ++t) {
+        Tile<Number>& tile = column.tiles[t - begin];
+        tile.row = row0 + rows * t / tiles;
+        tile.rows = row0 + rows * (t + 1) / tiles - tile.row;
+        tile.panel0 = p;
+        tile.panels = panels;
+      }
+      visit(column);
     }
   }
 }

@@ -1,9 +1,17 @@
-"""Train a peephole LSTM to read handwritten digits row by row: see --help."""
+"""Train a peephole LSTM to read handwritten digits row by row: see --help.
+
+On many GPUs, or on hosts that share --out, each process learns from its share of every batch:
+
+    torchrun --nproc-per-node 8 examples/train_mnist.py
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST examples/train_mnist.py
+"""
 
 import argparse
+import contextlib
 import copy
 import io
 import math
+import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +23,7 @@ import torch
 from curves import draw
 from digits import CLASSES, COLUMNS, PER_CLASS, Digits, load
 from plain_cell import PlainClassifier, race
+from processes import Processes, joined, own_device
 from torch import Tensor, nn
 from tqdm import tqdm
 from trainer import Trainer, train_step
@@ -27,19 +36,30 @@ SETTINGS = ("hidden_size", "num_layers", "peephole", "batch_size", "lr", "seed",
 RACE_BATCHES = 30
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the text at the end as it is."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, compare, draw; the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a pipe would hold the lines of a long run back
     args, state = parse(argv)
     torch.set_num_threads(args.threads)
+    with joined(args.device) as processes, contextlib.ExitStack() as muted:
+        if processes.rank > 0:
+            muted.enter_context(contextlib.redirect_stdout(muted.enter_context(open(os.devnull, "w"))))
+        return run(args, state, processes)
 
+
+def run(args: argparse.Namespace, state: dict[str, Any] | None, processes: Processes) -> int:
+    """The same, with the options checked; of several processes only the first writes anything."""
     torch.manual_seed(args.seed)
     train, test = (part.to(args.device) for part in load(args.limit))
     model = lstm_fused.SequenceClassifier(
         COLUMNS, args.hidden_size, args.num_layers, CLASSES, peephole=args.peephole, engine=args.engine
     ).to(args.device)
-    trainer = Trainer(model, args.batch_size, args.lr)
+    trainer = Trainer(model, args.batch_size, args.lr, processes)
     if state is not None:
         trainer.restore(state)
 
@@ -47,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"LSTM{' with peepholes' if args.peephole else ''}, {args.num_layers} × {args.hidden_size} cells"
     print(f"{len(train.y):,} MNIST digits to train on and {len(test.y):,} to test, read row by row")
     print(f"{name}, {parameters:,} parameters")
-    print(f"engine {args.engine} on {args.device}, CPU threads: {args.threads}, torch {torch.__version__}\n")
+    print(f"engine {args.engine} on {args.device}, CPU threads: {args.threads}, torch {torch.__version__}")
+    print(f"{processes.count} processes, each on its share of every batch\n" if processes.count > 1 else "")
 
     args.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -56,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nStopped in epoch {len(trainer.history) + 1}; --resume goes on from the one before.")
         return 130
 
+    if processes.rank > 0:
+        return 0
     last = trainer.history[-1]
     epochs = f"{args.epochs} epoch{'s' if args.epochs > 1 else ''}"
     print(f"\nTest accuracy {percent(last.test_accuracy)} after {epochs}\n")
@@ -76,13 +99,14 @@ def train_epochs(trainer: Trainer, train: Digits, test: Digits, args: argparse.N
         total=args.epochs * batches,
         unit="batch",
         leave=False,
-        disable=None,  # unless in a terminal
+        disable=None if trainer.processes.rank == 0 else True,  # None: unless in a terminal
         dynamic_ncols=True,
     )
     with bar:
         for number in range(done + 1, args.epochs + 1):
             epoch = trainer.run_epoch(train, test, after_batch=bar.update)
-            trainer.save(args.out / "checkpoint.pt", {key: getattr(args, key) for key in SETTINGS})
+            if trainer.processes.rank == 0:
+                trainer.save(args.out / "checkpoint.pt", {key: getattr(args, key) for key in SETTINGS})
             bar.write(
                 f"{number:2}/{args.epochs:<2} {epoch.train_loss:8.4f} {percent(epoch.train_accuracy):>9} "
                 f"{epoch.test_loss:11.4f} {percent(epoch.test_accuracy):>14} {epoch.seconds:7.1f} s"
@@ -101,7 +125,7 @@ def compare(trainer: Trainer, model: lstm_fused.SequenceClassifier, train: Digit
 
     def training(model: nn.Module) -> Callable[[Tensor], Tensor]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        return lambda batch: train_step(model, optimizer, train.x[batch], train.y[batch])
+        return lambda batch: train_step(model, optimizer, train.x[batch], train.y[batch], size)
 
     ours, theirs = race([training(fused), training(plain)], islice(cycle(batches), 2 + RACE_BATCHES))
     seconds = sum(epoch.seconds for epoch in trainer.history)
@@ -136,7 +160,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any
     devices = ["cpu", *([here.type] if here else [])]
     if args.device not in ("auto", *devices):
         parser.error(f"--device: PyTorch finds no {args.device} here, only {', '.join(devices)}")
-    args.device = torch.device(devices[-1] if args.device == "auto" else args.device)
+    args.device = own_device(torch.device(devices[-1] if args.device == "auto" else args.device))
     try:
         args.engine = select(None if args.engine == "auto" else args.engine, args.device, torch.float32)
     except RuntimeError as error:
@@ -159,7 +183,8 @@ def command_line() -> argparse.ArgumentParser:
     """Every option with its default."""
     parser = argparse.ArgumentParser(
         description="Train a peephole LSTM to read 5,000 MNIST digits row by row: 28 steps of 28 pixels.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=Formatter,
     )
     add = parser.add_argument
     add("--epochs", type=positive, default=25, help="how often to go over the digits")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from digits import Digits, shifted
+from processes import Processes
 from torch import Tensor, nn
 
 
@@ -34,10 +35,14 @@ class Trainer:
         model: what to train, on the device of the digits.
         batch_size: digits per step.
         lr: the learning rate of the first epoch.
+        processes: those that train together. Each makes the same random draws and takes its share of every
+            batch, so that however many they are, they compute the same.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int, lr: float) -> None:
+    def __init__(self, model: nn.Module, batch_size: int, lr: float, processes: Processes) -> None:
         self.model = model
+        self.processes = processes
+        self.connected: nn.Module | None = None
         self.batch_size = batch_size
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
         # It does not know the last epoch, so that ten epochs and fifteen more are the same as 25.
@@ -46,14 +51,18 @@ class Trainer:
 
     def run_epoch(self, train: Digits, test: Digits, after_batch: Callable[[], object]) -> Epoch:
         """Go over the digits once, in a new order and each a little shifted; then test."""
-        self.model.train()
+        if self.connected is None:
+            self.connected = self.processes.connect(self.model)
+        self.connected.train()
         order = torch.randperm(len(train.y)).to(train.y.device)
         totals = torch.zeros(2, device=train.y.device)  # stays there: reading it would stall an accelerator
         start = time.perf_counter()
         for batch in order.split(self.batch_size):
-            totals += train_step(self.model, self.optimizer, shifted(train.x[batch]), train.y[batch])
+            x, y = map(self.processes.share, (shifted(train.x[batch]), train.y[batch]))
+            rows = len(batch) / self.processes.count
+            totals += train_step(self.connected, self.optimizer, x, y, rows)
             after_batch()
-        loss, hits = (totals / len(train.y)).tolist()
+        loss, hits = (self.processes.total(totals) / len(train.y)).tolist()
         seconds = time.perf_counter() - start
         self.scheduler.step()
         self.history.append(Epoch(loss, hits, *evaluate(self.model, test), seconds))
@@ -82,15 +91,17 @@ class Trainer:
         torch.set_rng_state(state["random"])
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
-    """Learn from one batch: its summed loss, and how many were right."""
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, rows: float
+) -> Tensor:
+    """Learn from a batch, of so many rows on average over all processes: summed loss, how many were right."""
     logits = model(x)  # [B, C]
-    loss = F.cross_entropy(logits, y)
+    loss = F.cross_entropy(logits, y, reduction="sum") / rows
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    return torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()])
+    return torch.stack([loss.detach() * rows, (logits.argmax(1) == y).sum()])
 
 
 @torch.no_grad()

@@ -7,19 +7,26 @@ that is then used or refused, never replaced.
 import argparse
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
+from math import log
 from typing import Any
 
 import torch
 from lstm_fused.kernels.tuned import TUNED
 
 KERNELS = ("resident", "cooperative", "step")  # the fastest that fits is taken, so it stands first
+# But for layers wider and batches no larger than that, which a kernel that shares out rows alone would leave
+# most of the card idle; so bench/roofline.py predicts.
+FEW_ROWS, FEW_FIRST = (64, 256), ("cooperative", "resident", "step")
 
+# Up to which H a batch that does not fit at once is better run in two cooperative launches than step by step,
+# as bench/roofline.py predicts; more than two are not worth it.
+TWICE = {"forward": 1024, "backward": 512}
 
 # Registers for each thread, where the assembler would rather spill a few than take more on its own.
-ROOMY = 200
+ROOMY = 255
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,16 @@ class Plan:
     num_warps: int
     num_stages: int = 1
     maxnreg: int | None = None
+    at_once: int | None = None  # batch tiles of one launch; None: all of them
 
     def grid(self, B: int, N: int) -> tuple[int, int]:
         """Programs for B rows and N columns."""
         return -(-B // self.BB), -(-N // self.BH)
+
+    def waves(self, tiles: int) -> list[tuple[int, int]]:
+        """The launches that so many batch tiles come in: each one's first, and their number."""
+        most = self.at_once or tiles
+        return [(first, min(most, tiles - first)) for first in range(0, tiles, most)]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -131,13 +144,28 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
         reasons.append("would spill registers")
     if plan.shared(layer) > card.shared_per_block:
         reasons.append(f"needs {plan.shared(layer)} of {card.shared_per_block} bytes of shared memory")
-    elif plan.kernel == "cooperative":
-        # Registers allow two programs of four warps on every card, whatever they take.
-        room = card.sms * min(2, card.shared_per_sm // (plan.shared(layer) + 1024))
-        rows, columns = plan.grid(layer.B, layer.H)
-        if rows * columns > room:
-            reasons.append(f"needs {rows * columns} programs at once, {room} fit")
+    elif plan.kernel == "cooperative" and tiles_at_once(plan, layer, card) == 0:
+        reasons.append(f"needs {plan.grid(layer.B, layer.H)[1]} programs at once")
     return reasons
+
+
+def tiles_at_once(plan: Plan, layer: Layer, card: Card) -> int:
+    """How many batch tiles are on the card at once: registers allow a multiprocessor two programs."""
+    programs = card.sms * min(2, card.shared_per_sm // (plan.shared(layer) + 1024))
+    return programs // plan.grid(layer.B, layer.H)[1]
+
+
+def fitting(kernel: str, layer: Layer, card: Card) -> list[Plan]:
+    """The tiles that a kernel can run a layer with, those in the fewest launches first."""
+    found = [plan for plan in plans(kernel, layer) if not why_not(plan, layer, card)]
+    if kernel == "cooperative":
+        found = [replace(plan, at_once=tiles_at_once(plan, layer, card)) for plan in found]
+    return sorted(found, key=lambda plan: launches(plan, layer))
+
+
+def launches(plan: Plan, layer: Layer) -> int:
+    """How many launches a batch comes in, for the whole sequence."""
+    return len(plan.waves(plan.grid(layer.B, layer.H)[0]))
 
 
 @cache
@@ -155,15 +183,28 @@ def choose(layer: Layer, card: Card, kernel: str | None = None) -> Plan:
     """
     if kernel is not None and kernel not in KERNELS:
         raise ValueError(f"kernel: expected one of {KERNELS} or None, got {kernel!r}")
-    measured = TUNED.get((card.name, layer.direction, layer.H, layer.dtype.itemsize))
-    order = sorted(KERNELS, key=lambda name: name != measured) if kernel is None else [kernel]
-    reasons: list[str] = []
+    best = measured(layer, card)
+    usual = FEW_FIRST if FEW_ROWS[0] < layer.H and FEW_ROWS[1] >= layer.B else KERNELS
+    order = sorted(usual, key=lambda name: name != best) if kernel is None else [kernel]
     for name in order:
-        for plan in plans(name, layer):
-            reasons = why_not(plan, layer, card)
-            if not reasons:
+        for plan in fitting(name, layer, card):
+            if name in (kernel, best) or launches(plan, layer) <= 1 + (TWICE[layer.direction] >= layer.H):
                 return plan
-    raise RuntimeError(f"kernel {kernel!r} cannot run {layer} on {card.name}: {'; '.join(reasons)}")
+    reasons = {reason for plan in plans(order[0], layer) for reason in why_not(plan, layer, card)}
+    raise RuntimeError(f"kernel {kernel!r} cannot run {layer} on {card.name}: {'; '.join(sorted(reasons))}")
+
+
+def measured(layer: Layer, card: Card) -> str | None:
+    """The kernel that was fastest on this card at the size nearest to the layer's, if any was measured."""
+    sizes = {
+        (H, B): kernel
+        for (name, direction, H, B, size), kernel in TUNED.items()
+        if (name, direction, size) == (card.name, layer.direction, layer.dtype.itemsize)
+    }
+    nearest = min(
+        sizes, key=lambda size: abs(log(size[0] / layer.H)) + abs(log(size[1] / layer.B)), default=None
+    )
+    return None if nearest is None else sizes[nearest]
 
 
 def named() -> str | None:
@@ -208,9 +249,11 @@ def main() -> None:
         layer = Layer(direction, arguments.H, arguments.B, dtype, products)
         plan = choose(layer, card, named())
         rows, columns = plan.grid(layer.B, layer.H)
+        count = launches(plan, layer)
         print(
             f"{card.name:<7} {direction:<9} {str(dtype)[6:]:<8} {products:<5} {plan.kernel:<12} "
             f"{rows} x {columns} programs of {plan.BB} x {plan.BH}, {plan.num_warps} warps"
+            + (f", in {count} launches" if count > 1 else "")
         )
 
 

@@ -2,7 +2,8 @@
 
 Its slice of the recurrent weights stays on chip. After each step the programs that share batch rows hand
 each other h (backward: da) through memory and wait for one another, so all of them must be on the card at
-once: launch them cooperatively, which fails where they do not fit.
+once: launch them cooperatively, which fails where they do not fit. A batch that does not fit comes in
+several launches, each from another batch tile on.
 """
 
 import triton
@@ -21,6 +22,7 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
+from lstm_fused.kernels.sums import add_step, finish
 
 
 @triton.jit
@@ -46,7 +48,7 @@ def sum_of_gates(product, BB: tl.constexpr, BH: tl.constexpr):
     return (i + f) + (g + o)
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=["T", "B", "first"])
 def lstm_forward_cooperative_kernel(
     xw,  # [T, B, 4H], accumulation dtype
     weight_hh,  # [4H, H]
@@ -64,6 +66,7 @@ def lstm_forward_cooperative_kernel(
     arrived,  # [batch tiles], zeros
     T,
     B,
+    first,  # batch tile of this launch
     H: tl.constexpr,
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -73,12 +76,13 @@ def lstm_forward_cooperative_kernel(
 ):
     """The whole sequence; programs [batch tile, hidden tile]."""
     WIDE: tl.constexpr = xw.dtype.element_ty
-    rows = tl.program_id(0) * BB + tl.arange(0, BB)
+    tile = first + tl.program_id(0)
+    rows = tile * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
     row_mask, mask = (rows < B)[:, None], (rows < B)[:, None] & (cols < H)[None, :]
     state = offsets(0, rows, cols, B, H)
     p = load_peephole(peephole, cols, H, WIDE)
-    arrived += tl.program_id(0)
+    arrived += tile
 
     w_rows, w_mask = gate_rows(tl.program_id(1) * BH, H, BH)
     weights = ()
@@ -119,7 +123,7 @@ def lstm_forward_cooperative_kernel(
     tl.store(c_n + state, c.to(c_n.dtype.element_ty), mask)
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=["T", "B", "tiles", "first"])
 def lstm_backward_cooperative_kernel(
     dy,  # [T, B, H] or None
     dh_n,  # [B, H] or None
@@ -133,9 +137,14 @@ def lstm_backward_cooperative_kernel(
     dxw,  # [T, B, 4H]
     dh0,  # [B, H]
     dc0,  # [B, H]
-    arrived,  # [batch tiles], zeros
+    dbias,  # [4H]
+    dpeephole,  # [3H]
+    partials,  # [batch tiles, 7, H], accumulation dtype
+    counters,  # [batch tiles + hidden tiles], zeros
     T,
     B,
+    first,  # batch tile of this launch
+    tiles,  # in all launches
     H: tl.constexpr,
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -146,12 +155,13 @@ def lstm_backward_cooperative_kernel(
     """The whole sequence, from its last step to its first; programs [batch tile, hidden tile]."""
     WIDE: tl.constexpr = c_all.dtype.element_ty
     KIND: tl.constexpr = dxw.dtype.element_ty
-    rows = tl.program_id(0) * BB + tl.arange(0, BB)
+    tile = first + tl.program_id(0)
+    rows = tile * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
     row_mask, mask = (rows < B)[:, None], (rows < B)[:, None] & (cols < H)[None, :]
     state = offsets(0, rows, cols, B, H)
     p = load_peephole(peephole, cols, H, WIDE)
-    arrived += tl.program_id(0)
+    arrived = counters + tile
 
     # The four gates are a dimension of their own in this product, which splits it over the warps.
     gate_starts = (tl.arange(0, 4) * H)[:, None, None]
@@ -170,12 +180,15 @@ def lstm_backward_cooperative_kernel(
     dy_t, c_prev, i, f, g, o = load_saved(
         dy, c_all, c0, gates_all, 0, T, rows, cols, mask, B, H, REVERSE, BB, BH
     )
+    zero = tl.zeros((BB, BH), WIDE)
+    sums = (zero, zero, zero, zero, zero, zero, zero)
     for step in range(T):
         t = step if REVERSE else T - 1 - step
         valid = valid_rows(lengths, rows, t, B)
         da, dc_prev = cell_backward(dh + dy_t, dc, (i, f, g, o), c, c_prev, p, peephole is not None)
         store_gates(dxw + offsets(t, rows, cols, B, 4 * H), da, valid, mask, H)
         arrive(arrived)
+        sums = add_step(sums, da, valid, c, c_prev, peephole is not None)
         dc = tl.where(valid, dc_prev, dc)
         c = c_prev
         # What the next step needs of memory comes while this one waits.
@@ -195,3 +208,4 @@ def lstm_backward_cooperative_kernel(
         dh = tl.where(valid, sum_of_gates(product, BB, BH), dh)
     tl.store(dh0 + state, dh.to(KIND), mask)
     tl.store(dc0 + state, dc.to(KIND), mask)
+    finish(sums, partials, counters + tiles + tl.program_id(1), dbias, dpeephole, tile, tiles, cols, H)

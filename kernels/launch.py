@@ -7,7 +7,7 @@ from lstm_fused.kernels import sequence, steps
 from lstm_fused.kernels.choose import Layer, card_at, choose, named, precision
 from torch import Tensor
 
-from lstm_fused.reference import Backward, Forward, accumulation_dtype
+from lstm_fused.reference import Backward, Forward, accumulation_dtype, previous, vector_gradients
 
 
 def forward(
@@ -62,7 +62,8 @@ def backward(
     dxw = torch.empty_like(gates, memory_format=torch.contiguous_format)
     if dxw.numel() == 0:
         dh0 = gates.new_zeros(B, weight_hh.shape[1]) if dh_n is None else dh_n.clone()
-        return Backward(dxw, dh0, gates.new_zeros(B, H) if dc_n is None else dc_n.clone())
+        dc0 = gates.new_zeros(B, H) if dc_n is None else dc_n.clone()
+        return Backward(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3 * H))
     layer = Layer("backward", H, B, gates.dtype, precision(), weight_hr is not None)
     plan = choose(layer, card_at(c.device), named())
     with torch.cuda.device_of(c):
@@ -70,9 +71,9 @@ def backward(
         saved = map(dense, (c, gates, c0, weight_hh, peephole))
         if plan.kernel == "step":
             dh0, dc0 = steps.backward(plan, *douts, *saved, dense(weight_hr), dense(lengths), dxw, reverse)
-        else:
-            dh0, dc0 = sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse)
-    return Backward(dxw, dh0, dc0)
+            c_prev = previous(c, c0.to(c.dtype), lengths, reverse)
+            return Backward(dxw, dh0, dc0, *vector_gradients(dxw, c, c_prev, peephole))
+        return Backward(dxw, *sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse))
 
 
 def input_projection(x: Tensor, weight_ih: Tensor) -> Tensor:
@@ -80,10 +81,11 @@ def input_projection(x: Tensor, weight_ih: Tensor) -> Tensor:
     T, B, I = x.shape
     rows = x.reshape(T * B, I)
     wide = accumulation_dtype(x.dtype)
-    if x.is_cuda and wide != x.dtype:
-        xw = torch.mm(rows, weight_ih.T, out_dtype=wide)
-    else:
-        xw = rows.to(wide) @ weight_ih.to(wide).T
+    with torch.autocast(x.device.type, enabled=False):  # it would narrow the sums
+        if x.is_cuda and wide != x.dtype:
+            xw = torch.mm(rows, weight_ih.T, out_dtype=wide)
+        else:
+            xw = rows.to(wide) @ weight_ih.to(wide).T
     return xw.view(T, B, -1)
 
 

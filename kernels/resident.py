@@ -18,6 +18,7 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
+from lstm_fused.kernels.sums import add_step, finish
 
 
 @triton.jit(do_not_specialize=["T", "B"])
@@ -75,7 +76,7 @@ def lstm_forward_resident_kernel(
     tl.store(c_n + state, c.to(c_n.dtype.element_ty), mask)
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(do_not_specialize=["T", "B", "tiles"])
 def lstm_backward_resident_kernel(
     dy,  # [T, B, H] or None
     dh_n,  # [B, H] or None
@@ -89,8 +90,13 @@ def lstm_backward_resident_kernel(
     dxw,  # [T, B, 4H]
     dh0,  # [B, H]
     dc0,  # [B, H]
+    dbias,  # [4H]
+    dpeephole,  # [3H]
+    partials,  # [batch tiles, 7, H], accumulation dtype
+    counters,  # [1], zero
     T,
     B,
+    tiles,
     H: tl.constexpr,
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -116,6 +122,8 @@ def lstm_backward_resident_kernel(
     dh = load_or_zero(dh_n, state, mask, BB, BH, WIDE)
     dc = load_or_zero(dc_n, state, mask, BB, BH, WIDE)
     c = tl.load(c_all + offsets(0 if REVERSE else T - 1, rows, cols, B, H), mask, other=0)
+    zero = tl.zeros((BB, BH), WIDE)
+    sums = (zero, zero, zero, zero, zero, zero, zero)
     for step in range(T):
         t = step if REVERSE else T - 1 - step
         c_prev = load_c_before(c_all, c0, step, t, T, rows, cols, mask, B, H, REVERSE)
@@ -126,6 +134,7 @@ def lstm_backward_resident_kernel(
         da, dc_prev = cell_backward(dm, dc, gates, c, c_prev, p, peephole is not None)
         valid = valid_rows(lengths, rows, t, B)
         store_gates(dxw + offsets(t, rows, cols, B, 4 * H), da, valid, mask, H)
+        sums = add_step(sums, da, valid, c, c_prev, peephole is not None)
         da_i, da_f, da_g, da_o = da
         dh_prev = tl.dot(da_i.to(KIND), w_i, input_precision=PRECISION, out_dtype=WIDE)
         dh_prev = tl.dot(da_f.to(KIND), w_f, dh_prev, input_precision=PRECISION, out_dtype=WIDE)
@@ -136,3 +145,4 @@ def lstm_backward_resident_kernel(
         c = c_prev
     tl.store(dh0 + state, dh.to(KIND), mask)
     tl.store(dc0 + state, dc.to(KIND), mask)
+    finish(sums, partials, counters, dbias, dpeephole, tl.program_id(0), tiles, cols, H)

@@ -1,4 +1,4 @@
-"""The sequence as a single launch, of a resident or a cooperative kernel."""
+"""The sequence as a single launch, of a resident or a cooperative kernel; of that for part of the batch."""
 
 import torch
 from lstm_fused.kernels.choose import Plan
@@ -32,9 +32,11 @@ def forward(
     if plan.kernel == "resident":
         lstm_forward_resident_kernel[(rows,)](*tensors, T, B, H, reverse, **plan.options)
     else:
-        lstm_forward_cooperative_kernel[(rows, columns)](
-            *tensors, y.new_empty(2, B, H), zero_counters(y, rows), T, B, H, reverse, **plan.options
-        )
+        tensors += (y.new_empty(2, B, H), zero_counters(y, rows))
+        for first, tiles in plan.waves(rows):
+            lstm_forward_cooperative_kernel[(tiles, columns)](
+                *tensors, T, B, first, H, reverse, **plan.options
+            )
     return h_n, c_n
 
 
@@ -51,21 +53,23 @@ def backward(
     lengths: Tensor | None,  # [B]
     dxw: Tensor,  # [T, B, 4H]
     reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """Fill dxw; dh0 and dc0."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fill dxw; dh0, dc0, and the gradients of bias and peephole."""
     T, B, H = c.shape
-    dh0, dc0 = torch.empty_like(c0), torch.empty_like(c0)
-    tensors = (dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, lengths, dxw, dh0, dc0)
     rows, columns = plan.grid(B, H)
+    found = torch.empty_like(c0), torch.empty_like(c0), c0.new_empty(4 * H), c0.new_empty(3 * H)
+    tensors = (dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, lengths, dxw, *found)
+    tensors += (c.new_empty(rows, 7, H), zero_counters(c, rows + columns))
     if plan.kernel == "resident":
-        lstm_backward_resident_kernel[(rows,)](*tensors, T, B, H, reverse, **plan.options)
+        lstm_backward_resident_kernel[(rows,)](*tensors, T, B, rows, H, reverse, **plan.options)
     else:
-        lstm_backward_cooperative_kernel[(rows, columns)](
-            *tensors, zero_counters(c, rows), T, B, H, reverse, **plan.options
-        )
-    return dh0, dc0
+        for first, tiles in plan.waves(rows):
+            lstm_backward_cooperative_kernel[(tiles, columns)](
+                *tensors, T, B, first, rows, H, reverse, **plan.options
+            )
+    return found
 
 
-def zero_counters(like: Tensor, rows: int) -> Tensor:
-    """Arrivals at the barrier of each batch tile; a count that outlived its launch would break the next."""
-    return torch.zeros(rows, dtype=torch.int32, device=like.device)
+def zero_counters(like: Tensor, number: int) -> Tensor:
+    """What programs count their arrivals with; a count that outlived its launch would break the next."""
+    return torch.zeros(number, dtype=torch.int32, device=like.device)

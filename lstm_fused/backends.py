@@ -18,6 +18,11 @@ class Engine:
     devices: tuple[str, ...] | None  # None: every device PyTorch has
     dtypes: tuple[torch.dtype, ...]
     unavailable: Callable[[], str | None]  # the reason it cannot run on this machine at all
+    narrow_c: bool = False  # whether it saves c in half precision where the tensors are; else in float32
+
+    def dtype_of_c(self, dtype: torch.dtype) -> torch.dtype:
+        """What c is saved in for the backward pass, given the tensors' dtype."""
+        return dtype if self.narrow_c else torch.promote_types(dtype, torch.float32)
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
         """Every reason this engine cannot take tensors of this device and dtype."""
@@ -33,7 +38,7 @@ class Engine:
 
 # The first that can serve is taken, so the fastest stand first.
 ENGINES = (
-    Engine("cpp", ("cpu",), (torch.float32, torch.float64), cpp.unavailable),
+    Engine("cpp", ("cpu",), (torch.bfloat16, torch.float32, torch.float64), cpp.unavailable, narrow_c=True),
     Engine("reference", None, FLOATS, lambda: None),
     # Behind the reference, so by name only, until it has run on a GPU: so far it is proven without one.
     Engine("triton", (triton.DEVICE,), FLOATS, triton.unavailable),

@@ -5,6 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from lstm_fused import transforms
+from lstm_fused.autocast import computed_in
+
 States = tuple[Tensor, Tensor]
 
 
@@ -33,12 +36,12 @@ def check_sizes(
 
 
 def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning: str, like: Tensor) -> None:
-    """Check that ``tensor`` has this shape, and the device and dtype of ``like``, the input."""
+    """Check that ``tensor`` has this shape, and the device and (but for autocast) dtype of the input."""
     if not isinstance(tensor, Tensor):
         raise bad(argument, f"a tensor of shape {shape} = {meaning}", type(tensor).__name__)
     if tensor.shape != shape:
         raise bad(argument, f"shape {shape} = {meaning}", tuple(tensor.shape))
-    if tensor.dtype != like.dtype:
+    if tensor.dtype != like.dtype and computed_in(tensor) != computed_in(like):
         raise bad(argument, f"{like.dtype} like the input", tensor.dtype)
     if tensor.device != like.device:
         raise bad(argument, f"device {like.device} like the input", tensor.device)
@@ -75,8 +78,8 @@ def check_lengths(lengths: object, batch: int, T: int) -> None:
         raise bad("lengths", "an integer dtype", lengths.dtype)
     if lengths.shape != (batch,):
         raise bad("lengths", f"shape ({batch},) = (batch,)", tuple(lengths.shape))
-    if batch == 0 or torch.compiler.is_compiling():
-        return  # a compiled graph cannot branch on values; engines stop at T whatever the length says
+    if batch == 0 or torch.compiler.is_compiling() or transforms.active():
+        return  # neither a graph nor a transform may branch on values; engines stop at T whatever they say
     inside = (lengths >= 0) & (lengths <= T)
     if lengths.is_cuda:
         # Reading the values would make the host wait for the GPU at every call.
@@ -126,7 +129,7 @@ def check_layer(
 def check_parameters(parameters: Iterable[tuple[str, Tensor]], input: Tensor) -> None:
     """Check that a module's parameters share the input's device and dtype."""
     for argument, parameter in parameters:
-        if parameter.dtype != input.dtype:
+        if parameter.dtype != input.dtype and computed_in(parameter) != computed_in(input):
             raise bad("input", f"{parameter.dtype} like the parameter {argument}", input.dtype)
         if parameter.device != input.device:
             raise bad("input", f"device {parameter.device} like the parameter {argument}", input.device)

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from lstm_fused import autocast, transforms
 from lstm_fused.backends import select
 from lstm_fused.checks import States, check_layer
-from lstm_fused.ops import LSTMFunction, forward_op
+from lstm_fused.ops import LSTMFunction, TracedLSTMFunction, forward_op
 
 
 def lstm(
@@ -25,7 +26,8 @@ def lstm(
     """Run one layer of an LSTM in one direction over whole sequences.
 
     The equations are those of `lstm_fused.reference`; gates are ordered i, f, g, o. All tensors but
-    ``lengths`` share one floating-point dtype and one device.
+    ``lengths`` share one floating-point dtype and one device. Under autocast, all but float64 are cast to its
+    dtype.
 
     Args:
         input: the sequences, shape (T, B, I).
@@ -68,16 +70,24 @@ def run_layer(
     engine: str | None,
 ) -> tuple[Tensor, States]:
     """`lstm` for arguments that were checked before."""
-    chosen = select(engine, input.device, input.dtype)
+    device, dtype = input.device, autocast.computed_in(input)
+    chosen = select(engine, device, dtype)
     bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
     if hx is None:
         B, H, P = input.shape[1], weight_ih.shape[0] // 4, weight_hh.shape[1]
         hx = input.new_zeros(B, P), input.new_zeros(B, H)
     if lengths is not None:
-        lengths = lengths.to(input.device, torch.int64)
-    tensors = (input, weight_ih, weight_hh, bias, peephole, weight_hr, *hx)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *tensors, lengths, reverse)
-    else:
-        y, h_n, c_n, _, _ = forward_op[chosen](*tensors, lengths, reverse, False)
+        lengths = lengths.to(device, torch.int64)
+    tensors: tuple[Tensor | None, ...] = (input, weight_ih, weight_hh, bias, peephole, weight_hr, *hx)
+    if autocast.enabled(device):
+        tensors = tuple(None if t is None else t.to(dtype) for t in tensors)
+    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.compiler.is_exporting():
+        differentiable = False  # a program exported takes no Function along, only what it would keep
+    with autocast.off(device):
+        if differentiable or transforms.active():
+            function = TracedLSTMFunction if torch.compiler.is_compiling() else LSTMFunction
+            y, h_n, c_n, _, _ = function.apply(chosen, *tensors, lengths, reverse)
+        else:
+            y, h_n, c_n, _, _ = forward_op[chosen](*tensors, lengths, reverse, False)
     return y, (h_n, c_n)

@@ -5,6 +5,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from lstm_fused.products import outer_sum
 from lstm_fused.reference import is_valid, previous
 
 Item = TypeVar("Item")
@@ -36,15 +37,7 @@ def weight_hh_gradient(dxw: Tensor, y: Tensor, h0: Tensor, lengths: Tensor | Non
         return outer_sum(dxw, previous(y, h0, lengths, reverse))
     # Without a shifted copy of y: the first step is added apart.
     first, later, earlier = (dxw[-1:], dxw[:-1], y[1:]) if reverse else (dxw[:1], dxw[1:], y[:-1])
-    return torch.addmm(outer_sum(later, earlier), first.sum(0).T, h0)
-
-
-def peephole_gradient(dxw: Tensor, c: Tensor, c0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
-    """Sum over t and batch of da_i c_{t-1}, da_f c_{t-1}, da_o c_t, [3H]."""
-    da_i, da_f, _, da_o = dxw.chunk(4, dim=-1)
-    c_prev = previous(c, c0.to(c.dtype), lengths, reverse)
-    sums = [(da * state).sum((0, 1)) for da, state in ((da_i, c_prev), (da_f, c_prev), (da_o, c))]
-    return torch.cat(sums).to(dxw.dtype)
+    return torch.addmm(outer_sum(later, earlier), first.flatten(0, 1).T, h0[: len(first) * len(h0)])
 
 
 def weight_hr_gradient(
@@ -65,8 +58,3 @@ def weight_hr_gradient(
         dh = torch.where(is_valid(lengths, len(dh)), dh, torch.zeros_like(dh))
     o = gates.chunk(4, dim=-1)[3]
     return outer_sum(dh, (o * torch.tanh(c)).to(dh.dtype))
-
-
-def outer_sum(left: Tensor, right: Tensor) -> Tensor:
-    """Sum over t and batch of leftᵀ right: [T, B, M] and [T, B, N] give [M, N]."""
-    return left.flatten(0, 1).T @ right.flatten(0, 1)

@@ -33,7 +33,7 @@ class Forward(NamedTuple):
     y: Tensor  # [T, B, P], h of every step
     h_n: Tensor  # [B, P]
     c_n: Tensor  # [B, H]
-    c: Tensor  # [T, B, H], float32 at least
+    c: Tensor  # [T, B, H]; here float32 at least, an engine may keep it in the tensors' dtype
     gates: Tensor  # [T, B, 4H], i, f, g, o after their nonlinearity
 
 
@@ -43,6 +43,8 @@ class Backward(NamedTuple):
     dxw: Tensor  # [T, B, 4H], d loss / d a
     dh0: Tensor  # [B, P]
     dc0: Tensor  # [B, H]
+    dbias: Tensor  # [4H]
+    dpeephole: Tensor  # [3H], zero without peepholes
 
 
 def lstm_forward(
@@ -67,9 +69,13 @@ def lstm_forward(
     if lengths is not None:
         # Padding may hold anything, NaN included, and must not reach a gradient as 0 * NaN.
         x = torch.where(is_valid(lengths, T), x, torch.zeros_like(x))
-    xw = F.linear(x.to(wide), weight_ih.to(wide), None if bias is None else bias.to(wide))
+    W_ih, b = weight_ih.to(wide), None if bias is None else bias.to(wide)
+    # All steps at once; but in float64 a sequence in pieces is to equal the whole one bit for bit, and what a
+    # library's product rounds to depends on how many rows there are, and where in memory.
+    parts = [part.clone() for part in x.split(1)] if wide == torch.float64 else [x]
+    xw = torch.cat([F.linear(part.to(wide), W_ih, b) for part in parts])
 
-    h, c = h0, c0.to(wide)
+    h, c = h0.clone(), c0.to(wide)
     ys, cs, gates = [h] * T, [c] * T, [c] * T
     for t in time_steps(T, reverse):
         a = xw[t] + h.to(wide) @ W_hh.T  # [B, 4H]
@@ -111,9 +117,10 @@ def lstm_backward(
 ) -> Backward:
     """Carry the gradients of y, h_n and c_n (None is zero) back over the whole sequence."""
     T, B, H = c.shape
-    wide = c.dtype
+    wide = accumulation_dtype(gates.dtype)
     W_hh, W_hr = weight_hh.to(wide), None if weight_hr is None else weight_hr.to(wide)
     p = None if peephole is None else peephole.to(wide)
+    c = c.to(wide)
     dh = c.new_zeros(B, weight_hh.shape[1]) if dh_n is None else dh_n.to(wide)
     dc = c.new_zeros(B, H) if dc_n is None else dc_n.to(wide)
     c_prev = previous(c, c0.to(wide), lengths, reverse)
@@ -131,7 +138,23 @@ def lstm_backward(
             valid = (t < lengths)[:, None]
             dxw[t] = torch.where(valid, da, torch.zeros_like(da))
             dh, dc = torch.where(valid, dh_t, dh), torch.where(valid, dc_t, dc)
-    return Backward(dxw, dh.to(gates.dtype, copy=True), dc.to(gates.dtype, copy=True))
+    return Backward(
+        dxw,
+        dh.to(gates.dtype, copy=True),
+        dc.to(gates.dtype, copy=True),
+        *vector_gradients(dxw, c, c_prev, peephole),
+    )
+
+
+def vector_gradients(
+    dxw: Tensor, c: Tensor, c_prev: Tensor, peephole: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Sums over t and batch: of da, [4H], and of da_i c_{t-1}, da_f c_{t-1}, da_o c_t, [3H]."""
+    if peephole is None:
+        return dxw.sum((0, 1)), dxw.new_zeros(3 * c.shape[-1])
+    da_i, da_f, _, da_o = dxw.chunk(4, dim=-1)
+    sums = [(da * state).sum((0, 1)) for da, state in ((da_i, c_prev), (da_f, c_prev), (da_o, c))]
+    return dxw.sum((0, 1)), torch.cat(sums).to(dxw.dtype)
 
 
 def cell_forward(a: Tensor, c_prev: Tensor, peephole: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

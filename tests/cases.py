@@ -1,9 +1,12 @@
 """The cases every engine is tested on, as data; the benchmarks take theirs from here too."""
 
+import os
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+DEVICE = os.environ.get("LSTM_FUSED_TEST_DEVICE", "cpu")  # pytest --device sets it
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,22 @@ CASES = (
 NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "peephole", "weight_hr", "h0", "c0")
 
 
-def make_tensors(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor | None]:
-    """The differentiable inputs of a case, by name; the same numbers in every dtype but for rounding."""
+def make_lengths(case: Case, device: str = DEVICE) -> Tensor | None:
+    """The lengths of a case, as operators take them."""
+    return None if case.lengths is None else torch.tensor(case.lengths, device=device)
+
+
+def make_tensors(
+    case: Case, dtype: torch.dtype, seed: int = 0, device: str = DEVICE
+) -> dict[str, Tensor | None]:
+    """The differentiable inputs of a case, by name; the same numbers everywhere but for rounding."""
     T, B, I, H, P = case.T, case.B, case.I, case.H, case.P or case.H
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, scale: float) -> Tensor:
         values = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
-        values = values.to(torch.bfloat16).to(dtype)  # exact in every dtype, so that all see one problem
+        # Exact in every dtype, so that all see one problem.
+        values = values.to(torch.bfloat16).to(device, dtype)
         if case.layout == "strided":
             spaced = values.new_full((*(2 * n for n in shape),), torch.nan)
             spaced[tuple(slice(None, None, 2) for _ in shape)] = values

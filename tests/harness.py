@@ -6,15 +6,16 @@ from statistics import geometric_mean
 
 import numpy as np
 import torch
-from cases import NAMES, Case, make_tensors
+from cases import DEVICE, NAMES, Case, make_lengths, make_tensors
 from oracle import Array, oracle
 from torch import Tensor
 
 import lstm_fused
 from lstm_fused.backends import ENGINES
 
-ENGINES_HERE = [engine for engine in ENGINES if engine.unavailable() is None]
-NATIVE = [engine.name for engine in ENGINES_HERE if engine.name != "reference"]
+ENGINES_HERE = [engine for engine in ENGINES if not engine.why_not(torch.device(DEVICE), torch.float32)]
+# On another device the reference, too, is held against itself on the CPU.
+NATIVE = [engine.name for engine in ENGINES_HERE if engine.name != "reference" or DEVICE != "cpu"]
 SEEDS = range(8)  # the largest error of one draw of a small tensor is a matter of luck
 
 
@@ -31,7 +32,7 @@ def call(engine: str, case: Case, tensors: dict[str, Tensor | None]) -> tuple[Te
         peephole=t["peephole"],
         weight_hr=t["weight_hr"],
         hx=None if t["h0"] is None or t["c0"] is None else (t["h0"], t["c0"]),
-        lengths=None if case.lengths is None else torch.tensor(case.lengths),
+        lengths=make_lengths(case, "cpu"),
         reverse=case.reverse,
         engine=engine,
     )
@@ -56,43 +57,47 @@ def results(
     seed: int = 0,
     wanted: Iterable[str] = NAMES,
     outputs: tuple[str, ...] = ("y", "h_n", "c_n"),
+    device: str = DEVICE,
 ) -> dict[str, Tensor]:
     """The outputs of a case, and the gradients of ``wanted`` for a fixed weighting of ``outputs``."""
-    tensors = make_tensors(case, dtype, seed)
+    tensors = make_tensors(case, dtype, seed, device)
     leaves = {n: t.requires_grad_() for n, t in tensors.items() if t is not None and n in wanted}
     out = dict(zip(("y", "h_n", "c_n"), call(engine, case, tensors), strict=True))
     if leaves:
         weights = weights_of(case, dtype, seed)
-        loss = sum((out[n] * weights[n]).sum() for n in outputs)
+        loss = sum((out[n] * weights[n].to(device)).sum() for n in outputs)
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         out |= {f"d_{n}": g for n, g in zip(leaves, grads, strict=True) if g is not None}
-    return {n: t.detach() for n, t in out.items()}
+    return {n: t.detach().cpu() for n, t in out.items()}
 
 
 @cache
 def reference_results(case: Case, dtype: torch.dtype, seed: int) -> dict[str, Array]:
-    """`results` of the reference, which many engines and dtypes are held against."""
-    return {n: extended(t) for n, t in results("reference", case, dtype, seed).items()}
+    """`results` of the reference on the CPU, which many engines and dtypes are held against."""
+    found = results("reference", case, dtype, seed, device="cpu")
+    return {n: extended(t) for n, t in found.items()}
 
 
 @cache
 def oracle_results(case: Case, seed: int) -> dict[str, Array]:
     """The same from the oracle in extended precision."""
-    tensors = make_tensors(case, torch.float64, seed)
+    tensors = make_tensors(case, torch.float64, seed, "cpu")
     inputs = {n: extended(t) for n, t in tensors.items() if t is not None}
     return oracle(case, inputs, {n: extended(t) for n, t in weights_of(case, torch.float64, seed).items()})
 
 
-def check_against_reference(engine: str, case: Case, dtype: torch.dtype) -> None:
+def check_against_reference(engine: str, case: Case, dtype: torch.dtype, eps: float | None = None) -> None:
     """Each output and gradient may be off by twice what the reference itself is off by in this dtype.
 
     What is exact comes from the reference in float64; for float64 from the oracle. The reference's own half
-    precision is held against its float32 error in units of the last place. An error below what rounding the
+    precision is held against its float32 error in units of the last place, and so is what comes of products
+    in a shorter format, whose unit is ``eps``. An error below what rounding the
     exact value costs counts as that rounding. Compared are the largest errors of each draw, for one draw may
     magnify every rounding a thousand times; what must stay below two is the geometric mean of their ratios.
     """
     measured = torch.float32 if engine == "reference" else dtype
-    units = torch.finfo(dtype).eps / torch.finfo(measured).eps
+    eps = eps or torch.finfo(dtype).eps
+    units = eps / torch.finfo(measured).eps
     ratios: dict[str, list[float]] = {}
     for seed in SEEDS:
         exact = reference_results(case, torch.float64, seed)
@@ -104,7 +109,7 @@ def check_against_reference(engine: str, case: Case, dtype: torch.dtype) -> None
         for name, value in exact.items():
             found_as = ours[name].dtype, ours[name].shape
             assert found_as == (dtype, value.shape), f"{case.name}: {name} is {found_as}"
-            one_rounding = largest(value) * torch.finfo(dtype).eps / 2 or torch.finfo(dtype).tiny
+            one_rounding = largest(value) * eps / 2 or torch.finfo(dtype).tiny
             off = max(largest(extended(ours[name]) - value), one_rounding)
             reference_off = max(largest(rounded[name] - value) * units, one_rounding)
             ratios.setdefault(name, []).append(off / reference_off)

@@ -29,7 +29,7 @@ def test_an_engine_asked_for_is_never_replaced():
     with pytest.raises(RuntimeError, match="engine 'cpp' can serve float16 on cuda") as caught:
         backends.select("cpp", torch.device("cuda"), torch.float16)
     assert "runs on cpu, not on cuda" in str(caught.value)
-    assert "takes float32, float64, not float16" in str(caught.value)
+    assert "takes bfloat16, float32, float64, not float16" in str(caught.value)
     with pytest.raises(RuntimeError, match="cpp: "):
         lstm_fused.LSTM(5, 7, dtype=torch.float16, engine="cpp")(torch.zeros(4, 3, 5, dtype=torch.float16))
 

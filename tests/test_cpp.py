@@ -34,7 +34,7 @@ def run_with(isa, *arguments):
 
 @pytest.mark.parametrize("isa", [isa for isa in cpp.isas() if isa != cpp.isa()])
 def test_every_other_instruction_set_of_this_machine(isa):
-    chosen = "test_saved_gates or test_gradcheck or (test_outputs_and_gradients and float32)"
+    chosen = "test_saved_gates or test_gradcheck or (test_outputs_and_gradients and (float32 or bfloat16))"
     done = run_with(isa, "-m", "pytest", "-q", "test_engines.py", "-k", f"cpp and ({chosen})")
     assert done.returncode == 0, done.stdout[-3000:]
 
@@ -160,7 +160,7 @@ def operands(case):
     ("name", "value", "message"),
     [
         ("x", torch.zeros(2, 3), "x, h0 and c0 must have 3, 2 and 2 dimensions"),
-        ("x", torch.zeros(2, 3, 5).half(), "x must be float32 or float64"),
+        ("x", torch.zeros(2, 3, 5).half(), "x must be bfloat16, float32 or float64"),
         ("weight_ih", torch.zeros(28, 6), "weight_ih must have shape [28, 5]"),
         ("weight_hh", torch.zeros(27, 7), "weight_hh must have shape [28, 7]"),
         ("bias_ih", torch.zeros(7), "bias must have shape [28]"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CASES, NAMES, PLAIN, UNEVEN, Case, make_tensors
+from cases import CASES, DEVICE, NAMES, PLAIN, UNEVEN, Case, make_lengths, make_tensors
 from harness import ENGINES_HERE, NATIVE, call, check_against_reference, results
 from oracle import EXTENDED
 from torch.autograd import gradcheck, gradgradcheck
@@ -93,7 +93,7 @@ def test_gradcheck_and_double_backward(engine, case):
 )
 def test_opcheck(engine, case):
     t = make_tensors(case, torch.float32)
-    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    lengths = make_lengths(case)
     options = (t["peephole"], t["weight_hr"])
     for save in (False, True):
         inputs = (
@@ -114,9 +114,9 @@ def test_opcheck(engine, case):
 def test_saved_gates_equal_the_reference(engine, case):
     t = make_tensors(case, torch.float64)
     B, H, P = case.B, case.H, case.P or case.H
-    zeros = (torch.zeros(B, P, dtype=torch.float64), torch.zeros(B, H, dtype=torch.float64))
+    zeros = tuple(torch.zeros(B, n, dtype=torch.float64, device=DEVICE) for n in (P, H))
     states = (t["h0"], t["c0"]) if case.states else zeros
-    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    lengths = make_lengths(case)
     inputs = (t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], t["peephole"], t["weight_hr"], *states)
     ours = forward_op[engine](*inputs, lengths, case.reverse, True)
     exact = forward_op["reference"](*inputs, lengths, case.reverse, True)

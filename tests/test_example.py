@@ -143,3 +143,4 @@ def test_help_names_every_option(capsys):
         "resume",
     ):
         assert f"--{option}" in said
+    assert "torchrun --nnodes 2 --nproc-per-node 8" in said

@@ -15,6 +15,7 @@ import lstm_fused
 from lstm_fused import LSTM, LSTMCell, SequenceClassifier
 
 ALL = [engine.name for engine in ENGINES_HERE]
+NARROW = [engine.name for engine in ENGINES_HERE if engine.narrow_c]
 F64 = torch.float64
 
 OPTIONS = [
@@ -231,11 +232,14 @@ def test_without_gradients_nothing_is_kept():
     assert module(x.detach())[0].grad_fn is None and module(x)[0].grad_fn is not None
 
 
-@pytest.mark.parametrize("engine", ALL)
-def test_bytes_kept_for_backward(engine):
+@pytest.mark.parametrize(
+    ("engine", "dtype", "allowed"),
+    [*((engine, torch.float32, 20) for engine in ALL), *((n, torch.bfloat16, 10) for n in NARROW)],
+)
+def test_bytes_kept_for_backward(engine, dtype, allowed):
     T, B, H = 10, 4, 32
-    module = LSTM(16, H, engine=engine)
-    x = torch.randn(T, B, 16, requires_grad=True)
+    module = LSTM(16, H, engine=engine, dtype=dtype)
+    x = torch.randn(T, B, 16, requires_grad=True, dtype=dtype)
     kept = {}
 
     def pack(t):
@@ -247,8 +251,8 @@ def test_bytes_kept_for_backward(engine):
     beyond = {x, y, *module.parameters()}
     for t in beyond:
         kept.pop(t.untyped_storage().data_ptr(), None)
-    bias_and_states = 4 * H * 4 + 2 * B * H * 4
-    assert sum(kept.values()) - bias_and_states <= 20 * T * B * H
+    bias_and_states = (4 * H + 2 * B * H) * dtype.itemsize
+    assert sum(kept.values()) - bias_and_states <= allowed * T * B * H
 
 
 @pytest.mark.parametrize("engine", ALL)

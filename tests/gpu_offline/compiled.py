@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import triton
 from lstm_fused.kernels import cooperative, resident, step
-from lstm_fused.kernels.choose import CARDS, Card, Layer, Plan, plans, why_not
+from lstm_fused.kernels.choose import CARDS, Card, Layer, Plan, fitting
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -28,9 +28,9 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SIZES = (64, 128, 256, 512, 768, 1024)
 BATCH = 16
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
-POINTERS = {"lengths": "*i64", "arrived": "*i32"}
-WIDE_POINTERS = ("xw", "c_state", "c_all", "dh_state", "dc_state")
-INTEGERS = ("T", "B", "t", "t_after", "t_before")
+POINTERS = {"lengths": "*i64", "arrived": "*i32", "counters": "*i32"}
+WIDE_POINTERS = ("xw", "c_state", "c_all", "dh_state", "dc_state", "partials")
+INTEGERS = ("T", "B", "t", "t_after", "t_before", "first", "tiles")
 # The instructions worth counting, as nvdisasm spells them.
 MIX = {
     "tensor": r"\b(?:HMMA|HGMMA|DMMA|UTC\w*MMA)\b",
@@ -70,8 +70,7 @@ class Build:
 
     def plan(self) -> Plan | None:
         """The tiles the table picks, if this kernel takes this layer on this card."""
-        fits = (plan for plan in plans(self.kernel, self.layer) if not why_not(plan, self.layer, self.card))
-        return next(fits, None)
+        return next(iter(fitting(self.kernel, self.layer, self.card)), None)
 
 
 def matrix() -> Iterator[Build]:
@@ -228,7 +227,7 @@ def release_faults(ptx: str) -> list[str]:
             stored = True
         elif re.search(r"\bbar(?:rier)?\.(?:cta\.)?sync", line):
             stored = False
-        elif re.search(r"\b(?:atom|red)\.\S*release", line):
+        elif re.search(r"\b(?:atom|red)\.\S*(?:release|acq_rel)", line):
             releases += 1
             if stored:
                 wrong.append("a release with stores before it and no barrier between")

@@ -3,7 +3,8 @@
 All threads of a block take one step together, as numpy arrays; blocks take turns by lot at atomics and
 acquiring loads. Errors: accesses outside the tensors or misaligned; two warps that meet at one byte of
 shared memory, one of them writing, with no barrier between; a release while other warps' stores are not
-behind a barrier; branches on which threads disagree. Semantics and the layout of matrix fragments: NVIDIA,
+behind a barrier; branches on which threads disagree. It also says which barriers something depends on: two
+warps that met at one byte just before and just after. Semantics and the layout of matrix fragments: NVIDIA,
 "PTX ISA", version 8.
 """
 
@@ -53,6 +54,7 @@ class Machine:
 
     def __init__(self, seed=0):
         self.random, self.tensors, self.end = random.Random(seed), [], 1 << 20
+        self.needed = set()  # positions of barriers that keep two warps apart
 
     def put(self, tensor):
         """The address of a tensor, whose memory the programs use; nothing lies close after it."""
@@ -89,6 +91,16 @@ class Shared:
         self.epoch = 1
         self.written, self.writer = np.zeros(size, np.int64), np.zeros(size, np.int64)
         self.read, self.reader = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        # Which warps wrote and read each byte, a bit for each, since the last barrier and before it.
+        self.now, self.before = np.zeros((2, size), np.int64), np.zeros((2, size), np.int64)
+
+    def barrier(self):
+        """Begin anew; returns whether two warps met across the barrier before this one."""
+        (wrote, read), (writes, reads) = self.before, self.now
+        met = meet(wrote, writes | reads) or meet(read, writes)
+        self.before, self.now = self.now, np.zeros_like(self.now)
+        self.epoch += 1
+        return met
 
     def touch(self, addresses, size, warps, write):
         """Note an access of ``size`` bytes at each address; returns every byte's index."""
@@ -98,6 +110,7 @@ class Shared:
             raise Fault("access outside shared memory")
         if ((self.written[index] == self.epoch) & (self.writer[index] != warps)).any():
             raise Fault("no barrier since another warp wrote this shared memory")
+        np.bitwise_or.at(self.now[0 if write else 1], index, np.int64(1) << warps)
         if write:
             if ((self.read[index] == self.epoch) & (self.reader[index] != warps)).any():
                 raise Fault("no barrier since another warp read this shared memory")
@@ -106,6 +119,12 @@ class Shared:
             several = (self.read[index] == self.epoch) & (self.reader[index] != warps)
             self.read[index], self.reader[index] = self.epoch, np.where(several, -1, warps)
         return index
+
+
+def meet(some, others):
+    """Whether a byte has a warp among some and another one among others, given as bits."""
+    both = some | others
+    return bool(((some != 0) & (others != 0) & ((both & (both - 1)) != 0)).any())
 
 
 class Block:
@@ -122,8 +141,10 @@ class Block:
         # Triton appends two pointers to scratch memory, which nothing here uses.
         values = [*arguments, 0, 0]
         for (kind, name), value in zip(program.parameters, values, strict=True):
-            self.registers[f"[{name}]"] = np.full(n, value, TYPES[kind])
+            self.registers[f"[{name}]"] = np.full(n, value % (1 << 8 * TYPES[kind].itemsize), TYPES[kind])
         self.storing = set()  # warps with stores to global memory since the last barrier
+        self.stored = set()  # and between that one and the one before it
+        self.barrier = None  # where the last one stands
         self.copies = [[]]  # groups of asynchronous copies, the open one last
 
     def run(self):
@@ -136,7 +157,9 @@ class Block:
             if predicate:
                 active = self.registers[predicate] != negated
             if name == "ret":
-                return
+                return self.note_barrier(None)
+            if name == "bar":
+                self.note_barrier(at - 1)
             if name == "bra":
                 if active.any() and not active.all():
                     raise Fault("threads disagree on a branch")
@@ -187,6 +210,9 @@ class Block:
 
     def compute(self, name, qualifiers, operands):
         with np.errstate(all="ignore"):
+            if name == "cvt" and qualifiers[-2].endswith("x2"):  # the first goes to the upper half
+                halves = [self.convert(qualifiers[-2][:-2], qualifiers[-1], o) for o in operands[::-1]]
+                return np.stack([half.view(np.uint16) for half in halves], 1).view(np.uint32)[:, 0]
             if name == "cvt":
                 return self.convert(*qualifiers[-2:], operands[0])
             if name == "setp":
@@ -328,14 +354,20 @@ class Block:
             self.copies[-1].append((index, data, self.warp[active]))
 
     def do_bar(self, qualifiers, operands, active):
-        self.shared.epoch += 1
-        self.storing.clear()
+        self.stored, self.storing = self.storing, set()
+
+    def note_barrier(self, position):
+        if self.shared.barrier():
+            self.machine.needed.add(self.barrier)
+        self.barrier = position
 
     def do_atom(self, qualifiers, operands, active):
         assert qualifiers[-2:] == ["add", "u32"]
         for thread in np.flatnonzero(active):
-            if "release" in qualifiers and self.storing - {self.warp[thread]}:
+            if {"release", "acq_rel"} & set(qualifiers) and self.storing - {self.warp[thread]}:
                 raise Fault("a release with stores of other warps before it and no barrier between")
+            if {"release", "acq_rel"} & set(qualifiers) and self.stored - {self.warp[thread]}:
+                self.machine.needed.add(self.barrier)
             memory, offset = self.machine.find(self.address(operands[1])[thread : thread + 1], 4)
             cell = memory[offset[0] : offset[0] + 4].view(np.uint32)
             before = cell.copy()

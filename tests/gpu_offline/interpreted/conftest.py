@@ -1,34 +1,3 @@
-"""Mends the interpreter's bfloat16: it cuts off what should be rounded and multiplies bits as integers."""
+"""The interpreter, mended before any test runs in it."""
 
-import numpy as np
-import torch
-import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-torch.set_num_threads(1)
-# As for tensor cores; the interpreter computes tf32 as float32.
-torch.set_float32_matmul_precision("high")
-
-plain_dot, plain_trunc = InterpreterBuilder.create_dot, InterpreterBuilder.create_fp_trunc
-
-
-def widened(handle):
-    """A bfloat16 operand as float32; any other as it is."""
-    if handle.dtype.scalar != tl.bfloat16:
-        return handle
-    bits = handle.data.view(np.uint16).astype(np.uint32) << 16
-    return TensorHandle(bits.view(np.float32), tl.float32)
-
-
-def create_dot(self, a, b, *rest):
-    return plain_dot(self, widened(a), widened(b), *rest)
-
-
-def create_fp_trunc(self, src, dst_type):
-    if src.dtype.scalar != tl.float32 or dst_type.scalar != tl.bfloat16:
-        return plain_trunc(self, src, dst_type)
-    rounded = torch.from_numpy(np.ascontiguousarray(src.data)).bfloat16()
-    return TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
-
-
-InterpreterBuilder.create_dot, InterpreterBuilder.create_fp_trunc = create_dot, create_fp_trunc
+import mending  # noqa: F401

@@ -1,12 +1,13 @@
 """The cooperative kernels under random schedules and weak memory, and faults that this must find."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
 from cases import Case, make_tensors
 from concurrently import Deadlock, Race, concurrently
-from lstm_fused.kernels import cooperative, launch, sequence
+from lstm_fused.kernels import cooperative, launch, resident, sequence, sums
 
 from lstm_fused import reference
 
@@ -42,6 +43,19 @@ def named_kernel(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
+def load_broken(module, old, new, tmp_path):
+    """The module with a piece of its source replaced."""
+    with open(module.__file__) as file:
+        source = file.read()
+    assert old in source
+    path = tmp_path / "broken.py"
+    path.write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location("broken", path)
+    broken = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(broken)
+    return broken
+
+
 def forward_inputs(case):
     t = make_tensors(case, torch.float32)
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
@@ -74,20 +88,44 @@ def test_batch_tiles_do_not_wait_for_each_other(direction):
     check(direction, SIX, 0)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_sums_of_resident_programs(seed, monkeypatch):
+    monkeypatch.setenv("LSTM_FUSED_KERNEL", "resident")
+    check("backward", SIX, seed)
+
+
+# The sums are made by the last program of several, which must be the last and see what the others stored.
+SUM_FAULTS = {
+    "relaxed": ('sem="acq_rel"', 'sem="relaxed"'),
+    "not_released": ('sem="acq_rel"', 'sem="acquire"'),
+    "not_acquired": ('sem="acq_rel"', 'sem="release"'),
+    "before_the_last": ("== tiles - 1", ">= tiles - 2"),
+}
+
+
+@pytest.mark.parametrize("kernel", ["resident", "cooperative"])
+@pytest.mark.parametrize("fault", SUM_FAULTS)
+def test_a_sum_too_early_is_found(kernel, fault, monkeypatch, tmp_path):
+    monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
+    broken = load_broken(sums, *SUM_FAULTS[fault], tmp_path)
+    module = {"resident": resident, "cooperative": cooperative}[kernel]
+    monkeypatch.setattr(module, "finish", broken.finish)
+
+    def run():
+        for seed in range(5):
+            check("backward", replace(SIX, T=1, H=5), seed)
+
+    with pytest.raises(Race):
+        run()
+
+
 @pytest.mark.parametrize(
     ("direction", "fault"),
     [(d, f) for d in ("forward", "backward") for f in FAULTS] + [("forward", f) for f in FORWARD_FAULTS],
 )
 def test_a_broken_barrier_is_found(direction, fault, monkeypatch, tmp_path):
     old, new, error = (FAULTS | FORWARD_FAULTS)[fault]
-    with open(cooperative.__file__) as file:
-        source = file.read()
-    assert old in source
-    broken = tmp_path / "broken.py"
-    broken.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("broken", broken)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_broken(cooperative, old, new, tmp_path)
     name = f"lstm_{direction}_cooperative_kernel"
     monkeypatch.setattr(sequence, name, getattr(module, name))
     monkeypatch.setattr("concurrently.SWITCHES", 3000)

@@ -1,16 +1,17 @@
-"""Every kernel in the interpreter, against the reference."""
+"""Every kernel against the reference: on a GPU in every case and dtype, in the interpreter in some."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 
+import cases
 import pytest
 import torch
-from cases import Case, make_tensors
-from concurrently import concurrently
+from cases import Case, make_lengths, make_tensors
 from harness import call, check_against_reference, results
+from kernels_here import DTYPES, ON_GPU, PRECISIONS, TF32, running, takes
 from torch.autograd import gradcheck
 
 from lstm_fused.backends import short
+from lstm_fused.ops import forward_op
 
 KERNELS = ("step", "resident", "cooperative")
 # Odd sizes, more than one tile of rows and of columns; large enough that largest errors can be compared.
@@ -38,38 +39,71 @@ PROJECTIONS = (
 TWO_TILES = [
     replace(case, B=5, H=11, lengths=case.lengths and case.lengths[:5]) for case in (*CASES[4:6], *CASES[7:9])
 ]
-EVERY_CASE = (
-    [("resident", case) for case in CASES]
-    + [("step", case) for case in (*CASES[4:6], *CASES[7:9], *PROJECTIONS)]
-    + [("cooperative", case) for case in TWO_TILES]
-)
-DTYPES = (torch.float16, torch.bfloat16, torch.float64)
+FLOAT32 = (torch.float32, "highest")
+# The interpreter is slow: there all of them in float32, and one of each kernel in every dtype.
+CHOSEN = {"resident": CASES, "step": (*CASES[4:6], *CASES[7:9], *PROJECTIONS), "cooperative": TWO_TILES}
+IN_EVERY_DTYPE = {"resident": CASES[8], "step": PROJECTIONS[1], "cooperative": TWO_TILES[3]}
+RUNS = [(kernel, case, FLOAT32) for kernel, chosen in CHOSEN.items() for case in chosen] + [
+    (kernel, case, precision)
+    for kernel, case in IN_EVERY_DTYPE.items()
+    for precision in PRECISIONS
+    if precision != FLOAT32
+]
+if ON_GPU:
+    RUNS = [
+        (kernel, case, precision)
+        for case in cases.CASES
+        for precision in PRECISIONS
+        for kernel in KERNELS
+        if takes(kernel, case, precision[0])
+    ]
 
 
 @pytest.fixture
 def kernel(request, monkeypatch):
-    monkeypatch.setenv("LSTM_FUSED_KERNEL", request.param)
-    # Alone, the first program of a cooperative kernel would wait for the others forever.
-    with concurrently(0) if request.param == "cooperative" else nullcontext():
+    with running(request.param, monkeypatch):
         yield
 
 
-@pytest.mark.parametrize(
-    ("kernel", "case"), EVERY_CASE, ids=lambda v: getattr(v, "name", v), indirect=["kernel"]
-)
-def test_outputs_and_gradients(kernel, case):
-    check_against_reference("triton", case, torch.float32)
+@pytest.fixture
+def precision(request):
+    dtype, products = request.param
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(products)
+    yield dtype, TF32 if products == "high" else None
+    torch.set_float32_matmul_precision(before)
+
+
+def run_id(value):
+    return f"{short(value[0])}-{value[1]}" if isinstance(value, tuple) else getattr(value, "name", value)
+
+
+@pytest.mark.parametrize(("kernel", "case", "precision"), RUNS, ids=run_id, indirect=["kernel", "precision"])
+def test_outputs_and_gradients(kernel, case, precision):
+    check_against_reference("triton", case, *precision)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize(
-    ("kernel", "case"),
-    [("resident", CASES[8]), ("cooperative", TWO_TILES[3]), ("step", PROJECTIONS[1])],
-    ids=lambda v: getattr(v, "name", v),
-    indirect=["kernel"],
+    "case",
+    [
+        Case("small", T=2, B=5, I=3, H=11),
+        Case("small_lengths_reverse", T=2, B=5, I=3, H=11, lengths=(2, 1, 0, 2, 1), reverse=True),
+    ],
+    ids=lambda c: c.name,
 )
-def test_every_dtype(kernel, case, dtype):
-    check_against_reference("triton", case, dtype)
+@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
+def test_saved_c_and_gates(kernel, case, dtype):
+    t = make_tensors(case, dtype)
+    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
+    arguments = (*(t[n] for n in names), make_lengths(case), case.reverse)
+    ours, exact = (forward_op[engine](*arguments, True) for engine in ("triton", "reference"))
+    tolerance = 4 * torch.finfo(dtype).eps
+    for name, a, b in zip(("y", "h_n", "c_n", "c", "gates"), ours, exact, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape, name
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+    for kept in forward_op["triton"](*arguments, False)[3:]:
+        assert kept.numel() == 0
 
 
 @pytest.mark.parametrize("kernel", KERNELS, indirect=True)

@@ -1,0 +1,19 @@
+// AVX-512 with dot products of bfloat16.
+#include "engine.h"
+
+#ifdef __x86_64__
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma")
+#endif
+#define LSTM_FUSED_ISA avx512bf16
+#define LSTM_FUSED_VECTOR_BYTES 64
+#define LSTM_FUSED_REGISTERS 32
+#define LSTM_FUSED_BF16_DOT
+#include "isa.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,37 @@
+// The numbers that tensors hold, and those that the engine computes with.
+#pragma once
+
+#include <cstdint>
+
+namespace lstm_fused {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class Number>
+struct Computed {
+  using Type = Number;
+};
+
+template <>
+struct Computed<BFloat16> {
+  using Type = float;
+};
+
+template <class Number>
+using Real = typename Computed<Number>::Type;
+
+// Numbers that lie side by side in the inner dimension of packed weights and of the rows they meet.
+template <class Number>
+constexpr int64_t together = sizeof(Real<Number>) / sizeof(Number);
+
+// Numbers from one row of factors to the next: an odd count of cache lines, so that the rows of a tile, which
+// are read side by side, do not all fall on the same places of the cache.
+template <class Number>
+constexpr int64_t row_stride(int64_t n) {
+  constexpr int64_t line = 64 / sizeof(Number);
+  return ((n + line - 1) / line | 1) * line;
+}
+
+}  // namespace lstm_fused

@@ -1,0 +1,43 @@
+"""Sums of the backward pass over all steps and rows, in an order that is always the same.
+
+Seven of them: da of each gate (the gradient of the bias), and da_i c_{t-1}, da_f c_{t-1}, da_o c_t (that of
+the peephole). Each program adds up its own tiles; which of those that share columns is done last adds up
+what all of them stored, from the first batch tile to the last, so nothing depends on which one that is.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def add_step(sums, da, valid, c, c_prev, PEEPHOLE: tl.constexpr):
+    """The sums with one step's terms added, each [BB, BH]."""
+    b_i, b_f, b_g, b_o, p_i, p_f, p_o = sums
+    da_i, da_f, da_g, da_o = da
+    da_i, da_f = tl.where(valid, da_i, 0), tl.where(valid, da_f, 0)
+    da_g, da_o = tl.where(valid, da_g, 0), tl.where(valid, da_o, 0)
+    if PEEPHOLE:
+        p_i += da_i * c_prev
+        p_f += da_f * c_prev
+        p_o += da_o * c
+    return b_i + da_i, b_f + da_f, b_g + da_g, b_o + da_o, p_i, p_f, p_o
+
+
+@triton.jit
+def finish(sums, partials, finished, dbias, dpeephole, tile, tiles, cols, H: tl.constexpr):
+    """Store the sums over this program's rows; as the last of ``tiles`` programs, add up those of all."""
+    KIND: tl.constexpr = dbias.dtype.element_ty
+    mask = cols < H
+    for n in tl.static_range(7):
+        tl.store(partials + (tile * 7 + n) * H + cols, tl.sum(sums[n], 0), mask)
+    tl.debug_barrier()
+    if tl.atomic_add(finished, 1, sem="acq_rel") == tiles - 1:
+        for n in tl.static_range(7):
+            total = tl.zeros_like(cols).to(partials.dtype.element_ty)
+            for other in range(tiles):
+                part = partials + (other * 7 + n) * H + cols
+                total += tl.load(part, mask, other=0, cache_modifier=".cg")
+            if n < 4:
+                tl.store(dbias + n * H + cols, total.to(KIND), mask)
+            else:
+                tl.store(dpeephole + (n - 4) * H + cols, total.to(KIND), mask)

@@ -1,0 +1,13 @@
+"""Kernels run on a GPU (--device cuda), or in a process that started with Triton's interpreter."""
+
+import os
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    from tests.gpu_offline.interpreted import mending  # noqa: F401
+
+
+def pytest_ignore_collect(collection_path, config):
+    on_gpu = config.getoption("device") == "cuda"
+    runs = on_gpu or (INTERPRETED and collection_path.name != "test_cuda.py")
+    return None if runs else True

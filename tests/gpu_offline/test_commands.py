@@ -1,0 +1,96 @@
+"""make's GPU targets: refused where there is no GPU, and all they do once, in Triton's interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from bench.gpu import check
+from lstm_fused import triton
+
+ROOT = Path(__file__).parents[2]
+TARGETS = ("gpu-check", "bench-gpu", "gpu-tune")
+
+
+def make(target, options="", **variables):
+    """Run a target with this Python as it is; its exit status and what it says."""
+    command = ["make", "-s", target, f"PYTHON={sys.executable}", f"ARGS={options}"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, text=True, capture_output=True)
+    return done.returncode, done.stderr + done.stdout
+
+
+@pytest.mark.skipif(triton.unavailable() is None, reason="there is a GPU here")
+@pytest.mark.parametrize("target", TARGETS)
+def test_without_a_gpu_it_says_so_and_fails(target):
+    code, said = make(target)
+    assert code != 0
+    assert "cannot run here: PyTorch sees no CUDA or ROCm device" in said
+
+
+def test_everything_once_in_the_interpreter(tmp_path):
+    options = f"--device cpu --small --out {tmp_path}"
+    code, said = make("gpu-check", options, TRITON_INTERPRET="1")
+    assert code == 0, said
+    verdict = said.splitlines()[-1]
+    assert "every result is right, 6 tests passed" in verdict and "ahead of nn.LSTM in 0 of 2" in verdict
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["machine"]["gpu"] == "Triton's interpreter"
+    for row in found["rows"]:
+        names = {"lstm_fused", "nn.LSTM", "cell", "torch.compile"}
+        assert row["left_out"] == {} and set(row["forward"]) == set(row["training"]) == names
+
+    code, said = make("gpu-tune", options, TRITON_INTERPRET="1")
+    assert code == 0 and "4 choices measured" in said.splitlines()[-1], said
+    table = {}
+    exec((tmp_path / "tuned.py").read_text(), table)
+    assert ("Triton's interpreter", "backward", 5, 3, 2) in table["TUNED"]
+
+
+def test_without_pytest_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    right, verdict = check.run(None, "cpu", True, 1.0, tmp_path)
+    assert not right and "has no pytest" in verdict
+
+
+@dataclass
+class Said:
+    """What a process said."""
+
+    name: str
+    text: str
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "wrong"),
+    [
+        (0, "9 passed in 2 s", []),
+        (5, "no tests ran", []),
+        (1, "FAILED tests/a.py::b - no\n1 failed, 8 passed", ["FAILED tests/a.py::b - no"]),
+        (2, "Segmentation fault", ["part 0 of the tests ended with 2"]),
+        (None, "....", ["part 0 of the tests was not done after 9 s"]),
+    ],
+)
+def test_what_the_tests_say_is_judged(code, text, wrong):
+    assert check.judge_tests(Said("part 0", text), code, 9) == wrong
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "wrong"),
+    [
+        (0, "========= ERROR SUMMARY: 0 errors", []),
+        (0, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", []),
+        (0, "========= ERROR SUMMARY: 3 errors", ["compute-sanitizer, memcheck: 3 errors"]),
+        (0, "========= RACECHECK SUMMARY: 2 hazards displayed", ["compute-sanitizer, memcheck: 2 hazards"]),
+        (1, "Device not supported\n========= ERROR SUMMARY: 1 error", []),
+        (1, "1 failed", []),
+        (None, "", []),
+    ],
+)
+def test_what_the_sanitizer_says_is_judged(code, text, wrong):
+    assert check.judge_sanitizer(Said("memcheck", text), code, 9) == wrong

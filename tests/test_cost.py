@@ -1,0 +1,79 @@
+"""What a call costs, counted: operators that run, and bytes that stay."""
+
+import pytest
+import torch
+from harness import ENGINES_HERE
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lstm_fused import LSTM
+
+ALL = [engine.name for engine in ENGINES_HERE]
+each_engine = pytest.mark.parametrize("engine", ALL)
+
+
+class Count(TorchDispatchMode):
+    """Counts operators, ours apart, and the bytes that ours hand out."""
+
+    def __init__(self):
+        super().__init__()
+        self.ours, self.others, self.bytes = [], 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.namespace == "lstm_fused":
+            self.ours.append(function._schema.name.rpartition("_")[2])
+            self.bytes += sum(t.nbytes for t in result)
+        else:
+            self.others += 1
+        return result
+
+
+def counted(call):
+    with Count() as count:
+        call()
+    return count
+
+
+@each_engine
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_nothing_is_kept(engine, mode):
+    T, B, H = 50, 8, 32
+    module, x = LSTM(16, H, engine=engine), torch.randn(T, B, 16)
+    outputs = (T * B * H + 2 * B * H) * 4
+    with mode():
+        assert counted(lambda: module(x)).bytes == outputs
+    assert counted(lambda: module(x)).bytes == outputs + 20 * T * B * H
+    module.requires_grad_(False)
+    assert counted(lambda: module(x)).bytes == outputs
+
+
+@each_engine
+def test_eval_mode_has_the_gradients_of_training(engine):
+    torch.manual_seed(0)
+    module, x = LSTM(5, 7, 2, bidirectional=True, engine=engine), torch.randn(4, 3, 5)
+    found = []
+    for mode in (True, False):
+        y, (h, c) = module.train(mode)(x)
+        found.append(torch.autograd.grad(y.sum() + h.sin().sum() + c.sum(), list(module.parameters())))
+    assert all(map(torch.equal, *found))
+
+
+@each_engine
+def test_lengths_and_packing_cost_one_run_of_each_layer_and_direction(engine):
+    module = LSTM(5, 7, 2, bidirectional=True, engine=engine)
+    sequences = [torch.randn(n, 5) for n in (2, 9, 1, 9, 4)]
+    packed = pack_sequence(sequences, enforce_sorted=False)
+    padded, lengths = torch.nn.utils.rnn.pad_sequence(sequences), torch.tensor([2, 9, 1, 9, 4])
+    for call in (lambda: module(packed)[0].data, lambda: module(padded, lengths=lengths)[0]):
+        assert counted(lambda c=call: c().sum().backward()).ours == ["forward"] * 4 + ["backward"] * 4
+
+
+@each_engine
+def test_second_derivatives_cost_nothing_when_not_asked_for(engine):
+    """A backward pass is one operator and a few products, as many for a long sequence as for a short one."""
+    module = LSTM(5, 7, engine=engine)
+    for T in (3, 300):
+        y, _ = module(torch.randn(T, 2, 5))
+        count = counted(lambda y=y: y.sum().backward())
+        assert count.ours == ["backward"] and count.others < 40

@@ -1,0 +1,49 @@
+"""Two processes, started by torchrun, learn what one learns from the whole batch."""
+
+import os
+import subprocess
+import sys
+
+import distributed_worker
+import pytest
+import torch
+import train_mnist
+
+
+def torchrun(*command):
+    """Run a program in two processes; what they printed."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *command], capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    out = tmp_path_factory.mktemp("gradients") / "gradients.pt"
+    torchrun(distributed_worker.__file__, str(out))
+    return torch.load(out)
+
+
+@pytest.mark.parametrize("way", ["DDP", "FSDP2"])
+def test_gradients_equal_those_of_one_process(found, way):
+    expected = distributed_worker.gradients(distributed_worker.make_model(), *distributed_worker.make_batch())
+    assert found[way].keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[way][name], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_the_example_trains_in_two_processes_what_it_trains_in_one(tmp_path):
+    options = ("--epochs=1", "--limit=70", "--hidden-size=8", "--batch-size=19", "--device=cpu")
+    printed = torchrun(train_mnist.__file__, f"--out={tmp_path / 'two'}", *options)
+    assert printed.count("Test accuracy") == printed.count("epoch     loss") == 1
+    assert "2 processes, each on its share of every batch" in printed
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"checkpoint.pt", "curves.png"}
+    train_mnist.main([f"--out={tmp_path / 'one'}", *options])
+    two, one = (torch.load(tmp_path / name / "checkpoint.pt")["history"][0] for name in ("two", "one"))
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+    assert two["test_loss"] == pytest.approx(one["test_loss"], rel=1e-5)
+    assert two["train_accuracy"] == one["train_accuracy"]
