@@ -144,7 +144,18 @@ def add_attribute(name, value):
 
 
 def insert_relu(graph):
-    graph.node.insert(2, helper.make_node("Relu", [lstm(graph).output[0]], ["relu"]))
+    joint = next(node for node in graph.node if node.input[0] == lstm(graph).output[0])
+    graph.node.insert(3, helper.make_node("Relu", [lstm(graph).output[0]], ["relu"]))
+    joint.input[0] = "relu"
+
+
+def show_relu(graph):
+    graph.node.append(helper.make_node("Relu", [lstm(graph).output[1]], ["relu"]))
+    graph.output[1].name = "relu"
+
+
+def remove_layers(graph):
+    del graph.node[:]
 
 
 def compute_weight(graph):
@@ -164,8 +175,42 @@ def skip_a_layer(graph):
 
 
 def start_elsewhere(graph):
-    graph.initializer.append(onnx.numpy_helper.from_array(np.ones((2, 3, 7), np.float32), "ones"))
-    lstm(graph).input[5] = "ones"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.ones((2, 1, 7), np.float32), "ones"))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 3, 7]), "batch"))
+    graph.node.insert(0, helper.make_node("Expand", ["ones", "batch"], ["everywhere"]))
+    lstm(graph).input[5] = "everywhere"
+
+
+def make_states(value):
+    def change(graph):
+        of_shape = helper.make_node("ConstantOfShape", ["batch"], ["made"])
+        tensor = onnx.numpy_helper.from_array(np.array([value], np.float32))
+        of_shape.attribute.append(helper.make_attribute("value", tensor))
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 3, 7]), "batch"))
+        graph.node.insert(0, of_shape)
+        lstm(graph).input[5] = "made"
+
+    return change
+
+
+def test_reads_zeros_as_initial_states(tmp_path):
+    module = LSTM(5, 7, 3, bidirectional=True)
+    export(module, tmp_path / "model.onnx", states=True)
+    model = onnx.load(tmp_path / "model.onnx")
+    make_states(0)(model.graph)
+    onnx.save(model, tmp_path / "model.onnx")
+    assert repr(from_onnx(tmp_path / "model.onnx")) == repr(module)
+
+
+def show_one_step(graph):
+    end = next(node for node in graph.node if node.output[0] == "output")
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(0), "first"))
+    end.CopyFrom(helper.make_node("Gather", [end.input[0], "first"], ["output"]))
+
+
+def compute_input(graph):
+    graph.node.insert(0, helper.make_node("Relu", ["input"], ["computed"]))
+    lstm(graph).input[0] = "computed"
 
 
 def drop_peephole(graph):
@@ -178,11 +223,16 @@ def drop_peephole(graph):
         (add_attribute("clip", 1.0), "clip of LSTM 'y_l0' to be absent, got 1.0"),
         (add_attribute("input_forget", 1), "input_forget of LSTM 'y_l0' to be 0, got 1"),
         (add_attribute("activations", ["Relu"] * 6), "activations of LSTM"),
-        (insert_relu, "expected LSTM nodes, .* got .*'Relu'"),
+        (insert_relu, "outputs of LSTM 'y_l0' to go on .* got .*'relu'"),
+        (show_relu, r"output 'relu' to be of LSTM nodes or a Gemm, got \['relu'\]"),
+        (show_one_step, r"output 'output' to be of LSTM nodes or a Gemm, got \['output'\]"),
+        (compute_input, "the first LSTM to read a graph input"),
+        (remove_layers, r"LSTM nodes, and one Gemm at most, got 0 Gemm among \[\]"),
         (compute_weight, "constant weights at LSTM 'y_l0', got 'computed', computed"),
         (swap_steps_and_directions, r"outputs of LSTM 'y_l0' to go on as \[T, B, D \* H\]"),
         (skip_a_layer, "outputs of LSTM 'y_l1' to go on"),
-        (start_elsewhere, "zeros or inputs as initial states of LSTM 'y_l0', got constants 'ones'"),
+        (start_elsewhere, "inputs or zeros as initial states of LSTM 'y_l0', got 'everywhere'"),
+        (make_states(1), "inputs or zeros as initial states of LSTM 'y_l0', got 'made'"),
         (drop_peephole, "layers of one kind"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

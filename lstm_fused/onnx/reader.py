@@ -25,9 +25,8 @@ ATTRIBUTES: dict[str, dict[str, tuple[object, ...] | None]] = {
     },
     "Gemm": {"alpha": (1.0,), "beta": (1.0,), "transA": (0,), "transB": (0, 1)},
 }
-PASSED = {"Identity", "Reshape", "Squeeze", "Transpose"}  # between layers
-INITIAL = {"Cast", "Constant", "ConstantOfShape", "Expand", "Gather", "Shape", "Slice", "Split", "Unsqueeze"}
-KNOWN = PASSED | INITIAL | {"Concat", "Where"} | ATTRIBUTES.keys()  # the last two gather the last states
+PASSED = frozenset({"Identity", "Reshape", "Squeeze", "Transpose"})  # between layers
+SPREAD = PASSED | {"Expand", "Slice", "Split", "Unsqueeze"}  # from all initial states to those of a layer
 
 Path = list[tuple[str, list[int]]]  # the operators that data passes, and how each permutes its dimensions
 BATCH_FIRST: Path = [("Transpose", [1, 0, 2])]
@@ -65,15 +64,24 @@ class Graph:
             raise bad("path", f"constant weights at {node.op_type} {node.name!r}", f"{name!r}, computed")
         return torch.tensor(numpy_helper.to_array(self.constants[name])) if name else None
 
-    def trace(self, name: str) -> tuple[str, Path]:
+    def trace(self, name: str, through: frozenset[str] = PASSED) -> tuple[str, Path]:
         """Where data was computed or given, and what it has passed since."""
         path: Path = []
-        while name in self.sources and self.sources[name].op_type in PASSED:
+        while name in self.sources and self.sources[name].op_type in through:
             node = self.sources[name]
             perm = [list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"]
             path.insert(0, (node.op_type, perm[0] if perm else []))
             name = node.input[0]
         return name, [step for step in path if step[0] != "Identity"]
+
+    def parts(self, name: str) -> list[str]:
+        """Where the parts were computed that are put together in an output of the graph."""
+        source, _ = self.trace(name)
+        node = self.sources.get(source)
+        if node is None or node.op_type not in ("Concat", "Where"):
+            return [source]
+        inputs = node.input[1:2] if node.op_type == "Where" else node.input  # `export` says why Where
+        return [part for piece in inputs for part in self.parts(piece)]
 
 
 def from_onnx(path: str | os.PathLike[str], *, engine: str | None = None) -> LSTM | SequenceClassifier:
@@ -92,9 +100,13 @@ def from_onnx(path: str | os.PathLike[str], *, engine: str | None = None) -> LST
     """
     graph = Graph(path)
     layers, heads = graph.of("LSTM"), graph.of("Gemm")
-    kinds = {node.op_type for node in graph.nodes}
-    if not layers or len(heads) > 1 or kinds - KNOWN:
-        raise bad("path", "LSTM nodes, at most one Gemm, and what carries their data", sorted(kinds))
+    if not layers or len(heads) > 1:
+        kinds = sorted({node.op_type for node in graph.nodes})
+        raise bad("path", "LSTM nodes, and one Gemm at most", f"{len(heads)} Gemm among {kinds}")
+    computed = {name for node in (*layers, *heads) for name in node.output}
+    for output in graph.outputs:
+        if not computed.issuperset(graph.parts(output)):
+            raise bad("path", f"output {output!r} to be of LSTM nodes or a Gemm", graph.parts(output))
     for node in (*layers, *heads):
         check_attributes(node)
     batch_first = check_paths(graph, layers)
@@ -131,12 +143,9 @@ def check_paths(graph: Graph, layers: list[NodeProto]) -> bool:
 def read_layer(graph: Graph, node: NodeProto) -> Layer:
     """The parameters of an LSTM node."""
     W, R, B, P = (graph.weight(node, place) for place in (1, 2, 3, 7))
-    for place in (5, 6):  # initial states may be computed, but none can be kept
-        name = node.input[place] if place < len(node.input) else ""
-        if name in graph.constants and numpy_helper.to_array(graph.constants[name]).any():
-            raise bad(
-                "path", f"zeros or inputs as initial states of LSTM {node.name!r}", f"constants {name!r}"
-            )
+    for name in node.input[5:7]:
+        if name and not is_given_or_zero(graph, graph.trace(name, SPREAD)[0]):
+            raise bad("path", f"inputs or zeros as initial states of LSTM {node.name!r}", repr(name))
     assert W is not None and R is not None  # the operator requires them
     layer = []
     for d in range(len(W)):
@@ -175,3 +184,13 @@ def is_bidirectional(node: NodeProto) -> bool:
     return any(
         attribute.name == "direction" and attribute.s == b"bidirectional" for attribute in node.attribute
     )
+
+
+def is_given_or_zero(graph: Graph, name: str) -> bool:
+    """Whether initial states are inputs of the graph or zeros, rather than what a module cannot keep."""
+    if name in graph.constants:
+        return not numpy_helper.to_array(graph.constants[name]).any()
+    node = graph.sources.get(name)
+    if node is None or node.op_type != "ConstantOfShape":
+        return name in graph.inputs
+    return not any(numpy_helper.to_array(value.t).any() for value in node.attribute)
