@@ -1,6 +1,6 @@
 """Fast tests first; a module named here runs after all others, in this order."""
 
-SLOW = ("test_interpreted", "test_bench", "test_example", "test_packaging")
+SLOW = ("test_interpreted", "test_bench", "test_example", "test_examples", "test_packaging")
 
 
 def pytest_collection_modifyitems(items):
