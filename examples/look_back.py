@@ -6,21 +6,20 @@ Then the reason: the norm of d loss / d x_t against the distance of x_t from the
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import median
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
+from gaps import KINDS, Kind
 from matplotlib.axes import Axes
 from study import GREY, OTHER, PEEPHOLE, PLAIN, RNN, chrono, options, panels, report, run, table
 from torch import Tensor, nn
 
 import lstm_fused
 
-SYMBOLS, DISTRACTORS = 8, 2
 HIDDEN, BATCH, CHECK_EVERY, TESTED = 32, 32, 25, 1000
 
 
@@ -37,67 +36,13 @@ PLANS = {
     "quick": Plan({"recall": (5,), "adding": (5,)}, {"recall": 300, "adding": 50}, (1, 5, 20)),
     "default": Plan(
         {"recall": (10, 30, 100, 1000), "adding": (10, 30, 100, 300)},
-        {"recall": 1000, "adding": 1600},
+        {"recall": 1000, "adding": 1500},
         (1, 10, 100, 300),
     ),
     "full": Plan(
         {"recall": (10, 30, 100, 300, 1000), "adding": (10, 30, 100, 300, 1000)},
         {"recall": 5000, "adding": 20000},
         (1, 10, 100, 1000),
-    ),
-}
-
-
-def draw_recall(T: int, B: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Sequences [T, B, I] whose first step shows a symbol and whose last asks for it; the symbols [B]."""
-    symbol = torch.randint(SYMBOLS, (B,), generator=generator)
-    steps = SYMBOLS + torch.randint(DISTRACTORS, (T, B), generator=generator)
-    steps[0], steps[-1] = symbol, SYMBOLS + DISTRACTORS
-    return F.one_hot(steps, SYMBOLS + DISTRACTORS + 1).float(), symbol
-
-
-def draw_adding(T: int, B: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Numbers from -1 to 1 and marks [T, B, 2]: one in the first tenth, one up to the half; sums [B, 1]."""
-    early = max(1, min(10, T // 10))
-    first = torch.randint(early, (B,), generator=generator)
-    second = torch.randint(early, T // 2, (B,), generator=generator)
-    numbers = torch.rand(T, B, generator=generator) * 2 - 1
-    marks, rows = torch.zeros(T, B), torch.arange(B)
-    marks[first, rows] = marks[second, rows] = 1
-    return torch.stack([numbers, marks], dim=2), (numbers * marks).sum(0)[:, None]
-
-
-def right(logits: Tensor, y: Tensor) -> Tensor:
-    """The share of right symbols."""
-    return (logits.argmax(1) == y).float().mean()
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One of the two tasks."""
-
-    draw: Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
-    inputs: int
-    outputs: int
-    loss: Callable[[Tensor, Tensor], Tensor]
-    score: Callable[[Tensor, Tensor], Tensor]
-    passed: Callable[[float], bool]
-    said: str  # how a score reads
-
-
-KINDS = {
-    "recall": Kind(
-        draw_recall,
-        SYMBOLS + DISTRACTORS + 1,
-        SYMBOLS,
-        F.cross_entropy,
-        right,
-        lambda share: share >= 0.99,
-        "{:.0%} right",
-    ),
-    # Who always says 0 has an error of 2/3.
-    "adding": Kind(
-        draw_adding, 2, 1, F.mse_loss, F.mse_loss, lambda error: error <= 0.01, "squared error {:.2f}"
     ),
 }
 
@@ -152,34 +97,44 @@ COLOURS = dict(zip(MODELS, (RNN, PLAIN, PEEPHOLE, GREY, OTHER), strict=True))
 
 
 class Task(NamedTuple):
-    """One training run."""
+    """One climb to longer and longer gaps."""
 
     kind: str  # of KINDS
     model: str  # of TRAINED
-    T: int
     seed: int
-    updates: int  # at most
+    gaps: tuple[int, ...]
+    updates: int  # at most, for each gap
 
 
 class Outcome(NamedTuple):
-    """How it ended."""
+    """How the training at one gap ended."""
 
     score: float
     updates: int | None  # after how many it was solved
     gradients: list[float]  # norm of d loss / d x_t, the last step first
 
 
-def train(task: Task) -> Outcome:
+def climb(task: Task) -> dict[int, Outcome]:
+    """Train anew at every gap, up to the first that is not solved."""
+    outcomes: dict[int, Outcome] = {}
+    for T in task.gaps:
+        outcomes[T] = train(task, T)
+        if outcomes[T].updates is None:
+            break
+    return outcomes
+
+
+def train(task: Task, T: int) -> Outcome:
     """Train until a test on fresh sequences is passed, or until there are no updates left."""
     torch.manual_seed(task.seed)
     generator = torch.Generator().manual_seed(task.seed)
     kind = KINDS[task.kind]
-    model = Reader(MODELS[task.model](kind.inputs, task.T), kind.outputs)
+    model = Reader(MODELS[task.model](kind.inputs, T), kind.outputs)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    x_test, y_test = kind.draw(task.T, TESTED, torch.Generator().manual_seed(1_000_000))
+    x_test, y_test = kind.draw(T, TESTED, torch.Generator().manual_seed(1_000_000))
     score, passed, update = 0.0, False, 0
     while not passed and update < task.updates:
-        x, y = kind.draw(task.T, BATCH, generator)
+        x, y = kind.draw(T, BATCH, generator)
         optimizer.zero_grad()
         kind.loss(model(x), y).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -189,7 +144,7 @@ def train(task: Task) -> Outcome:
             with torch.no_grad():
                 score = kind.score(model(x_test), y_test).item()
             passed = kind.passed(score)
-    return Outcome(score, update if passed else None, gradients(model, kind, task.T))
+    return Outcome(score, update if passed else None, gradients(model, kind, T))
 
 
 def gradients(model: nn.Module, kind: Kind, T: int) -> list[float]:
@@ -212,29 +167,41 @@ def untrained_gradients(T: int) -> dict[str, list[float]]:
     return found
 
 
-def solved_table(outcomes: dict[Task, Outcome]) -> str:
+Climbs = dict[Task, dict[int, Outcome]]
+
+
+def at(climbs: Climbs, kind: str, model: str, T: int) -> tuple[list[Outcome], int]:
+    """What a model's seeds came to at one gap, as far as they were tried there; the number of all seeds."""
+    of_model = [outcomes for task, outcomes in climbs.items() if task[:2] == (kind, model)]
+    return [outcomes[T] for outcomes in of_model if T in outcomes], len(of_model)
+
+
+def solved_table(climbs: Climbs, plan: Plan) -> str:
     """How many seeds solved each task with each model, and how fast."""
     rows = []
-    for kind, T in dict.fromkeys((task.kind, task.T) for task in outcomes):
-        cells = [kind, str(T)]
-        for model in TRAINED:
-            of_model = [o for task, o in outcomes.items() if task[:3] == (kind, model, T)]
-            updates = [o.updates for o in of_model if o.updates is not None]
-            score = KINDS[kind].said.format(median(o.score for o in of_model))
-            how = f"{median(updates):.0f} updates" if updates else score
-            cells.append(f"{len(updates)} of {len(of_model)}, {how}")
-        rows.append(cells)
+    for kind, gaps in plan.gaps.items():
+        for T in gaps:
+            cells = [kind, f"{T:,}"]
+            for model in TRAINED:
+                tried, seeds = at(climbs, kind, model, T)
+                updates = [o.updates for o in tried if o.updates is not None]
+                how = "not tried, after it failed before"
+                if updates:
+                    how = f"{median(updates):.0f} updates"
+                elif tried:
+                    how = KINDS[kind].said.format(median(o.score for o in tried))
+                cells.append(f"{len(updates)} of {seeds}, {how}")
+            rows.append(cells)
     return table(("task", "steps", *TRAINED), rows)
 
 
-def draw_solved(axes: Axes, kind: str, outcomes: dict[Task, Outcome]) -> None:
+def draw_solved(axes: Axes, kind: str, gaps: tuple[int, ...], climbs: Climbs) -> None:
     """The share of seeds that solved a task, against its steps."""
-    gaps = sorted({task.T for task in outcomes if task.kind == kind})
     for place, model in enumerate(TRAINED):
         shares = []
         for T in gaps:
-            solved = [o.updates is not None for task, o in outcomes.items() if task[:3] == (kind, model, T)]
-            shares.append(100 * sum(solved) / len(solved))
+            tried, seeds = at(climbs, kind, model, T)
+            shares.append(100 * sum(o.updates is not None for o in tried) / seeds)
         shifted = [T * 1.06 ** (place - 1) for T in gaps]  # else they hide each other
         axes.plot(shifted, shares, "o-", color=COLOURS[model], label=model)
     axes.set_xscale("log")
@@ -261,27 +228,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     told = options(__doc__, seeds=3, argv=argv)
     plan = PLANS[told.size]
     tasks = [
-        Task(kind, model, T, seed, plan.updates[kind])
+        Task(kind, model, seed, gaps, plan.updates[kind])
         for kind, gaps in plan.gaps.items()
-        for T, model, seed in product(sorted(gaps, reverse=True), TRAINED, range(told.seeds))
+        for model, seed in product(reversed(TRAINED), range(told.seeds))
     ]
-    outcomes = dict(zip(tasks, run(train, tasks, told.jobs), strict=True))
-    outcomes = {task: outcomes[task] for task in sorted(outcomes, key=lambda task: (task.kind, task.T))}
+    climbs = dict(zip(tasks, run(climb, tasks, told.jobs), strict=True))
     untrained = untrained_gradients(plan.distances[-1] + 1)
-    longest = max(plan.gaps["recall"])
-    trained = {
-        model: outcomes[Task("recall", model, longest, 0, plan.updates["recall"])] for model in TRAINED
-    }
+    trained = {}
+    for task, outcomes in climbs.items():
+        if (task.kind, task.seed) == ("recall", 0):
+            trained[task.model] = outcomes[max(outcomes)].gradients
 
     figure, (recall, adding, before, after) = panels(2, 2, "How far back can it look?")
-    draw_solved(recall, "recall", outcomes)
-    draw_solved(adding, "adding", outcomes)
+    draw_solved(recall, "recall", plan.gaps["recall"], climbs)
+    draw_solved(adding, "adding", plan.gaps["adding"], climbs)
     draw_gradients(before, untrained, "norm of d loss / d x_t before training")
-    draw_gradients(
-        after,
-        {model: o.gradients for model, o in trained.items()},
-        f"after training to recall, {longest:,} steps",
-    )
+    draw_gradients(after, trained, "after training to recall, at the last gap tried")
     recall.legend(frameon=False, fontsize=8)
     before.legend(frameon=False, fontsize=7)
     norms = [
@@ -289,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for model, values in untrained.items()
     ]
     heading = ("norm of d loss / d x_t, untrained", *(f"{d} steps back" for d in plan.distances))
-    report(told.out, "look_back", f"{solved_table(outcomes)}\n\n{table(heading, norms)}", figure)
+    report(told.out, "look_back", f"{solved_table(climbs, plan)}\n\n{table(heading, norms)}", figure)
     return 0
 
 

@@ -4,6 +4,7 @@ import math
 import re
 
 import char_lm
+import gaps
 import japanese_vowels
 import look_back
 import pytest
@@ -42,7 +43,7 @@ def test_gradients_vanish_explode_or_live():
 
 @pytest.mark.parametrize("T", [4, 5, 100])
 def test_adding_marks_two_numbers_in_the_first_half(T):
-    x, y = look_back.draw_adding(T, 50, torch.Generator().manual_seed(0))
+    x, y = gaps.draw_adding(T, 50, torch.Generator().manual_seed(0))
     marks = x[..., 1]
     assert (marks.sum(0) == 2).all() and not marks[T // 2 :].any()
     torch.testing.assert_close((x[..., 0] * marks).sum(0), y[:, 0])
