@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     axes.legend(frameon=False, fontsize=8)
     written = write(model, alphabet, "The ", 400)
     told_text = f"{table(('held-out text', 'bits per letter'), rows)}\n\n```text\n{written}\n```"
-    report(told.out, "char_lm", told_text, figure)
+    report(told, "char_lm", told_text, figure)
     return 0
 
 

@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     axes.set_xlabel("epoch", color=GREY)
     axes.legend(frameon=False, fontsize=8)
     heading = ("both directions", "tested on", "runs", "mean accuracy", "least", "largest")
-    report(told.out, "japanese_vowels", table(heading, rows), figure)
+    report(told, "japanese_vowels", table(heading, rows), figure)
     return 0
 
 

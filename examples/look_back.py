@@ -35,7 +35,7 @@ class Plan:
 PLANS = {
     "quick": Plan({"recall": (5,), "adding": (5,)}, {"recall": 300, "adding": 50}, (1, 5, 20)),
     "default": Plan(
-        {"recall": (10, 30, 100, 1000), "adding": (10, 30, 100, 300)},
+        {"recall": (10, 30, 100, 300), "adding": (10, 30, 100)},
         {"recall": 1000, "adding": 1500},
         (1, 10, 100, 300),
     ),
@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for model, values in untrained.items()
     ]
     heading = ("norm of d loss / d x_t, untrained", *(f"{d} steps back" for d in plan.distances))
-    report(told.out, "look_back", f"{solved_table(climbs, plan)}\n\n{table(heading, norms)}", figure)
+    report(told, "look_back", f"{solved_table(climbs, plan)}\n\n{table(heading, norms)}", figure)
     return 0
 
 

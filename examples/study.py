@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,7 @@ from lstm_fused import LSTM
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+README = Path(__file__).with_name("README.md")
 RNN, PLAIN, PEEPHOLE, OTHER, GREY = "#8a9bb0", "#c2452d", "#2f6f8f", "#d9a441", "#666666"
 
 
@@ -29,6 +31,7 @@ class Options:
     seeds: int
     jobs: int
     out: Path
+    publish: bool
 
 
 def options(description: str | None, seeds: int, argv: Sequence[str] | None) -> Options:
@@ -46,6 +49,7 @@ def options(description: str | None, seeds: int, argv: Sequence[str] | None) -> 
     parser.add_argument("--seeds", type=int, help=f"runs of each kind (default: {seeds})")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture and the table")
+    parser.add_argument("--publish", action="store_true", help="put both in examples/README.md too")
     args = parser.parse_args(argv)
     if args.seeds is None:
         args.seeds = 1 if args.quick else seeds
@@ -53,9 +57,8 @@ def options(description: str | None, seeds: int, argv: Sequence[str] | None) -> 
         if getattr(args, name) < 1:
             parser.error(f"--{name}: expected at least 1, got {getattr(args, name)}")
     args.out.mkdir(parents=True, exist_ok=True)
-    return Options(
-        "full" if args.full else "quick" if args.quick else "default", args.seeds, args.jobs, args.out
-    )
+    size_name = "full" if args.full else "quick" if args.quick else "default"
+    return Options(size_name, args.seeds, args.jobs, args.out, args.publish)
 
 
 def run(trial: Callable[[Task], Result], tasks: Sequence[Task], jobs: int) -> list[Result]:
@@ -106,12 +109,31 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def report(out: Path, name: str, text: str, figure: Figure) -> None:
-    """Print a study's table, and write it and its picture."""
+def report(told: Options, name: str, text: str, figure: Figure) -> None:
+    """Print a study's table, and write it and its picture where the options say."""
     print(text)
-    (out / f"{name}.md").write_text(text + "\n")
-    figure.savefig(out / f"{name}.png", dpi=110)
-    print(f"\nWrote {out / name}.md and {out / name}.png")
+    (told.out / f"{name}.md").write_text(text + "\n")
+    figure.savefig(told.out / f"{name}.png", dpi=110)
+    print(f"\nWrote {told.out / name}.md and {told.out / name}.png")
+    if told.publish:
+        picture = README.parent / "pictures" / f"{name}.png"
+        picture.parent.mkdir(exist_ok=True)
+        figure.savefig(picture, dpi=80)
+        made = (
+            f"`examples/{name}.py`, {told.size} sizes, seeds from 0 to {told.seeds - 1}, {date.today()}, "
+            f"torch {torch.__version__}:"
+        )
+        README.write_text(
+            published(README.read_text(), name, f"{made}\n\n{text}\n\n![{name}](pictures/{name}.png)")
+        )
+
+
+def published(page: str, name: str, text: str) -> str:
+    """A page with its part about a study replaced; the part stands between two comments."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}{text}\n{end}{after}"
 
 
 def panels(rows: int, columns: int, title: str) -> tuple[Figure, list[Axes]]:

@@ -34,7 +34,7 @@ class Plan:
 
 PLANS = {
     "quick": Plan({"measuring": (4,), "generating": (3,)}, 500),
-    "default": Plan({"measuring": (10, 20), "generating": (5, 10)}, 4000),
+    "default": Plan({"measuring": (10, 20), "generating": (10,)}, 3000),
     "full": Plan({"measuring": (10, 20, 30, 40, 50), "generating": (10, 20, 30, 40, 50)}, 100_000),
 }
 
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         each.set_ylim(-0.2, told.seeds + 0.2)
         each.set_xlabel("updates", color=GREY)
     axes[0].legend(frameon=False, fontsize=8)
-    report(told.out, "timing", table(("task", "steps", *MODELS), rows), figure)
+    report(told, "timing", table(("task", "steps", *MODELS), rows), figure)
     return 0
 
 

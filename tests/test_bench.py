@@ -1,6 +1,7 @@
 """The benchmark on its smallest size: what it writes, what it refuses, and its arithmetic."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -45,6 +46,7 @@ def bench(*arguments, path):
 def test_the_main_table_through_the_command_line(tmp_path):
     printed, found = bench("--sizes", "mnist", "--engine", "reference", path=tmp_path / "found.json")
     assert {"cpu", "torch", "lstm_fused", "lstm_fused_isa", "date", "commit"} <= found["machine"].keys()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", found["machine"]["rivals"]["onnxruntime"])
     (table,) = found["tables"]
     assert table["setting"] | {"dtype": "float32", "threads": 1, "engine": "reference"} == table["setting"]
     assert max(table["limits"]["products"].values()) > 0 and table["limits"]["bandwidth"] > 0

@@ -106,6 +106,17 @@ def test_results_do_not_depend_on_the_processes():
     assert study.run(japanese_vowels.train, tasks, jobs=1) == study.run(japanese_vowels.train, tasks, jobs=2)
 
 
+def test_what_is_published_takes_the_place_of_what_was():
+    page = study.README.read_text()
+    for name in ("look_back", "timing", "japanese_vowels", "char_lm"):
+        once = study.published(page, name, "2 of 3 seeds")
+        assert once.count("2 of 3 seeds") == 1
+        twice = study.published(once, name, "3 of 3 seeds")
+        assert twice.count("3 of 3 seeds") == 1 and "2 of 3 seeds" not in twice
+        assert twice.startswith(page[: page.index(f"<!-- {name}")])
+        assert twice.endswith(page[page.index(f"<!-- end of {name}") :])
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
