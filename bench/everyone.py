@@ -23,13 +23,13 @@ class Library:
 
     name: str
     module: str  # of this package
-    needs: str  # the package it comes in
+    needs: tuple[str, ...]  # the packages it takes
     can: tuple[str, ...]  # "forward", "training"
 
 
 LIBRARIES = (
-    Library("ONNX Runtime", "with_onnxruntime", "onnxruntime", ("forward",)),
-    Library("JAX lax.scan", "with_jax", "jax", ("forward", "training")),
+    Library("ONNX Runtime", "with_onnxruntime", ("onnx", "onnxruntime"), ("forward",)),
+    Library("JAX lax.scan", "with_jax", ("jax",), ("forward", "training")),
 )
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -29,7 +30,7 @@ Arrays = dict[str, Any]  # numpy arrays by name
 
 
 class Program(Protocol):
-    """What a worker's module calls `Program`: it is made of arrays, a dtype's name and a count of threads."""
+    """What a worker's module calls `Program`: it is made of arrays by name and a count of threads."""
 
     def __init__(self, arrays: Arrays, threads: int) -> None: ...
 
@@ -45,16 +46,17 @@ class Worker:
 
     Args:
         module: of this package; it defines a `Program`.
-        needs: the package without which it cannot run.
+        needs: the packages without which it cannot run.
         setting: how many threads it gets, and what it has to be able to do.
 
     Raises:
-        NotImplementedError: the package is not installed, or the setting is not for workers.
+        NotImplementedError: a package is not installed, or the setting is not for workers.
     """
 
-    def __init__(self, module: str, needs: str, setting: Setting) -> None:
-        if find_spec(needs) is None:
-            raise NotImplementedError(f"{needs} is not installed")
+    def __init__(self, module: str, needs: Sequence[str], setting: Setting) -> None:
+        missing = [package for package in needs if find_spec(package) is None]
+        if missing:
+            raise NotImplementedError(f"{' and '.join(missing)} not installed")
         if setting.dtype != torch.float32 or setting.layers * setting.directions > 1:
             raise NotImplementedError("only one float32 layer in one direction was written for it")
         self.folder = tempfile.TemporaryDirectory()
