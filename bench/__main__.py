@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import growth, memory, speed
+from bench import everyone, growth, memory, speed
 from bench.check import Wrong
 from bench.limits import Limits, measure
 from bench.machine import describe
@@ -26,14 +26,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Races lstm_fused.LSTM, with peepholes, against torch.nn.LSTM and a step-by-step cell. "
-        "Each is checked against the float64 reference first. Without --deep, --memory or --growth the main "
-        "table is made; results go to a JSON file and, with matplotlib, to pictures beside it.",
+        "Each is checked against the float64 reference first. Without --deep, --memory, --growth or --rivals "
+        "the main table is made; results go to a JSON file and, with matplotlib, to pictures beside it.",
     )
     parser.add_argument("--deep", action="store_true", help="4 layers in both directions")
     parser.add_argument(
         "--memory", action="store_true", help="bytes kept for backward, and the peak of forward without it"
     )
     parser.add_argument("--growth", action="store_true", help="time against T, B and H")
+    parser.add_argument(
+        "--rivals", action="store_true", help="everyone else too: loops in PyTorch, ONNX Runtime, JAX"
+    )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, metavar="SIZE", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--threads", nargs="+", type=int, default=[2], help="one table for each (default: 2)")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="one table for each")
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = describe()
     print(machine)
     results: list[Result] = []
-    kinds = [kind for kind in ("deep", "memory", "growth") if getattr(args, kind)] or ["speed"]
+    kinds = [kind for kind in ("deep", "memory", "growth", "rivals") if getattr(args, kind)] or ["speed"]
     for threads, dtype in product(args.threads, args.dtype):
         torch.set_num_threads(threads)
         limits = None
@@ -98,7 +101,9 @@ def rows(kind: str, setting: Setting, limits: Limits | None, args: argparse.Name
             yield from growth.sweep(varied, values[:2] if args.quick else values, setting, pace)
         return
     for name in args.sizes or (DEEP_SIZES if kind == "deep" else SIZES):
-        if kind == "memory":
+        if kind == "rivals":
+            yield from everyone.measure(SIZES[name], setting, pace)
+        elif kind == "memory":
             yield memory.measure(SIZES[name], setting)
         else:
             yield speed.measure(SIZES[name], setting, limits, pace)

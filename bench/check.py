@@ -41,14 +41,25 @@ def check(rival: Rival, case: Case, setting: Setting) -> float:
             select(setting.engine, torch.device("cpu"), setting.dtype)
         except RuntimeError as refusal:
             raise Refused(str(refusal)) from None
-    share = min(1.0, ENOUGH / arithmetic(case, setting, "training"))
-    case = replace(case, T=min(case.T, max(2, int(case.T * share))))
+    case = shortened(case, setting)
     problem = make_problem(case, setting)
-    exact, units = yardstick(case, setting, rival.peephole)
-    errors = {
-        name: largest(value.double() - exact[name]) / units[name]
-        for name, value in results(rival.make(problem), problem).items()
-    }
+    return compare(results(rival.make(problem), problem), case, setting, rival.peephole)
+
+
+def shortened(case: Case, setting: Setting) -> Case:
+    """A case over fewer steps, where all of them would take long to check."""
+    share = min(1.0, ENOUGH / arithmetic(case, setting, "training"))
+    return replace(case, T=min(case.T, max(2, int(case.T * share))))
+
+
+def compare(found: dict[str, Tensor], case: Case, setting: Setting, peephole: bool) -> float:
+    """The largest error of what somebody found, as `check` states it.
+
+    Raises:
+        Wrong: an error is too large to come from rounding.
+    """
+    exact, units = yardstick(case, setting, peephole)
+    errors = {name: largest(value.double() - exact[name]) / units[name] for name, value in found.items()}
     wrong = [f"{name} by {error:.0f}" for name, error in errors.items() if not error <= WRONG]
     if wrong:
         raise Wrong("wrong result, in units of the reference's error: " + ", ".join(wrong))

@@ -4,6 +4,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ FLAGS = (
     *("asimd", "sve", "sve2", "bf16"),
 )
 
+RIVALS = ("onnxruntime", "jax")
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -31,6 +34,7 @@ class Machine:
     torch_isa: str
     lstm_fused: str
     lstm_fused_isa: str | None  # what the C++ engine uses
+    rivals: dict[str, str | None]  # versions of what else may be raced, None where not installed
     date: str
     commit: str | None
 
@@ -53,6 +57,7 @@ def describe() -> Machine:
         torch_isa=torch.backends.cpu.get_cpu_capability(),
         lstm_fused=lstm_fused.__version__,
         lstm_fused_isa=cpp.isa() if cpp.unavailable() is None else None,
+        rivals={name: installed(name) for name in RIVALS},
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
     )
@@ -69,6 +74,14 @@ def processor() -> tuple[str, list[str]]:
         facts.setdefault(key.strip(), value.strip())
     has = (facts.get("flags") or facts.get("Features") or "").split()
     return facts.get("model name", platform.machine()), [flag for flag in FLAGS if flag in has]
+
+
+def installed(package: str) -> str | None:
+    """Its version."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def commit() -> str | None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from bench import growth, speed
+from bench import everyone, growth, speed
 
 MET, SHORT, OTHER, GREY = "#2f6f8f", "#c2452d", "#8a9bb0", "#666666"
 PANELS = (
@@ -104,6 +104,37 @@ def draw_growth(rows: Sequence[growth.Row], title: str, path: Path) -> None:
     left.yaxis.set_minor_formatter(NullFormatter())
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
+    figure.savefig(path, dpi=150)
+
+
+def draw_rivals(rows: Sequence[everyone.Row], title: str, path: Path) -> None:
+    """Draw everyone's time over ours, forward and training, a panel for each size."""
+    sizes = list(dict.fromkeys(row.size for row in rows))
+    names = list(dict.fromkeys(row.rival for row in rows))
+    height = 0.42 * len(names) + 1.0
+    figure = Figure(figsize=(3.2 * len(sizes) + 1.2, height + 0.8), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    for axes, size in zip(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], sizes, strict=True):
+        for what, marker, colour, above in (("forward", "s", OTHER, 0.14), ("training", "o", MET, -0.14)):
+            found = {row.rival: row.ratios[what] for row in rows if row.size == size and what in row.ratios}
+            places = [names.index(name) - above for name in found]
+            for place, seen in zip(places, found.values(), strict=True):
+                axes.plot([seen.low, seen.high], [place, place], color="black", linewidth=1)
+            axes.plot([seen.median for seen in found.values()], places, marker, color=colour, label=what)
+        axes.axvline(1, color=GREY, linewidth=0.8)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(f"{size}: time ÷ ours", loc="left", fontsize=9)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        plain(axes)
+        axes.grid(axis="x", alpha=0.25)
+    left = figure.axes[0]
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=8
     )
     figure.savefig(path, dpi=150)
 

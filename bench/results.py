@@ -7,20 +7,20 @@ from pathlib import Path
 
 import torch
 
-from bench import growth, memory, speed
+from bench import everyone, growth, memory, speed
 from bench.limits import Limits
 from bench.machine import Machine
 from bench.sizes import Setting
 from lstm_fused.backends import short
 
-Row = speed.Row | memory.Row | growth.Row
+Row = speed.Row | memory.Row | growth.Row | everyone.Row
 
 
 @dataclass
 class Result:
     """One table."""
 
-    kind: str  # "speed", "deep", "memory" or "growth"
+    kind: str  # "speed", "deep", "memory", "growth" or "rivals"
     setting: Setting
     limits: Limits | None
     rows: list[Row]
@@ -63,6 +63,8 @@ def draw(path: Path, machine: Machine, results: Sequence[Result]) -> list[Path]:
             continue
         if result.kind == "growth":
             plots.draw_growth([row for row in timed if isinstance(row, growth.Row)], title, target)
+        elif result.kind == "rivals":
+            plots.draw_rivals([row for row in timed if isinstance(row, everyone.Row)], title, target)
         else:
             plots.draw_speed([row for row in timed if isinstance(row, speed.Row)], title, target)
         pictures.append(target)

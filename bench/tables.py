@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench import growth, memory, speed
+from bench import everyone, growth, memory, speed
 from bench.check import WANTED
 from bench.limits import Limits
 from bench.timing import progress
@@ -64,6 +64,18 @@ GROWTH = (
 )
 
 
+RIVALS = (
+    ("size", 6),
+    ("(T, B, I, H)", 20),
+    ("who", 13),
+    ("error ÷ reference's", 0),
+    ("forward ms", 0),
+    ("÷ ours, quartiles", 18),
+    ("training ms", 0),
+    ("÷ ours, quartiles", 18),
+)
+
+
 def speed_cells(row: speed.Row) -> list[str]:
     """What the main table says of a size."""
     races = {(race.what, race.rival): race for race in row.races}
@@ -113,6 +125,19 @@ def growth_cells(row: growth.Row) -> list[str]:
     return cells
 
 
+def rival_cells(row: everyone.Row) -> list[str]:
+    """What the table of everyone says of one rival in one size."""
+    cells = [row.size, str(row.shape), row.rival, "" if row.error is None else digits(row.error)]
+    for what in ("forward", "training"):
+        if what in row.milliseconds:
+            found = row.ratios[what]
+            spread = f"{digits(found.median)} ({digits(found.low)}–{digits(found.high)})"
+            cells += [digits(row.milliseconds[what]), spread]
+        else:
+            cells += ["", ""]
+    return cells
+
+
 def limits_line(limits: Limits) -> str:
     """What the machine was seen to do."""
     products = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in limits.products.items())
@@ -146,4 +171,5 @@ KINDS = {
     "deep": Kind(SPEED, speed_cells),
     "memory": Kind(MEMORY, memory_cells),
     "growth": Kind(GROWTH, growth_cells),
+    "rivals": Kind(RIVALS, rival_cells),
 }

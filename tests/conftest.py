@@ -8,6 +8,7 @@ SLOW = (
     "test_interpreted",
     "test_bench",
     "test_example",
+    "test_examples",
     "test_packaging",
 )
 

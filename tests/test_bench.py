@@ -1,20 +1,25 @@
 """The benchmark on its smallest size: what it writes, what it refuses, and its arithmetic."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from bench import everyone
+from bench.__main__ import main as bench_main
+from bench.everyone import LIBRARIES, LOOPS, Library
 from bench.limits import Limits, arithmetic, floor
 from bench.rivals import RIVALS, Problem, Rival, fused
 from bench.sizes import SIZES, Setting, Size, bars
 from bench.speed import measure
-from bench.timing import Pace, ratio
+from bench.timing import Pace, race, ratio
 from tests.cases import Case
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +46,7 @@ def bench(*arguments, path):
 def test_the_main_table_through_the_command_line(tmp_path):
     printed, found = bench("--sizes", "mnist", "--engine", "reference", path=tmp_path / "found.json")
     assert {"cpu", "torch", "lstm_fused", "lstm_fused_isa", "date", "commit"} <= found["machine"].keys()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", found["machine"]["rivals"]["onnxruntime"])
     (table,) = found["tables"]
     assert table["setting"] | {"dtype": "float32", "threads": 1, "engine": "reference"} == table["setting"]
     assert max(table["limits"]["products"].values()) > 0 and table["limits"]["bandwidth"] > 0
@@ -51,10 +57,10 @@ def test_the_main_table_through_the_command_line(tmp_path):
         ("training", "nn.LSTM", 0.85 * 2.2),
         ("training", "cell", 0.85 * 8),
     }
-    for race in row["races"]:
-        times = row["milliseconds"][race["what"]]
-        assert race["ratio"]["median"] == pytest.approx(times[race["rival"]] / times["ours"])
-        assert race["ratio"]["low"] <= race["ratio"]["high"]
+    for raced in row["races"]:
+        times = row["milliseconds"][raced["what"]]
+        assert raced["ratio"]["median"] == pytest.approx(times[raced["rival"]] / times["ours"])
+        assert raced["ratio"]["low"] <= raced["ratio"]["high"]
     assert "| mnist " in printed and "of 4 bars met" in printed
     assert (tmp_path / "found-speed-float32-1.png").exists()
 
@@ -104,6 +110,65 @@ def test_everyone_computes_the_same_function(setting):
     row = measure(TINY, setting, None, QUICK)
     assert row.refused == {}
     assert row.errors["ours"] <= 2
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """torch.compile traces all the same, but the code it would take half a minute to make is not made."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+
+# The compiler's tracer looks at .grad of whatever it is given.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_everyone_else_computes_the_same_function_too(no_compiler):
+    with_onnx = [library for library in LIBRARIES if "onnxruntime" in library.needs]
+    rows = list(everyone.measure(TINY, SETTING, QUICK, (*LOOPS, *with_onnx)))
+    assert [row.rival for row in rows if row.refused] == []
+    assert {row.rival: set(row.ratios) for row in rows} == {
+        **{rival.name: {"forward", "training"} for rival in LOOPS},
+        "ONNX Runtime": {"forward"},
+    }
+    assert all(row.error is not None and row.error < 50 for row in rows)
+    assert rows[0].ratios["training"].median == 1
+
+
+def test_a_wrong_library_is_refused(monkeypatch):
+    right = everyone.Worker.results
+    monkeypatch.setattr(
+        everyone.Worker, "results", lambda self, what: {n: t + 1e-3 for n, t in right(self, what).items()}
+    )
+    _, row = everyone.measure(TINY, SETTING, QUICK, (LOOPS[0], LIBRARIES[0]))
+    assert "wrong result" in str(row.refused["ONNX Runtime"]) and row.milliseconds == {}
+
+
+def test_a_library_that_is_not_here_is_said_not_raced():
+    absent = Library("Nobody", "with_nobody", ("torch", "no_such_package"), ("forward",))
+    _, row = everyone.measure(TINY, SETTING, QUICK, (LOOPS[0], absent))
+    assert str(row.refused["Nobody"]) == "no_such_package not installed" and row.milliseconds == {}
+    _, row = everyone.measure(TINY, replace(SETTING, layers=2), QUICK, (LOOPS[0], LIBRARIES[0]))
+    assert "only one float32 layer" in str(row.refused["ONNX Runtime"])
+
+
+def test_a_worker_that_ends_is_no_result(capfd):
+    broken = Library("Nobody", "with_nobody", ("torch",), ("forward",))
+    with pytest.raises(RuntimeError, match="the worker ended with status 1 at 'load'"):
+        list(everyone.measure(TINY, SETTING, QUICK, (LOOPS[0], broken)))
+    assert "No module named 'bench.with_nobody'" in capfd.readouterr().err
+
+
+def test_everyone_through_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(everyone, "LOOPS", LOOPS[:2])
+    monkeypatch.setattr(everyone, "LIBRARIES", ())
+    path = tmp_path / "found.json"
+    assert bench_main(["--quick", "--rivals", "--sizes", "mnist", "--threads", "1", "--json", str(path)]) == 0
+    (table,) = json.loads(path.read_text())["tables"]
+    assert [row["rival"] for row in table["rows"]] == ["ours", "nn.LSTM"]
+    assert "| mnist  | (28, 64, 28, 128)    | nn.LSTM " in capsys.readouterr().out
+    assert (tmp_path / "found-rivals-float32-1.png").exists()
+
+
+def test_a_call_may_time_itself():
+    assert race({"itself": lambda: 7.0, "not": lambda: None}, QUICK)["itself"] == [7.0, 7.0]
 
 
 def test_a_ratio_is_of_medians_and_its_spread_of_rounds():

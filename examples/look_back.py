@@ -1,0 +1,259 @@
+"""How far back can it look? A plain RNN, an LSTM and a peephole LSTM at growing gaps: see --help.
+
+Two tasks. Recall: a symbol, then distractors, then the question which of eight symbols it was. Adding
+(Hochreiter and Schmidhuber 1997): of many numbers two are marked, both in the first half; what is their sum?
+Then the reason: the norm of d loss / d x_t against the distance of x_t from the loss.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from gaps import KINDS, Kind
+from matplotlib.axes import Axes
+from study import GREY, OTHER, PEEPHOLE, PLAIN, RNN, chrono, options, panels, report, run, table
+from torch import Tensor, nn
+
+import lstm_fused
+
+HIDDEN, BATCH, CHECK_EVERY, TESTED = 32, 32, 25, 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is tried."""
+
+    gaps: dict[str, tuple[int, ...]]  # steps of a sequence, by task
+    updates: dict[str, int]  # of the parameters at most, by task
+    distances: tuple[int, ...]  # at which untrained gradients are told
+
+
+PLANS = {
+    "quick": Plan({"recall": (5,), "adding": (5,)}, {"recall": 300, "adding": 50}, (1, 5, 20)),
+    "default": Plan(
+        {"recall": (10, 30, 100, 300), "adding": (10, 30, 100)},
+        {"recall": 1000, "adding": 1500},
+        (1, 10, 100, 300),
+    ),
+    "full": Plan(
+        {"recall": (10, 30, 100, 300, 1000), "adding": (10, 30, 100, 300, 1000)},
+        {"recall": 5000, "adding": 20000},
+        (1, 10, 100, 1000),
+    ),
+}
+
+
+class Reader(nn.Module):
+    """A recurrent layer and a linear layer on its last output."""
+
+    def __init__(self, layer: nn.Module, outputs: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head = nn.Linear(HIDDEN, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, B, I] to [B, outputs]."""
+        logits: Tensor = self.head(self.layer(x)[0][-1])
+        return logits
+
+
+def plain_rnn(inputs: int, T: int) -> nn.Module:
+    """torch.nn.RNN as it comes."""
+    return nn.RNN(inputs, HIDDEN)
+
+
+def large_rnn(inputs: int, T: int) -> nn.Module:
+    """torch.nn.RNN with recurrent weights six times as large."""
+    layer = nn.RNN(inputs, HIDDEN)
+    with torch.no_grad():
+        layer.get_parameter("weight_hh_l0").mul_(6)
+    return layer
+
+
+def plain_lstm(inputs: int, T: int) -> nn.Module:
+    """Without peepholes."""
+    return chrono(lstm_fused.LSTM(inputs, HIDDEN, peephole=False), T)
+
+
+def peephole_lstm(inputs: int, T: int) -> nn.Module:
+    """With them."""
+    return chrono(lstm_fused.LSTM(inputs, HIDDEN), T)
+
+
+def forgetful_lstm(inputs: int, T: int) -> nn.Module:
+    """An LSTM as it comes, with forget gates near 1/2."""
+    return lstm_fused.LSTM(inputs, HIDDEN, peephole=False)
+
+
+TRAINED = {"nn.RNN": plain_rnn, "LSTM": plain_lstm, "peephole LSTM": peephole_lstm}
+# Of these only the gradients are shown.
+UNTRAINED = {"nn.RNN, weight_hh × 6": large_rnn, "LSTM, forget bias near 0": forgetful_lstm}
+MODELS = TRAINED | UNTRAINED
+COLOURS = dict(zip(MODELS, (RNN, PLAIN, PEEPHOLE, GREY, OTHER), strict=True))
+
+
+class Task(NamedTuple):
+    """One climb to longer and longer gaps."""
+
+    kind: str  # of KINDS
+    model: str  # of TRAINED
+    seed: int
+    gaps: tuple[int, ...]
+    updates: int  # at most, for each gap
+
+
+class Outcome(NamedTuple):
+    """How the training at one gap ended."""
+
+    score: float
+    updates: int | None  # after how many it was solved
+    gradients: list[float]  # norm of d loss / d x_t, the last step first
+
+
+def climb(task: Task) -> dict[int, Outcome]:
+    """Train anew at every gap, up to the first that is not solved."""
+    outcomes: dict[int, Outcome] = {}
+    for T in task.gaps:
+        outcomes[T] = train(task, T)
+        if outcomes[T].updates is None:
+            break
+    return outcomes
+
+
+def train(task: Task, T: int) -> Outcome:
+    """Train until a test on fresh sequences is passed, or until there are no updates left."""
+    torch.manual_seed(task.seed)
+    generator = torch.Generator().manual_seed(task.seed)
+    kind = KINDS[task.kind]
+    model = Reader(MODELS[task.model](kind.inputs, T), kind.outputs)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    x_test, y_test = kind.draw(T, TESTED, torch.Generator().manual_seed(1_000_000))
+    score, passed, update = 0.0, False, 0
+    while not passed and update < task.updates:
+        x, y = kind.draw(T, BATCH, generator)
+        optimizer.zero_grad()
+        kind.loss(model(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        update += 1
+        if update % CHECK_EVERY == 0:
+            with torch.no_grad():
+                score = kind.score(model(x_test), y_test).item()
+            passed = kind.passed(score)
+    return Outcome(score, update if passed else None, gradients(model, kind, T))
+
+
+def gradients(model: nn.Module, kind: Kind, T: int) -> list[float]:
+    """Norm of the gradient at each step, in float64, over a batch; the last step first."""
+    x, y = kind.draw(T, BATCH, torch.Generator().manual_seed(0))
+    x = x.double().requires_grad_()
+    y = y.double() if y.is_floating_point() else y
+    kind.loss(model.double()(x), y).backward()
+    assert x.grad is not None
+    norms: list[float] = x.grad.norm(dim=(1, 2)).flip(0).tolist()
+    return norms
+
+
+def untrained_gradients(T: int) -> dict[str, list[float]]:
+    """Of every model as it is before training, on the recall task."""
+    kind, found = KINDS["recall"], {}
+    for name, make in MODELS.items():
+        torch.manual_seed(0)
+        found[name] = gradients(Reader(make(kind.inputs, T), kind.outputs), kind, T)
+    return found
+
+
+Climbs = dict[Task, dict[int, Outcome]]
+
+
+def at(climbs: Climbs, kind: str, model: str, T: int) -> tuple[list[Outcome], int]:
+    """What a model's seeds came to at one gap, as far as they were tried there; the number of all seeds."""
+    of_model = [outcomes for task, outcomes in climbs.items() if task[:2] == (kind, model)]
+    return [outcomes[T] for outcomes in of_model if T in outcomes], len(of_model)
+
+
+def solved_table(climbs: Climbs, plan: Plan) -> str:
+    """How many seeds solved each task with each model, and how fast."""
+    rows = []
+    for kind, gaps in plan.gaps.items():
+        for T in gaps:
+            cells = [kind, f"{T:,}"]
+            for model in TRAINED:
+                tried, seeds = at(climbs, kind, model, T)
+                updates = [o.updates for o in tried if o.updates is not None]
+                how = "not tried, after it failed before"
+                if updates:
+                    how = f"{median(updates):.0f} updates"
+                elif tried:
+                    how = KINDS[kind].said.format(median(o.score for o in tried))
+                cells.append(f"{len(updates)} of {seeds}, {how}")
+            rows.append(cells)
+    return table(("task", "steps", *TRAINED), rows)
+
+
+def draw_solved(axes: Axes, kind: str, gaps: tuple[int, ...], climbs: Climbs) -> None:
+    """The share of seeds that solved a task, against its steps."""
+    for place, model in enumerate(TRAINED):
+        shares = []
+        for T in gaps:
+            tried, seeds = at(climbs, kind, model, T)
+            shares.append(100 * sum(o.updates is not None for o in tried) / seeds)
+        shifted = [T * 1.06 ** (place - 1) for T in gaps]  # else they hide each other
+        axes.plot(shifted, shares, "o-", color=COLOURS[model], label=model)
+    axes.set_xscale("log")
+    axes.set_xticks(gaps, [f"{T:,}" for T in gaps])
+    axes.minorticks_off()
+    axes.set_ylim(-5, 105)
+    axes.set_xlabel("steps", color=GREY)
+    axes.set_title(f"{kind}: % of seeds solved", loc="left", fontsize=10)
+
+
+def draw_gradients(axes: Axes, norms: dict[str, list[float]], title: str) -> None:
+    """Norms against the distance from the loss."""
+    for model, values in norms.items():
+        distances = [d for d, value in enumerate(values) if value > 0]
+        axes.plot(distances, [values[d] for d in distances], color=COLOURS[model], label=model)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=1e-12)
+    axes.set_xlabel("distance from the loss, steps", color=GREY)
+    axes.set_title(title, loc="left", fontsize=10)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train everyone, tell who solved what, draw why; the exit status."""
+    told = options(__doc__, seeds=3, argv=argv)
+    plan = PLANS[told.size]
+    tasks = [
+        Task(kind, model, seed, gaps, plan.updates[kind])
+        for kind, gaps in plan.gaps.items()
+        for model, seed in product(reversed(TRAINED), range(told.seeds))
+    ]
+    climbs = dict(zip(tasks, run(climb, tasks, told.jobs), strict=True))
+    untrained = untrained_gradients(plan.distances[-1] + 1)
+    trained = {}
+    for task, outcomes in climbs.items():
+        if (task.kind, task.seed) == ("recall", 0):
+            trained[task.model] = outcomes[max(outcomes)].gradients
+
+    figure, (recall, adding, before, after) = panels(2, 2, "How far back can it look?")
+    draw_solved(recall, "recall", plan.gaps["recall"], climbs)
+    draw_solved(adding, "adding", plan.gaps["adding"], climbs)
+    draw_gradients(before, untrained, "norm of d loss / d x_t before training")
+    draw_gradients(after, trained, "after training to recall, at the last gap tried")
+    recall.legend(frameon=False, fontsize=8)
+    before.legend(frameon=False, fontsize=7)
+    norms = [
+        [model, *(f"{values[distance]:.1e}" for distance in plan.distances)]
+        for model, values in untrained.items()
+    ]
+    heading = ("norm of d loss / d x_t, untrained", *(f"{d} steps back" for d in plan.distances))
+    report(told, "look_back", f"{solved_table(climbs, plan)}\n\n{table(heading, norms)}", figure)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

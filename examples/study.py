@@ -1,0 +1,148 @@
+"""What the studies share: their options, trials in processes of their own, a table and a picture."""
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from lstm_fused import LSTM
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+README = Path(__file__).with_name("README.md")
+RNN, PLAIN, PEEPHOLE, OTHER, GREY = "#8a9bb0", "#c2452d", "#2f6f8f", "#d9a441", "#666666"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every study can be told."""
+
+    size: str  # "quick", "default" or "full"
+    seeds: int
+    jobs: int
+    out: Path
+    publish: bool
+
+
+def options(description: str | None, seeds: int, argv: Sequence[str] | None) -> Options:
+    """Read the command line of a study.
+
+    Args:
+        description: what --help says.
+        seeds: how many, unless the command line says otherwise; --quick takes one.
+        argv: the command line.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="the published sizes: hours")
+    size.add_argument("--quick", action="store_true", help="seconds; shows only that everything works")
+    parser.add_argument("--seeds", type=int, help=f"runs of each kind (default: {seeds})")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture and the table")
+    parser.add_argument("--publish", action="store_true", help="put both in examples/README.md too")
+    args = parser.parse_args(argv)
+    if args.seeds is None:
+        args.seeds = 1 if args.quick else seeds
+    for name in ("seeds", "jobs"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}: expected at least 1, got {getattr(args, name)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    size_name = "full" if args.full else "quick" if args.quick else "default"
+    return Options(size_name, args.seeds, args.jobs, args.out, args.publish)
+
+
+def run(trial: Callable[[Task], Result], tasks: Sequence[Task], jobs: int) -> list[Result]:
+    """Call `trial` on every task, the longest first if they differ; the results are in their order.
+
+    Args:
+        trial: a function of a module, which takes its seed from its task.
+        tasks: what to call it with.
+        jobs: how many processes; one trial has one thread, so that its result does not depend on this.
+    """
+    bar = tqdm(total=len(tasks), unit="run", leave=False, disable=None, dynamic_ncols=True)
+    if jobs == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            results = []
+            with bar:
+                for task in tasks:
+                    results.append(trial(task))
+                    bar.update()
+            return results
+        finally:
+            torch.set_num_threads(threads)
+    with bar, ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        futures = [pool.submit(trial, task) for task in tasks]
+        for future in futures:
+            future.add_done_callback(lambda _: bar.update())
+        return [future.result() for future in futures]
+
+
+def chrono(layer: LSTM, T: int) -> LSTM:
+    """Let the forget gates of a layer start with memories of 1 to T - 1 steps (Tallec and Ollivier 2018).
+
+    b_f ~ log U(1, T - 1), b_i = -b_f, all other biases 0
+    """
+    H = layer.hidden_size
+    with torch.no_grad():
+        memories = torch.empty(H).uniform_(1, max(2, T - 1)).log()
+        layer.get_parameter("bias_hh_l0").zero_()
+        biases = torch.cat([-memories, memories, torch.zeros(2 * H)])  # i, f, g, o
+        layer.get_parameter("bias_ih_l0").copy_(biases)
+    return layer
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def report(told: Options, name: str, text: str, figure: Figure) -> None:
+    """Print a study's table, and write it and its picture where the options say."""
+    print(text)
+    (told.out / f"{name}.md").write_text(text + "\n")
+    figure.savefig(told.out / f"{name}.png", dpi=110)
+    print(f"\nWrote {told.out / name}.md and {told.out / name}.png")
+    if told.publish:
+        picture = README.parent / "pictures" / f"{name}.png"
+        picture.parent.mkdir(exist_ok=True)
+        figure.savefig(picture, dpi=80)
+        made = (
+            f"`examples/{name}.py`, {told.size} sizes, seeds from 0 to {told.seeds - 1}, {date.today()}, "
+            f"torch {torch.__version__}:"
+        )
+        README.write_text(
+            published(README.read_text(), name, f"{made}\n\n{text}\n\n![{name}](pictures/{name}.png)")
+        )
+
+
+def published(page: str, name: str, text: str) -> str:
+    """A page with its part about a study replaced; the part stands between two comments."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}{text}\n{end}{after}"
+
+
+def panels(rows: int, columns: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure, and its axes row by row, without frames."""
+    figure = Figure(figsize=(4.4 * columns, 3.3 * rows), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(alpha=0.25)
+        each.tick_params(labelsize=8)
+    return figure, axes
