@@ -10,6 +10,7 @@ import torch
 import torchgen
 from cases import PLAIN, make_tensors
 from digits import Digits
+from processes import Processes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from trainer import Trainer
@@ -91,7 +92,8 @@ def test_the_example_trains():
     def drawn(n):
         return Digits(torch.rand(n, 28, 28), torch.randint(10, (n,)))
 
-    trainer = Trainer(lstm_fused.SequenceClassifier(28, 5, 2, 10, engine="reference"), 4, lr=1e-3)
+    model = lstm_fused.SequenceClassifier(28, 5, 2, 10, engine="reference")
+    trainer = Trainer(model, 4, lr=1e-3, processes=Processes())
     with LikeMPS():
         trainer.run_epoch(drawn(8), drawn(4), after_batch=lambda: None)
 

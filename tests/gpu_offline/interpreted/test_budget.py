@@ -63,6 +63,8 @@ def test_backward_with_every_gradient(kernel, monkeypatch):
     out = reference.lstm_forward(*inputs, None, False, True)
     needs = PerInput(*(tensor is not None for tensor in inputs))
     with Count(monkeypatch) as count:
-        LSTMBackwardFunction.forward("triton", needs, False, *out[:3], *inputs, None, out.y, out.c, out.gates)
+        LSTMBackwardFunction.forward(
+            "triton", needs, False, (), *out[:3], *inputs, None, out.y, out.c, out.gates
+        )
     # Counters to zero, the sequence; gradients of x, W_ih, W_hh from the second step on and from the first.
     assert count.launched == ["zeros", f"lstm_backward_{kernel}_kernel", "mm", "mm", "mm", "addmm"]
