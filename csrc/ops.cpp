@@ -31,15 +31,26 @@ constexpr int64_t products_per_thread = 50000;
 // well.
 constexpr int64_t rows_for_x = 6;
 
-// Refuses what the engine would misread, and makes rows contiguous.
-Tensor checked(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
+// Refuses what the engine would misread.
+void check(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
   TORCH_CHECK_VALUE(tensor.device().is_cpu(), "lstm_fused: ", name, " must be on the CPU, got ",
                     tensor.device());
   TORCH_CHECK_VALUE(tensor.scalar_type() == dtype, "lstm_fused: ", name, " must be ", dtype, ", got ",
                     tensor.scalar_type());
   TORCH_CHECK_VALUE(tensor.sizes() == shape, "lstm_fused: ", name, " must have shape ", shape, ", got ",
                     tensor.sizes());
+}
+
+// The same, and makes the tensor contiguous.
+Tensor checked(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
+  check(tensor, name, shape, dtype);
   return tensor.contiguous();
+}
+
+// The same for [T, B] of rows, which may lie apart where each is contiguous.
+Tensor checked_rows(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
+  check(tensor, name, shape, dtype);
+  return tensor.stride(2) == 1 ? tensor : tensor.contiguous();
 }
 
 Maybe checked(const Maybe& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
@@ -55,14 +66,6 @@ Maybe checked_lengths(const Maybe& lengths, int64_t T, int64_t B) {
                         "], got ", length[b]);
   }
   return result;
-}
-
-// The same where rows are contiguous, but they may lie apart.
-Tensor checked_rows(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
-  return tensor.dim() == 3 && tensor.stride(2) == 1 && tensor.sizes() == shape &&
-                 tensor.scalar_type() == dtype && tensor.device().is_cpu()
-             ? tensor
-             : checked(tensor, name, shape, dtype);
 }
 
 template <class Number>

@@ -2,6 +2,9 @@
 
 import os
 
+import pytest
+import torch
+
 SLOW = (
     "test_compile",
     "test_distributed",
@@ -28,3 +31,11 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: SLOW.index(item.module.__name__) + 1 if item.module.__name__ in SLOW else 0)
     k, n = map(int, config.getoption("part").split("/"))
     items[:] = items[k::n]
+
+
+@pytest.fixture
+def deterministic():
+    """PyTorch's deterministic mode, in which torch.empty is filled with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -20,13 +20,6 @@ def training_step(seed, **options):
     return y, h, c, *torch.autograd.grad(loss, [x, *module.parameters()])
 
 
-@pytest.fixture
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("engine", ALL)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_training_is_bitwise_reproducible(engine, threads, deterministic):

@@ -183,13 +183,6 @@ def test_runs_are_bitwise_equal(engine):
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
-@pytest.fixture
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("engine", NATIVE)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_every_output_element_is_written(engine, case, deterministic):

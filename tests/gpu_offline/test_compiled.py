@@ -1,6 +1,5 @@
 """A sample of the kernels compiled for cards that are not here; `make gpu-compile` does all of them."""
 
-import importlib.util
 import json
 
 import pytest
@@ -9,6 +8,7 @@ triton = pytest.importorskip("triton")
 
 from compiled import CARDS, TABLE, Build, compile_kernel, faults, matrix, measure, resources  # noqa: E402
 from lstm_fused.kernels import cooperative, resident  # noqa: E402
+from planting import planted  # noqa: E402
 
 A100, H100, B200, MI300X = CARDS
 SAMPLE = (
@@ -25,19 +25,6 @@ OWN_PRECISION = (
     Build("cooperative", "forward", "fp32", 512, A100),
     Build("resident", "backward", "fp32", 64, H100),
 )
-
-
-def broken(module, old, new, tmp_path):
-    """The module with a piece of its source replaced."""
-    with open(module.__file__) as file:
-        source = file.read()
-    assert old in source
-    path = tmp_path / "broken.py"
-    path.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("broken", path)
-    copy = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(copy)
-    return copy
 
 
 @pytest.mark.parametrize("build", SAMPLE, ids=lambda b: b.name)
@@ -63,7 +50,7 @@ def test_the_table_is_whole():
 
 def test_a_release_without_a_barrier_is_found(tmp_path):
     build = SAMPLE[5]
-    module = broken(cooperative, "    tl.debug_barrier()\n", "", tmp_path)
+    module = planted(cooperative, "    tl.debug_barrier()\n", "", tmp_path)
     compiled = compile_kernel(build, module.lstm_backward_cooperative_kernel)
     assert faults(build, compiled, resources(compiled)) == [
         "a release with stores before it and no barrier between"
@@ -77,6 +64,6 @@ def test_weights_loaded_in_the_time_loop_are_found(tmp_path):
     with open(resident.__file__) as file:
         backward = file.read().index("def lstm_backward")
     assert backward
-    module = broken(resident, before_the_dot, "    " + load + before_the_dot, tmp_path)
+    module = planted(resident, before_the_dot, "    " + load + before_the_dot, tmp_path)
     compiled = compile_kernel(build, module.lstm_backward_resident_kernel)
     assert any("in the time loop" in fault for fault in faults(build, compiled, resources(compiled)))

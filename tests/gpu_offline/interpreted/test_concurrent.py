@@ -1,6 +1,5 @@
 """The cooperative kernels under random schedules and weak memory, and faults that this must find."""
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from cases import Case, make_tensors
 from concurrently import Deadlock, Race, concurrently
 from lstm_fused.kernels import choose, cooperative, launch, resident, sequence, sums
+from planting import planted
 
 from lstm_fused import reference
 
@@ -41,19 +41,6 @@ def named_kernel(monkeypatch):
     torch.use_deterministic_algorithms(True)  # fills what is allocated with NaN
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def load_broken(module, old, new, tmp_path):
-    """The module with a piece of its source replaced."""
-    with open(module.__file__) as file:
-        source = file.read()
-    assert old in source
-    path = tmp_path / "broken.py"
-    path.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("broken", path)
-    broken = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(broken)
-    return broken
 
 
 def forward_inputs(case):
@@ -113,7 +100,7 @@ SUM_FAULTS = {
 @pytest.mark.parametrize("fault", SUM_FAULTS)
 def test_a_sum_too_early_is_found(kernel, fault, monkeypatch, tmp_path):
     monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
-    broken = load_broken(sums, *SUM_FAULTS[fault], tmp_path)
+    broken = planted(sums, *SUM_FAULTS[fault], tmp_path)
     module = {"resident": resident, "cooperative": cooperative}[kernel]
     monkeypatch.setattr(module, "finish", broken.finish)
 
@@ -131,7 +118,7 @@ def test_a_sum_too_early_is_found(kernel, fault, monkeypatch, tmp_path):
 )
 def test_a_broken_barrier_is_found(direction, fault, monkeypatch, tmp_path):
     old, new, error = (FAULTS | FORWARD_FAULTS)[fault]
-    module = load_broken(cooperative, old, new, tmp_path)
+    module = planted(cooperative, old, new, tmp_path)
     name = f"lstm_{direction}_cooperative_kernel"
     monkeypatch.setattr(sequence, name, getattr(module, name))
     monkeypatch.setattr("concurrently.SWITCHES", 3000)

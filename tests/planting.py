@@ -1,0 +1,16 @@
+"""Faults planted in a module, to see that the tests notice."""
+
+import importlib.util
+
+
+def planted(module, old, new, tmp_path):
+    """The module with a piece of its source replaced."""
+    with open(module.__file__) as file:
+        source = file.read()
+    assert old in source
+    path = tmp_path / "broken.py"
+    path.write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location("broken", path)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    return copy
