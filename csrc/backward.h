@@ -150,6 +150,7 @@ void finish_sums(const Backward<Number>& f, const Team& team) {
 
 template <class Number>
 void backward(const Backward<Number>& f, const Team& team) {
+  const FlushSubnormals flush;
   const Sequence& q = f.sequence;
   const int64_t H = f.H, P = f.P;
   const Slice s = slice(team, q.B, 4 * H * P * static_cast<int64_t>(sizeof(Number)), tile_rows);

@@ -5,10 +5,6 @@
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cstdint>
 #include <optional>
@@ -18,6 +14,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "pool.h"
 
 namespace lstm_fused {
 namespace {
@@ -97,19 +94,6 @@ Rows<Number> rows_of(const Maybe& tensor) {
 
 Sequence sequence(int64_t T, int64_t B, bool reverse, const Maybe& lengths) {
   return {T, B, reverse, lengths ? lengths->const_data_ptr<int64_t>() : nullptr};
-}
-
-// A new tensor, whose memory, where it is large, comes in large pages: to map 4 KB at a time costs as much
-// as to compute what is written there.
-Tensor empty(const Tensor& like, at::IntArrayRef shape) {
-  Tensor tensor = like.new_empty(shape);
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t page = 2 << 20;
-  const auto begin = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + tensor.nbytes()) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-  return tensor;
 }
 
 // Memory for the time of a call.

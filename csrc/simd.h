@@ -1,5 +1,5 @@
-// Vectors by the compiler's own extension, so that one source serves every instruction set; the one
-// instruction it cannot express, the dot product of bfloat16 pairs, is an intrinsic here and nowhere else.
+// Vectors by the compiler's own extension, so that one source serves every instruction set; what it cannot
+// express, the dot product of bfloat16 pairs and the mode for subnormal numbers, is here and nowhere else.
 //
 // LSTM_FUSED_ISA names the set and its namespace, LSTM_FUSED_VECTOR_BYTES is the width of a vector and
 // LSTM_FUSED_REGISTERS how many of them the set has; LSTM_FUSED_BF16_DOT says that it has that instruction.
@@ -60,6 +60,32 @@ struct Stored<BFloat16> {
     const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return __builtin_convertvector(v == v ? rounded : (bits >> 16 | 0x40), Type);
   }
+};
+
+// While it lives, subnormal numbers are zero in what this thread computes: a processor may take a hundred
+// times as long over them, and vanishing gradients pass through them all.
+class FlushSubnormals {
+ public:
+#if defined(__x86_64__)
+  FlushSubnormals() : before_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(before_ | 0x8040); }
+  ~FlushSubnormals() { __builtin_ia32_ldmxcsr(before_); }
+
+ private:
+  const unsigned before_;
+#elif defined(__aarch64__)
+  FlushSubnormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" : : "r"(before_ | uint64_t{1} << 24));
+  }
+  ~FlushSubnormals() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+
+ private:
+  uint64_t before_;
+#else
+  FlushSubnormals() {}
+#endif
+ public:
+  FlushSubnormals(const FlushSubnormals&) = delete;
 };
 
 template <class Number>

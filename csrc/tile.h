@@ -149,6 +149,7 @@ struct Column {
   // sums += rows times packed weights; `of` finds each row's factors.
   template <class Of>
   void add_product(const Packed<Number>& weights, Of of) {
+    const FlushSubnormals flush;
     const Number* factors[most][tile_rows];
     for (int64_t n = 0; n < count; ++n)
       for (int64_t r = 0; r < tiles[n].rows; ++r) factors[n][r] = of(tiles[n].row + r);

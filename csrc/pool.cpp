@@ -1,0 +1,115 @@
+#include "pool.h"
+
+#include <ATen/Context.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/new_empty.h>
+#include <c10/core/CPUAllocator.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace lstm_fused {
+namespace {
+
+// Smaller tensors the C library's own allocator keeps at hand.
+constexpr size_t smallest = 64 << 10;
+// What is kept unused at most: a layer of the larger sizes in bench/sizes.py. To map and clear memory at
+// every step takes as long as a quarter of a training step's arithmetic.
+constexpr size_t most_kept = 256 << 20;
+
+struct Block {
+  void* data;
+  size_t bytes;
+};
+
+size_t rounded(size_t bytes) {
+  constexpr size_t page = 4 << 10, large_page = 2 << 20;
+  const size_t unit = bytes < large_page ? page : large_page;
+  return (bytes + unit - 1) / unit * unit;
+}
+
+void* fresh(size_t bytes) {
+  constexpr size_t large_page = 2 << 20;
+  void* data = std::aligned_alloc(bytes < large_page ? 64 : large_page, bytes);
+  if (!data) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  // To map 4 KB at a time costs as much as to compute what is written there.
+  if (bytes >= large_page) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  return data;
+}
+
+// Blocks that no tensor uses, the longest unused first. Whoever finds it locked does without it: a process
+// forked while another thread held the lock would wait for ever.
+class Pool final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    auto* block = new Block(take(rounded(bytes)));
+    c10::profiledCPUMemoryReporter().New(block->data, bytes);
+    return {block->data, block, give_back, c10::Device(c10::kCPU)};
+  }
+  void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
+
+  // Never destroyed, for tensors may outlive every static object.
+  static Pool& instance() {
+    static Pool& pool = *new Pool;
+    return pool;
+  }
+
+ private:
+  Block take(size_t bytes) {
+    if (const std::unique_lock lock{mutex_, std::try_to_lock}) {
+      // The latest first, for it may still be in the caches; but no block is to be mostly empty.
+      for (auto block = kept_.rbegin(); block != kept_.rend(); ++block)
+        if (block->bytes >= bytes && block->bytes <= bytes + bytes / 4) {
+          const Block found = *block;
+          kept_.erase(std::next(block).base());
+          kept_bytes_ -= found.bytes;
+          return found;
+        }
+    }
+    return {fresh(bytes), bytes};
+  }
+
+  void keep(Block block) {
+    const std::unique_lock lock{mutex_, std::try_to_lock};
+    if (!lock || block.bytes > most_kept) return std::free(block.data);
+    kept_.push_back(block);
+    kept_bytes_ += block.bytes;
+    while (kept_bytes_ > most_kept) {
+      std::free(kept_.front().data);
+      kept_bytes_ -= kept_.front().bytes;
+      kept_.erase(kept_.begin());
+    }
+  }
+
+  static void give_back(void* context) {
+    const std::unique_ptr<Block> block{static_cast<Block*>(context)};
+    c10::profiledCPUMemoryReporter().Delete(block->data);
+    instance().keep(*block);
+  }
+
+  std::mutex mutex_;
+  std::vector<Block> kept_;
+  size_t kept_bytes_ = 0;
+};
+
+}  // namespace
+
+at::Tensor empty(const at::Tensor& like, at::IntArrayRef shape) {
+  const size_t bytes = static_cast<size_t>(c10::multiply_integers(shape)) * like.element_size();
+  // In deterministic mode PyTorch fills new tensors, to show what was never written.
+  if (bytes < smallest || at::globalContext().deterministicAlgorithms()) return like.new_empty(shape);
+  return at::detail::empty_generic(shape, &Pool::instance(), c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                   like.scalar_type(), std::nullopt);
+}
+
+}  // namespace lstm_fused
