@@ -1,5 +1,6 @@
 """Each engine as a pair of PyTorch operators, and the autograd Functions around them."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -266,3 +267,8 @@ class TracedLSTMFunction(LSTMFunction):
     """The same for the compiler, which takes no Function with a jvp of its own."""
 
     jvp = torch.autograd.Function.jvp  # type: ignore[assignment]
+
+
+# PyTorch reads a Function's signature at every call, and takes far longer to find it out than to look it up.
+for _function in (LSTMFunction, LSTMBackwardFunction):
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]

@@ -1,33 +1,64 @@
 """Large matrix products, by whichever of torch's libraries is fastest at them here."""
 
+import time
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor
 
-# MKL's float32 kernels stop at AVX2 on other makers' processors, oneDNN's do not: on one with AVX-512 it was
-# 1.1 to 1.6 times as fast at every dx of `bench/sizes.py`, and at sums over time whose result is large.
 ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-LARGE = 2**20  # smaller ones it takes 0.7 to 1.04 times as fast: it does not split the sum over threads
+# Numbers in a sum over time from which on oneDNN is worth it, where it is the faster at all: at smaller ones
+# it took 0.7 to 1.04 times as long as MKL wished, for it does not split the sum over threads.
+LARGE = 2**20
+# Up to here MKL is faster by the transpose, 1.05 to 2 times, with a copy that costs less.
+NARROW = 2**17
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Left [..., K] times right [K, N]."""
-    return onednn(left, right.T) if takes_onednn(left, right) else left @ right
+    return onednn(left, right.T) if ours_to_choose(left, right) and onednn_wins() else left @ right
 
 
 def outer_sum(left: Tensor, right: Tensor) -> Tensor:
     """Sum over t and batch of leftᵀ right: [T, B, M] and [T, B, N] give [M, N]."""
     left, right = left.flatten(0, 1), right.flatten(0, 1)
-    if takes_onednn(left, right) and left.shape[1] * right.shape[1] > LARGE:
-        return onednn(right.T, left.T).T  # faster than the other way round
+    if ours_to_choose(left, right):
+        numbers = left.shape[1] * right.shape[1]
+        if numbers > LARGE and onednn_wins():
+            return onednn(right.T, left.T).T  # faster than the other way round
+        if numbers <= NARROW:
+            return (right.T @ left).T.contiguous()
     return left.T @ right
 
 
-def takes_onednn(left: Tensor, right: Tensor) -> bool:
-    """Whether oneDNN is here, and takes these; the compiler has its own ways, and vmap no rule for it."""
-    if not ONEDNN or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+def ours_to_choose(left: Tensor, right: Tensor) -> bool:
+    """Whether the libraries differ for these; the compiler has its own ways, and vmap no rule for oneDNN."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     plain = left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
     return plain and left.numel() > 0 and right.numel() > 0
+
+
+@cache
+def onednn_wins() -> bool:
+    """Whether oneDNN beats torch.mm at float32 products on this processor, measured once in a process.
+
+    MKL's kernels stop at AVX2 on other makers' processors, where oneDNN was 2.3 times as fast; on Intel's both
+    are as fast. The bar lies far from either, so that one machine always gives one answer.
+    """
+    if not ONEDNN:
+        return False
+    a = torch.ones(512, 512, dtype=torch.float32, device="cpu")
+
+    def seconds(multiply: Callable[[Tensor, Tensor], Tensor]) -> float:
+        start = time.perf_counter()
+        multiply(a, a)
+        return time.perf_counter() - start
+
+    times = [(seconds(torch.mm), seconds(onednn)) for _ in range(6)]
+    mm, other = (min(found) for found in zip(*times, strict=True))
+    return mm > 1.4 * other
 
 
 def onednn(left: Tensor, right: Tensor) -> Tensor:
