@@ -124,7 +124,7 @@ void cells(const Backward<Number>& f, int64_t n, int64_t t, const Row<Number>* r
       Vec<Real<Number>> dc = load(f.dcell + b * H + j, left);
       const Gate da =
           cell_backward(dm, dc, Gate::from(f.gates + tb * 4 * H, H, j, left), c, c_prev, peephole);
-      da.to(f.dxw + tb * 4 * H, H, j, left);
+      da.to(f.dxw + tb * 4 * H, H, j, left, f.streams);
       da.to(f.da.at(n, b), H, j, left);
       store(f.dcell + b * H + j, dc, left);
       sum[0] += da.i, sum[1] += da.f, sum[2] += da.g, sum[3] += da.o;
@@ -211,6 +211,7 @@ void backward(const Backward<Number>& f, const Team& team) {
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
     for (int64_t j = j0; j < j1; j += lanes<Number>)
       store(f.dc0 + b * H + j, load(f.dcell + b * H + j, j1 - j), j1 - j);
+  if (f.streams) finish_streams();
   finish_sums(f, team);
 }
 

@@ -31,17 +31,19 @@ struct Gates {
     return {load(row + j, n), load(row + H + j, n), load(row + 2 * H + j, n), load(row + 3 * H + j, n)};
   }
   template <class Number>
-  void to(Number* row, int64_t H, int64_t j, int64_t n) const {
-    store(row + j, i, n);
-    store(row + H + j, f, n);
-    store(row + 2 * H + j, g, n);
-    store(row + 3 * H + j, o, n);
+  void to(Number* row, int64_t H, int64_t j, int64_t n, bool past_caches = false) const {
+    const auto put = [&](Number* to, Vec<Real> v) { past_caches ? stream(to, v, n) : store(to, v, n); };
+    put(row + j, i);
+    put(row + H + j, f);
+    put(row + 2 * H + j, g);
+    put(row + 3 * H + j, o);
   }
 };
 
 // Turns the pre-activations into gates and c_{t-1} into c_t; returns o * tanh(c).
 template <class Real>
 inline Vec<Real> cell_forward(Gates<Real>& a, Vec<Real>& c, const Peephole<Real>& p) {
+  c = without_subnormals<Real>(c);  // gates keep theirs: sigmoid is right to the smallest of them
   if (p.present) {
     a.i += p.i * c;
     a.f += p.f * c;

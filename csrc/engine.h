@@ -60,6 +60,7 @@ struct Forward {
   Sequence sequence;
   int64_t I, H, P;
   bool x_in_step;  // W_ih x is formed inside the step, not found in xw
+  bool streams;    // gates are stored past the caches
 
   // Inputs, the caller's. All but x are contiguous.
   Rows<Number> x;           // [T, B, I]
@@ -94,6 +95,7 @@ template <class Number>
 struct Backward {
   Sequence sequence;
   int64_t H, P;
+  bool streams;  // dxw is stored past the caches
 
   // Inputs, the caller's. All but dy are contiguous.
   Rows<Number> dy;          // [T, B, P], data may be null: zero

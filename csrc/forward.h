@@ -109,7 +109,7 @@ void cells(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* ro
       if (f.c) {
         const int64_t tb = t * f.sequence.B + b;
         store(f.c + tb * H + j, c, left);
-        gates.to(f.gates + tb * 4 * H, H, j, left);
+        gates.to(f.gates + tb * 4 * H, H, j, left, f.streams);
       }
     }
   }
@@ -179,6 +179,7 @@ void forward(const Forward<Number>& f, const Team& team) {
     for (int64_t j = j0; j < j1; j += lanes<Number>)
       store(f.c_n + b * H + j, load(f.cell + b * H + j, j1 - j), j1 - j);
   }
+  if (f.streams) finish_streams();
 }
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA

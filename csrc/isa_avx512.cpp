@@ -11,6 +11,7 @@
 #define LSTM_FUSED_ISA avx512
 #define LSTM_FUSED_VECTOR_BYTES 64
 #define LSTM_FUSED_REGISTERS 32
+#define LSTM_FUSED_AVX512
 #include "isa.h"
 #ifdef __clang__
 #pragma clang attribute pop

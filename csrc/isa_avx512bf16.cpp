@@ -11,6 +11,7 @@
 #define LSTM_FUSED_ISA avx512bf16
 #define LSTM_FUSED_VECTOR_BYTES 64
 #define LSTM_FUSED_REGISTERS 32
+#define LSTM_FUSED_AVX512
 #define LSTM_FUSED_BF16_DOT
 #include "isa.h"
 #ifdef __clang__

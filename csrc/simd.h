@@ -1,11 +1,13 @@
 // Vectors by the compiler's own extension, so that one source serves every instruction set; what it cannot
-// express, the dot product of bfloat16 pairs and the mode for subnormal numbers, is here and nowhere else.
+// express, the dot product of bfloat16 pairs, stores past the caches and the mode for subnormal numbers, is
+// here and nowhere else.
 //
 // LSTM_FUSED_ISA names the set and its namespace, LSTM_FUSED_VECTOR_BYTES is the width of a vector and
-// LSTM_FUSED_REGISTERS how many of them the set has; LSTM_FUSED_BF16_DOT says that it has that instruction.
+// LSTM_FUSED_REGISTERS how many of them the set has; LSTM_FUSED_AVX512 and LSTM_FUSED_BF16_DOT say what it
+// is.
 #pragma once
 
-#ifdef LSTM_FUSED_BF16_DOT
+#ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
@@ -115,6 +117,28 @@ inline void store(Number* to, Vec<Real<Number>> v, int64_t n) {
   if (n >= lanes<Number>) return store(to, v);
   const typename Stored<Number>::Type stored = Stored<Number>::narrow(v);
   __builtin_memcpy(to, &stored, static_cast<size_t>(n) * sizeof(Number));
+}
+
+// The same past the caches: for what is read long after, and would only push out what is read soon. Before
+// another thread reads it, `finish_streams`.
+template <class Number>
+inline void stream(Number* to, Vec<Real<Number>> v, int64_t n) {
+  if constexpr (sizeof(Number) == sizeof(Real<Number>)) {
+    if (n >= lanes<Number> && reinterpret_cast<uintptr_t>(to) % sizeof v == 0) {
+#if defined(LSTM_FUSED_AVX512)
+      return _mm512_stream_si512((__m512i*)to, (__m512i)v);
+#elif LSTM_FUSED_VECTOR_BYTES == 32
+      return _mm256_stream_si256((__m256i*)to, (__m256i)v);
+#endif
+    }
+  }
+  store(to, v, n);
+}
+
+inline void finish_streams() {
+#ifdef __x86_64__
+  _mm_sfence();
+#endif
 }
 
 // Interleaves the vectors of the numbers that lie together in a unit, `apart` in memory; zero past `left`.

@@ -44,7 +44,7 @@ def ours_to_choose(left: Tensor, right: Tensor) -> bool:
 def onednn_wins() -> bool:
     """Whether oneDNN beats torch.mm at float32 products on this processor, measured once in a process.
 
-    MKL's kernels stop at AVX2 on other makers' processors, where oneDNN was 2.3 times as fast; on Intel's both
+    MKL stops at AVX2 on other makers' processors, where oneDNN was 2.3 times as fast; on Intel's both
     are as fast. The bar lies far from either, so that one machine always gives one answer.
     """
     if not ONEDNN:

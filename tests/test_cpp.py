@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cases import CASES, PLAIN, make_tensors
+from cases import CASES, PLAIN, Case, make_tensors
 from harness import results
 from oracle import EXTENDED
 from torch.utils.data import DataLoader, Dataset
@@ -186,23 +187,66 @@ def test_backward_refuses_a_forward_pass_that_saved_nothing():
         backward_op["cpp"](y, h_n, c_n, c, gates, t["c0"], t["weight_hh"], t["peephole"], None, None, False)
 
 
-def test_subnormal_numbers_do_not_slow_it():
+def fastest(call):
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_subnormal_states_do_not_slow_it():
     # A cell state that halves at every step spends most of 1,000 steps below the smallest normal number.
-    import time
+    T, B, H = 1000, 4, 256
+    w_ih, w_hh, bias = torch.zeros(4 * H, 1), torch.zeros(4 * H, H), torch.zeros(4 * H)
+    x, h0 = torch.zeros(T, B, 1), torch.zeros(B, H)
 
     def seconds(c0):
-        T, B, H = 1000, 4, 256
-        w_ih, w_hh, bias = torch.zeros(4 * H, 1), torch.zeros(4 * H, H), torch.zeros(4 * H)
-        x, h0 = torch.zeros(T, B, 1), torch.zeros(B, H)
-        arguments = (x, w_ih, w_hh, bias, None, None, h0, torch.full((B, H), c0), None, False, False)
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            forward_op["cpp"](*arguments)
-            times.append(time.perf_counter() - start)
-        return min(times)
+        inputs = (x, w_ih, w_hh, bias, None, None, h0, torch.full((B, H), c0), None, False, False)
+        return fastest(lambda: forward_op["cpp"](*inputs))
 
     assert seconds(1e-30) < 2 * seconds(0.0)
+
+
+def test_subnormal_inputs_and_gradients_do_not_slow_it():
+    t = make_tensors(replace(PLAIN, T=50, B=16, I=64, H=64, bias=False), torch.float32)
+    weights = (t["weight_ih"], t["weight_hh"], None, t["peephole"], None)
+
+    def seconds(scale):
+        states = (t["h0"] * scale, t["c0"] * scale, None, False)
+        forward = fastest(lambda: forward_op["cpp"](t["x"] * scale, *weights, *states, False))
+        y, *_, c, gates = forward_op["cpp"](t["x"], *weights, t["h0"], t["c0"], None, False, True)
+        saved = (c, gates, t["c0"], t["weight_hh"], t["peephole"], None, None, False)
+        dxw = backward_op["cpp"](y * scale, None, None, *saved)[0]
+        assert not ((dxw != 0) & (dxw.abs() < torch.finfo().tiny)).any(), "the products after it meet some"
+        return forward, fastest(lambda: backward_op["cpp"](y * scale, None, None, *saved))
+
+    for what, tiny, zero in zip(("forward", "backward"), seconds(1e-42), seconds(0.0), strict=True):
+        assert tiny < 3 * zero, what
+
+
+def test_large_gates_are_stored_past_the_caches_and_right():
+    case = Case("large", T=33, B=66, I=8, H=256)  # 8.9 MB of gates
+    for name, value in results("cpp", case, torch.float32).items():
+        exact = results("reference", case, torch.float64)[name]
+        torch.testing.assert_close(
+            value.double(), exact, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_memory_is_used_again_but_never_while_it_is_needed():
+    t = operands(replace(PLAIN, T=64, B=3, I=37, H=130)) | {"lengths": None}
+    first = forward_op["cpp"](*t.values())
+    kept, places = [out.clone() for out in first], {out.data_ptr() for out in first}
+    second = forward_op["cpp"](*t.values())
+    assert places.isdisjoint(out.data_ptr() for out in second)
+    assert all(map(torch.equal, first, kept)), "a second call changed what the first returned"
+    gates = first[4].data_ptr()
+    del first
+    assert gates in {out.data_ptr() for out in forward_op["cpp"](*t.values())}, "memory was not used again"
+    second[0].resize_(2 * len(second[0]), *second[0].shape[1:])
+    assert torch.equal(second[0][: len(kept[0])], kept[0])
 
 
 def test_the_cases_reach_every_height_of_the_tile():
