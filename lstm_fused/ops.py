@@ -271,4 +271,4 @@ class TracedLSTMFunction(LSTMFunction):
 
 # PyTorch reads a Function's signature at every call, and takes far longer to find it out than to look it up.
 for _function in (LSTMFunction, LSTMBackwardFunction):
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]

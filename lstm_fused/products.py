@@ -57,7 +57,7 @@ def onednn_wins() -> bool:
         return time.perf_counter() - start
 
     times = [(seconds(torch.mm), seconds(onednn)) for _ in range(6)]
-    mm, other = (min(found) for found in zip(*times, strict=True))
+    mm, other = (float(min(found)) for found in zip(*times, strict=True))
     return mm > 1.4 * other
 
 
