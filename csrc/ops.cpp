@@ -184,9 +184,13 @@ auto by_dtype(const Tensor& tensor, const char* name, As as) {
   }
 }
 
-ForwardOutputs forward(const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Maybe& bias,
+ForwardOutputs forward(const Tensor& x, const Maybe& weight_ih, const Tensor& weight_hh, const Maybe& bias,
                        const Maybe& peephole, const Maybe& weight_hr, const Tensor& h0, const Tensor& c0,
-                       const Maybe& lengths, bool reverse, bool save) {
+                       const Maybe& lengths, bool reverse, bool save, const Maybe& gain_hh,
+                       const Maybe& h_mask, const Maybe& zoneout_h, const Maybe& zoneout_c,
+                       std::optional<double> cell_clip) {
+  TORCH_CHECK_NOT_IMPLEMENTED(weight_ih && !gain_hh && !h_mask && !zoneout_h && !zoneout_c && !cell_clip,
+                              "lstm_fused: the C++ engine does the textbook's LSTM only");
   const auto dtype = x.scalar_type();
   TORCH_CHECK_VALUE(x.dim() == 3 && h0.dim() == 2 && c0.dim() == 2,
                     "lstm_fused: x, h0 and c0 must have 3, 2 and 2 dimensions, got ", x.dim(), ", ", h0.dim(),
@@ -196,7 +200,7 @@ ForwardOutputs forward(const Tensor& x, const Tensor& weight_ih, const Tensor& w
                     ", got ", P);
   return by_dtype(x, "x", [&](auto number) {
     return forward_as<decltype(number)>(
-        checked_rows(x, "x", {T, B, I}, dtype), checked(weight_ih, "weight_ih", {4 * H, I}, dtype),
+        checked_rows(x, "x", {T, B, I}, dtype), checked(*weight_ih, "weight_ih", {4 * H, I}, dtype),
         checked(weight_hh, "weight_hh", {4 * H, P}, dtype), checked(bias, "bias", {4 * H}, dtype),
         checked(peephole, "peephole", {3 * H}, dtype), checked(weight_hr, "weight_hr", {P, H}, dtype),
         checked(h0, "h0", {B, P}, dtype), checked(c0, "c0", {B, H}, dtype), checked_lengths(lengths, T, B),
@@ -204,7 +208,7 @@ ForwardOutputs forward(const Tensor& x, const Tensor& weight_ih, const Tensor& w
   });
 }
 
-using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Number>
 BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_n, const Tensor& c,
@@ -239,12 +243,16 @@ BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_
   f.sums = space.take<double>(threads * 7 * f.width);
   f.rows = space.take<Row<Number>>(threads * B);
   run(threads, [&](const Team& team) { isa.backward(f, team); });
-  return {dxw, dh0, dc0, dbias, dpeephole};
+  return {dxw, dh0, dc0, dbias, dpeephole, c.new_empty({0})};
 }
 
 BackwardOutputs backward(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_n, const Tensor& c,
                          const Tensor& gates, const Tensor& c0, const Tensor& weight_hh,
-                         const Maybe& peephole, const Maybe& weight_hr, const Maybe& lengths, bool reverse) {
+                         const Maybe& peephole, const Maybe& weight_hr, const Maybe& lengths, bool reverse,
+                         const Maybe& gain_hh, const Maybe& h_mask, const Maybe& zoneout_h,
+                         const Maybe& zoneout_c, std::optional<double> cell_clip, const Maybe& hw) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!gain_hh && !h_mask && !zoneout_h && !zoneout_c && !cell_clip && !hw,
+                              "lstm_fused: the C++ engine does the textbook's LSTM only");
   const auto dtype = c.scalar_type();
   TORCH_CHECK_VALUE(c.dim() == 3 && weight_hh.dim() == 2,
                     "lstm_fused: c and weight_hh must have 3 and 2 dimensions, got ", c.dim(), " and ",

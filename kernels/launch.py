@@ -63,7 +63,7 @@ def backward(
     if dxw.numel() == 0:
         dh0 = gates.new_zeros(B, weight_hh.shape[1]) if dh_n is None else dh_n.clone()
         dc0 = gates.new_zeros(B, H) if dc_n is None else dc_n.clone()
-        return Backward(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3 * H))
+        return Backward(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3 * H), gates.new_empty(0))
     layer = Layer("backward", H, B, gates.dtype, precision(), weight_hr is not None)
     plan = choose(layer, card_at(c.device), named())
     with torch.cuda.device_of(c):
@@ -72,8 +72,9 @@ def backward(
         if plan.kernel == "step":
             dh0, dc0 = steps.backward(plan, *douts, *saved, dense(weight_hr), dense(lengths), dxw, reverse)
             c_prev = previous(c, c0.to(c.dtype), lengths, reverse)
-            return Backward(dxw, dh0, dc0, *vector_gradients(dxw, c, c_prev, peephole))
-        return Backward(dxw, *sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse))
+            return Backward(dxw, dh0, dc0, *vector_gradients(dxw, c, c_prev, peephole), gates.new_empty(0))
+        found = sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse)
+        return Backward(dxw, *found, gates.new_empty(0))
 
 
 def input_projection(x: Tensor, weight_ih: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ def forward(
     lengths: Tensor | None,
     reverse: bool,
     save: bool,
+    *variant: Any,
 ) -> Forward:
     """The forward pass by the contract of `lstm_fused.reference`."""
     from lstm_fused.kernels import launch
@@ -60,6 +62,7 @@ def backward(
     weight_hr: Tensor | None,
     lengths: Tensor | None,
     reverse: bool,
+    *variant: Any,
 ) -> Backward:
     """The backward pass by the contract of `lstm_fused.reference`."""
     from lstm_fused.kernels import launch
