@@ -48,7 +48,6 @@ ENGINES = (
         (torch.bfloat16, torch.float32, torch.float64),
         cpp.unavailable,
         narrow_c=True,
-        variants=(),
     ),
     Engine("reference", None, FLOATS, lambda: None),
     # Behind the reference, so by name only, until it has run on a GPU: so far it is proven without one.

@@ -49,7 +49,7 @@ class LSTM(nn.Module):
         forget_bias: what b_f starts at, all of it in bias_ih; None draws it like the other parameters.
         coupled: let in what is forgotten, i = 1 - f: three gates, ordered f, g, o.
         layer_norm: normalize W_ih x_t and W_hh h_{t-1}, each over its four gates.
-        recurrent_dropout: probability of hiding a part of h from the gates, for a whole sequence, in training.
+        recurrent_dropout: probability of hiding a part of h from the gates, for whole sequences, in training.
         zoneout_h: probability of a part of h to stay as it was at a step; the share it keeps in eval mode.
         zoneout_c: the same for c.
         cell_clip: bound on the magnitude of c.

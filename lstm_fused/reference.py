@@ -20,12 +20,12 @@ and the reverse direction starts at that step.
 
 Variants, each alone or with others; with a projection, h is what it yields (docs/variants.md has the papers):
 
-    recurrent dropout   W_hh (mask * h_{t-1}), one mask for all steps; the product in parentheses in h's dtype
-    layer norm          gain * (W_hh h_{t-1} - mean) / sqrt(variance + 1e-5) in place of W_hh h_{t-1}, the mean
-                        and the variance those of its 4H numbers; W_ih x_t was treated so before, outside
-    cell clip           c_t is min(max(f_t * c_{t-1} + i_t * g_t, -clip), clip), for o_t and h_t too
-    zoneout             z_h * h_{t-1} + (1 - z_h) * h_t in place of h_t, and z_c * c_{t-1} + (1 - z_c) * c_t in
-                        place of c_t, after all else: o_t and tanh see c_t as it was
+    recurrent dropout  W_hh (mask * h_{t-1}), one mask for all steps; the product in parentheses in h's dtype
+    layer norm         gain * (W_hh h_{t-1} - mean) / sqrt(variance + 1e-5) in place of W_hh h_{t-1}, the mean
+                       and the variance those of its 4H numbers; W_ih x_t was treated so before, outside
+    cell clip          c_t is min(max(f_t * c_{t-1} + i_t * g_t, -clip), clip), for o_t and h_t too
+    zoneout            z_h * h_{t-1} + (1 - z_h) * h_t in place of h_t, and z_c * c_{t-1} + (1 - z_c) * c_t in
+                       place of c_t, after all else: o_t and tanh see c_t as it was
 """
 
 from collections.abc import Iterable

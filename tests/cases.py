@@ -80,7 +80,9 @@ VARIANTS = (
     replace(PLAIN, name="zoneout_c_reverse_no_states", zoneout_c=True, reverse=True, states=False),
     replace(ZONEOUT, name="zoneout_lengths_reverse", lengths=UNEVEN, reverse=True),
     replace(ZONEOUT, name="zoneout_projection_lengths", P=11, lengths=UNEVEN),
-    replace(ZONEOUT, name="zoneout_projection_lengths_reverse", P=11, lengths=UNEVEN, reverse=True),
+    replace(
+        ZONEOUT, name="zoneout_projection_lengths_reverse", T=40, P=11, lengths=(25, 40, 0), reverse=True
+    ),
     replace(ZONEOUT, name="zoneout_expanded", layout="expanded"),
     replace(ZONEOUT, name="zoneout_strided", layout="strided"),
     replace(PLAIN, name="cell_clip", cell_clip=0.5),
