@@ -51,7 +51,7 @@ ENGINES = (
     ),
     Engine("reference", None, FLOATS, lambda: None),
     # Behind the reference, so by name only, until it has run on a GPU: so far it is proven without one.
-    Engine("triton", (triton.DEVICE,), FLOATS, triton.unavailable, variants=()),
+    Engine("triton", (triton.DEVICE,), FLOATS, triton.unavailable),
 )
 
 

@@ -330,5 +330,6 @@ class TracedLSTMFunction(LSTMFunction):
 
 
 # PyTorch reads a Function's signature at every call, and takes far longer to find it out than to look it up.
-for _function in (LSTMFunction, LSTMBackwardFunction):
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
+_functions: tuple[Any, ...] = (LSTMFunction, LSTMBackwardFunction)
+for _function in _functions:
+    _function.forward.__signature__ = inspect.signature(_function.forward)

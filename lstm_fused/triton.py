@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstm_fused.reference import Backward, Forward
+from lstm_fused.reference import Backward, Forward, Variant
 
 # Triton's own switch: kernels run in its interpreter, on the CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -29,7 +29,7 @@ def unavailable() -> str | None:
 
 def forward(
     x: Tensor,
-    weight_ih: Tensor,
+    weight_ih: Tensor | None,
     weight_hh: Tensor,
     bias: Tensor | None,
     peephole: Tensor | None,
@@ -45,7 +45,7 @@ def forward(
     from lstm_fused.kernels import launch
 
     result: Forward = launch.forward(
-        x, weight_ih, weight_hh, bias, peephole, weight_hr, h0, c0, lengths, reverse, save
+        x, weight_ih, weight_hh, bias, peephole, weight_hr, h0, c0, lengths, reverse, save, Variant(*variant)
     )
     return result
 
@@ -68,6 +68,18 @@ def backward(
     from lstm_fused.kernels import launch
 
     result: Backward = launch.backward(
-        dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, weight_hr, lengths, reverse
+        dy,
+        dh_n,
+        dc_n,
+        c,
+        gates,
+        c0,
+        weight_hh,
+        peephole,
+        weight_hr,
+        lengths,
+        reverse,
+        Variant(*variant[:5]),
+        *variant[5:],
     )
     return result

@@ -31,6 +31,12 @@ class Case:
     cell_clip: float | None = None
     layer_norm: bool = False
 
+    @property
+    def varied(self) -> bool:
+        """Whether it goes beyond the textbook."""
+        masks = self.recurrent_dropout or self.zoneout_h or self.zoneout_c
+        return masks or self.layer_norm or self.cell_clip is not None
+
 
 PLAIN = Case("plain")
 UNEVEN = (40, 63, 0)

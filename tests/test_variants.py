@@ -1,6 +1,8 @@
 """The modules' options beyond the textbook: what each does, and that PyTorch takes them all."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -248,6 +250,35 @@ def test_autocast(engine):
     torch.testing.assert_close(y.float(), exact, rtol=0.1, atol=0.05)
     y.sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in lstm.parameters())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning",  # Dynamo's own doing
+    "ignore:.*deprecated:DeprecationWarning",
+)
+@each_engine
+def test_compiles_and_exports(engine):
+    lstm, given = make(**EVERYTHING, num_layers=2, proj_size=3, engine=engine), x(6, 3)
+    compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
+    found = []
+    for module in (lstm, compiled):
+        torch.manual_seed(0)
+        y, states = module(given, lengths=torch.tensor([6, 0, 3]))
+        found.append((y, *states, *torch.autograd.grad(y.sum(), list(lstm.parameters()))))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-12, atol=1e-14)
+    dynamic = {0: torch.export.Dim("T"), 1: torch.export.Dim("B")}
+    program = torch.export.export(lstm.eval(), (given,), dynamic_shapes=(dynamic,)).module()
+    torch.testing.assert_close(program(x(9, 2))[0], lstm(x(9, 2))[0])
+
+
+def test_the_documented_options_are_those_of_the_module():
+    text = (Path(__file__).parents[1] / "docs" / "variants.md").read_text()
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    assert names["lstm"](torch.zeros(4, 2, 28))[0].shape == (4, 2, 128)
+    documented = set(re.findall(r"`(\w+)`", text.partition("|---|")[2].partition("\n\n")[0]))
+    assert documented >= {*EVERYTHING, "coupled"}
 
 
 def test_padding_may_hold_nan_under_layer_norm():
