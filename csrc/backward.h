@@ -3,6 +3,7 @@
 
 #include "cell.h"
 #include "pack.h"
+#include "variant.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
@@ -55,7 +56,11 @@ void pad(const Backward<Number>& f, const Slice& s, int64_t t, int64_t j0, int64
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
     if (t >= f.sequence.length(b))
       for (int64_t gate = 0; gate < 4; ++gate)
-        for (int64_t j = j0; j < j1; ++j) f.dxw[((t * f.sequence.B + b) * 4 + gate) * f.H + j] = {};
+        for (int64_t j = j0; j < j1; ++j) {
+          const int64_t at = ((t * f.sequence.B + b) * 4 + gate) * f.H + j;
+          f.dxw[at] = {};
+          if (f.dhw) f.dhw[at] = {};
+        }
 }
 
 // What h_t's gradient gets from the steps after t, into the sums: da_{t+1} W_hh, or dh_n at the end.
@@ -86,7 +91,10 @@ void store_dh(const Backward<Number>& f, const Row<Number>* rows, Column<Number>
         const int64_t j = tile.panel0 * panel<Number> + v * lanes<Number>, b = rows[tile.row + r].b;
         if (j >= f.P) continue;
         Vec<Real<Number>> sum = load(tile.at(r, 0) + v * lanes<Number>);
-        if (with_dy && f.dy.data) sum += load(f.dy.at(t, b) + j, f.P - j);
+        if (f.variant.any)
+          sum = gradient_of_h(f, rows[tile.row + r], with_dy ? t : -1, j, sum);
+        else if (with_dy && f.dy.data)
+          sum += load(f.dy.at(t, b) + j, f.P - j);
         store(to(b) + j, sum, f.P - j);
       }
   }
@@ -104,7 +112,7 @@ inline void add_to(double* sums, Vec<float> v) {
 }
 
 // The cell on the tile's sums, the gradients of o * tanh(c) but for dy_t; adds to sums [7, width].
-template <class Number>
+template <bool Varied, class Number>
 void cells(const Backward<Number>& f, int64_t n, int64_t t, const Row<Number>* rows, Tile<Number>& tile,
            bool with_dy, double* sums) {
   using Gate = Gates<Real<Number>>;
@@ -118,12 +126,23 @@ void cells(const Backward<Number>& f, int64_t n, int64_t t, const Row<Number>* r
       const int64_t b = rows[tile.row + r].b, tb = t * B + b;
       const bool starts = t == f.sequence.first(b);
       const Number* before = starts ? f.c0 + b * H : f.c + (f.sequence.previous(t) * B + b) * H;
-      const Vec<Real<Number>> c = load(f.c + tb * H + j, left), c_prev = load(before + j, left);
+      const Gate gates = Gate::from(f.gates + tb * 4 * H, H, j, left);
+      Vec<Real<Number>> c = load(f.c + tb * H + j, left), dc_kept = {};
+      const Vec<Real<Number>> c_prev = load(before + j, left);
       Vec<Real<Number>> dm = load(tile.at(r, 0) + v * lanes<Number>);
-      if (with_dy && f.dy.data) dm += load(f.dy.at(t, b) + j, left);
       Vec<Real<Number>> dc = load(f.dcell + b * H + j, left);
-      const Gate da =
-          cell_backward(dm, dc, Gate::from(f.gates + tb * 4 * H, H, j, left), c, c_prev, peephole);
+      if (Varied && with_dy)
+        dm = gradient_of_h(f, rows[tile.row + r], t, j, dm);
+      else if (with_dy && f.dy.data)
+        dm += load(f.dy.at(t, b) + j, left);
+      if (Varied && f.variant.zoneout_c.data) {
+        const Vec<Real<Number>> share = load(f.variant.zoneout_c.at(t, b) + j, left);
+        dc_kept = share * dc;
+        dc *= 1 - share;
+        c = clip<Real<Number>>(gates.f * c_prev + gates.i * gates.g, f.variant.cell_clip);
+      }
+      const Gate da = cell_backward<Varied>(dm, dc, gates, c, c_prev, peephole, f.variant.cell_clip);
+      if (Varied) dc += dc_kept;
       da.to(f.dxw + tb * 4 * H, H, j, left, f.streams);
       da.to(f.da.at(n, b), H, j, left);
       store(f.dcell + b * H + j, dc, left);
@@ -175,7 +194,11 @@ void backward(const Backward<Number>& f, const Team& team) {
     if (!f.weight_hr) {
       for_rows(h0, h1, [&](Column<Number>& column) {
         from_later(f, rows, column);
-        for (int64_t i = 0; i < column.count; ++i) cells(f, n, t, rows, column.tiles[i], true, sums);
+        for (int64_t i = 0; i < column.count; ++i)
+          if (f.variant.any)
+            cells<true>(f, n, t, rows, column.tiles[i], true, sums);
+          else
+            cells<false>(f, n, t, rows, column.tiles[i], true, sums);
       });
     } else {
       for_rows(p0, p1, [&](Column<Number>& column) {
@@ -184,14 +207,21 @@ void backward(const Backward<Number>& f, const Team& team) {
       });
       s.sync();
       for_columns<Number>(0, count.all, h0, h1, [&](Column<Number>& column) {
-        for (int64_t i = 0; i < column.count; ++i)
-          for (Real<Number>& sum : column.tiles[i].sums) sum = 0;
+        zero(column);
         column.add_product(packed(f.packed_hr, P), [&](int64_t r) { return f.dh.at(n, rows[r].b); });
-        for (int64_t i = 0; i < column.count; ++i) cells(f, n, t, rows, column.tiles[i], false, sums);
+        for (int64_t i = 0; i < column.count; ++i)
+          if (f.variant.any)
+            cells<true>(f, n, t, rows, column.tiles[i], false, sums);
+          else
+            cells<false>(f, n, t, rows, column.tiles[i], false, sums);
       });
     }
     if (q.lengths) pad(f, s, t, j0, j1);
     s.sync();
+    if (f.variant.gain_hh) {
+      denormalize(f, s, n, t, rows, count.all);
+      s.sync();
+    }
   }
 
   // dh0: a row's first da W_hh, or dh_n where it has no step at all.

@@ -40,9 +40,16 @@ struct Gates {
   }
 };
 
-// Turns the pre-activations into gates and c_{t-1} into c_t; returns o * tanh(c).
 template <class Real>
-inline Vec<Real> cell_forward(Gates<Real>& a, Vec<Real>& c, const Peephole<Real>& p) {
+inline Vec<Real> clip(Vec<Real> c, Real bound) {
+  const Vec<Real> high = broadcast(bound);
+  c = c > high ? high : c;  // NaN stays
+  return c < -high ? -high : c;
+}
+
+// Turns the pre-activations into gates and c_{t-1} into c_t; returns o * tanh(c).
+template <bool Clipped, class Real>
+inline Vec<Real> cell_forward(Gates<Real>& a, Vec<Real>& c, const Peephole<Real>& p, Real bound) {
   c = without_subnormals<Real>(c);  // gates keep theirs: sigmoid is right to the smallest of them
   if (p.present) {
     a.i += p.i * c;
@@ -52,21 +59,23 @@ inline Vec<Real> cell_forward(Gates<Real>& a, Vec<Real>& c, const Peephole<Real>
   a.f = sigmoid<Real>(a.f);
   a.g = tanh<Real>(a.g);
   c = a.f * c + a.i * a.g;
+  if constexpr (Clipped) c = clip<Real>(c, bound);
   if (p.present) a.o += p.o * c;
   a.o = sigmoid<Real>(a.o);
   return a.o * tanh<Real>(c);
 }
 
 // Returns da from the gates and the gradient dm of o * tanh(c); turns dc_t into dc_{t-1}.
-template <class Real>
+template <bool Clipped, class Real>
 inline Gates<Real> cell_backward(Vec<Real> dm, Vec<Real>& dc, const Gates<Real>& gate, Vec<Real> c,
-                                 Vec<Real> c_prev, const Peephole<Real>& p) {
+                                 Vec<Real> c_prev, const Peephole<Real>& p, Real bound) {
   const auto [i, f, g, o] = gate;
   const Vec<Real> s = tanh<Real>(c);
   Gates<Real> da;
   da.o = dm * s * o * (1 - o);
   dc += dm * o * (1 - s * s);
   if (p.present) dc += p.o * da.o;
+  if constexpr (Clipped) dc = abs<Real>(f * c_prev + i * g) > broadcast(bound) ? Vec<Real>{} : dc;
   da.i = dc * g * i * (1 - i);
   da.f = dc * c_prev * f * (1 - f);
   da.g = dc * i * (1 - g * g);

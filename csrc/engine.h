@@ -55,6 +55,17 @@ struct Relay {
   Number* at(int64_t n, int64_t b) const { return data + ((n & 1) * B + b) * row_stride<Number>(N); }
 };
 
+// What a layer does beyond the textbook.
+template <class Number>
+struct Variant {
+  bool any;
+  const Number* gain_hh;   // [4H], or null: no layer norm
+  const Number* h_mask;    // [B, P], or null
+  Rows<Number> zoneout_h;  // [T, B, P], data may be null
+  Rows<Number> zoneout_c;  // [T, B, H], data may be null
+  Real<Number> cell_clip;  // infinite: none
+};
+
 template <class Number>
 struct Forward {
   Sequence sequence;
@@ -72,6 +83,7 @@ struct Forward {
   const Number* weight_hr;  // [P, H], or null: P = H
   const Number* h0;         // [B, P]
   const Number* c0;         // [B, H]
+  Variant<Number> variant;
 
   // Outputs, the caller's, contiguous, every element written.
   Number* y;      // [T, B, P]
@@ -88,6 +100,7 @@ struct Forward {
   Relay<Number> h;       // of N = P
   Relay<Number> m;       // of N = H, o * tanh(c), unused without weight_hr
   Real<Number>* cell;    // [B, H], c of the last step
+  Real<Number>* hw;      // [B, 4H], W_hh h_{t-1}, unused without gain_hh
   Row<Number>* rows;     // [threads, B]
 };
 
@@ -107,23 +120,27 @@ struct Backward {
   const Number* weight_hh;  // [4H, P]
   const Number* peephole;   // [3H], or null
   const Number* weight_hr;  // [P, H], or null: P = H
+  Variant<Number> variant;
+  const Real<Number>* hw;  // [T, B, 4H], W_hh h_{t-1}, unused without gain_hh
 
   // Outputs, the caller's, contiguous, every element written.
   Number* dxw;        // [T, B, 4H]
+  Number* dhw;        // [T, B, 4H], unused without gain_hh
   Number* dh0;        // [B, P]
   Number* dc0;        // [B, H]
   Number* dbias;      // [4H]
   Number* dpeephole;  // [3H], zero without peephole
 
   // Workspace, the caller's, 64-byte aligned.
-  Number* packed_hh;    // Packing::channels(P, 4H)
-  Number* packed_hr;    // Packing::channels(H, P), unused without weight_hr
-  Relay<Number> da;     // of N = 4H
-  Relay<Number> dh;     // of N = P, unused without weight_hr
-  Real<Number>* dcell;  // [B, H], dc of the last step
-  double* sums;         // [threads, 7, width], dbias and dpeephole of each thread's rows
-  int64_t width;        // H, in whole vectors
-  Row<Number>* rows;    // [threads, B]
+  Number* packed_hh;      // Packing::channels(P, 4H)
+  Number* packed_hr;      // Packing::channels(H, P), unused without weight_hr
+  Relay<Number> da;       // of N = 4H
+  Relay<Number> dh;       // of N = P, unused without weight_hr
+  Real<Number>* dcell;    // [B, H], dc of the last step
+  Real<Number>* dh_kept;  // [B, P], what passes by the last step, unused without zoneout_h
+  double* sums;           // [threads, 7, width], dbias and dpeephole of each thread's rows
+  int64_t width;          // H, in whole vectors
+  Row<Number>* rows;      // [threads, B]
 };
 
 // How large packed weights are. A panel is two vectors of outputs by the whole inner dimension.

@@ -3,6 +3,7 @@
 
 #include "cell.h"
 #include "pack.h"
+#include "variant.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
@@ -26,7 +27,8 @@ void start(const Forward<Number>& f, const Slice& s) {
       store(f.cell + b * f.H + j, load(f.c0 + b * f.H + j, n), n);
     }
     for (int64_t slot = 0; slot < 2; ++slot) {
-      for (int64_t j = s.begin(f.P); j < s.end(f.P); ++j) f.h.at(slot, b)[j] = f.h0[b * f.P + j];
+      for (int64_t j = s.begin(f.P); j < s.end(f.P); j += lanes<Number>)
+        relay_h(f, f.h0 + b * f.P + j, b, j, min(lanes<Number>, s.end(f.P) - j), f.h.at(slot, b));
       if (s.part == 0) {
         for (int64_t j = f.P; j < row_stride<Number>(f.P); ++j) f.h.at(slot, b)[j] = {};
         if (f.weight_hr)
@@ -90,7 +92,7 @@ void bias(const Forward<Number>& f, int64_t t, const Row<Number>* rows, Tile<Num
 }
 
 // The cell on the tile's sums; o * tanh(c) goes to rows b of y [B, H], if that is given, and of the relay.
-template <class Number>
+template <bool Varied, class Number>
 void cells(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* rows, Tile<Number>& tile,
            Number* y, const Relay<Number>& relay) {
   using Gate = Gates<Real<Number>>;
@@ -102,9 +104,17 @@ void cells(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* ro
       const int64_t b = rows[tile.row + r].b;
       Gate gates = Gate::from(tile.at(r, p), lanes<Number>, 0, lanes<Number>);
       Vec<Real<Number>> c = load(f.cell + b * H + j, left);
-      const Vec<Real<Number>> m = cell_forward(gates, c, peephole);
-      store(relay.at(n, b) + j, m, left);
-      if (y) store(y + b * H + j, m, left);
+      const Vec<Real<Number>> c_prev = c;
+      const Vec<Real<Number>> m = cell_forward<Varied>(gates, c, peephole, f.variant.cell_clip);
+      if (Varied && f.variant.zoneout_c.data)
+        c = mix<Real<Number>>(load(f.variant.zoneout_c.at(t, b) + j, left), c_prev, c);
+      if (Varied && y) {
+        store(y + b * H + j, zone_out_h(f, t, b, j, left, m), left);
+        relay_h(f, y + b * H + j, b, j, left, relay.at(n, b));
+      } else {
+        store(relay.at(n, b) + j, m, left);
+        if (y) store(y + b * H + j, m, left);
+      }
       store(f.cell + b * H + j, c, left);
       if (f.c) {
         const int64_t tb = t * f.sequence.B + b;
@@ -117,10 +127,9 @@ void cells(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* ro
 
 // y_t = W_hr m.
 template <class Number>
-void project(const Forward<Number>& f, int64_t n, const Row<Number>* rows, Column<Number>& column,
+void project(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* rows, Column<Number>& column,
              Number* y) {
-  for (int64_t i = 0; i < column.count; ++i)
-    for (Real<Number>& sum : column.tiles[i].sums) sum = 0;
+  zero(column);
   column.add_product(packed(f.packed_hr, f.H), [&](int64_t r) { return f.m.at(n, rows[r].b); });
   for (int64_t i = 0; i < column.count; ++i) {
     Tile<Number>& tile = column.tiles[i];
@@ -129,8 +138,13 @@ void project(const Forward<Number>& f, int64_t n, const Row<Number>* rows, Colum
         const int64_t j = tile.panel0 * panel<Number> + v * lanes<Number>, b = rows[tile.row + r].b;
         if (j >= f.P) continue;
         const Vec<Real<Number>> h = load(tile.at(r, 0) + v * lanes<Number>);
-        store(y + b * f.P + j, h, f.P - j);
-        store(f.h.at(n, b) + j, h, f.P - j);
+        if (f.variant.any) {
+          store(y + b * f.P + j, zone_out_h(f, t, b, j, f.P - j, h), f.P - j);
+          relay_h(f, y + b * f.P + j, b, j, f.P - j, f.h.at(n, b));
+        } else {
+          store(y + b * f.P + j, h, f.P - j);
+          store(f.h.at(n, b) + j, h, f.P - j);
+        }
       }
   }
 }
@@ -156,19 +170,39 @@ void forward(const Forward<Number>& f, const Team& team) {
     const int64_t count = rows_at(f, s, n, t, rows);
     Number* y = f.y + t * B * P;
     if (f.x_in_step && n + 1 < T) relay_x(f, s, n + 1);
+    if (f.variant.gain_hh) {
+      for_columns<Number>(0, count, gate_panels * s.begin(vectors), gate_panels * s.end(vectors),
+                          [&](Column<Number>& column) {
+                            zero(column);
+                            column.add_product(packed(f.packed_hh, P), [&](int64_t r) { return rows[r].in; });
+                            for (int64_t i = 0; i < column.count; ++i) store_hw(f, rows, column.tiles[i]);
+                          });
+      s.sync();
+      normalize(f, s, rows, count);
+      s.sync();
+    }
     for_columns<Number>(
         0, count, gate_panels * s.begin(vectors), gate_panels * s.end(vectors), [&](Column<Number>& column) {
           for (int64_t i = 0; i < column.count; ++i) bias(f, t, rows, column.tiles[i]);
           if (f.x_in_step) column.add_product(packed(f.packed_ih, f.I), [&](int64_t r) { return rows[r].x; });
-          column.add_product(packed(f.packed_hh, P), [&](int64_t r) { return rows[r].in; });
-          for (int64_t i = 0; i < column.count; ++i)
-            cells(f, n, t, rows, column.tiles[i], f.weight_hr ? nullptr : y, f.weight_hr ? f.m : f.h);
+          if (!f.variant.gain_hh)
+            column.add_product(packed(f.packed_hh, P), [&](int64_t r) { return rows[r].in; });
+          for (int64_t i = 0; i < column.count; ++i) {
+            Tile<Number>& tile = column.tiles[i];
+            Number* to = f.weight_hr ? nullptr : y;
+            const Relay<Number>& relay = f.weight_hr ? f.m : f.h;
+            if (f.variant.gain_hh) add_normalized(f, rows, tile);
+            if (f.variant.any)
+              cells<true>(f, n, t, rows, tile, to, relay);
+            else
+              cells<false>(f, n, t, rows, tile, to, relay);
+          }
         });
     if (lengths) pad(f, s, t, j0, j1, y0, y1);
     s.sync();
     if (f.weight_hr) {
       for_columns<Number>(0, count, s.begin(panels), s.end(panels),
-                          [&](Column<Number>& column) { project(f, n, rows, column, y); });
+                          [&](Column<Number>& column) { project(f, n, t, rows, column, y); });
       s.sync();
     }
   }

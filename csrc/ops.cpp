@@ -1,12 +1,14 @@
 // The operators of lstm_fused/ops.py: checks what would be unsafe, allocates, and calls the engine.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -51,6 +53,10 @@ Tensor checked(const Tensor& tensor, const char* name, at::IntArrayRef shape, at
 Tensor checked_rows(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
   check(tensor, name, shape, dtype);
   return tensor.stride(2) == 1 ? tensor : tensor.contiguous();
+}
+
+Maybe checked_rows(const Maybe& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
+  return tensor ? Maybe(checked_rows(*tensor, name, shape, dtype)) : std::nullopt;
 }
 
 Maybe checked(const Maybe& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
@@ -114,6 +120,31 @@ class Workspace {
   std::vector<Tensor> held_;
 };
 
+// What the operators are asked for beyond the textbook, checked.
+struct Asked {
+  Maybe gain_hh, h_mask, zoneout_h, zoneout_c;
+  std::optional<double> cell_clip;
+
+  Asked(const Maybe& gain, const Maybe& mask, const Maybe& of_h, const Maybe& of_c,
+        std::optional<double> bound, int64_t T, int64_t B, int64_t H, int64_t P, at::ScalarType dtype)
+      : gain_hh(checked(gain, "gain_hh", {4 * H}, dtype)),
+        h_mask(checked(mask, "h_mask", {B, P}, dtype)),
+        zoneout_h(checked_rows(of_h, "zoneout_h", {T, B, P}, dtype)),
+        zoneout_c(checked_rows(of_c, "zoneout_c", {T, B, H}, dtype)),
+        cell_clip(bound) {}
+
+  template <class Number>
+  Variant<Number> as() const {
+    constexpr auto infinite = std::numeric_limits<Real<Number>>::infinity();
+    return {gain_hh || h_mask || zoneout_h || zoneout_c || cell_clip,
+            data<Number>(gain_hh),
+            data<Number>(h_mask),
+            rows_of<Number>(zoneout_h),
+            rows_of<Number>(zoneout_c),
+            cell_clip ? static_cast<Real<Number>>(*cell_clip) : infinite};
+  }
+};
+
 template <class Number>
 Relay<Number> relay(Workspace& space, int64_t B, int64_t N) {
   Relay<Number> result{nullptr, B, N};
@@ -129,18 +160,20 @@ int threads_for(int64_t products) {
 using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Number>
-ForwardOutputs forward_as(const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
-                          const Maybe& bias, const Maybe& peephole, const Maybe& weight_hr, const Tensor& h0,
-                          const Tensor& c0, const Maybe& lengths, bool reverse, bool save) {
+ForwardOutputs forward_as(const Tensor& x, const Maybe& weight_ih, const Tensor& weight_hh, const Maybe& bias,
+                          const Maybe& peephole, const Maybe& weight_hr, const Tensor& h0, const Tensor& c0,
+                          const Maybe& lengths, bool reverse, bool save, const Asked& asked) {
   const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = c0.size(1), P = h0.size(1);
   const Engine& isa = engine();
   const Packing<Number> packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real<Number>))};
   // float64 always inside: a sequence in pieces then equals the whole one bit for bit.
-  const bool x_in_step = B >= rows_for_x || std::is_same_v<Number, double>;
+  const bool x_in_step = weight_ih && (B >= rows_for_x || std::is_same_v<Number, double>);
   Tensor xw;
   if (!x_in_step) {
     const auto wide = dtype_of<Real<Number>>;
-    xw = at::linear(x.to(wide), weight_ih.to(wide), bias ? Maybe(bias->to(wide)) : std::nullopt);
+    const Maybe b = bias ? Maybe(bias->to(wide)) : std::nullopt;
+    xw = weight_ih ? at::linear(x.to(wide), weight_ih->to(wide), b) : x.to(wide).contiguous();
+    if (!weight_ih && b) xw = at::add(xw, *b);
   }
   const int threads = threads_for(B * 4 * H * (x_in_step ? P + I : P) / together<Number>);
 
@@ -159,6 +192,7 @@ ForwardOutputs forward_as(const Tensor& x, const Tensor& weight_ih, const Tensor
   f.h0 = data<Number>(h0), f.c0 = data<Number>(c0);
   f.y = out<Number>(y), f.h_n = out<Number>(h_n), f.c_n = out<Number>(c_n);
   if (save) f.c = out<Number>(c), f.gates = out<Number>(gates);
+  f.variant = asked.as<Number>();
   f.packed_ih = space.take<Number>(x_in_step ? packing.gates(H, I) : 0);
   f.packed_hh = space.take<Number>(packing.gates(H, P));
   f.packed_hr = space.take<Number>(weight_hr ? packing.channels(P, H) : 0);
@@ -166,6 +200,7 @@ ForwardOutputs forward_as(const Tensor& x, const Tensor& weight_ih, const Tensor
   f.h = relay<Number>(space, B, P);
   if (weight_hr) f.m = relay<Number>(space, B, H);
   f.cell = space.take<Real<Number>>(B * H);
+  f.hw = space.take<Real<Number>>(asked.gain_hh ? B * 4 * H : 0);
   f.rows = space.take<Row<Number>>(threads * B);
   run(threads, [&](const Team& team) { isa.forward(f, team); });
   return {y, h_n, c_n, c, gates};
@@ -187,9 +222,11 @@ auto by_dtype(const Tensor& tensor, const char* name, As as) {
   }
 }
 
-ForwardOutputs forward(const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh, const Maybe& bias,
+ForwardOutputs forward(const Tensor& x, const Maybe& weight_ih, const Tensor& weight_hh, const Maybe& bias,
                        const Maybe& peephole, const Maybe& weight_hr, const Tensor& h0, const Tensor& c0,
-                       const Maybe& lengths, bool reverse, bool save) {
+                       const Maybe& lengths, bool reverse, bool save, const Maybe& gain_hh,
+                       const Maybe& h_mask, const Maybe& zoneout_h, const Maybe& zoneout_c,
+                       std::optional<double> cell_clip) {
   const auto dtype = x.scalar_type();
   TORCH_CHECK_VALUE(x.dim() == 3 && h0.dim() == 2 && c0.dim() == 2,
                     "lstm_fused: x, h0 and c0 must have 3, 2 and 2 dimensions, got ", x.dim(), ", ", h0.dim(),
@@ -197,23 +234,26 @@ ForwardOutputs forward(const Tensor& x, const Tensor& weight_ih, const Tensor& w
   const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = c0.size(1), P = h0.size(1);
   TORCH_CHECK_VALUE(weight_hr || P == H, "lstm_fused: without weight_hr, h0 must be as wide as c0, ", H,
                     ", got ", P);
+  TORCH_CHECK_VALUE(weight_ih || I == 4 * H, "lstm_fused: without weight_ih, x must be [T, B, 4H], got ",
+                    x.sizes());
+  const Asked asked(gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip, T, B, H, P, dtype);
   return by_dtype(x, "x", [&](auto number) {
     return forward_as<decltype(number)>(
         checked_rows(x, "x", {T, B, I}, dtype), checked(weight_ih, "weight_ih", {4 * H, I}, dtype),
         checked(weight_hh, "weight_hh", {4 * H, P}, dtype), checked(bias, "bias", {4 * H}, dtype),
         checked(peephole, "peephole", {3 * H}, dtype), checked(weight_hr, "weight_hr", {P, H}, dtype),
         checked(h0, "h0", {B, P}, dtype), checked(c0, "c0", {B, H}, dtype), checked_lengths(lengths, T, B),
-        reverse, save);
+        reverse, save, asked);
   });
 }
 
-using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Number>
 BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_n, const Tensor& c,
                             const Tensor& gates, const Tensor& c0, const Tensor& weight_hh,
-                            const Maybe& peephole, const Maybe& weight_hr, const Maybe& lengths,
-                            bool reverse) {
+                            const Maybe& peephole, const Maybe& weight_hr, const Maybe& lengths, bool reverse,
+                            const Asked& asked, const Maybe& hw) {
   const int64_t T = c.size(0), B = c.size(1), H = c.size(2), P = weight_hh.size(1);
   const Engine& isa = engine();
   const Packing<Number> packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real<Number>))};
@@ -221,6 +261,7 @@ BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_
 
   const Tensor dxw = empty(c, {T, B, 4 * H}), dh0 = c.new_empty({B, P}), dc0 = c.new_empty({B, H});
   const Tensor dbias = c.new_empty({4 * H}), dpeephole = c.new_empty({3 * H});
+  const Tensor dhw = hw ? empty(c, {T, B, 4 * H}) : c.new_empty({0});
 
   Workspace space;
   Backward<Number> f{};
@@ -231,6 +272,8 @@ BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_
   f.c = data<Number>(c), f.gates = data<Number>(gates), f.c0 = data<Number>(c0);
   f.weight_hh = data<Number>(weight_hh), f.peephole = data<Number>(peephole);
   f.weight_hr = data<Number>(weight_hr);
+  f.variant = asked.as<Number>();
+  if (hw) f.hw = data<Real<Number>>(hw), f.dhw = out<Number>(dhw);
   f.dxw = out<Number>(dxw), f.dh0 = out<Number>(dh0), f.dc0 = out<Number>(dc0);
   f.dbias = out<Number>(dbias), f.dpeephole = out<Number>(dpeephole);
   f.packed_hh = space.take<Number>(packing.channels(P, 4 * H));
@@ -238,16 +281,19 @@ BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_
   f.da = relay<Number>(space, B, 4 * H);
   if (weight_hr) f.dh = relay<Number>(space, B, P);
   f.dcell = space.take<Real<Number>>(B * H);
+  f.dh_kept = space.take<Real<Number>>(asked.zoneout_h ? B * P : 0);
   f.width = (H + packing.lanes - 1) / packing.lanes * packing.lanes;
   f.sums = space.take<double>(threads * 7 * f.width);
   f.rows = space.take<Row<Number>>(threads * B);
   run(threads, [&](const Team& team) { isa.backward(f, team); });
-  return {dxw, dh0, dc0, dbias, dpeephole};
+  return {dxw, dh0, dc0, dbias, dpeephole, dhw};
 }
 
 BackwardOutputs backward(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_n, const Tensor& c,
                          const Tensor& gates, const Tensor& c0, const Tensor& weight_hh,
-                         const Maybe& peephole, const Maybe& weight_hr, const Maybe& lengths, bool reverse) {
+                         const Maybe& peephole, const Maybe& weight_hr, const Maybe& lengths, bool reverse,
+                         const Maybe& gain_hh, const Maybe& h_mask, const Maybe& zoneout_h,
+                         const Maybe& zoneout_c, std::optional<double> cell_clip, const Maybe& hw) {
   const auto dtype = c.scalar_type();
   TORCH_CHECK_VALUE(c.dim() == 3 && weight_hh.dim() == 2,
                     "lstm_fused: c and weight_hh must have 3 and 2 dimensions, got ", c.dim(), " and ",
@@ -255,14 +301,17 @@ BackwardOutputs backward(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_n, 
   const int64_t T = c.size(0), B = c.size(1), H = c.size(2), P = weight_hh.size(1);
   TORCH_CHECK_VALUE(weight_hr || P == H, "lstm_fused: without weight_hr, weight_hh must be [4H, H], got ",
                     weight_hh.sizes());
+  TORCH_CHECK_VALUE(gain_hh.has_value() == hw.has_value(), "lstm_fused: gain_hh and hw go together");
+  const Asked asked(gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip, T, B, H, P, dtype);
   return by_dtype(c, "c", [&](auto number) {
+    using Wide = Real<decltype(number)>;
     return backward_as<decltype(number)>(
         dy ? Maybe(checked_rows(*dy, "dy", {T, B, P}, dtype)) : std::nullopt,
         checked(dh_n, "dh_n", {B, P}, dtype), checked(dc_n, "dc_n", {B, H}, dtype),
         checked(c, "c", {T, B, H}, dtype), checked(gates, "gates", {T, B, 4 * H}, dtype),
         checked(c0, "c0", {B, H}, dtype), checked(weight_hh, "weight_hh", {4 * H, P}, dtype),
         checked(peephole, "peephole", {3 * H}, dtype), checked(weight_hr, "weight_hr", {P, H}, dtype),
-        checked_lengths(lengths, T, B), reverse);
+        checked_lengths(lengths, T, B), reverse, asked, checked(hw, "hw", {T, B, 4 * H}, dtype_of<Wide>));
   });
 }
 

@@ -167,6 +167,12 @@ struct Column {
   }
 };
 
+template <class Number>
+inline void zero(Column<Number>& column) {
+  for (int64_t i = 0; i < column.count; ++i)
+    for (Real<Number>& sum : column.tiles[i].sums) sum = 0;
+}
+
 // Visits rows [row0, row1) by panels [first, last) in register tiles of equal height, panels outermost: their
 // weights then stay in cache while all rows pass. All tiles but the last have as many panels: at least two,
 // for the rows are then fetched once for both, and two hold the gates of a vector of channels.

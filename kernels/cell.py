@@ -27,7 +27,15 @@ def tanh(x):
 
 
 @triton.jit
-def cell_forward(a, c_prev, p, PEEPHOLE: tl.constexpr):
+def clipped(c, CLIP: tl.constexpr):
+    """The c within its bound, if there is one; NaN stays."""
+    if CLIP is not None:
+        c = tl.where(c > CLIP, CLIP, tl.where(c < -CLIP, -CLIP, c))
+    return c
+
+
+@triton.jit
+def cell_forward(a, c_prev, p, PEEPHOLE: tl.constexpr, CLIP: tl.constexpr = None):
     """One step from the pre-activations: o * tanh(c), c, and the gates."""
     a_i, a_f, a_g, a_o = a
     p_i, p_f, p_o = p
@@ -37,7 +45,7 @@ def cell_forward(a, c_prev, p, PEEPHOLE: tl.constexpr):
     i = sigmoid(a_i)
     f = sigmoid(a_f)
     g = tanh(a_g)
-    c = f * c_prev + i * g
+    c = clipped(f * c_prev + i * g, CLIP)
     if PEEPHOLE:
         a_o += p_o * c
     o = sigmoid(a_o)
@@ -45,7 +53,7 @@ def cell_forward(a, c_prev, p, PEEPHOLE: tl.constexpr):
 
 
 @triton.jit
-def cell_backward(dm, dc, gates, c, c_prev, p, PEEPHOLE: tl.constexpr):
+def cell_backward(dm, dc, gates, c, c_prev, p, PEEPHOLE: tl.constexpr, CLIP: tl.constexpr = None):
     """One step back from the gradients of o * tanh(c) and of c: da of each gate, dc_prev."""
     i, f, g, o = gates
     p_i, p_f, p_o = p
@@ -54,6 +62,8 @@ def cell_backward(dm, dc, gates, c, c_prev, p, PEEPHOLE: tl.constexpr):
     dc += dm * o * (1 - s * s)
     if PEEPHOLE:
         dc += p_o * da_o
+    if CLIP is not None:
+        dc = tl.where(tl.abs(f * c_prev + i * g) > CLIP, 0, dc)
     da_i = dc * g * i * (1 - i)
     da_f = dc * c_prev * f * (1 - f)
     da_g = dc * i * (1 - g * g)

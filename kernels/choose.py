@@ -59,6 +59,7 @@ class Layer:
     dtype: torch.dtype
     precision: str  # of float32 products: "tf32" or "ieee"
     projection: bool = False
+    varied: bool = False  # whether it does anything beyond the textbook
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     reasons = []
     if layer.projection:
         reasons.append("takes no projection")
+    if layer.varied:
+        reasons.append("does the textbook's LSTM only")
     if plan.kernel == "resident" and layer.H * layer.dtype.itemsize > 256:
         reasons.append(f"takes H up to {256 // layer.dtype.itemsize} in this dtype")
     if plan.kernel == "cooperative" and layer.H > 1024:

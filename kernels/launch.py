@@ -7,12 +7,21 @@ from lstm_fused.kernels import sequence, steps
 from lstm_fused.kernels.choose import Layer, card_at, choose, named, precision
 from torch import Tensor
 
-from lstm_fused.reference import Backward, Forward, accumulation_dtype, previous, vector_gradients
+from lstm_fused.reference import (
+    PLAIN,
+    Backward,
+    Forward,
+    Variant,
+    accumulation_dtype,
+    cell_before_zoneout,
+    previous,
+    vector_gradients,
+)
 
 
 def forward(
     x: Tensor,  # [T, B, I]
-    weight_ih: Tensor,  # [4H, I]
+    weight_ih: Tensor | None,  # [4H, I]
     weight_hh: Tensor,  # [4H, P]
     bias: Tensor | None,  # [4H]
     peephole: Tensor | None,  # [3H]
@@ -22,6 +31,7 @@ def forward(
     lengths: Tensor | None,  # [B], int64
     reverse: bool,
     save: bool,
+    variant: Variant = PLAIN,
 ) -> Forward:
     """Run one layer in one direction over the whole sequence."""
     (T, B, _), H, P = x.shape, c0.shape[1], h0.shape[1]
@@ -30,7 +40,8 @@ def forward(
     gates = x.new_empty((T, B, 4 * H) if save else (0,))
     if y.numel() == 0:
         return Forward(y, h0.clone(), c0.clone(), c, gates)
-    layer = Layer("forward", H, B, x.dtype, precision(), weight_hr is not None)
+    options = weight_hr is not None, bool(variant.names())
+    layer = Layer("forward", H, B, x.dtype, precision(), *options)
     plan = choose(layer, card_at(x.device), named())
     with torch.cuda.device_of(x):
         xw = input_projection(x, weight_ih)
@@ -38,7 +49,8 @@ def forward(
         states = map(dense, (h0, c0, lengths))
         saved = (c, gates) if save else (None, None)
         if plan.kernel == "step":
-            h_n, c_n = steps.forward(plan, xw, *weights, dense(weight_hr), *states, y, *saved, reverse)
+            tensors = xw, *weights, dense(weight_hr), *states, y, *saved
+            h_n, c_n = steps.forward(plan, *tensors, reverse, variant)
         else:
             h_n, c_n = sequence.forward(plan, xw, *weights, *states, y, *saved, reverse)
     return Forward(y, h_n, c_n, c, gates)
@@ -56,28 +68,38 @@ def backward(
     weight_hr: Tensor | None,  # [P, H]
     lengths: Tensor | None,  # [B], int64
     reverse: bool,
+    variant: Variant = PLAIN,
+    hw: Tensor | None = None,  # [T, B, 4H], accumulation dtype
 ) -> Backward:
     """Carry the gradients of y, h_n and c_n (None is zero) back over the whole sequence."""
     B, H = c0.shape
     dxw = torch.empty_like(gates, memory_format=torch.contiguous_format)
+    dhw = gates.new_empty(0) if hw is None else torch.empty_like(dxw)
     if dxw.numel() == 0:
         dh0 = gates.new_zeros(B, weight_hh.shape[1]) if dh_n is None else dh_n.clone()
         dc0 = gates.new_zeros(B, H) if dc_n is None else dc_n.clone()
-        return Backward(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3 * H))
-    layer = Layer("backward", H, B, gates.dtype, precision(), weight_hr is not None)
+        return Backward(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3 * H), dhw)
+    options = weight_hr is not None, bool(variant.names())
+    layer = Layer("backward", H, B, gates.dtype, precision(), *options)
     plan = choose(layer, card_at(c.device), named())
     with torch.cuda.device_of(c):
         douts = map(dense, (dy, dh_n, dc_n))
         saved = map(dense, (c, gates, c0, weight_hh, peephole))
         if plan.kernel == "step":
-            dh0, dc0 = steps.backward(plan, *douts, *saved, dense(weight_hr), dense(lengths), dxw, reverse)
+            tensors = *douts, *saved, dense(weight_hr), dense(lengths), dxw
+            dh0, dc0 = steps.backward(plan, *tensors, reverse, variant, dense(hw), dhw)
             c_prev = previous(c, c0.to(c.dtype), lengths, reverse)
-            return Backward(dxw, dh0, dc0, *vector_gradients(dxw, c, c_prev, peephole))
-        return Backward(dxw, *sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse))
+            c = cell_before_zoneout(c, c_prev, gates, variant.zoneout_c, variant.cell_clip)
+            sums = vector_gradients(dxw, c, c_prev, peephole)
+            return Backward(dxw, dh0, dc0, *sums, dhw)
+        found = sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse)
+        return Backward(dxw, *found, dhw)
 
 
-def input_projection(x: Tensor, weight_ih: Tensor) -> Tensor:
+def input_projection(x: Tensor, weight_ih: Tensor | None) -> Tensor:
     """W_ih x_t of all steps in one product, in the accumulation dtype: [T, B, 4H]."""
+    if weight_ih is None:
+        return x.to(accumulation_dtype(x.dtype)).contiguous()
     T, B, I = x.shape
     rows = x.reshape(T * B, I)
     wide = accumulation_dtype(x.dtype)

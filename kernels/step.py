@@ -6,6 +6,7 @@ from lstm_fused.kernels.cell import (
     add_product,
     cell_backward,
     cell_forward,
+    clipped,
     gate_rows,
     load_gates,
     load_inputs,
@@ -15,6 +16,7 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
+from lstm_fused.kernels.variant import add_normalized, load_h, load_share
 
 
 @triton.jit(do_not_specialize=["t", "B"])
@@ -38,6 +40,13 @@ def lstm_forward_step_kernel(
     BB: tl.constexpr,
     BH: tl.constexpr,
     BK: tl.constexpr,
+    hw=None,  # [B, 4H], W_hh h_{t-1} in the accumulation dtype, with layer norm
+    gain_hh=None,  # [4H], with layer norm
+    h_mask=None,  # [B, P] or None
+    zoneout_h=None,  # [T, B, H], or SHARED [H], or None; None with a projection
+    zoneout_c=None,  # [T, B, H], or SHARED [H], or None
+    CLIP: tl.constexpr = None,
+    SHARED: tl.constexpr = False,
 ):
     """h, c and the gates of step t; programs [batch tile, hidden tile]."""
     WIDE: tl.constexpr = xw.dtype.element_ty
@@ -47,19 +56,28 @@ def lstm_forward_step_kernel(
     state = offsets(0, rows, cols, B, H)
     w_rows, w_mask = gate_rows(tl.program_id(1) * BH, H, BH)
 
-    product = tl.zeros((BB, 4 * BH), WIDE)
-    for k in range(0, P, BK):
-        ks = k + tl.arange(0, BK)
-        h = tl.load(h_prev + offsets(0, rows, ks, B, P), row_mask & (ks < P)[None, :], other=0)
-        w = tl.load(
-            weight_hh + w_rows[None, :] * P + ks[:, None], w_mask[None, :] & (ks < P)[:, None], other=0
-        )
-        product = tl.dot(h, w, product, input_precision=PRECISION, out_dtype=WIDE)
-
-    a = add_product(load_inputs(xw, bias, t, rows, cols, mask, B, H), product, BB, BH)
+    if hw is None:
+        product = tl.zeros((BB, 4 * BH), WIDE)
+        for k in range(0, P, BK):
+            ks = k + tl.arange(0, BK)
+            h = load_h(h_prev, h_mask, rows, ks, row_mask & (ks < P)[None, :], B, P)
+            w = tl.load(
+                weight_hh + w_rows[None, :] * P + ks[:, None], w_mask[None, :] & (ks < P)[:, None], other=0
+            )
+            product = tl.dot(h, w, product, input_precision=PRECISION, out_dtype=WIDE)
+        a = add_product(load_inputs(xw, bias, t, rows, cols, mask, B, H), product, BB, BH)
+    else:
+        a = load_inputs(xw, bias, t, rows, cols, mask, B, H)
+        a = add_normalized(a, hw, gain_hh, rows, cols, mask, B, H, BB, BK)
     c_prev = tl.load(c_state + state, mask, other=0)
     p = load_peephole(peephole, cols, H, WIDE)
-    h, c, gates = cell_forward(a, c_prev, p, peephole is not None)
+    h, c, gates = cell_forward(a, c_prev, p, peephole is not None, CLIP)
+    if zoneout_h is not None:
+        share = load_share(zoneout_h, t, rows, cols, mask, B, H, SHARED, WIDE)
+        h = share * tl.load(h_prev + state, mask, other=0).to(WIDE) + (1 - share) * h
+    if zoneout_c is not None:
+        share = load_share(zoneout_c, t, rows, cols, mask, B, H, SHARED, WIDE)
+        c = share * c_prev + (1 - share) * c
 
     valid = valid_rows(lengths, rows, t, B)
     c = tl.where(valid, c, c_prev)
@@ -76,7 +94,7 @@ def lstm_forward_step_kernel(
 @triton.jit(do_not_specialize=["t", "t_after", "t_before", "B"])
 def lstm_backward_step_kernel(
     dy,  # [T, B, H] or None; None with a projection
-    left,  # dxw [T, B, 4H]; with a projection the whole gradient of h_t, [B, P]
+    left,  # dxw (with layer norm dhw) [T, B, 4H]; with a projection the whole gradient of W_hr (...), [B, P]
     weight,  # weight_hh [4H, H]; with a projection weight_hr [P, H]
     dh_state,  # [B, H], read and written; None with a projection
     dc_state,  # [B, H], read and written
@@ -96,6 +114,12 @@ def lstm_backward_step_kernel(
     BB: tl.constexpr,
     BH: tl.constexpr,
     BK: tl.constexpr,
+    h_mask=None,  # [B, H] or None; None with a projection, like the next two
+    zoneout_h=None,  # [T, B, H], or SHARED [H], or None
+    kept=None,  # [B, H] with zoneout_h: what it hands on from step to step, read and written
+    zoneout_c=None,  # [T, B, H], or SHARED [H], or None
+    CLIP: tl.constexpr = None,
+    SHARED: tl.constexpr = False,
 ):
     """Da of step t and the gradient of the c before it; programs [batch tile, hidden tile]."""
     WIDE: tl.constexpr = c_all.dtype.element_ty
@@ -113,6 +137,10 @@ def lstm_backward_step_kernel(
             da = tl.load(left + at, row_mask & (ks < K)[None, :], other=0)
             w = tl.load(weight + ks[:, None] * H + cols[None, :], (ks < K)[:, None] & col_mask, other=0)
             dh = tl.dot(da, w, dh, input_precision=PRECISION, out_dtype=WIDE)
+    if h_mask is not None:
+        dh *= tl.load(h_mask + state, mask, other=0).to(WIDE)
+    if kept is not None:
+        dh += tl.load(kept + state, mask, other=0)
     if dh_state is not None:
         after = valid_rows(lengths, rows, t_after, B) & (t_after >= 0)
         dh = tl.where(after, dh, tl.load(dh_state + state, mask, other=0))
@@ -122,6 +150,10 @@ def lstm_backward_step_kernel(
         at = offsets(t, rows, cols, B, H)
         if dy is not None:
             dh += tl.load(dy + at, mask, other=0)
+        if kept is not None:
+            share = load_share(zoneout_h, t, rows, cols, mask, B, H, SHARED, WIDE)
+            tl.store(kept + state, share * dh, mask)
+            dh = (1 - share) * dh
         dc = tl.load(dc_state + state, mask, other=0)
         c = tl.load(c_all + at, mask, other=0)
         if t_before >= 0:
@@ -130,13 +162,20 @@ def lstm_backward_step_kernel(
             c_prev = tl.load(c0 + state, mask, other=0).to(WIDE)
         gates = load_gates(gates_all + offsets(t, rows, cols, B, 4 * H), mask, H, WIDE)
         p = load_peephole(peephole, cols, H, WIDE)
-        da, dc_prev = cell_backward(dh, dc, gates, c, c_prev, p, peephole is not None)
+        if zoneout_c is not None:
+            share = load_share(zoneout_c, t, rows, cols, mask, B, H, SHARED, WIDE)
+            i, f, g, _o = gates
+            c = clipped(f * c_prev + i * g, CLIP)
+            da, dc_prev = cell_backward(dh, (1 - share) * dc, gates, c, c_prev, p, peephole is not None, CLIP)
+            dc_prev += share * dc
+        else:
+            da, dc_prev = cell_backward(dh, dc, gates, c, c_prev, p, peephole is not None, CLIP)
         valid = valid_rows(lengths, rows, t, B)
         tl.store(dc_state + state, tl.where(valid, dc_prev, dc), mask)
         store_gates(dxw + offsets(t, rows, cols, B, 4 * H), da, valid, mask, H)
 
 
-@triton.jit(do_not_specialize=["t", "B"])
+@triton.jit(do_not_specialize=["t", "t_zone", "B"])
 def lstm_product_step_kernel(
     left,  # [B, K]
     right,  # [K, N], at the strides given
@@ -145,6 +184,7 @@ def lstm_product_step_kernel(
     out,  # [B, N] or None
     lengths,  # [B] or None
     t,  # the step that left belongs to, or -1: there is none
+    t_zone,  # the step that zoneout belongs to, or -1: there is none
     B,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -155,8 +195,13 @@ def lstm_product_step_kernel(
     BB: tl.constexpr,
     BH: tl.constexpr,
     BK: tl.constexpr,
+    left_mask=None,  # [B, K], what multiplies left, or None
+    mask=None,  # [B, N], what multiplies the product, or None
+    zoneout=None,  # [T, B, N], or SHARED [N], or None: forward of state, backward of out
+    kept=None,  # [B, N] backward with zoneout: what it hands on from step to step, read and written
+    SHARED: tl.constexpr = False,
 ):
-    """What a projection adds to each step: state = left right; past the lengths it stays as it was.
+    """What a projection or a layer norm adds to each step: state = left right; past the lengths it stays.
 
     Out is state + addend, or zero past the lengths unless KEEP.
     """
@@ -164,26 +209,39 @@ def lstm_product_step_kernel(
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
     row_mask, col_mask = (rows < B)[:, None], (cols < N)[None, :]
-    mask = row_mask & col_mask
+    inside = row_mask & col_mask
     at = offsets(0, rows, cols, B, N)
 
     value = tl.zeros((BB, BH), WIDE)
     if t >= 0:
         for k in range(0, K, BK):
             ks = k + tl.arange(0, BK)
-            a = tl.load(left + offsets(0, rows, ks, B, K), row_mask & (ks < K)[None, :], other=0)
+            a = load_h(left, left_mask, rows, ks, row_mask & (ks < K)[None, :], B, K)
             b = tl.load(
                 right + ks[:, None] * STRIDE_K + cols[None, :] * STRIDE_N,
                 (ks < K)[:, None] & col_mask,
                 other=0,
             )
             value = tl.dot(a, b, value, input_precision=PRECISION, out_dtype=WIDE)
+    before = tl.load(state + at, inside, other=0).to(WIDE)
+    if mask is not None:
+        value *= tl.load(mask + at, inside, other=0).to(WIDE)
+    if kept is not None:
+        value += tl.load(kept + at, inside, other=0)
+    elif zoneout is not None:
+        share = load_share(zoneout, t_zone, rows, cols, inside, B, N, SHARED, WIDE)
+        value = share * before + (1 - share) * value
     valid = valid_rows(lengths, rows, t, B) & (t >= 0)
-    value = tl.where(valid, value, tl.load(state + at, mask, other=0).to(WIDE))
-    tl.store(state + at, value.to(state.dtype.element_ty), mask)
+    value = tl.where(valid, value, before)
+    tl.store(state + at, value.to(state.dtype.element_ty), inside)
     if out is not None:
         if addend is not None:
-            value += tl.load(addend + at, mask, other=0)
+            value += tl.load(addend + at, inside, other=0)
+        if kept is not None:
+            there = inside & (t_zone >= 0)
+            share = load_share(zoneout, t_zone, rows, cols, there, B, N, SHARED, WIDE)
+            tl.store(kept + at, share * value, there)
+            value = (1 - share) * value
         if not KEEP:
             value = tl.where(valid, value, 0)
-        tl.store(out + at, value.to(out.dtype.element_ty), mask)
+        tl.store(out + at, value.to(out.dtype.element_ty), inside)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from lstm_fused import cpp, triton
+from lstm_fused.reference import PLAIN, Variant
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -19,13 +20,14 @@ class Engine:
     dtypes: tuple[torch.dtype, ...]
     unavailable: Callable[[], str | None]  # the reason it cannot run on this machine at all
     narrow_c: bool = False  # whether it saves c in half precision where the tensors are; else in float32
+    variants: tuple[str, ...] = Variant._fields  # what it does beyond the textbook
 
     def dtype_of_c(self, dtype: torch.dtype) -> torch.dtype:
         """What c is saved in for the backward pass, given the tensors' dtype."""
         return dtype if self.narrow_c else torch.promote_types(dtype, torch.float32)
 
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> list[str]:
-        """Every reason this engine cannot take tensors of this device and dtype."""
+    def why_not(self, device: torch.device, dtype: torch.dtype, variant: Variant = PLAIN) -> list[str]:
+        """Every reason this engine cannot take tensors of this device and dtype, or a variant."""
         reasons = []
         if (reason := self.unavailable()) is not None:
             reasons.append(reason)
@@ -33,25 +35,34 @@ class Engine:
             reasons.append(f"runs on {', '.join(self.devices)}, not on {device.type}")
         if dtype not in self.dtypes:
             reasons.append(f"takes {', '.join(map(short, self.dtypes))}, not {short(dtype)}")
+        if missing := [name for name in variant.names() if name not in self.variants]:
+            reasons.append(f"has no {', '.join(missing)}")
         return reasons
 
 
 # The first that can serve is taken, so the fastest stand first.
 ENGINES = (
-    Engine("cpp", ("cpu",), (torch.bfloat16, torch.float32, torch.float64), cpp.unavailable, narrow_c=True),
+    Engine(
+        "cpp",
+        ("cpu",),
+        (torch.bfloat16, torch.float32, torch.float64),
+        cpp.unavailable,
+        narrow_c=True,
+    ),
     Engine("reference", None, FLOATS, lambda: None),
     # Behind the reference, so by name only, until it has run on a GPU: so far it is proven without one.
     Engine("triton", (triton.DEVICE,), FLOATS, triton.unavailable),
 )
 
 
-def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
+def select(name: str | None, device: torch.device, dtype: torch.dtype, variant: Variant = PLAIN) -> str:
     """The engine to use: the one named, which is never replaced by another, or the first that can serve.
 
     Args:
         name: an engine's name, or None for the best one.
         device: where the tensors are.
         dtype: what they hold.
+        variant: what is asked for beyond the textbook.
 
     Raises:
         ValueError: no engine has that name.
@@ -63,7 +74,7 @@ def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
         raise ValueError(f"engine: expected one of {known} or None, got {name!r}")
     refusals = []
     for engine in candidates:
-        reasons = engine.why_not(device, dtype)
+        reasons = engine.why_not(device, dtype, variant)
         if not reasons:
             return engine.name
         refusals.append(f"{engine.name}: {'; '.join(reasons)}")

@@ -1,12 +1,21 @@
 """`LSTMCell`: one step at a time, by the same engines."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from lstm_fused.checks import States, check_input, check_parameters, check_sizes, check_states
+from lstm_fused import masks, parameters
+from lstm_fused.checks import (
+    States,
+    check_input,
+    check_parameters,
+    check_parts,
+    check_sizes,
+    check_states,
+    check_variants,
+)
 from lstm_fused.functional import run_layer
+from lstm_fused.parameters import Parameters
+from lstm_fused.reference import Variant
 
 
 class LSTMCell(nn.Module):
@@ -14,7 +23,8 @@ class LSTMCell(nn.Module):
 
     The equations stand in `lstm_fused.reference`. Parameters are those of torch.nn.LSTMCell, and
     ``weight_peephole`` of shape (3 * hidden_size,), ordered p_i, p_f, p_o; all start uniform in
-    ±1/sqrt(hidden_size).
+    ±1/sqrt(hidden_size). ``coupled`` and ``layer_norm`` change them as they do in `lstm_fused.LSTM`.
+    Recurrent dropout has no place here, for its mask belongs to a sequence.
 
     Args:
         input_size: features of the input, I.
@@ -23,10 +33,17 @@ class LSTMCell(nn.Module):
         device: where the parameters are made.
         dtype: what they are made of, a floating-point dtype.
         peephole: whether the gates see the cell state.
-        engine: as for `lstm_fused.LSTM`.
+        forget_bias: as for `lstm_fused.LSTM`, like all that follow.
+        coupled: whether i = 1 - f.
+        layer_norm: whether to normalize W_ih x and W_hh h.
+        zoneout_h: probability of a part of h to stay as it was.
+        zoneout_c: the same for c.
+        cell_clip: bound on the magnitude of c.
+        engine: which engine to use.
 
     Raises:
-        ValueError: a size is not a positive integer.
+        ValueError: a size is not a positive integer, a probability or bound is none, or two options exclude
+            each other.
     """
 
     weight_ih: Tensor
@@ -34,6 +51,8 @@ class LSTMCell(nn.Module):
     bias_ih: Tensor | None
     bias_hh: Tensor | None
     weight_peephole: Tensor | None
+    gain_ih: Tensor | None
+    gain_hh: Tensor | None
 
     def __init__(
         self,
@@ -44,33 +63,39 @@ class LSTMCell(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         peephole: bool = True,
+        forget_bias: float | None = None,
+        coupled: bool = False,
+        layer_norm: bool = False,
+        zoneout_h: float = 0.0,
+        zoneout_c: float = 0.0,
+        cell_clip: float | None = None,
         engine: str | None = None,
     ) -> None:
         super().__init__()
         check_sizes(input_size, hidden_size, num_layers=1, dropout=0.0, proj_size=0, bidirectional=False)
+        check_parts(forget_bias, bias, coupled, layer_norm)
+        check_variants(0.0, zoneout_h, zoneout_c, cell_clip)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
         self.peephole = peephole
+        self.forget_bias = forget_bias
+        self.coupled = coupled
+        self.layer_norm = layer_norm
+        self.zoneout_h = float(zoneout_h)
+        self.zoneout_c = float(zoneout_c)
+        self.cell_clip = cell_clip
         self.engine = engine
-        H = hidden_size
-        shapes = {
-            "weight_ih": (4 * H, input_size),
-            "weight_hh": (4 * H, H),
-            "bias_ih": (4 * H,) if bias else None,
-            "bias_hh": (4 * H,) if bias else None,
-            "weight_peephole": (3 * H,) if peephole else None,
-        }
+        shapes = parameters.shapes(input_size, hidden_size, 0, bias, peephole, coupled, layer_norm)
+        del shapes["weight_hr"]
         for name, shape in shapes.items():
             made = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             self.register_parameter(name, made)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every parameter uniformly from ±1/sqrt(hidden_size)."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        """Draw every parameter uniformly from ±1/sqrt(hidden_size), but for gains and a forget_bias."""
+        parameters.reset(self.named_parameters(), self.hidden_size, self.forget_bias, self.coupled)
 
     def forward(self, input: Tensor, hx: States | None = None) -> States:
         """Take one step.
@@ -95,23 +120,35 @@ class LSTMCell(nn.Module):
             if single:
                 hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
         check_parameters(self.named_parameters(), input)
-        _, (h, c) = run_layer(
-            input[None, None] if single else input[None],
+        own = Parameters(
             self.weight_ih,
             self.weight_hh,
             self.bias_ih,
             self.bias_hh,
             self.weight_peephole,
-            weight_hr=None,
-            hx=hx,
-            lengths=None,
-            reverse=False,
-            engine=self.engine,
+            None,
+            self.gain_ih,
+            self.gain_hh,
         )
+        own = parameters.uncoupled(own) if self.coupled else own
+        x, H = input[None, None] if single else input[None], self.hidden_size
+        drawn = masks.draw(x, H, H, 0.0, self.zoneout_h, self.zoneout_c, self.training)
+        variant = Variant(own.gain_hh, *drawn, self.cell_clip)
+        _, (h, c) = run_layer(x, *own[:7], hx, None, False, self.engine, variant)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
 
     def extra_repr(self) -> str:
         """The sizes, and the options that differ from their defaults."""
-        defaults = {"bias": True, "peephole": True, "engine": None}
+        defaults = {
+            "bias": True,
+            "peephole": True,
+            "forget_bias": None,
+            "coupled": False,
+            "layer_norm": False,
+            "zoneout_h": 0.0,
+            "zoneout_c": 0.0,
+            "cell_clip": None,
+            "engine": None,
+        }
         options = [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *options])

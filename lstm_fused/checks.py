@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lstm_fused import transforms
 from lstm_fused.autocast import computed_in
+from lstm_fused.reference import Variant
 
 States = tuple[Tensor, Tensor]
 
@@ -29,10 +30,51 @@ def check_sizes(
             raise bad(argument, "a positive integer", repr(value))
     if isinstance(proj_size, bool) or not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
         raise bad("proj_size", f"an integer from 0 to less than hidden_size = {hidden_size}", repr(proj_size))
-    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
-        raise bad("dropout", "a probability from 0 to 1", repr(dropout))
+    check_probability("dropout", dropout)
     if not isinstance(bidirectional, bool):
         raise bad("bidirectional", "True or False", repr(bidirectional))
+
+
+def check_variants(
+    recurrent_dropout: float, zoneout_h: float, zoneout_c: float, cell_clip: float | None
+) -> None:
+    """Check how a module departs from the textbook."""
+    for argument, value in (
+        ("recurrent_dropout", recurrent_dropout),
+        ("zoneout_h", zoneout_h),
+        ("zoneout_c", zoneout_c),
+    ):
+        check_probability(argument, value)
+    check_clip(cell_clip)
+
+
+def check_parts(forget_bias: float | None, bias: bool, coupled: bool, layer_norm: bool) -> None:
+    """Check the kinds of gates that a module is made with."""
+    for argument, flag in (("coupled", coupled), ("layer_norm", layer_norm)):
+        if not isinstance(flag, bool):
+            raise bad(argument, "True or False", repr(flag))
+    if coupled and layer_norm:
+        raise bad("coupled", "False with layer_norm, after which 1 - f is no gate of its own", coupled)
+    if forget_bias is None:
+        return
+    if isinstance(forget_bias, bool) or not isinstance(forget_bias, (int, float)):
+        raise bad("forget_bias", "a number or None", repr(forget_bias))
+    if not bias:
+        raise bad("forget_bias", "None with bias=False", forget_bias)
+
+
+def check_probability(argument: str, value: object) -> None:
+    """Check that this is a probability."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise bad(argument, "a probability from 0 to 1", repr(value))
+
+
+def check_clip(cell_clip: object) -> None:
+    """Check the bound on c."""
+    if cell_clip is None:
+        return
+    if isinstance(cell_clip, bool) or not isinstance(cell_clip, (int, float)) or not cell_clip > 0:
+        raise bad("cell_clip", "a positive number or None", repr(cell_clip))
 
 
 def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning: str, like: Tensor) -> None:
@@ -96,8 +138,10 @@ def check_layer(
     bias_hh: Tensor | None,
     peephole: Tensor | None,
     weight_hr: Tensor | None,
+    gain_ih: Tensor | None,
     hx: States | None,
     lengths: Tensor | None,
+    variant: Variant,
 ) -> None:
     """Check everything `lstm_fused.lstm` takes."""
     for argument, weight in (("weight_ih", weight_ih), ("weight_hh", weight_hh)):
@@ -116,10 +160,23 @@ def check_layer(
         check_tensor("weight_hr", weight_hr, (P, H), "(proj_size, hidden_size)", input)
         if P >= H:
             raise bad("weight_hr", f"fewer rows than hidden_size = {H}", P)
-    vectors = (("bias_ih", bias_ih, 4), ("bias_hh", bias_hh, 4), ("peephole", peephole, 3))
-    for argument, vector, gates in vectors:
-        if vector is not None:
-            check_tensor(argument, vector, (gates * H,), f"({gates} * hidden_size,)", input)
+    four, state, steps = (4 * H,), (B, P), (T, B, P)
+    optional: tuple[tuple[str, Tensor | None, tuple[int, ...], str], ...] = (
+        ("bias_ih", bias_ih, four, "(4 * hidden_size,)"),
+        ("bias_hh", bias_hh, four, "(4 * hidden_size,)"),
+        ("peephole", peephole, (3 * H,), "(3 * hidden_size,)"),
+        ("gain_ih", gain_ih, four, "(4 * hidden_size,)"),
+        ("gain_hh", variant.gain_hh, four, "(4 * hidden_size,)"),
+        ("h_mask", variant.h_mask, state, "(B, proj_size or hidden_size)"),
+        ("zoneout_h", variant.zoneout_h, steps, "(T, B, proj_size or hidden_size)"),
+        ("zoneout_c", variant.zoneout_c, (T, B, H), "(T, B, hidden_size)"),
+    )
+    for argument, tensor, shape, meaning in optional:
+        if tensor is not None:
+            check_tensor(argument, tensor, shape, meaning, input)
+    if (gain_ih is None) != (variant.gain_hh is None):
+        raise bad("gain_ih and gain_hh", "both or none", "one of them")
+    check_clip(variant.cell_clip)
     if hx is not None:
         check_states(hx, ((B, P), (B, H)), ("(B, proj_size or hidden_size)", "(B, hidden_size)"), input)
     if lengths is not None:

@@ -1,12 +1,16 @@
 """One layer in one direction as a function: checks, the engine's choice, with or without gradients."""
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lstm_fused import autocast, transforms
 from lstm_fused.backends import select
 from lstm_fused.checks import States, check_layer
-from lstm_fused.ops import LSTMFunction, TracedLSTMFunction, forward_op
+from lstm_fused.ops import LSTMFunction, TracedLSTMFunction, run_forward
+from lstm_fused.reference import EPS, PLAIN, Variant, is_valid
 
 
 def lstm(
@@ -18,9 +22,15 @@ def lstm(
     *,
     peephole: Tensor | None = None,
     weight_hr: Tensor | None = None,
+    gain_ih: Tensor | None = None,
+    gain_hh: Tensor | None = None,
     hx: States | None = None,
     lengths: Tensor | None = None,
     reverse: bool = False,
+    h_mask: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
+    cell_clip: float | None = None,
     engine: str | None = None,
 ) -> tuple[Tensor, States]:
     """Run one layer of an LSTM in one direction over whole sequences.
@@ -37,10 +47,17 @@ def lstm(
         bias_hh: a second bias that is added to the first, shape (4H,).
         peephole: peephole weights p_i, p_f, p_o, shape (3H,); None has none.
         weight_hr: projection of h, shape (P, H) with P < H; None has none.
+        gain_ih: gain of a layer norm over W_ih x_t, shape (4H,); None has none. Both gains or none.
+        gain_hh: gain of a layer norm over W_hh h_{t-1}, shape (4H,).
         hx: initial states h_0 (B, P or H) and c_0 (B, H); zeros by default.
         lengths: valid steps of each sequence, from 0 to T, integers of shape (B,), on any device, in any
             order. Outputs past a length are zero, states are those of the last valid step.
         reverse: run from the last valid step to the first.
+        h_mask: what multiplies h on its way into W_hh at every step, shape (B, P or H): recurrent dropout. No
+            gradient flows to it, nor to the next two.
+        zoneout_h: share of the old h that each step keeps, 0 to 1, shape (T, B, P or H).
+        zoneout_c: share of the old c that each step keeps, 0 to 1, shape (T, B, H).
+        cell_clip: bound on the magnitude of c; None has none.
         engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that serves.
 
     Returns:
@@ -50,10 +67,10 @@ def lstm(
         ValueError: an argument has the wrong rank, size, dtype, device or value, or no such engine exists.
         RuntimeError: the engine cannot serve this device or dtype; the message says why.
     """
-    check_layer(input, weight_ih, weight_hh, bias_ih, bias_hh, peephole, weight_hr, hx, lengths)
-    return run_layer(
-        input, weight_ih, weight_hh, bias_ih, bias_hh, peephole, weight_hr, hx, lengths, reverse, engine
-    )
+    variant = Variant(gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
+    weights = weight_ih, weight_hh, bias_ih, bias_hh, peephole, weight_hr
+    check_layer(input, *weights, gain_ih, hx, lengths, variant)
+    return run_layer(input, *weights, gain_ih, hx, lengths, reverse, engine, variant)
 
 
 def run_layer(
@@ -64,30 +81,46 @@ def run_layer(
     bias_hh: Tensor | None,
     peephole: Tensor | None,
     weight_hr: Tensor | None,
+    gain_ih: Tensor | None,
     hx: States | None,
     lengths: Tensor | None,
     reverse: bool,
     engine: str | None,
+    variant: Variant = PLAIN,
 ) -> tuple[Tensor, States]:
     """`lstm` for arguments that were checked before."""
     device, dtype = input.device, autocast.computed_in(input)
-    chosen = select(engine, device, dtype)
+    chosen = select(engine, device, dtype, variant)
     bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
     if hx is None:
         B, H, P = input.shape[1], weight_ih.shape[0] // 4, weight_hh.shape[1]
         hx = input.new_zeros(B, P), input.new_zeros(B, H)
     if lengths is not None:
         lengths = lengths.to(device, torch.int64)
-    tensors: tuple[Tensor | None, ...] = (input, weight_ih, weight_hh, bias, peephole, weight_hr, *hx)
+    gain_hh, *masks, cell_clip = variant
+    weights = weight_ih, weight_hh, bias, peephole, weight_hr
+    tensors: tuple[Tensor | None, ...] = (gain_ih, *masks, input, *weights, *hx, gain_hh)
     if autocast.enabled(device):
         tensors = tuple(None if t is None else t.to(dtype) for t in tensors)
-    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if torch.compiler.is_exporting():
-        differentiable = False  # a program exported takes no Function along, only what it would keep
+    gain_ih, *masks = tensors[:4]
+    inputs: tuple[Any, ...] = tensors[4:]
     with autocast.off(device):
+        if gain_ih is not None:
+            inputs = (normalized_products(inputs[0], inputs[1], gain_ih, lengths), None, *inputs[2:])
+        differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+        if torch.compiler.is_exporting():
+            differentiable = False  # a program exported takes no Function along, only what it would keep
+        arguments = (*inputs, lengths, *masks, reverse, cell_clip)
         if differentiable or transforms.active():
             function = TracedLSTMFunction if torch.compiler.is_compiling() else LSTMFunction
-            y, h_n, c_n, _, _ = function.apply(chosen, *tensors, lengths, reverse)
+            y, h_n, c_n, _, _ = function.apply(chosen, *arguments)
         else:
-            y, h_n, c_n, _, _ = forward_op[chosen](*tensors, lengths, reverse, False)
+            y, h_n, c_n, _, _ = run_forward(chosen, False, *arguments)
     return y, (h_n, c_n)
+
+
+def normalized_products(x: Tensor, weight_ih: Tensor, gain: Tensor, lengths: Tensor | None) -> Tensor:
+    """W_ih x_t of every step through its layer norm, [T, B, 4H], which waits for no recurrence."""
+    if lengths is not None:  # padding may be NaN, and 0 * NaN is NaN
+        x = torch.where(is_valid(lengths, len(x)), x, torch.zeros_like(x))
+    return F.layer_norm(F.linear(x, weight_ih), gain.shape, gain, eps=EPS)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_fused.checks import States, bad
 from lstm_fused.module import LSTM
-from lstm_fused.ops import forward_op
+from lstm_fused.ops import SAVE, forward_op
 from lstm_fused.reference import is_valid
 
 
@@ -79,7 +79,6 @@ class Saving(TorchDispatchMode):
         """Run an operator, with save=True if it is one of ours."""
         if func not in forward_op.values():
             return func(*args, **(kwargs or {}))
-        *arguments, _ = args
-        out = func(*arguments, True)
+        out = func(*args[:SAVE], True, *args[SAVE + 1 :])
         self.saved.append((out[3], out[4]))
         return out

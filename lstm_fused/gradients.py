@@ -1,12 +1,13 @@
 """The gradients every engine shares: formed once, after the recurrence, from ``dxw``."""
 
+from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from lstm_fused.products import outer_sum
-from lstm_fused.reference import is_valid, previous
+from lstm_fused.products import outer_sum, product
+from lstm_fused.reference import accumulation_dtype, is_valid, normalized, previous, time_steps
 
 Item = TypeVar("Item")
 
@@ -22,6 +23,7 @@ class PerInput(NamedTuple, Generic[Item]):
     weight_hr: Item
     h0: Item
     c0: Item
+    gain_hh: Item
 
 
 def weight_ih_gradient(dxw: Tensor, x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -31,30 +33,51 @@ def weight_ih_gradient(dxw: Tensor, x: Tensor, lengths: Tensor | None) -> Tensor
     return outer_sum(dxw, x)
 
 
-def weight_hh_gradient(dxw: Tensor, y: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
-    """Sum over t of da_tᵀ h_{t-1}, [4H, P]."""
+def weight_hh_gradient(dhw: Tensor, y: Tensor, h0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+    """Sum over t of d(W_hh h_{t-1})ᵀ h_{t-1}, [4H, P]."""
     if lengths is not None and reverse:
-        return outer_sum(dxw, previous(y, h0, lengths, reverse))
+        return outer_sum(dhw, previous(y, h0, lengths, reverse))
     # Without a shifted copy of y: the first step is added apart.
-    first, later, earlier = (dxw[-1:], dxw[:-1], y[1:]) if reverse else (dxw[:1], dxw[1:], y[:-1])
+    first, later, earlier = (dhw[-1:], dhw[:-1], y[1:]) if reverse else (dhw[:1], dhw[1:], y[:-1])
     return torch.addmm(outer_sum(later, earlier), first.flatten(0, 1).T, h0[: len(first) * len(h0)])
 
 
+def recurrent_products(
+    y: Tensor, h0: Tensor, weight_hh: Tensor, lengths: Tensor | None, reverse: bool
+) -> Tensor:
+    """W_hh h_{t-1} of every step once more, [T, B, 4H], in the accumulation dtype."""
+    wide = accumulation_dtype(y.dtype)
+    return product(previous(y, h0, lengths, reverse).to(wide), weight_hh.to(wide).T)
+
+
+def gain_hh_gradient(dxw: Tensor, hw: Tensor) -> Tensor:
+    """Sum over t and batch of da times what the gain multiplies, [4H]."""
+    return (dxw * normalized(hw)[0]).sum((0, 1)).to(dxw.dtype)
+
+
 def weight_hr_gradient(
-    dxw: Tensor,
+    dhw: Tensor,
     dy: Tensor | None,
     dh_n: Tensor | None,
     c: Tensor,
     gates: Tensor,
     weight_hh: Tensor,
     lengths: Tensor | None,
+    h_mask: Tensor | None,
+    zoneout_h: Tensor | None,
     reverse: bool,
 ) -> Tensor:
-    """Sum over t of dh_tᵀ (o_t * tanh(c_t)), [P, H], where dh_t is the whole gradient of h_t."""
-    dh = dxw @ weight_hh  # what step t hands back to the h it started from, [T, B, P]
+    """Sum over t of dh_tᵀ (o_t * tanh(c_t)), [P, H], where dh_t is the whole gradient of W_hr (...)."""
+    dh = dhw @ weight_hh  # what step t hands back to the h it started from, [T, B, P]
+    dh = dh if h_mask is None else dh * h_mask
     dh = previous(dh, dh.new_zeros(dh.shape[1:]) if dh_n is None else dh_n, lengths, not reverse)
     dh = dh if dy is None else dh + dy
     if lengths is not None:
         dh = torch.where(is_valid(lengths, len(dh)), dh, torch.zeros_like(dh))
+    if zoneout_h is not None:
+        steps = list(dh.unbind())
+        for before, t in reversed(list(pairwise(time_steps(len(dh), reverse)))):
+            steps[before] = steps[before] + zoneout_h[t] * steps[t]
+        dh = (1 - zoneout_h) * (torch.stack(steps) if steps else dh)
     o = gates.chunk(4, dim=-1)[3]
     return outer_sum(dh, (o * torch.tanh(c)).to(dh.dtype))

@@ -1,35 +1,28 @@
 """`LSTM`: the parameters, layers and directions of torch.nn.LSTM, with peepholes and lengths."""
 
-import math
 import warnings
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from lstm_fused import masks, parameters
 from lstm_fused.checks import (
     States,
     bad,
     check_input,
     check_lengths,
     check_parameters,
+    check_parts,
     check_sizes,
     check_states,
+    check_variants,
 )
 from lstm_fused.functional import run_layer
-
-
-class Parameters(NamedTuple):
-    """The parameters of one layer in one direction, in the order `run_layer` takes them."""
-
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
-    peephole: Tensor | None
-    weight_hr: Tensor | None
+from lstm_fused.parameters import Parameters
+from lstm_fused.reference import Variant
 
 
 class LSTM(nn.Module):
@@ -38,7 +31,8 @@ class LSTM(nn.Module):
     The equations, and the papers they come from, stand in `lstm_fused.reference`. Parameters have the names,
     shapes and order of torch.nn.LSTM, so that a ``state_dict`` moves either way when ``peephole=False``;
     peepholes add ``weight_peephole_l{k}{_reverse}`` of shape (3 * hidden_size,), ordered p_i, p_f, p_o. All
-    start uniform in ±1/sqrt(hidden_size).
+    start uniform in ±1/sqrt(hidden_size). ``coupled`` takes the rows of i, and p_i, away; ``layer_norm`` adds
+    ``gain_ih_l{k}{_reverse}`` and ``gain_hh_…`` of shape (4 * hidden_size,), which start at 1.
 
     Args:
         input_size: features of each step, I.
@@ -52,10 +46,18 @@ class LSTM(nn.Module):
         device: where the parameters are made.
         dtype: what they are made of, a floating-point dtype.
         peephole: whether the gates see the cell state.
+        forget_bias: what b_f starts at, all of it in bias_ih; None draws it like the other parameters.
+        coupled: let in what is forgotten, i = 1 - f: three gates, ordered f, g, o.
+        layer_norm: normalize W_ih x_t and W_hh h_{t-1}, each over its four gates.
+        recurrent_dropout: probability of hiding a part of h from the gates, for whole sequences, in training.
+        zoneout_h: probability of a part of h to stay as it was at a step; the share it keeps in eval mode.
+        zoneout_c: the same for c.
+        cell_clip: bound on the magnitude of c.
         engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that serves.
 
     Raises:
-        ValueError: a size is not a positive integer, proj_size ≥ hidden_size, or dropout is no probability.
+        ValueError: a size is not a positive integer, proj_size ≥ hidden_size, a probability or bound is none,
+            or two options exclude each other.
     """
 
     def __init__(
@@ -72,10 +74,19 @@ class LSTM(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         peephole: bool = True,
+        forget_bias: float | None = None,
+        coupled: bool = False,
+        layer_norm: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout_h: float = 0.0,
+        zoneout_c: float = 0.0,
+        cell_clip: float | None = None,
         engine: str | None = None,
     ) -> None:
         super().__init__()
         check_sizes(input_size, hidden_size, num_layers, dropout, proj_size, bidirectional)
+        check_parts(forget_bias, bias, coupled, layer_norm)
+        check_variants(recurrent_dropout, zoneout_h, zoneout_c, cell_clip)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 f"dropout={dropout} acts between layers, and there is only one: num_layers=1", stacklevel=2
@@ -89,19 +100,18 @@ class LSTM(nn.Module):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self.peephole = peephole
+        self.forget_bias = forget_bias
+        self.coupled = coupled
+        self.layer_norm = layer_norm
+        self.recurrent_dropout = float(recurrent_dropout)
+        self.zoneout_h = float(zoneout_h)
+        self.zoneout_c = float(zoneout_c)
+        self.cell_clip = cell_clip
         self.engine = engine
 
-        H, P = hidden_size, proj_size or hidden_size
         for layer in range(num_layers):
-            I = input_size if layer == 0 else P * self.num_directions
-            shapes = {
-                "weight_ih": (4 * H, I),
-                "weight_hh": (4 * H, P),
-                "bias_ih": (4 * H,) if bias else None,
-                "bias_hh": (4 * H,) if bias else None,
-                "weight_hr": (P, H) if proj_size else None,
-                "weight_peephole": (3 * H,) if peephole else None,
-            }
+            I = input_size if layer == 0 else (proj_size or hidden_size) * self.num_directions
+            shapes = parameters.shapes(I, hidden_size, proj_size, bias, peephole, coupled, layer_norm)
             for suffix in self._suffixes(layer):
                 for name, shape in shapes.items():
                     if shape is not None:
@@ -147,14 +157,17 @@ class LSTM(nn.Module):
         """Copy this into a torch.nn.LSTM, which has no peepholes: ours must have none, or only zeros.
 
         Returns:
-            The copy, with the parameters, options, device and mode of this module.
+            The copy, with the parameters, options, device and mode of this module; coupled gates become four.
 
         Raises:
-            ValueError: a peephole is not zero.
+            ValueError: a peephole is not zero, or an option has no place there.
         """
         for name, value in self.named_parameters():
             if "peephole" in name and value.any():
                 raise bad(name, "zeros, for torch.nn.LSTM has no peepholes", f"up to {value.abs().max():.3g}")
+        for option in ("layer_norm", "recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip"):
+            if getattr(self, option):
+                raise bad(option, "none, for torch.nn.LSTM has none", getattr(self, option))
         parameter = self.get_parameter("weight_ih_l0")
         lstm = nn.LSTM(
             self.input_size,
@@ -168,7 +181,14 @@ class LSTM(nn.Module):
             parameter.device,
             parameter.dtype,
         )
-        lstm.load_state_dict({n: value for n, value in self.state_dict().items() if "peephole" not in n})
+        weights = {
+            f"{name}_{suffix}": value
+            for layer in range(self.num_layers)
+            for suffix in self._suffixes(layer)
+            for name, value in self._parameters_of(suffix)._asdict().items()
+            if value is not None and name != "peephole"
+        }
+        lstm.load_state_dict(weights)
         for name, copy in lstm.named_parameters():
             copy.requires_grad_(self.get_parameter(name).requires_grad)
         return lstm.train(self.training)
@@ -179,10 +199,8 @@ class LSTM(nn.Module):
         return 2 if self.bidirectional else 1
 
     def reset_parameters(self) -> None:
-        """Draw every parameter uniformly from ±1/sqrt(hidden_size)."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        """Draw every parameter uniformly from ±1/sqrt(hidden_size), but for gains and a forget_bias."""
+        parameters.reset(self.named_parameters(), self.hidden_size, self.forget_bias, self.coupled)
 
     def flatten_parameters(self) -> None:
         """Do nothing: there is no flat copy of the weights here; torch.nn.LSTM's callers may call it."""
@@ -256,6 +274,8 @@ class LSTM(nn.Module):
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
             lengths = lengths.to(x.device)
+        H, P = self.hidden_size, self.proj_size or self.hidden_size
+        rates = self.recurrent_dropout, self.zoneout_h, self.zoneout_c
         h_n: list[Tensor] = []
         c_n: list[Tensor] = []
         for layer in range(self.num_layers):
@@ -265,9 +285,10 @@ class LSTM(nn.Module):
             for suffix in self._suffixes(layer):
                 row = len(h_n)
                 h0_c0 = None if hx is None else (hx[0][row], hx[1][row])
-                y, (h, c) = run_layer(
-                    x, *self._parameters_of(suffix), h0_c0, lengths, suffix.endswith("_reverse"), self.engine
-                )
+                own = self._parameters_of(suffix)
+                variant = Variant(own.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
+                reverse = suffix.endswith("_reverse")
+                y, (h, c) = run_layer(x, *own[:7], h0_c0, lengths, reverse, self.engine, variant)
                 ys.append(y)
                 h_n.append(h)
                 c_n.append(c)
@@ -289,15 +310,21 @@ class LSTM(nn.Module):
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
     def _parameters_of(self, suffix: str) -> Parameters:
-        """The parameters of one layer in one direction, read anew at every call: they may be parametrized."""
-        return Parameters(
+        """The parameters of one layer in one direction, read anew at every call: they may be parametrized.
+
+        Coupled gates come as all four.
+        """
+        own = Parameters(
             getattr(self, f"weight_ih_{suffix}"),
             getattr(self, f"weight_hh_{suffix}"),
             getattr(self, f"bias_ih_{suffix}") if self.bias else None,
             getattr(self, f"bias_hh_{suffix}") if self.bias else None,
             getattr(self, f"weight_peephole_{suffix}") if self.peephole else None,
             getattr(self, f"weight_hr_{suffix}") if self.proj_size else None,
+            getattr(self, f"gain_ih_{suffix}") if self.layer_norm else None,
+            getattr(self, f"gain_hh_{suffix}") if self.layer_norm else None,
         )
+        return parameters.uncoupled(own) if self.coupled else own
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults, as torch.nn.LSTM shows them."""
@@ -309,6 +336,13 @@ class LSTM(nn.Module):
             "bidirectional": False,
             "proj_size": 0,
             "peephole": True,
+            "forget_bias": None,
+            "coupled": False,
+            "layer_norm": False,
+            "recurrent_dropout": 0.0,
+            "zoneout_h": 0.0,
+            "zoneout_c": 0.0,
+            "cell_clip": None,
             "engine": None,
         }
         options = [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]

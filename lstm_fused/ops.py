@@ -12,24 +12,30 @@ from lstm_fused import autocast, gradients, reference, transforms, triton
 from lstm_fused.backends import ENGINES, Engine
 from lstm_fused.gradients import PerInput
 from lstm_fused.products import product
+from lstm_fused.reference import Variant
 from lstm_fused.transforms import Axes, Optionals, Tensors
 
+VARIANT = (
+    "Tensor? gain_hh=None, Tensor? h_mask=None, Tensor? zoneout_h=None, Tensor? zoneout_c=None, "
+    "float? cell_clip=None"
+)
 FORWARD = (
-    "(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor? peephole, Tensor? weight_hr, "
-    "Tensor h0, Tensor c0, Tensor? lengths, bool reverse, bool save) "
+    "(Tensor x, Tensor? weight_ih, Tensor weight_hh, Tensor? bias, Tensor? peephole, Tensor? weight_hr, "
+    f"Tensor h0, Tensor c0, Tensor? lengths, bool reverse, bool save, {VARIANT}) "
     "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor c, Tensor gates)"
 )
 BACKWARD = (
     "(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor c, Tensor gates, Tensor c0, Tensor weight_hh, "
-    "Tensor? peephole, Tensor? weight_hr, Tensor? lengths, bool reverse) "
-    "-> (Tensor dxw, Tensor dh0, Tensor dc0, Tensor dbias, Tensor dpeephole)"
+    f"Tensor? peephole, Tensor? weight_hr, Tensor? lengths, bool reverse, {VARIANT}, Tensor? hw=None) "
+    "-> (Tensor dxw, Tensor dh0, Tensor dc0, Tensor dbias, Tensor dpeephole, Tensor dhw)"
 )
+SAVE = 10  # where the forward operators have that argument
 
 
 def forward_fake(
     engine: Engine,
     x: Tensor,
-    weight_ih: Tensor,
+    weight_ih: Tensor | None,
     weight_hh: Tensor,
     bias: Tensor | None,
     peephole: Tensor | None,
@@ -39,6 +45,7 @@ def forward_fake(
     lengths: Tensor | None,
     reverse: bool,
     save: bool,
+    *variant: Any,
 ) -> reference.Forward:
     """Shapes and dtypes of an engine's forward pass."""
     (T, B, _), P, H = x.shape, h0.shape[1], c0.shape[1]
@@ -63,6 +70,8 @@ def backward_fake(
     weight_hr: Tensor | None,
     lengths: Tensor | None,
     reverse: bool,
+    gain_hh: Tensor | None = None,
+    *variant: Any,
 ) -> reference.Backward:
     """Shapes and dtypes of an engine's backward pass."""
     B, H = c0.shape
@@ -72,7 +81,22 @@ def backward_fake(
         gates.new_empty(B, H),
         gates.new_empty(4 * H),
         gates.new_empty(3 * H),
+        gates.new_empty((0,) if gain_hh is None else gates.shape),
     )
+
+
+def reference_forward(*arguments: Any) -> reference.Forward:
+    """The reference, called as an operator is."""
+    contract: Any = reference.lstm_forward
+    result: reference.Forward = contract(*arguments[:11], Variant(*arguments[11:]))
+    return result
+
+
+def reference_backward(*arguments: Any) -> reference.Backward:
+    """The reference, called as an operator is."""
+    contract: Any = reference.lstm_backward
+    result: reference.Backward = contract(*arguments[:11], Variant(*arguments[11:16]), *arguments[16:])
+    return result
 
 
 LIBRARY = torch.library.Library("lstm_fused", "FRAGMENT")
@@ -83,8 +107,8 @@ for _engine in ENGINES:
         f"lstm_fused::{_engine.name}_forward", partial(forward_fake, _engine), lib=LIBRARY
     )
     torch.library.register_fake(f"lstm_fused::{_engine.name}_backward", backward_fake, lib=LIBRARY)
-LIBRARY.impl("reference_forward", reference.lstm_forward, "CompositeExplicitAutograd")
-LIBRARY.impl("reference_backward", reference.lstm_backward, "CompositeExplicitAutograd")
+LIBRARY.impl("reference_forward", reference_forward, "CompositeExplicitAutograd")
+LIBRARY.impl("reference_backward", reference_backward, "CompositeExplicitAutograd")
 LIBRARY.impl("triton_forward", triton.forward, triton.DEVICE.upper())
 LIBRARY.impl("triton_backward", triton.backward, triton.DEVICE.upper())
 
@@ -96,16 +120,24 @@ backward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 }
 
 
+def run_forward(engine: str, save: bool, *arguments: Any) -> Tensors:
+    """An engine's forward operator on the arguments that the Functions take, `PerInput` first."""
+    *inputs, gain_hh, lengths, h_mask, zoneout_h, zoneout_c, reverse, cell_clip = arguments
+    variant = (gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
+    return forward_op[engine](*inputs, lengths, reverse, save, *variant)
+
+
 class LSTMFunction(torch.autograd.Function):
-    """One layer in one direction; its arguments are the engine's name and the operator's, but for save."""
+    """One layer in one direction: the inputs it differentiates, lengths and masks, reverse, cell_clip."""
 
     @staticmethod
     def forward(engine: str, *arguments: Any) -> Tensors:
-        return forward_op[engine](*arguments, True)
+        return run_forward(engine, True, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        ctx.engine, *tensors, ctx.reverse = inputs
+        ctx.engine, *tensors, reverse, cell_clip = inputs
+        ctx.how = reverse, cell_clip
         y, _, _, c, gates = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(c, gates)
@@ -116,28 +148,28 @@ class LSTMFunction(torch.autograd.Function):
     def backward(
         ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, *_: None
     ) -> tuple[Any, ...]:
-        needs = PerInput(*ctx.needs_input_grad[1:9])
+        needs = PerInput(*ctx.needs_input_grad[1:10])
         tensors = ctx.saved_tensors
         with autocast.off(tensors[0].device):
-            grads = LSTMBackwardFunction.apply(ctx.engine, needs, ctx.reverse, (), dy, dh_n, dc_n, *tensors)
-        return None, *grads, None, None
+            grads = LSTMBackwardFunction.apply(ctx.engine, needs, *ctx.how, (), dy, dh_n, dc_n, *tensors)
+        return None, *grads, *(None,) * 6
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> Optionals:
-        *inputs, lengths = ctx.saved_tensors
-        maths = transforms.layer_maths(inputs, lengths, ctx.reverse)
-        return *transforms.push(maths, inputs, tangents[:8]), None, None
+        inputs, fixed = ctx.saved_tensors[:9], ctx.saved_tensors[9:]
+        maths = transforms.layer_maths(inputs, fixed, *ctx.how)
+        return *transforms.push(maths, inputs, tangents[:9]), None, None
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], engine: str, *arguments: Any) -> tuple[Optionals, Axes]:
-        axes, dims = (*transforms.INPUTS, *transforms.LENGTHS), dims[1:-1]
-        *tensors, reverse = arguments
+        axes, dims = (*transforms.INPUTS, *transforms.FIXED), dims[1:-2]
+        *tensors, reverse, cell_clip = arguments
         if transforms.weights_vmapped(dims, axes):
             return transforms.over_slices(
-                LSTMFunction.apply, info.batch_size, (None, *dims, None), (engine, *arguments)
+                LSTMFunction.apply, info.batch_size, (None, *dims, None, None), (engine, *arguments)
             )
         folded = transforms.fold(info.batch_size, dims, axes, tensors)
-        outputs = LSTMFunction.apply(engine, *folded, reverse)
+        outputs = LSTMFunction.apply(engine, *folded, reverse, cell_clip)
         return transforms.unfold(info.batch_size, transforms.OUTPUTS, outputs), transforms.OUTPUTS
 
 
@@ -152,37 +184,51 @@ class LSTMBackwardFunction(torch.autograd.Function):
         engine: str,
         needs: PerInput[bool],
         reverse: bool,
+        cell_clip: float | None,
         groups: tuple[int, ...],
         dy: Tensor | None,
         dh_n: Tensor | None,
         dc_n: Tensor | None,
         x: Tensor,
-        weight_ih: Tensor,
+        weight_ih: Tensor | None,
         weight_hh: Tensor,
         bias: Tensor | None,
         peephole: Tensor | None,
         weight_hr: Tensor | None,
         h0: Tensor,
         c0: Tensor,
+        gain_hh: Tensor | None,
         lengths: Tensor | None,
+        h_mask: Tensor | None,
+        zoneout_h: Tensor | None,
+        zoneout_c: Tensor | None,
         y: Tensor,
         c: Tensor,
         gates: Tensor,
     ) -> PerInput[Tensor | None]:
-        dxw, dh0, dc0, *sums = backward_op[engine](
-            dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, weight_hr, lengths, reverse
+        variant = Variant(gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
+        if (
+            h_mask is not None
+        ):  # all that is left to do with h_{t-1} is to multiply it by W_hh, or its gradient
+            y, h0 = y * h_mask, h0 * h_mask
+        hw = None if gain_hh is None else gradients.recurrent_products(y, h0, weight_hh, lengths, reverse)
+        dxw, dh0, dc0, dbias, dpeephole, dhw = backward_op[engine](
+            dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, weight_hr, lengths, reverse, *variant, hw
         )
-        known = None if groups else sums  # the engine's sums are over the whole batch
-        form = partial(LSTMBackwardFunction.form, needs, reverse, weight_ih, weight_hh, peephole, known)
-        tensors = (dxw, dh0, dc0, dy, dh_n, x, h0, c0, lengths, y, c, gates)
-        axes = (*transforms.STATES, 1, 0, 1, 0, 0, *transforms.LENGTHS, *transforms.SAVED)
-        return transforms.in_groups(form, needs, groups, axes, tensors)
+        known = None if groups else (dbias, dpeephole)  # the engine's sums are over the whole batch
+        weights = weight_ih, weight_hh, peephole
+        form = partial(LSTMBackwardFunction.form, needs, reverse, cell_clip, *weights, known)
+        tensors = (dxw, dh0, dc0, dy, dh_n, x, h0, c0, lengths, h_mask, zoneout_h, zoneout_c, y, c, gates)
+        axes = (*transforms.STATES, 1, 0, 1, 0, 0, *transforms.FIXED, *transforms.SAVED)
+        normed = (None, None) if hw is None else (dhw, hw)
+        return transforms.in_groups(form, needs, groups, (*axes, 1, 1), (*tensors, *normed))
 
     @staticmethod
     def form(
         needs: PerInput[bool],
         reverse: bool,
-        weight_ih: Tensor,
+        cell_clip: float | None,
+        weight_ih: Tensor | None,
         weight_hh: Tensor,
         peephole: Tensor | None,
         sums: Sequence[Tensor] | None,
@@ -195,25 +241,37 @@ class LSTMBackwardFunction(torch.autograd.Function):
         h0: Tensor,
         c0: Tensor,
         lengths: Tensor | None,
+        h_mask: Tensor | None,
+        zoneout_h: Tensor | None,
+        zoneout_c: Tensor | None,
         y: Tensor,
         c: Tensor,
         gates: Tensor,
+        dhw: Tensor | None,
+        hw: Tensor | None,
     ) -> PerInput[Tensor | None]:
         """Every gradient that is needed, after the recurrence; ``sums`` are those of bias and peephole."""
-        if sums is None:
+        if sums is None or zoneout_c is not None:
             wide = c.to(reference.accumulation_dtype(c.dtype))
             c_prev = reference.previous(wide, c0.to(wide.dtype), lengths, reverse)
-            sums = reference.vector_gradients(dxw, wide, c_prev, peephole)
+            c = reference.cell_before_zoneout(wide, c_prev, gates, zoneout_c, cell_clip)
+            if sums is None:
+                sums = reference.vector_gradients(dxw, c, c_prev, peephole)
         d_bias, d_peephole = sums
-        dx = d_weight_ih = d_weight_hh = d_weight_hr = None
+        dhw = dxw if dhw is None else dhw
+        dx = d_weight_ih = d_weight_hh = d_weight_hr = d_gain_hh = None
         if needs.x:
-            dx = product(dxw, weight_ih)
+            dx = dxw if weight_ih is None else product(dxw, weight_ih)
         if needs.weight_ih:
             d_weight_ih = gradients.weight_ih_gradient(dxw, x, lengths)
         if needs.weight_hh:
-            d_weight_hh = gradients.weight_hh_gradient(dxw, y, h0, lengths, reverse)
+            d_weight_hh = gradients.weight_hh_gradient(dhw, y, h0, lengths, reverse)
         if needs.weight_hr:
-            d_weight_hr = gradients.weight_hr_gradient(dxw, dy, dh_n, c, gates, weight_hh, lengths, reverse)
+            d_weight_hr = gradients.weight_hr_gradient(
+                dhw, dy, dh_n, c, gates, weight_hh, lengths, h_mask, zoneout_h, reverse
+            )
+        if needs.gain_hh and hw is not None:
+            d_gain_hh = gradients.gain_hh_gradient(dxw, hw)
         return PerInput(
             dx,
             d_weight_ih,
@@ -223,41 +281,43 @@ class LSTMBackwardFunction(torch.autograd.Function):
             d_weight_hr,
             dh0 if needs.h0 else None,
             dc0 if needs.c0 else None,
+            d_gain_hh,
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: PerInput[Tensor | None]) -> None:
-        _, ctx.needs, ctx.reverse, ctx.groups, *tensors = inputs
+        _, ctx.needs, reverse, cell_clip, ctx.groups, *tensors = inputs
+        ctx.how = reverse, cell_clip
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors[:12])  # the saved y, c, gates follow from the rest
-        ctx.save_for_forward(*tensors[:12])
+        ctx.save_for_backward(*tensors[:16])  # the saved y, c, gates follow from the rest
+        ctx.save_for_forward(*tensors[:16])
 
     @staticmethod
     def backward(ctx: Any, *dgrads: Tensor | None) -> tuple[Any, ...]:
         """Differentiate the reference's own gradient: no engine has a second derivative by hand."""
-        *tensors, lengths = ctx.saved_tensors
-        maths = transforms.gradient_maths(ctx.needs, ctx.reverse, ctx.groups, tensors, lengths)
+        tensors, fixed = ctx.saved_tensors[:12], ctx.saved_tensors[12:]
+        maths = transforms.gradient_maths(ctx.needs, ctx.groups, tensors, fixed, *ctx.how)
         needed = tuple(d for d, need in zip(dgrads, ctx.needs, strict=True) if need)
         with autocast.off(tensors[3].device):
-            return (None,) * 4 + transforms.pull(maths, tensors, needed) + (None,) * 4
+            return (None,) * 5 + transforms.pull(maths, tensors, needed) + (None,) * 7
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> PerInput[Tensor | None]:
-        *tensors, lengths = ctx.saved_tensors
-        maths = transforms.gradient_maths(ctx.needs, ctx.reverse, ctx.groups, tensors, lengths)
-        pushed = iter(transforms.push(maths, tensors, tangents[4:15]))
+        tensors, fixed = ctx.saved_tensors[:12], ctx.saved_tensors[12:]
+        maths = transforms.gradient_maths(ctx.needs, ctx.groups, tensors, fixed, *ctx.how)
+        pushed = iter(transforms.push(maths, tensors, tangents[5:17]))
         return PerInput(*(next(pushed) if need else None for need in ctx.needs))
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Optionals, Axes]:
-        axes = (*transforms.STATES, *transforms.INPUTS, *transforms.LENGTHS, *transforms.SAVED)
-        engine, needs, reverse, groups, *tensors = arguments
-        if transforms.weights_vmapped(dims[4:], axes):
-            dims = (None,) * 4 + dims[4:]
+        axes = (*transforms.STATES, *transforms.INPUTS, *transforms.FIXED, *transforms.SAVED)
+        engine, needs, reverse, cell_clip, groups, *tensors = arguments
+        if transforms.weights_vmapped(dims[5:], axes):
+            dims = (None,) * 5 + dims[5:]
             return transforms.over_slices(LSTMBackwardFunction.apply, info.batch_size, dims, arguments)
-        folded = transforms.fold(info.batch_size, dims[4:], axes, tensors)
+        folded = transforms.fold(info.batch_size, dims[5:], axes, tensors)
         groups = (info.batch_size, *groups)
-        grads = LSTMBackwardFunction.apply(engine, needs, reverse, groups, *folded)
+        grads = LSTMBackwardFunction.apply(engine, needs, reverse, cell_clip, groups, *folded)
         where = zip(grads, transforms.INPUTS, strict=True)
         out_dims = tuple(None if grad is None else axis or 0 for grad, axis in where)
         return transforms.unfold(info.batch_size, transforms.INPUTS, grads), out_dims
@@ -270,5 +330,6 @@ class TracedLSTMFunction(LSTMFunction):
 
 
 # PyTorch reads a Function's signature at every call, and takes far longer to find it out than to look it up.
-for _function in (LSTMFunction, LSTMBackwardFunction):
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]
+_functions: tuple[Any, ...] = (LSTMFunction, LSTMBackwardFunction)
+for _function in _functions:
+    _function.forward.__signature__ = inspect.signature(_function.forward)

@@ -17,6 +17,15 @@ truncate the gradient there.
 Half precision: products and sums are float32, h is rounded to the tensor's dtype at every step, c never.
 A sequence stops at its length: later outputs and gates are zero, the states are those of its last step,
 and the reverse direction starts at that step.
+
+Variants, each alone or with others; with a projection, h is what it yields (docs/variants.md has the papers):
+
+    recurrent dropout  W_hh (mask * h_{t-1}), one mask for all steps; the product in parentheses in h's dtype
+    layer norm         gain * (W_hh h_{t-1} - mean) / sqrt(variance + 1e-5) in place of W_hh h_{t-1}, the mean
+                       and the variance those of its 4H numbers; W_ih x_t was treated so before, outside
+    cell clip          c_t is min(max(f_t * c_{t-1} + i_t * g_t, -clip), clip), for o_t and h_t too
+    zoneout            z_h * h_{t-1} + (1 - z_h) * h_t in place of h_t, and z_c * c_{t-1} + (1 - z_c) * c_t in
+                       place of c_t, after all else: o_t and tanh see c_t as it was
 """
 
 from collections.abc import Iterable
@@ -25,6 +34,25 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+EPS = 1e-5  # torch.nn.LayerNorm's
+
+
+class Variant(NamedTuple):
+    """What a layer does beyond the textbook, in the operators' order; by default nothing."""
+
+    gain_hh: Tensor | None = None  # [4H], of the layer norm
+    h_mask: Tensor | None = None  # [B, P]
+    zoneout_h: Tensor | None = None  # [T, B, P], z_h, 0 to 1
+    zoneout_c: Tensor | None = None  # [T, B, H], z_c, 0 to 1
+    cell_clip: float | None = None
+
+    def names(self) -> list[str]:
+        """Those that are asked for."""
+        return [name for name, value in zip(self._fields, self, strict=True) if value is not None]
+
+
+PLAIN = Variant()
 
 
 class Forward(NamedTuple):
@@ -45,11 +73,12 @@ class Backward(NamedTuple):
     dc0: Tensor  # [B, H]
     dbias: Tensor  # [4H]
     dpeephole: Tensor  # [3H], zero without peepholes
+    dhw: Tensor  # [T, B, 4H], d loss / d (W_hh h_{t-1}); empty without layer norm, for then it is dxw
 
 
 def lstm_forward(
     x: Tensor,  # [T, B, I]
-    weight_ih: Tensor,  # [4H, I]
+    weight_ih: Tensor | None,  # [4H, I]; None: x is W_ih x already, [T, B, 4H]
     weight_hh: Tensor,  # [4H, P]
     bias: Tensor | None,  # [4H]
     peephole: Tensor | None,  # [3H], p_i, p_f, p_o
@@ -59,34 +88,33 @@ def lstm_forward(
     lengths: Tensor | None,  # [B], int64
     reverse: bool,
     save: bool,
+    variant: Variant = PLAIN,
 ) -> Forward:
     """Run one layer in one direction over the whole sequence, by the equations above."""
     T, B, _ = x.shape
     H, P = c0.shape[1], h0.shape[1]
+    gain, mask, zoneout_h, zoneout_c, clip = variant
     wide = accumulation_dtype(x.dtype)
     W_hh, W_hr = weight_hh.to(wide), None if weight_hr is None else weight_hr.to(wide)
     p = None if peephole is None else peephole.to(wide)
     if lengths is not None:
         # Padding may hold anything, NaN included, and must not reach a gradient as 0 * NaN.
         x = torch.where(is_valid(lengths, T), x, torch.zeros_like(x))
-    W_ih, b = weight_ih.to(wide), None if bias is None else bias.to(wide)
-    # All steps at once; but in float64 a sequence in pieces is to equal the whole one bit for bit, and what a
-    # library's product rounds to depends on how many rows there are, and where in memory.
-    parts = [part.clone() for part in x.split(1)] if wide == torch.float64 else [x]
-    xw = torch.cat([F.linear(part.to(wide), W_ih, b) for part in parts])
+    xw = input_products(x, weight_ih, bias)
 
     h, c = h0.clone(), c0.to(wide)
     ys, cs, gates = [h] * T, [c] * T, [c] * T
     for t in time_steps(T, reverse):
-        a = xw[t] + h.to(wide) @ W_hh.T  # [B, 4H]
-        m, c_t, gates[t] = cell_forward(a, c, p)
-        h_t = (m if W_hr is None else m @ W_hr.T).to(x.dtype)
+        hw = (h if mask is None else h * mask).to(wide) @ W_hh.T  # [B, 4H]
+        a = xw[t] + (hw if gain is None else F.layer_norm(hw, (4 * H,), gain.to(wide), eps=EPS))
+        m, c_t, gates[t] = cell_forward(a, c, p, clip)
+        h_t = m if W_hr is None else m @ W_hr.T
+        h_t, c_t = zone_out(h_t, h, zoneout_h, t).to(x.dtype), zone_out(c_t, c, zoneout_c, t)
         if lengths is None:
             ys[t], h, c = h_t, h_t, c_t
         else:
             valid = (t < lengths)[:, None]
-            ys[t] = torch.where(valid, h_t, torch.zeros_like(h_t))
-            gates[t] = torch.where(valid, gates[t], torch.zeros_like(gates[t]))
+            ys[t], gates[t] = if_valid(h_t, lengths, t), if_valid(gates[t], lengths, t)
             h, c = torch.where(valid, h_t, h), torch.where(valid, c_t, c)
         cs[t] = c
 
@@ -102,6 +130,18 @@ def lstm_forward(
     )
 
 
+def input_products(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None) -> Tensor:
+    """W_ih x_t + b of all steps, [T, B, 4H], in the accumulation dtype."""
+    wide = accumulation_dtype(x.dtype)
+    b = None if bias is None else bias.to(wide)
+    if weight_ih is None:
+        return x.to(wide) if b is None else x.to(wide) + b
+    # All steps at once; but in float64 a sequence in pieces is to equal the whole one bit for bit, and what a
+    # library's product rounds to depends on how many rows there are, and where in memory.
+    parts = [part.clone() for part in x.split(1)] if wide == torch.float64 else [x]
+    return torch.cat([F.linear(part.to(wide), weight_ih.to(wide), b) for part in parts])
+
+
 def lstm_backward(
     dy: Tensor | None,  # [T, B, P]
     dh_n: Tensor | None,  # [B, P]
@@ -114,9 +154,12 @@ def lstm_backward(
     weight_hr: Tensor | None,  # [P, H]
     lengths: Tensor | None,  # [B], int64
     reverse: bool,
+    variant: Variant = PLAIN,
+    hw: Tensor | None = None,  # [T, B, 4H], W_hh h_{t-1} in the accumulation dtype; given with layer norm
 ) -> Backward:
     """Carry the gradients of y, h_n and c_n (None is zero) back over the whole sequence."""
     T, B, H = c.shape
+    gain, mask, zoneout_h, zoneout_c, clip = variant
     wide = accumulation_dtype(gates.dtype)
     W_hh, W_hr = weight_hh.to(wide), None if weight_hr is None else weight_hr.to(wide)
     p = None if peephole is None else peephole.to(wide)
@@ -124,25 +167,32 @@ def lstm_backward(
     dh = c.new_zeros(B, weight_hh.shape[1]) if dh_n is None else dh_n.to(wide)
     dc = c.new_zeros(B, H) if dc_n is None else dc_n.to(wide)
     c_prev = previous(c, c0.to(wide), lengths, reverse)
+    c = cell_before_zoneout(c, c_prev, gates, zoneout_c, clip)
 
     dxw = gates.new_empty(T, B, 4 * H)
+    dhw = dxw if gain is None else gates.new_empty(T, B, 4 * H)
     for t in reversed(list(time_steps(T, reverse))):
-        dh_t = dh if dy is None else dh + dy[t]  # [B, P]
+        dh_t, dh_kept = zone_back(dh if dy is None else dh + dy[t], zoneout_h, t)  # [B, P]
+        dc_t, dc_kept = zone_back(dc, zoneout_c, t)
         dm = dh_t if W_hr is None else dh_t @ W_hr  # [B, H]
-        da, dc_t = cell_backward(dm, dc, gates[t].to(wide), c[t], c_prev[t], p)
-        da = da.to(gates.dtype)
+        da, dc_t = cell_backward(dm, dc_t, gates[t].to(wide), c[t], c_prev[t], p, clip)
+        dxw[t] = da = if_valid(da.to(gates.dtype), lengths, t)
+        if gain is not None and hw is not None:
+            dhw[t] = da = norm_backward(da.to(wide), hw[t], gain.to(wide)).to(gates.dtype)
         dh_t = da.to(wide) @ W_hh
+        dh_t = (dh_t if mask is None else dh_t * mask) + dh_kept
+        dc_t = dc_t + dc_kept
         if lengths is None:
-            dxw[t], dh, dc = da, dh_t, dc_t
+            dh, dc = dh_t, dc_t
         else:
             valid = (t < lengths)[:, None]
-            dxw[t] = torch.where(valid, da, torch.zeros_like(da))
             dh, dc = torch.where(valid, dh_t, dh), torch.where(valid, dc_t, dc)
     return Backward(
         dxw,
         dh.to(gates.dtype, copy=True),
         dc.to(gates.dtype, copy=True),
         *vector_gradients(dxw, c, c_prev, peephole),
+        gates.new_empty(0) if gain is None else dhw,
     )
 
 
@@ -157,7 +207,9 @@ def vector_gradients(
     return dxw.sum((0, 1)), torch.cat(sums).to(dxw.dtype)
 
 
-def cell_forward(a: Tensor, c_prev: Tensor, peephole: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def cell_forward(
+    a: Tensor, c_prev: Tensor, peephole: Tensor | None, clip: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """One step from the pre-activations ``a`` [B, 4H]: o * tanh(c) [B, H], c [B, H], gates [B, 4H]."""
     p_i, p_f, p_o = split(peephole)
     a_i, a_f, a_g, a_o = a.chunk(4, dim=-1)
@@ -165,12 +217,20 @@ def cell_forward(a: Tensor, c_prev: Tensor, peephole: Tensor | None) -> tuple[Te
     f = torch.sigmoid(a_f + see(p_f, c_prev))
     g = torch.tanh(a_g)
     c = f * c_prev + i * g
+    if clip is not None:
+        c = c.clamp(-clip, clip)
     o = torch.sigmoid(a_o + see(p_o, c))
     return o * torch.tanh(c), c, torch.cat([i, f, g, o], dim=-1)
 
 
 def cell_backward(
-    dm: Tensor, dc: Tensor, gates: Tensor, c: Tensor, c_prev: Tensor, peephole: Tensor | None
+    dm: Tensor,
+    dc: Tensor,
+    gates: Tensor,
+    c: Tensor,
+    c_prev: Tensor,
+    peephole: Tensor | None,
+    clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step back from the gradients of o * tanh(c) and of c: da [B, 4H], dc_prev [B, H]."""
     p_i, p_f, p_o = split(peephole)
@@ -178,11 +238,59 @@ def cell_backward(
     s = torch.tanh(c)
     da_o = dm * s * o * (1 - o)
     dc = dc + dm * o * (1 - s * s) + see(p_o, da_o)
+    if clip is not None:
+        dc = dc * ((f * c_prev + i * g).abs() <= clip)
     da_i = dc * g * i * (1 - i)
     da_f = dc * c_prev * f * (1 - f)
     da_g = dc * i * (1 - g * g)
     dc_prev = dc * f + see(p_i, da_i) + see(p_f, da_f)
     return torch.cat([da_i, da_f, da_g, da_o], dim=-1), dc_prev
+
+
+def zone_out(new: Tensor, old: Tensor, zoneout: Tensor | None, t: int) -> Tensor:
+    """The share z of the old state and 1 - z of the new one."""
+    if zoneout is None:
+        return new
+    z = zoneout[t].to(new.dtype)
+    return z * old + (1 - z) * new
+
+
+def zone_back(d: Tensor, zoneout: Tensor | None, t: int) -> tuple[Tensor, Tensor | float]:
+    """The gradients of the new state and, past all else, of the old one."""
+    if zoneout is None:
+        return d, 0.0
+    z = zoneout[t].to(d.dtype)
+    return (1 - z) * d, z * d
+
+
+def cell_before_zoneout(
+    c: Tensor, c_prev: Tensor, gates: Tensor, zoneout_c: Tensor | None, clip: float | None
+) -> Tensor:
+    """The c that o_t and h_t saw, of every step [T, B, H]: the one saved, or it follows from the gates."""
+    if zoneout_c is None:
+        return c
+    i, f, g, _ = gates.to(c.dtype).chunk(4, dim=-1)
+    c = f * c_prev + i * g
+    return c if clip is None else c.clamp(-clip, clip)
+
+
+def norm_backward(da: Tensor, hw: Tensor, gain: Tensor) -> Tensor:
+    """From d loss / d a to d loss / d (W_hh h_{t-1}), back through the layer norm; all [B, 4H]."""
+    n, rstd = normalized(hw)
+    dn = da * gain
+    return rstd * (dn - dn.mean(-1, keepdim=True) - n * (dn * n).mean(-1, keepdim=True))
+
+
+def normalized(hw: Tensor) -> tuple[Tensor, Tensor]:
+    """(W_hh h_{t-1} - mean) / deviation, and 1 / deviation."""
+    centred = hw - hw.mean(-1, keepdim=True)
+    rstd = (centred.square().mean(-1, keepdim=True) + EPS).rsqrt()
+    return centred * rstd, rstd
+
+
+def if_valid(value: Tensor, lengths: Tensor | None, t: int) -> Tensor:
+    """A step's [B, ...] with zeros past the lengths."""
+    return value if lengths is None else torch.where((t < lengths)[:, None], value, torch.zeros_like(value))
 
 
 def split(peephole: Tensor | None) -> tuple[Tensor | None, ...]:

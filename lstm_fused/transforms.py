@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from lstm_fused import reference
 from lstm_fused.gradients import PerInput
+from lstm_fused.reference import Variant
 
 Tensors = tuple[Tensor, ...]
 Optionals = tuple[Tensor | None, ...]
@@ -22,8 +23,10 @@ Axes = tuple[int | None, ...]
 vjp: Any = torch.func.vjp  # whose type allows for a third result, there only if asked for
 
 # Where each tensor has its batch; weights have none.
-INPUTS = PerInput(x=1, weight_ih=None, weight_hh=None, bias=None, peephole=None, weight_hr=None, h0=0, c0=0)
-LENGTHS = (0,)
+INPUTS = PerInput(
+    x=1, weight_ih=None, weight_hh=None, bias=None, peephole=None, weight_hr=None, h0=0, c0=0, gain_hh=None
+)
+FIXED = (0, 0, 1, 1)  # lengths, h_mask, zoneout_h, zoneout_c
 OUTPUTS = (1, 0, 0, 1, 1)  # y, h_n, c_n, c, gates
 STATES = (1, 0, 0)  # dy, dh_n, dc_n; dxw, dh0, dc0
 SAVED = (1, 1, 1)  # y, c, gates
@@ -122,30 +125,39 @@ def or_zeros(tensors: Iterable[Tensor | None], like: Iterable[Tensor]) -> Tensor
     return tuple(torch.zeros_like(l) if t is None else t for t, l in zip(tensors, like, strict=True))
 
 
-def layer_maths(inputs: Optionals, lengths: Tensor | None, reverse: bool) -> Callable[..., Tensors]:
+def layer_maths(
+    inputs: Optionals, fixed: Optionals, reverse: bool, cell_clip: float | None
+) -> Callable[..., Tensors]:
     """The reference's y, h_n and c_n as a function of the inputs that are there."""
 
     def outputs(*present: Tensor) -> Tensors:
         every: PerInput[Any] = PerInput(*refill(inputs, present))
-        return reference.lstm_forward(*every, lengths, reverse, False)[:3]
+        lengths, h_mask, zoneout_h, zoneout_c = fixed
+        variant = Variant(every.gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
+        return reference.lstm_forward(*every[:8], lengths, reverse, False, variant)[:3]
 
     return outputs
 
 
 def gradient_maths(
-    needs: PerInput[bool], reverse: bool, groups: tuple[int, ...], tensors: Optionals, lengths: Tensor | None
+    needs: PerInput[bool],
+    groups: tuple[int, ...],
+    tensors: Optionals,
+    fixed: Optionals,
+    reverse: bool,
+    cell_clip: float | None,
 ) -> Callable[..., Tensors]:
     """The needed gradients as a function of those of dy, dh_n, dc_n and the inputs that are there."""
 
     def of_group(*tensors: Tensor | None) -> PerInput[Tensor | None]:
-        douts, inputs, lengths = tensors[:3], tensors[3:-1], tensors[-1]
-        outputs, pullback = vjp(layer_maths(inputs, lengths, reverse), *there(inputs))
+        douts, inputs, fixed = tensors[:3], tensors[3:12], tensors[12:]
+        outputs, pullback = vjp(layer_maths(inputs, fixed, reverse, cell_clip), *there(inputs))
         found = refill(inputs, pullback(or_zeros(douts, outputs)))
         return PerInput(*(g if need else None for g, need in zip(found, needs, strict=True)))
 
     def gradients(*present: Tensor) -> Tensors:
-        everything = (*refill(tensors, present), lengths)
-        return there(in_groups(of_group, needs, groups, (*STATES, *INPUTS, *LENGTHS), everything))
+        everything = (*refill(tensors, present), *fixed)
+        return there(in_groups(of_group, needs, groups, (*STATES, *INPUTS, *FIXED), everything))
 
     return gradients
 

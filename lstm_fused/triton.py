@@ -2,11 +2,12 @@
 
 import os
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lstm_fused.reference import Backward, Forward
+from lstm_fused.reference import Backward, Forward, Variant
 
 # Triton's own switch: kernels run in its interpreter, on the CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -28,7 +29,7 @@ def unavailable() -> str | None:
 
 def forward(
     x: Tensor,
-    weight_ih: Tensor,
+    weight_ih: Tensor | None,
     weight_hh: Tensor,
     bias: Tensor | None,
     peephole: Tensor | None,
@@ -38,12 +39,13 @@ def forward(
     lengths: Tensor | None,
     reverse: bool,
     save: bool,
+    *variant: Any,
 ) -> Forward:
     """The forward pass by the contract of `lstm_fused.reference`."""
     from lstm_fused.kernels import launch
 
     result: Forward = launch.forward(
-        x, weight_ih, weight_hh, bias, peephole, weight_hr, h0, c0, lengths, reverse, save
+        x, weight_ih, weight_hh, bias, peephole, weight_hr, h0, c0, lengths, reverse, save, Variant(*variant)
     )
     return result
 
@@ -60,11 +62,24 @@ def backward(
     weight_hr: Tensor | None,
     lengths: Tensor | None,
     reverse: bool,
+    *variant: Any,
 ) -> Backward:
     """The backward pass by the contract of `lstm_fused.reference`."""
     from lstm_fused.kernels import launch
 
     result: Backward = launch.backward(
-        dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, weight_hr, lengths, reverse
+        dy,
+        dh_n,
+        dc_n,
+        c,
+        gates,
+        c0,
+        weight_hh,
+        peephole,
+        weight_hr,
+        lengths,
+        reverse,
+        Variant(*variant[:5]),
+        *variant[5:],
     )
     return result

@@ -25,10 +25,24 @@ class Case:
     lengths: tuple[int, ...] | None = None
     reverse: bool = False
     layout: str = "contiguous"  # or "strided", "expanded"
+    recurrent_dropout: bool = False
+    zoneout_h: bool = False
+    zoneout_c: bool = False
+    cell_clip: float | None = None
+    layer_norm: bool = False
+
+    @property
+    def varied(self) -> bool:
+        """Whether it goes beyond the textbook."""
+        masks = self.recurrent_dropout or self.zoneout_h or self.zoneout_c
+        return masks or self.layer_norm or self.cell_clip is not None
 
 
 PLAIN = Case("plain")
 UNEVEN = (40, 63, 0)
+ZONEOUT = replace(PLAIN, name="zoneout", zoneout_h=True, zoneout_c=True)
+EVERY_VARIANT = replace(ZONEOUT, name="every_variant", recurrent_dropout=True, cell_clip=0.7, layer_norm=True)
+NORM = replace(PLAIN, name="layer_norm", layer_norm=True)
 
 CASES = (
     Case("one_of_everything", T=1, B=1, I=1, H=1),
@@ -63,7 +77,42 @@ CASES = (
     Case("wide_input", T=3, B=4, I=300, H=18),
 )
 
+# What goes beyond the textbook.
+VARIANTS = (
+    replace(PLAIN, name="recurrent_dropout", recurrent_dropout=True),
+    replace(PLAIN, name="recurrent_dropout_projection_lengths", recurrent_dropout=True, P=11, lengths=UNEVEN),
+    ZONEOUT,
+    replace(PLAIN, name="zoneout_h", zoneout_h=True),
+    replace(PLAIN, name="zoneout_c_reverse_no_states", zoneout_c=True, reverse=True, states=False),
+    replace(ZONEOUT, name="zoneout_lengths_reverse", lengths=UNEVEN, reverse=True),
+    replace(ZONEOUT, name="zoneout_projection_lengths", P=11, lengths=UNEVEN),
+    replace(
+        ZONEOUT, name="zoneout_projection_lengths_reverse", T=40, P=11, lengths=(25, 40, 0), reverse=True
+    ),
+    replace(ZONEOUT, name="zoneout_expanded", layout="expanded"),
+    replace(ZONEOUT, name="zoneout_strided", layout="strided"),
+    replace(PLAIN, name="cell_clip", cell_clip=0.5),
+    replace(ZONEOUT, name="cell_clip_zoneout_no_peephole", cell_clip=0.5, peephole=False),
+    NORM,
+    replace(NORM, name="layer_norm_no_bias_reverse", bias=False, reverse=True),
+    replace(NORM, name="layer_norm_lengths_reverse", lengths=UNEVEN, reverse=True),
+    replace(NORM, name="layer_norm_projection_lengths", P=11, lengths=UNEVEN),
+    EVERY_VARIANT,
+    replace(
+        EVERY_VARIANT, name="every_variant_projection_lengths_reverse", P=11, lengths=UNEVEN, reverse=True
+    ),
+    replace(
+        EVERY_VARIANT, name="every_variant_many_rows", T=5, B=131, H=19, lengths=(0, 1, 2, 5) * 32 + (3,) * 3
+    ),
+    replace(EVERY_VARIANT, name="every_variant_one_row", T=20, B=1, I=33, H=65),
+    replace(EVERY_VARIANT, name="every_variant_one_channel", T=5, B=4, I=2, H=1),
+    replace(EVERY_VARIANT, name="every_variant_many_channels", T=3, B=5, I=4, H=261),
+    replace(EVERY_VARIANT, name="every_variant_no_steps", T=0, B=3, I=5, H=7),
+    replace(EVERY_VARIANT, name="every_variant_empty_batch", T=4, B=0, I=5, H=7),
+)
+
 NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "peephole", "weight_hr", "h0", "c0")
+GAINS = ("gain_ih", "gain_hh")
 
 
 def make_lengths(case: Case, device: str = DEVICE) -> Tensor | None:
@@ -91,7 +140,7 @@ def make_tensors(
         return values
 
     scale = 0.5 * H**-0.5
-    return {
+    tensors = {
         "x": draw(T, B, I, scale=1.0),
         "weight_ih": draw(4 * H, I, scale=0.5 * I**-0.5),
         "weight_hh": draw(4 * H, P, scale=scale),
@@ -101,4 +150,28 @@ def make_tensors(
         "weight_hr": draw(P, H, scale=scale) if case.P else None,
         "h0": draw(B, P, scale=0.5) if case.states else None,
         "c0": draw(B, H, scale=1.0) if case.states else None,
+    }
+    if case.layer_norm:
+        tensors |= {"gain_ih": draw(4 * H, scale=1.0), "gain_hh": draw(4 * H, scale=0.5)}
+    return tensors
+
+
+def make_masks(
+    case: Case, dtype: torch.dtype, seed: int = 0, device: str = DEVICE
+) -> dict[str, Tensor | None]:
+    """What recurrent dropout and zoneout of a case multiply with: any share, 0 and 1 among them."""
+    T, B, H, P = case.T, case.B, case.H, case.P or case.H
+    generator = torch.Generator().manual_seed(seed + 2000)
+
+    def draw(*shape: int) -> Tensor:
+        values = (2 * torch.rand(shape, generator=generator) - 0.5).clamp(0, 1)
+        values = values.to(torch.bfloat16).to(device, dtype)
+        if case.layout == "expanded":
+            return values[:1, :1].expand(shape)
+        return values.mT.contiguous().mT if case.layout == "strided" else values
+
+    return {
+        "h_mask": 1.25 * draw(B, P).round() if case.recurrent_dropout else None,
+        "zoneout_h": draw(T, B, P) if case.zoneout_h else None,
+        "zoneout_c": draw(T, B, H) if case.zoneout_c else None,
     }

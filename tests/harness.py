@@ -6,7 +6,7 @@ from statistics import geometric_mean
 
 import numpy as np
 import torch
-from cases import DEVICE, NAMES, Case, make_lengths, make_tensors
+from cases import DEVICE, GAINS, NAMES, Case, make_lengths, make_masks, make_tensors
 from oracle import Array, oracle
 from torch import Tensor
 
@@ -19,7 +19,12 @@ NATIVE = [engine.name for engine in ENGINES_HERE if engine.name != "reference" o
 SEEDS = range(8)  # the largest error of one draw of a small tensor is a matter of luck
 
 
-def call(engine: str, case: Case, tensors: dict[str, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+VARIED = [engine.name for engine in ENGINES_HERE if engine.variants]  # those that do more than the textbook
+
+
+def call(
+    engine: str, case: Case, tensors: dict[str, Tensor | None], seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs and last states of one case."""
     t = tensors
     assert t["x"] is not None and t["weight_ih"] is not None and t["weight_hh"] is not None
@@ -31,9 +36,13 @@ def call(engine: str, case: Case, tensors: dict[str, Tensor | None]) -> tuple[Te
         t["bias_hh"],
         peephole=t["peephole"],
         weight_hr=t["weight_hr"],
+        gain_ih=t.get("gain_ih"),
+        gain_hh=t.get("gain_hh"),
         hx=None if t["h0"] is None or t["c0"] is None else (t["h0"], t["c0"]),
         lengths=make_lengths(case, "cpu"),
         reverse=case.reverse,
+        **make_masks(case, t["x"].dtype, seed, t["x"].device.type),
+        cell_clip=case.cell_clip,
         engine=engine,
     )
     return y, h_n, c_n
@@ -55,14 +64,14 @@ def results(
     case: Case,
     dtype: torch.dtype,
     seed: int = 0,
-    wanted: Iterable[str] = NAMES,
+    wanted: Iterable[str] = (*NAMES, *GAINS),
     outputs: tuple[str, ...] = ("y", "h_n", "c_n"),
     device: str = DEVICE,
 ) -> dict[str, Tensor]:
     """The outputs of a case, and the gradients of ``wanted`` for a fixed weighting of ``outputs``."""
     tensors = make_tensors(case, dtype, seed, device)
     leaves = {n: t.requires_grad_() for n, t in tensors.items() if t is not None and n in wanted}
-    out = dict(zip(("y", "h_n", "c_n"), call(engine, case, tensors), strict=True))
+    out = dict(zip(("y", "h_n", "c_n"), call(engine, case, tensors, seed), strict=True))
     if leaves:
         weights = weights_of(case, dtype, seed)
         loss = sum((out[n] * weights[n].to(device)).sum() for n in outputs)
@@ -82,11 +91,18 @@ def reference_results(case: Case, dtype: torch.dtype, seed: int) -> dict[str, Ar
 def oracle_results(case: Case, seed: int) -> dict[str, Array]:
     """The same from the oracle in extended precision."""
     tensors = make_tensors(case, torch.float64, seed, "cpu")
+    tensors |= make_masks(case, torch.float64, seed, "cpu")
     inputs = {n: extended(t) for n, t in tensors.items() if t is not None}
     return oracle(case, inputs, {n: extended(t) for n, t in weights_of(case, torch.float64, seed).items()})
 
 
-def check_against_reference(engine: str, case: Case, dtype: torch.dtype, eps: float | None = None) -> None:
+def check_against_reference(
+    engine: str,
+    case: Case,
+    dtype: torch.dtype,
+    eps: float | None = None,
+    wanted: Iterable[str] = (*NAMES, *GAINS),
+) -> None:
     """Each output and gradient may be off by twice what the reference itself is off by in this dtype.
 
     What is exact comes from the reference in float64; for float64 from the oracle. The reference's own half
@@ -104,9 +120,10 @@ def check_against_reference(engine: str, case: Case, dtype: torch.dtype, eps: fl
         if dtype == torch.float64:
             exact = oracle_results(case, seed)
         rounded = reference_results(case, measured, seed)
-        ours = results(engine, case, dtype, seed)
-        assert ours.keys() == exact.keys()
-        for name, value in exact.items():
+        ours = results(engine, case, dtype, seed, wanted)
+        missing = {f"d_{n}" for n in (*NAMES, *GAINS) if n not in wanted}
+        assert ours.keys() == exact.keys() - missing
+        for name, value in ((n, exact[n]) for n in ours):
             found_as = ours[name].dtype, ours[name].shape
             assert found_as == (dtype, value.shape), f"{case.name}: {name} is {found_as}"
             one_rounding = largest(value) * eps / 2 or torch.finfo(dtype).tiny

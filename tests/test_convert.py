@@ -48,6 +48,19 @@ def test_to_torch_keeps_dropout_and_refuses_peepholes():
         module.to_torch()
 
 
+def test_to_torch_expands_coupled_gates_and_refuses_what_torch_has_not():
+    ours = LSTM(I, H, 2, bidirectional=True, peephole=False, coupled=True, forget_bias=1.0, dtype=F64)
+    ours.weight_hh_l1.requires_grad_(False)
+    theirs, x = ours.to_torch(), torch.randn(4, 3, I, dtype=F64)
+    close(theirs(x)[0].detach(), ours(x)[0].detach())
+    assert theirs.weight_ih_l0.shape == (4 * H, I) and not theirs.weight_hh_l1.requires_grad
+    for option in ("recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip"):
+        with pytest.raises(ValueError, match=f"{option}: expected none, for torch.nn.LSTM has none, got 0.5"):
+            LSTM(I, H, peephole=False, **{option: 0.5}).to_torch()
+    with pytest.raises(ValueError, match="layer_norm: expected none"):
+        LSTM(I, H, peephole=False, layer_norm=True).to_torch()
+
+
 def keras(arrays, x, peepholes=(0, 0, 0)):
     """One Keras layer in one direction over x [B, T, I], in its own notation."""
     kernel, recurrent_kernel, bias = arrays

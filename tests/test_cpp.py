@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CASES, PLAIN, Case, make_tensors
+from cases import CASES, EVERY_VARIANT, PLAIN, Case, make_tensors
 from harness import results
 from oracle import EXTENDED
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 import lstm_fused
 from lstm_fused import cpp
 from lstm_fused.ops import backward_op, forward_op
+from lstm_fused.reference import Variant
 
 TESTS = Path(__file__).parent
 if cpp.unavailable() is not None:
@@ -35,7 +36,8 @@ def run_with(isa, *arguments):
 
 @pytest.mark.parametrize("isa", [isa for isa in cpp.isas() if isa != cpp.isa()])
 def test_every_other_instruction_set_of_this_machine(isa):
-    chosen = "test_saved_gates or test_gradcheck or (test_outputs_and_gradients and (float32 or bfloat16))"
+    inexact = "(test_outputs_and_gradients or test_variants) and (float32 or bfloat16)"
+    chosen = f"test_saved_gates or test_gradcheck or ({inexact})"
     done = run_with(isa, "-m", "pytest", "-q", "test_engines.py", "-k", f"cpp and ({chosen})")
     assert done.returncode == 0, done.stdout[-3000:]
 
@@ -92,10 +94,21 @@ def threads():
     torch.set_num_threads(before)
 
 
-BIG = replace(PLAIN, T=9, B=37, I=65, H=130, lengths=(9, 4, 0) * 12 + (7,))
+SIZES = {"T": 9, "B": 37, "I": 65, "H": 130, "lengths": (9, 4, 0) * 12 + (7,)}
+BIG, VARIED = replace(PLAIN, **SIZES), replace(EVERY_VARIANT, **SIZES)
 
 
-@pytest.mark.parametrize("case", [BIG, replace(BIG, P=70, reverse=True), replace(BIG, B=150, lengths=None)])
+@pytest.mark.parametrize(
+    "case",
+    [
+        BIG,
+        replace(BIG, P=70, reverse=True),
+        replace(BIG, B=150, lengths=None),
+        VARIED,
+        replace(VARIED, P=70, reverse=True),
+        replace(VARIED, B=2, lengths=(9, 4)),
+    ],
+)
 def test_results_do_not_depend_on_the_number_of_threads(case, threads):
     found = []
     for n in (1, 2, 2, 3, 5):
@@ -154,7 +167,8 @@ def operands(case):
     """The arguments of the forward operator, in order."""
     t = make_tensors(case, torch.float32)
     names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
-    return {n: t[n] for n in names} | {"lengths": torch.tensor([2, 1, 2]), "reverse": False, "save": True}
+    given = {n: t[n] for n in names} | {"lengths": torch.tensor([2, 1, 2]), "reverse": False, "save": True}
+    return given | dict.fromkeys(Variant._fields)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +185,11 @@ def operands(case):
         ("lengths", torch.tensor([2, 3, 1]), "lengths[1] must be in [0, 2], got 3"),
         ("lengths", torch.tensor([2, -1, 1]), "lengths[1] must be in [0, 2], got -1"),
         ("lengths", torch.tensor([2, 1]), "lengths must have shape [3]"),
+        ("weight_ih", None, "without weight_ih, x must be [T, B, 4H]"),
+        ("gain_hh", torch.zeros(7), "gain_hh must have shape [28]"),
+        ("h_mask", torch.zeros(2, 7), "h_mask must have shape [3, 7]"),
+        ("zoneout_h", torch.zeros(2, 3, 6), "zoneout_h must have shape [2, 3, 7]"),
+        ("zoneout_c", torch.zeros(2, 3, 7).double(), "zoneout_c must be Float, got Double"),
     ],
 )
 def test_the_operator_refuses_what_would_be_unsafe(name, value, message):

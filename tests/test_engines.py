@@ -4,8 +4,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CASES, DEVICE, NAMES, PLAIN, UNEVEN, Case, make_lengths, make_tensors
-from harness import ENGINES_HERE, NATIVE, call, check_against_reference, results
+from cases import (
+    CASES,
+    DEVICE,
+    EVERY_VARIANT,
+    GAINS,
+    NAMES,
+    NORM,
+    PLAIN,
+    UNEVEN,
+    VARIANTS,
+    ZONEOUT,
+    Case,
+    make_lengths,
+    make_masks,
+    make_tensors,
+)
+from harness import ENGINES_HERE, NATIVE, VARIED, call, check_against_reference, results
 from oracle import EXTENDED
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -14,9 +29,23 @@ from lstm_fused.ops import backward_op, forward_op
 
 ALL = [engine.name for engine in ENGINES_HERE]
 NATIVE_DTYPES = [(e.name, dtype) for e in ENGINES_HERE if e.name in NATIVE for dtype in e.dtypes]
+VARIED_DTYPES = [(name, dtype) for name, dtype in NATIVE_DTYPES if name in VARIED]
 HALF = [("reference", torch.float16), ("reference", torch.bfloat16)]
 SHORT = replace(PLAIN, T=16)  # float16 products take seconds on a CPU
 BUSY = Case("busy", T=3, B=3, I=2, H=3, P=2, lengths=(2, 0, 3), reverse=True)
+
+
+SMALL_VARIANTS = [
+    replace(case, name=f"{case.name}_{kind}", T=3, B=3, I=2, H=3, **more)
+    for case in (
+        replace(PLAIN, name="recurrent_dropout", recurrent_dropout=True),
+        ZONEOUT,
+        replace(PLAIN, name="cell_clip", cell_clip=0.5),
+        NORM,
+        EVERY_VARIANT,
+    )
+    for kind, more in (("plain", {}), ("busy", {"P": 2, "lengths": (2, 0, 3), "reverse": True}))
+]
 
 
 def engine_and_dtype(value):
@@ -29,6 +58,18 @@ def test_outputs_and_gradients(case, engine, dtype):
     if dtype == torch.float64 and not EXTENDED:
         pytest.skip("numpy has no precision beyond float64 here")
     check_against_reference(engine, case, dtype)
+
+
+@pytest.mark.parametrize(
+    ("engine", "dtype"), [("reference", torch.float64), *VARIED_DTYPES], ids=engine_and_dtype
+)
+@pytest.mark.parametrize("case", VARIANTS, ids=lambda c: c.name)
+def test_variants(case, engine, dtype):
+    if dtype == torch.float64 and not EXTENDED:
+        pytest.skip("numpy has no precision beyond float64 here")
+    # Rounding decides whether what lies at the bound was clipped, and with it the gradient.
+    outputs_alone = case.cell_clip is not None and dtype == torch.bfloat16
+    check_against_reference(engine, case, dtype, wanted=() if outputs_alone else (*NAMES, *GAINS))
 
 
 @pytest.mark.parametrize(("engine", "dtype"), HALF, ids=engine_and_dtype)
@@ -72,10 +113,13 @@ def test_any_output_may_carry_the_gradient(engine, outputs, reverse):
         Case("bare", T=2, B=2, I=2, H=3, bias=False, peephole=False, states=False),
         Case("lengths", T=3, B=3, I=2, H=3, lengths=(2, 0, 3)),
         BUSY,
+        *SMALL_VARIANTS,
     ],
     ids=lambda c: c.name,
 )
 def test_gradcheck_and_double_backward(engine, case):
+    if case in SMALL_VARIANTS and engine not in VARIED:
+        pytest.skip("the textbook's LSTM only")
     tensors = make_tensors(case, torch.float64)
     names = [n for n, t in tensors.items() if t is not None]
     leaves = [tensors[n].requires_grad_() for n in names]
@@ -89,23 +133,29 @@ def test_gradcheck_and_double_backward(engine, case):
 
 @pytest.mark.parametrize("engine", ALL)
 @pytest.mark.parametrize(
-    "case", [replace(PLAIN, T=4), BUSY, Case("empty", T=0, B=0, I=2, H=3)], ids=lambda c: c.name
+    "case",
+    [replace(PLAIN, T=4), BUSY, Case("empty", T=0, B=0, I=2, H=3), *SMALL_VARIANTS[-2:]],
+    ids=lambda c: c.name,
 )
 def test_opcheck(engine, case):
+    if case in SMALL_VARIANTS and engine not in VARIED:
+        pytest.skip("the textbook's LSTM only")
     t = make_tensors(case, torch.float32)
     lengths = make_lengths(case)
     options = (t["peephole"], t["weight_hr"])
+    variant = (t.get("gain_hh"), *make_masks(case, torch.float32).values(), case.cell_clip)
     for save in (False, True):
         inputs = (
             t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], *options, t["h0"], t["c0"],
-            lengths, case.reverse, save,
+            lengths, case.reverse, save, *variant,
         )  # fmt: skip
         torch.library.opcheck(forward_op[engine], inputs)
     y, h_n, c_n, c, gates = forward_op[engine](*inputs)
+    hw = gates.cumsum(-1) if case.layer_norm else None
     for douts in ((y, h_n, c_n), (None, None, c_n)):
         torch.library.opcheck(
             backward_op[engine],
-            (*douts, c, gates, t["c0"], t["weight_hh"], *options, lengths, case.reverse),
+            (*douts, c, gates, t["c0"], t["weight_hh"], *options, lengths, case.reverse, *variant, hw),
         )
 
 

@@ -109,6 +109,29 @@ MODULE_ERRORS = {
     "num_layers": (lambda: layer(num_layers=0), "num_layers: expected a positive integer", "0"),
     "dropout": (lambda: layer(num_layers=2, dropout=1.5), "dropout: expected a probability", "1.5"),
     "bidirectional": (lambda: layer(bidirectional=2), "bidirectional: expected True or False", "2"),
+    "recurrent_dropout": (
+        lambda: layer(recurrent_dropout=-0.1),
+        "recurrent_dropout: expected a probability from 0 to 1",
+        "-0.1",
+    ),
+    "zoneout_h": (lambda: layer(zoneout_h=2), "zoneout_h: expected a probability from 0 to 1", "2"),
+    "zoneout_c": (lambda: LSTMCell(5, 7, zoneout_c="a"), "zoneout_c: expected a probability", "'a'"),
+    "cell_clip": (lambda: layer(cell_clip=0), "cell_clip: expected a positive number or None", "0"),
+    "cell_clip NaN": (lambda: layer(cell_clip=float("nan")), "cell_clip: expected a positive number", "nan"),
+    "cell's cell_clip": (lambda: LSTMCell(5, 7, cell_clip=True), "cell_clip: expected a positive", "True"),
+    "coupled": (lambda: layer(coupled=1), "coupled: expected True or False", "1"),
+    "layer_norm": (lambda: LSTMCell(5, 7, layer_norm=None), "layer_norm: expected True or False", "None"),
+    "coupled with layer_norm": (
+        lambda: layer(coupled=True, layer_norm=True),
+        "coupled: expected False with layer_norm",
+        "True",
+    ),
+    "forget_bias": (lambda: layer(forget_bias="1"), "forget_bias: expected a number or None", "'1'"),
+    "forget_bias without bias": (
+        lambda: layer(forget_bias=1.0, bias=False),
+        "forget_bias: expected None with bias=False",
+        "1.0",
+    ),
     "cell rank": (lambda: LSTMCell(5, 7)(X), "input: expected of 1 dimension", "shape (4, 3, 5)"),
     "cell hx": (
         lambda: LSTMCell(5, 7)(X[0], (zeros(3, 7), zeros(2, 7))),
@@ -163,6 +186,13 @@ FUNCTIONAL_ERRORS = {
     "weight_hr shape": ({"weight_hr": zeros(3, 7)}, "weight_hr: expected shape (7, 7)", "(3, 7)"),
     "h0": ({"hx": (zeros(1, 3, 7), zeros(3, 7))}, "hx[0]: expected shape (3, 7)", "(1, 3, 7)"),
     "lengths": ({"lengths": LENGTHS * 2}, "lengths: expected values from 0 to T = 4", "[8]"),
+    "gain_ih": ({"gain_ih": zeros(7), "gain_hh": zeros(28)}, "gain_ih: expected shape (28,)", "(7,)"),
+    "gain_hh": ({"gain_ih": zeros(28), "gain_hh": zeros(7)}, "gain_hh: expected shape (28,)", "(7,)"),
+    "one gain": ({"gain_hh": zeros(28)}, "gain_ih and gain_hh: expected both or none", "one of them"),
+    "h_mask": ({"h_mask": zeros(3, 6)}, "h_mask: expected shape (3, 7)", "(3, 6)"),
+    "zoneout_h": ({"zoneout_h": zeros(3, 7)}, "zoneout_h: expected shape (4, 3, 7)", "(3, 7)"),
+    "zoneout_c": ({"zoneout_c": zeros(4, 1, 7)}, "zoneout_c: expected shape (4, 3, 7)", "(4, 1, 7)"),
+    "cell_clip": ({"cell_clip": -1}, "cell_clip: expected a positive number or None", "-1"),
     "engine": ({"engine": "none"}, "engine: expected one of", "'none'"),
 }
 

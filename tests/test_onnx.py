@@ -107,10 +107,25 @@ def test_export_takes_parametrized_weights_as_they_are(tmp_path):
     assert torch.equal(from_onnx(tmp_path / "model.onnx").weight_hh_l0, module.weight_hh_l0)
 
 
+def test_coupled_gates_are_written_as_four_and_what_is_of_training_is_not(tmp_path):
+    options = {"coupled": True, "recurrent_dropout": 0.5, "forget_bias": 2.0, "bidirectional": True}
+    module = spread(LSTM(5, 7, 2, **options)).eval()
+    export(module, tmp_path / "model.onnx")
+    x = torch.randn(6, 3, 5)
+    y, states = module(x)
+    check(run(tmp_path / "model.onnx", x), (y, *states))
+    again = from_onnx(tmp_path / "model.onnx")
+    assert again.weight_ih_l0.shape == (28, 5) and torch.equal(again(x)[0], y)
+
+
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
         (LSTM(5, 7, proj_size=3), {}, "proj_size=0, for ONNX's LSTM operator has no projection, got 3"),
+        (LSTM(5, 7, layer_norm=True), {}, "no layer_norm, for ONNX's LSTM operator has none, got True"),
+        (LSTM(5, 7, zoneout_h=0.1), {}, "no zoneout_h, .* got 0.1"),
+        (LSTM(5, 7, zoneout_c=0.1), {}, "no zoneout_c, .* got 0.1"),
+        (LSTM(5, 7, cell_clip=3.0), {}, "no cell_clip, .* got 3.0"),
         (LSTM(5, 7, dtype=torch.bfloat16), {}, "float16, float32 or float64.*got torch.bfloat16"),
         (
             SequenceClassifier(5, 7, 1, 4),
@@ -118,7 +133,7 @@ def test_export_takes_parametrized_weights_as_they_are(tmp_path):
             "states: expected False with a SequenceClassifier",
         ),
     ],
-    ids=["projection", "bfloat16", "states"],
+    ids=["projection", "layer_norm", "zoneout_h", "zoneout_c", "cell_clip", "bfloat16", "states"],
 )
 def test_refuses_what_cannot_be_expressed(module, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
@@ -130,8 +145,8 @@ def test_every_option_of_the_module_was_thought_of():
     """An option added to `LSTM` must be written to the file, refused, or of no effect in eval mode."""
     assert set(inspect.signature(LSTM).parameters) == {
         *("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "peephole"),
-        *("proj_size", "dtype"),
-        *("dropout", "device", "engine"),
+        *("proj_size", "dtype", "coupled", "layer_norm", "zoneout_h", "zoneout_c", "cell_clip"),
+        *("dropout", "device", "engine", "forget_bias", "recurrent_dropout"),
     }
 
 

@@ -84,6 +84,8 @@ def export(
 ) -> None:
     """Write a module, as it is in eval mode, as an ONNX file of opset 17 whose T and B stay free.
 
+    Coupled gates are written as all four.
+
     The graph's inputs and outputs have the names and layouts of the module's own: "input", then "lengths" and
     "h_0", "c_0" where asked for; "output", "h_n", "c_n", or "logits" of a classifier.
 
@@ -94,7 +96,8 @@ def export(
         states: whether it takes the initial states; they are zero otherwise.
 
     Raises:
-        ValueError: ONNX's LSTM operator cannot express it: a projection, or another dtype.
+        ValueError: ONNX's LSTM operator cannot express it: a projection, layer norm, zoneout, cell_clip, or
+            another dtype.
     """
     head = module.head if isinstance(module, SequenceClassifier) else None
     lstm = module.lstm if isinstance(module, SequenceClassifier) else module
@@ -163,6 +166,10 @@ def check_expressible(lstm: LSTM) -> None:
     """Check that ONNX's LSTM operator can compute what this module does."""
     if lstm.proj_size:
         raise bad("module", "proj_size=0, for ONNX's LSTM operator has no projection", lstm.proj_size)
+    # The operator's own clip is of what the gates' nonlinearities are given, not of c.
+    for option in ("layer_norm", "zoneout_h", "zoneout_c", "cell_clip"):
+        if getattr(lstm, option):
+            raise bad("module", f"no {option}, for ONNX's LSTM operator has none", getattr(lstm, option))
     dtype = lstm.get_parameter("weight_ih_l0").dtype
     if dtype not in DTYPES:
         raise bad("module", "float16, float32 or float64, which ONNX's LSTM operator takes", dtype)

@@ -5,6 +5,7 @@ that table: python tests/gpu_offline/compiled.py [--write] [--only NAME].
 """
 
 import argparse
+import inspect
 import json
 import re
 import subprocess
@@ -30,8 +31,8 @@ BATCH = 16
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
 OWN = {"fp32": torch.float32}  # products in float32's own precision, which no tensor core forms; not tabled
 POINTERS = {"lengths": "*i64", "arrived": "*i32", "counters": "*i32"}
-WIDE_POINTERS = ("xw", "c_state", "c_all", "dh_state", "dc_state", "partials")
-INTEGERS = ("T", "B", "t", "t_after", "t_before", "first", "tiles")
+WIDE_POINTERS = ("xw", "c_state", "c_all", "dh_state", "dc_state", "partials", "hw", "kept")
+INTEGERS = ("T", "B", "t", "t_after", "t_before", "t_zone", "first", "tiles")
 # The instructions worth counting, as nvdisasm spells them.
 MIX = {
     "tensor": r"\b(?:HMMA|HGMMA|DMMA|UTC\w*MMA)\b",
@@ -87,13 +88,17 @@ def matrix() -> Iterator[Build]:
 
 
 @cache
-def compile_kernel(build: Build, function: Any = None) -> Any:
-    """What Triton makes of it; ``function`` stands in for the kernel."""
+def compile_kernel(build: Build, function: Any = None, varied: bool = False) -> Any:
+    """What Triton makes of it; ``function`` stands in for the kernel, ``varied`` asks for every variant."""
     plan = build.plan()
     assert plan is not None
     function = function or build.function
     H = build.H
-    constants = {"lengths": None, "H": H, "P": H, "K": 4 * H, "REVERSE": False} | {
+    parameters = inspect.signature(function.fn).parameters.values()
+    constants = {p.name: p.default for p in parameters if p.default is not p.empty}  # what plain layers lack
+    if varied:
+        constants = {"CLIP": 0.7, "SHARED": False, "N": 4 * H, "STRIDE_K": 1, "STRIDE_N": H, "KEEP": True}
+    constants |= {"lengths": None, "H": H, "P": H, "K": 4 * H, "REVERSE": False} | {
         name: value for name, value in plan.options.items() if name.isupper()
     }
     constants = {name: value for name, value in constants.items() if name in function.arg_names}

@@ -7,7 +7,7 @@ import pytest
 triton = pytest.importorskip("triton")
 
 from compiled import CARDS, TABLE, Build, compile_kernel, faults, matrix, measure, resources  # noqa: E402
-from lstm_fused.kernels import cooperative, resident  # noqa: E402
+from lstm_fused.kernels import cooperative, resident, step, variant  # noqa: E402
 from planting import planted  # noqa: E402
 
 A100, H100, B200, MI300X = CARDS
@@ -42,6 +42,18 @@ def test_compiles_to_what_the_table_says(build):
 def test_products_in_the_precision_of_float32_compile(build):
     _, wrong = measure(build)
     assert not wrong
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp64"])
+def test_every_variant_compiles(kind):
+    for direction, functions in {
+        "forward": (None, variant.lstm_norm_step_kernel, step.lstm_product_step_kernel),
+        "backward": (None,),
+    }.items():
+        build = Build("step", direction, kind, 64, H100)
+        for function in functions:
+            found = resources(compile_kernel(build, function, varied=True))
+            assert not found.spilled and not found.mix.get("spill"), (direction, function)
 
 
 def test_the_table_is_whole():

@@ -61,11 +61,11 @@ def test_backward_with_every_gradient(kernel, monkeypatch):
     names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
     inputs = [t[n] for n in names]
     out = reference.lstm_forward(*inputs, None, False, True)
-    needs = PerInput(*(tensor is not None for tensor in inputs))
+    needs = PerInput(*(tensor is not None for tensor in inputs), gain_hh=False)
     monkeypatch.setattr(products, "ONEDNN", False)  # tensors on a GPU never go there
     with Count(monkeypatch) as count:
         LSTMBackwardFunction.forward(
-            "triton", needs, False, (), *out[:3], *inputs, None, out.y, out.c, out.gates
+            "triton", needs, False, None, (), *out[:3], *inputs, *[None] * 5, out.y, out.c, out.gates
         )
     # Counters to zero, the sequence; gradients of x, W_ih, W_hh from the second step on and from the first.
     assert count.launched == ["zeros", f"lstm_backward_{kernel}_kernel", "mm", "mm", "mm", "addmm"]
