@@ -1,5 +1,10 @@
 #include "dispatch.h"
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -7,6 +12,9 @@
 namespace lstm_fused {
 
 // One per isa_*.cpp.
+namespace amx {
+extern const Engine engine;
+}
 namespace avx512bf16 {
 extern const Engine engine;
 }
@@ -36,11 +44,23 @@ bool avx512_runs() {
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("fma");
 }
+
+// Its registers are large, so Linux gives them only to a process that asks.
+bool amx_runs() {
+#ifdef __linux__
+  constexpr long request = 0x1023, matrix_registers = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-tile") &&
+         syscall(SYS_arch_prctl, request, matrix_registers) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 // Best first; generic512 is never the best.
 const Candidate candidates[] = {
 #ifdef __x86_64__
+    {&amx::engine, avx512_runs() && __builtin_cpu_supports("avx512bf16") && amx_runs()},
     {&avx512bf16::engine, avx512_runs() && __builtin_cpu_supports("avx512bf16")},
     {&avx512::engine, avx512_runs()},
     {&avx2::engine, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},

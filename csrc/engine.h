@@ -148,10 +148,11 @@ template <class Number>
 struct Packing {
   int64_t lanes;  // of one vector
 
-  static int64_t inner(int64_t K) { return (K + together<Number> - 1) / together<Number> * together<Number>; }
-  int64_t gates(int64_t H, int64_t K) const { return (H + lanes - 1) / lanes * 4 * lanes * inner(K); }
+  int64_t gates(int64_t H, int64_t K) const {
+    return (H + lanes - 1) / lanes * 4 * lanes * padded<Number>(K);
+  }
   int64_t channels(int64_t N, int64_t K) const {
-    return (N + 2 * lanes - 1) / (2 * lanes) * 2 * lanes * inner(K);
+    return (N + 2 * lanes - 1) / (2 * lanes) * 2 * lanes * padded<Number>(K);
   }
 };
 

@@ -26,6 +26,16 @@ using Real = typename Computed<Number>::Type;
 template <class Number>
 constexpr int64_t together = sizeof(Real<Number>) / sizeof(Number);
 
+// Units that a matrix unit takes at a time.
+constexpr int64_t matrix_units = 16;
+
+// The inner dimension of packed weights, which are zero past K: whole units, of bfloat16 whole matrices.
+template <class Number>
+constexpr int64_t padded(int64_t K) {
+  constexpr int64_t whole = together<Number> == 1 ? 1 : together<Number> * matrix_units;
+  return (K + whole - 1) / whole * whole;
+}
+
 // Numbers from one row of factors to the next: an odd count of cache lines, so that the rows of a tile, which
 // are read side by side, do not all fall on the same places of the cache.
 template <class Number>

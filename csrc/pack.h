@@ -22,7 +22,7 @@ template <class Number>
 inline void pack_lanes(const Number* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K,
                        Number* to) {
   constexpr int64_t g = together<Number>;
-  const int64_t units = (K + g - 1) / g;
+  const int64_t units = padded<Number>(K) / g;
   if (lane_stride == 1 && n >= lanes<Number>) {
     for (int64_t u = 0; u < units; ++u)
       store_unit(to + u * panel<Number> * g, weights + u * g * k_stride, k_stride, K - u * g);
@@ -41,7 +41,7 @@ inline void pack_lanes(const Number* weights, int64_t lane_stride, int64_t k_str
 template <class Number>
 void pack_gates(const Number* W, int64_t H, int64_t K, int64_t first, int64_t last, Number* packed) {
   constexpr int64_t g = together<Number>;
-  const int64_t apart = (K + g - 1) / g * g * panel<Number>;
+  const int64_t apart = padded<Number>(K) * panel<Number>;
   for (int64_t n = first; n < last; ++n)
     for (int64_t gate = 0; gate < 4; ++gate) {
       const int64_t j = n * lanes<Number>;
@@ -55,7 +55,7 @@ template <class Number>
 void pack_channels(const Number* W, int64_t n_stride, int64_t k_stride, int64_t N, int64_t K, int64_t first,
                    int64_t last, Number* packed) {
   constexpr int64_t g = together<Number>;
-  const int64_t apart = (K + g - 1) / g * g * panel<Number>;
+  const int64_t apart = padded<Number>(K) * panel<Number>;
   for (int64_t p = first; p < last; ++p)
     for (int64_t v = 0; v < 2; ++v) {
       const int64_t j = p * panel<Number> + v * lanes<Number>;
@@ -69,7 +69,7 @@ inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 // Packed weights of an inner dimension of K numbers.
 template <class Number>
 Packed<Number> packed(const Number* data, int64_t K) {
-  return {data, ceil_div(K, together<Number>)};
+  return {data, ceil_div(K, together<Number>), padded<Number>(K) * panel<Number>};
 }
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA

@@ -58,6 +58,9 @@ struct Stored<BFloat16> {
   static Vec<float> widen(Type v) { return (Vec<float>)(__builtin_convertvector(v, Bits) << 16); }
   // To the nearest, ties to even; a NaN stays one.
   static Type narrow(Vec<float> v) {
+#ifdef LSTM_FUSED_BF16_DOT
+    if constexpr (sizeof v == 64) return (Type)_mm512_cvtneps_pbh((__m512)v);
+#endif
     const Bits bits = (Bits)v;
     const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return __builtin_convertvector(v == v ? rounded : (bits >> 16 | 0x40), Type);
@@ -148,8 +151,8 @@ inline void store_unit(Number* to, const Number* from, int64_t, int64_t) {
 }
 
 inline void store_unit(BFloat16* to, const BFloat16* from, int64_t apart, int64_t left) {
-  Stored<BFloat16>::Type low, high = {};
-  __builtin_memcpy(&low, from, sizeof low);
+  Stored<BFloat16>::Type low = {}, high = {};
+  if (left > 0) __builtin_memcpy(&low, from, sizeof low);
   if (left > 1) __builtin_memcpy(&high, from + apart, sizeof high);
   const Bits both = __builtin_convertvector(low, Bits) | __builtin_convertvector(high, Bits) << 16;
   __builtin_memcpy(to, &both, sizeof both);

@@ -1,6 +1,7 @@
 // The product of a few rows with packed weights, in registers.
 #pragma once
 
+#include "matrix.h"
 #include "simd.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
@@ -81,10 +82,10 @@ template <class Number>
 struct Packed {
   const Number* data;
   int64_t K;
+  int64_t apart;  // numbers from one panel to the next
 
-  int64_t apart() const { return K * Unit<Number>::numbers * panel<Number>; }
   const Number* at(int64_t p, int64_t k) const {
-    return data + p * apart() + k * Unit<Number>::numbers * panel<Number>;
+    return data + p * apart + k * Unit<Number>::numbers * panel<Number>;
   }
 };
 
@@ -99,7 +100,7 @@ void multiply_rows(const Number* const* rows, int64_t first, int64_t last, const
                    int64_t p0, int64_t panels, Real<Number>* sums, const Next& next) {
   constexpr int P = panels_of(R);
   constexpr int64_t chain = chain_of(R), unit_bytes = Unit<Number>::numbers * panel<Number> * sizeof(Number);
-  const int64_t apart = weights.apart(), stride = panels * panel<Number>;
+  const int64_t apart = weights.apart, stride = panels * panel<Number>;
   const int64_t fetch_bytes = unit_bytes * next.units / ((last - first) * next.shares);
   for (int64_t k = first; k < last; k += chain) {
     const int64_t end = last - k < chain ? last : k + chain;
@@ -153,6 +154,10 @@ struct Column {
     const Number* factors[most][tile_rows];
     for (int64_t n = 0; n < count; ++n)
       for (int64_t r = 0; r < tiles[n].rows; ++r) factors[n][r] = of(tiles[n].row + r);
+#ifdef LSTM_FUSED_AMX
+    if constexpr (Unit<Number>::numbers == 2)
+      if (count > 1 || tiles[0].rows >= least_matrix_rows) return add_matrices(weights, factors);
+#endif
     for (int64_t first = 0; first < weights.K; first += block) {
       const int64_t last = weights.K - first < block ? weights.K : first + block;
       const bool done = last == weights.K;
@@ -165,6 +170,48 @@ struct Column {
       }
     }
   }
+
+#ifdef LSTM_FUSED_AMX
+ private:
+  MatrixShape shape;
+
+  // The same by the matrix unit, two tiles at a time, so that the weights are fetched once for both.
+  void add_matrices(const Packed<Number>& weights, const Number* (*factors)[tile_rows]) {
+    constexpr int64_t numbers = Unit<Number>::numbers;
+    const int64_t units = weights.apart / panel<Number> / numbers;
+    alignas(64) Number copies[2][tile_rows * block * numbers];
+    for (int64_t k = 0; k < units; k += block) {
+      const int64_t some = units - k < block ? units - k : block;
+      for (int64_t n = 0; n < count; n += 2) {
+        const bool two = n + 1 < count;
+        Tile<Number>&tile = tiles[n], &other = tiles[two ? n + 1 : n];
+        MatrixRows rows = lot(factors[n], tile.rows, k, some, copies[0]), others = rows;
+        if (two) others = lot(factors[n + 1], other.rows, k, some, copies[1]);
+        shape.set(tile.rows, two ? other.rows : 0);
+        const int64_t stride = tile.panels * panel<Number>;
+        for (int64_t p = 0; p < tile.panels; ++p) {
+          rows.sums = tile.at(0, p), others.sums = other.at(0, p);
+          const auto multiply = two ? multiply_matrices<true> : multiply_matrices<false>;
+          multiply(rows, others, some, weights.at(tile.panel0 + p, k), stride);
+        }
+      }
+    }
+  }
+
+  // Units [k, k + some) of a tile's rows, which the matrix unit finds at equal distances: where lengths have
+  // left gaps, in a copy.
+  static MatrixRows lot(const Number* const* rows, int64_t count, int64_t k, int64_t some, Number* copy) {
+    constexpr int64_t numbers = Unit<Number>::numbers;
+    const int64_t apart = count > 1 ? rows[1] - rows[0] : 0;
+    bool equal = true;
+    for (int64_t r = 2; r < count; ++r) equal = equal && rows[r] - rows[r - 1] == apart;
+    if (equal) return {rows[0] + k * numbers, apart, nullptr};
+    for (int64_t r = 0; r < count; ++r)
+      __builtin_memcpy(copy + r * some * numbers, rows[r] + k * numbers,
+                       static_cast<size_t>(some * numbers) * sizeof(Number));
+    return {copy, some * numbers, nullptr};
+  }
+#endif
 };
 
 template <class Number>
