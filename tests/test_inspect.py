@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from harness import ENGINES_HERE
-from torch.nn.utils.rnn import pack_sequence
+from harness import ENGINES_HERE, pack_sequence
 
 import lstm_fused
 from lstm_fused import LSTM, Gates
