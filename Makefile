@@ -49,7 +49,8 @@ bench-compare: $(STAMP) ## compare with the times that bench-save saved; fails w
 	@$(PY) -m pytest bench/regressions.py $(SAVED) --benchmark-compare --benchmark-compare-fail=min:20% -q $(ARGS)
 
 # With PYTHON= on the command line, that Python as it is serves the GPU's targets: nothing is installed or
-# downloaded, links put the package together.
+# downloaded, links put the package together. Its C++ engine is the one built here, if that Python can load it,
+# or is built in place; where it cannot be built, the rest goes without.
 LINKED := build/linked/lstm_fused
 ifeq ($(origin PYTHON),command line)
 GPU_READY := linked
@@ -76,6 +77,14 @@ linked:
 	@mkdir -p $(LINKED)-0.dist-info
 	@{ echo "Metadata-Version: 2.1"; echo "Name: lstm_fused"; \
 	sed -n 's/^version = "\(.*\)"/Version: \1/p' pyproject.toml; } > $(LINKED)-0.dist-info/METADATA
+	@if [ -z "$$(find csrc -newer lstm_fused/_cpp.so 2>&1)" ] && \
+	  $(PYTHON) -c 'import torch; torch.ops.load_library("lstm_fused/_cpp.so")' 2> build/linked.log; then \
+	  ln -s $(CURDIR)/lstm_fused/_cpp.so $(LINKED); \
+	else \
+	  echo "Compiling csrc/ for $(PYTHON) ..."; \
+	  $(PYTHON) setup.py -q build_ext -b build/linked -t build/linked-objects > build/linked.log 2>&1 || \
+	    { tail -3 build/linked.log; echo "make: going on without the C++ engine; see build/linked.log"; } \
+	fi
 
 gpu-compile: $(STAMP) ## compile every kernel the table may pick, for every card, and compare; about 25 minutes
 	@cd tests/gpu_offline && ../../$(PY) compiled.py

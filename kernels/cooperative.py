@@ -116,6 +116,8 @@ def lstm_forward_cooperative_kernel(
         m, c_t, gates = cell_forward(add_product(a, product, BB, BH), c, p, peephole is not None)
         h = tl.where(valid, m.to(h.dtype), h)
         c = tl.where(valid, c_t, c)
+        # Over what was loaded a step ago, by all: this program has waited for their arrivals since, and each
+        # arrived after the products that took what it had loaded.
         tl.store(exchange + offsets((step + 1) % 2, rows, cols, B, H), h, mask)
         arrive(arrived)
         save_step(h, c, gates, valid, y, c_all, gates_all, t, rows, cols, mask, B, H)

@@ -97,18 +97,19 @@ def backward(
 
 
 def input_projection(x: Tensor, weight_ih: Tensor | None) -> Tensor:
-    """W_ih x_t of all steps in one product, in the accumulation dtype: [T, B, 4H]."""
-    if weight_ih is None:
-        return x.to(accumulation_dtype(x.dtype)).contiguous()
-    T, B, I = x.shape
-    rows = x.reshape(T * B, I)
+    """W_ih x_t of all steps at once (in float64 of each alone), in the accumulation dtype: [T, B, 4H]."""
     wide = accumulation_dtype(x.dtype)
+    if weight_ih is None:
+        return x.to(wide).contiguous()
     with torch.autocast(x.device.type, enabled=False):  # it would narrow the sums
+        if wide == torch.float64:  # as in the reference: a sequence in pieces equals the whole, bit for bit
+            return torch.stack([x_t.clone() @ weight_ih.T for x_t in x])
+        rows = x.flatten(0, 1)
         if x.is_cuda and wide != x.dtype:
             xw = torch.mm(rows, weight_ih.T, out_dtype=wide)
         else:
             xw = rows.to(wide) @ weight_ih.to(wide).T
-    return xw.view(T, B, -1)
+    return xw.view(*x.shape[:2], -1)
 
 
 def dense(tensor: Tensor | None) -> Any:

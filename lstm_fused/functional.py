@@ -108,7 +108,8 @@ def run_layer(
         if gain_ih is not None:
             inputs = (normalized_products(inputs[0], inputs[1], gain_ih, lengths), None, *inputs[2:])
         differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-        if torch.compiler.is_exporting():
+        # Not by torch.compiler.is_exporting(): before torch 2.12 that is also true of whatever is compiled.
+        if torch.compiler._is_exporting_flag:
             differentiable = False  # a program exported takes no Function along, only what it would keep
         arguments = (*inputs, lengths, *masks, reverse, cell_clip)
         if differentiable or transforms.active():

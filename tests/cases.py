@@ -128,7 +128,7 @@ def make_tensors(
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, scale: float) -> Tensor:
-        values = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+        values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") * scale
         # Exact in every dtype, so that all see one problem.
         values = values.to(torch.bfloat16).to(device, dtype)
         if case.layout == "strided":

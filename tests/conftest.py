@@ -14,17 +14,30 @@ SLOW = (
     "test_examples",
     "test_packaging",
 )
+# About this machine's processor, files and programs, which no device changes: tested once, without one.
+ABOUT_THE_HOST = (
+    *("test_bench", "test_convert", "test_cpp", "test_distributed", "test_docs", "test_example"),
+    *("test_examples", "test_onnx", "test_packaging", "gpu_offline"),
+)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", help="where the shared cases run: cpu, cuda (AMD's too), mps")
+    parser.addoption("--device", default="cpu", help="where tests run: cpu, cuda (AMD's too), mps")
     parser.addoption("--part", default="0/1", help="every n-th test alone, as K/N: the K-th of N parts")
 
 
 def pytest_configure(config):
-    os.environ["LSTM_FUSED_TEST_DEVICE"] = config.getoption("device")  # cases.py reads it when imported
+    device = config.getoption("device")
+    os.environ["LSTM_FUSED_TEST_DEVICE"] = device  # cases.py reads it when imported
+    if device not in ("cpu", "mps"):  # MPS has no float64, in which most tests compute
+        torch.set_default_device(device)  # what tests make without naming a device is made there
     # Without this cuBLAS refuses to serve tests that turn deterministic algorithms on.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pytest_ignore_collect(collection_path, config):
+    elsewhere = config.getoption("device") != "cpu" and collection_path.stem in ABOUT_THE_HOST
+    return True if elsewhere else None
 
 
 def pytest_collection_modifyitems(config, items):

@@ -9,6 +9,7 @@ import torch
 from cases import DEVICE, GAINS, NAMES, Case, make_lengths, make_masks, make_tensors
 from oracle import Array, oracle
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 
 import lstm_fused
 from lstm_fused.backends import ENGINES
@@ -54,7 +55,7 @@ def weights_of(case: Case, dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed + 1000)
     shapes = {"y": (case.T, B, P), "h_n": (B, P), "c_n": (B, H)}
     return {
-        n: torch.randn(shape, generator=generator, dtype=torch.float64).to(torch.bfloat16).to(dtype)
+        n: torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").bfloat16().to(dtype)
         for n, shape in shapes.items()
     }
 
@@ -78,6 +79,12 @@ def results(
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         out |= {f"d_{n}": g for n, g in zip(leaves, grads, strict=True) if g is not None}
     return {n: t.detach().cpu() for n, t in out.items()}
+
+
+def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True) -> PackedSequence:
+    """PyTorch's own, which would make the lengths on the default device and then want them on the CPU."""
+    lengths = [len(sequence) for sequence in sequences]
+    return pack_padded_sequence(pad_sequence(sequences), lengths, enforce_sorted=enforce_sorted)
 
 
 @cache

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from harness import ENGINES_HERE
+from cases import DEVICE
+from harness import ENGINES_HERE, pack_sequence
 
 import lstm_fused
 from lstm_fused import LSTM, LSTMCell, functional
@@ -15,7 +16,7 @@ each_dtype = pytest.mark.parametrize("dtype", HALF, ids=["bfloat16", "float16"])
 def run(module, x, hx, dtype=None, inside=True):
     """Outputs, states and gradients; with ``dtype`` under autocast, the backward pass if ``inside``."""
     x = x.clone().requires_grad_()
-    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+    with torch.autocast(DEVICE, dtype or torch.bfloat16, enabled=dtype is not None):
         y, (h, c) = module(x, hx)
         loss = y.float().square().sum() + c.float().sum()
         if inside:
@@ -53,7 +54,7 @@ def test_sums_and_the_cell_state_stay_float32(engine, dtype):
         for p in module.parameters():
             p.zero_()
         module.bias_ih_l0.copy_(torch.tensor([-5.0, 30.0, 30.0, 30.0]))  # i = 0.0067, f = g = o = 1
-        with torch.autocast("cpu", dtype):
+        with torch.autocast(DEVICE, dtype):
             _, (_, c) = module(torch.zeros(T, 1, 1))
     assert c.dtype == dtype
     i = torch.tensor(-5.0).sigmoid()
@@ -66,7 +67,7 @@ def test_float64_is_left_alone(dtype):
     for ours, exact in zip(run(module, x, None, dtype), run(module, x, None), strict=True):
         assert torch.equal(ours, exact)
     with (
-        torch.autocast("cpu", dtype),
+        torch.autocast(DEVICE, dtype),
         pytest.raises(ValueError, match=r"expected torch.float64 like the para"),
     ):
         module(x.float())
@@ -76,12 +77,12 @@ def test_float64_is_left_alone(dtype):
 def test_what_comes_in_may_have_any_of_the_smaller_dtypes(dtype):
     module, x = LSTM(5, 7), torch.randn(4, 3, 5)
     hx = torch.randn(1, 3, 7, dtype=dtype), torch.randn(1, 3, 7)
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(DEVICE, dtype):
         assert torch.equal(module(x)[0], module(x.to(dtype))[0])
         assert module(x, hx)[0].dtype == dtype
         h, c = LSTMCell(5, 7)(x[0], (hx[0][0], hx[1][0]))
         assert h.dtype == c.dtype == dtype
-        packed, _ = module(torch.nn.utils.rnn.pack_sequence([x[:, 0], x[:2, 1]]))
+        packed, _ = module(pack_sequence([x[:, 0], x[:2, 1]]))
         assert packed.data.dtype == dtype
         y, _ = lstm_fused.lstm(x, module.weight_ih_l0, module.weight_hh_l0.to(dtype))
         assert y.dtype == dtype
@@ -101,6 +102,6 @@ def test_compiles():
 def test_the_engine_is_chosen_for_the_dtype_it_will_see(monkeypatch):
     asked = []
     monkeypatch.setattr(functional, "select", lambda *wanted: asked.append(wanted) or "reference")
-    with torch.autocast("cpu", torch.float16):
-        LSTM(5, 7, engine="cpp")(torch.zeros(4, 3, 5))
-    assert asked == [("cpp", torch.device("cpu"), torch.float16)]
+    with torch.autocast(DEVICE, torch.float16):
+        LSTM(5, 7, engine="cpp")(x := torch.zeros(4, 3, 5))
+    assert asked == [("cpp", x.device, torch.float16)]

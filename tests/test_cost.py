@@ -4,8 +4,7 @@ import weakref
 
 import pytest
 import torch
-from harness import ENGINES_HERE
-from torch.nn.utils.rnn import pack_sequence
+from harness import ENGINES_HERE, pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_fused import LSTM

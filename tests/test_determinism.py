@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import DEVICE
 from harness import ENGINES_HERE
 from torch import nn
 
@@ -33,6 +34,7 @@ def test_training_is_bitwise_reproducible(engine, threads, deterministic):
         torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="cuDNN draws for itself")
 @pytest.mark.parametrize("engine", ALL)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_dropout_draws_what_torch_draws(engine, batch_first):

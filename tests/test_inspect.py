@@ -2,14 +2,17 @@
 
 import pytest
 import torch
-from harness import ENGINES_HERE
-from torch.nn.utils.rnn import pack_sequence
+from harness import ENGINES_HERE, pack_sequence
 
 import lstm_fused
 from lstm_fused import LSTM, Gates
-from lstm_fused.plot import draw_gates
 
 F64 = torch.float64
+
+
+@pytest.fixture
+def draw_gates():
+    return pytest.importorskip("lstm_fused.plot", reason="matplotlib is not installed").draw_gates
 
 
 def by_hand(module, suffix, x, h, c):
@@ -65,7 +68,7 @@ def test_refuses_a_packed_sequence():
         lstm_fused.inspect(LSTM(5, 7), pack_sequence([torch.randn(3, 5)]))
 
 
-def test_picture_shows_every_cell_and_the_shares():
+def test_picture_shows_every_cell_and_the_shares(draw_gates):
     (gates,) = lstm_fused.inspect(LSTM(5, 7), torch.randn(6, 5)).values()
     x = torch.randn(6, 5)
     figure = draw_gates(gates, input=x, title="six steps")
@@ -92,14 +95,14 @@ def shown(axes):
     return torch.from_numpy(image.get_array().data).double()
 
 
-def test_picture_of_the_reverse_direction():
+def test_picture_of_the_reverse_direction(draw_gates):
     of = lstm_fused.inspect(LSTM(5, 7, bidirectional=True, dtype=F64), torch.randn(6, 5, dtype=F64))
     f, c = of["l0_reverse"].f, of["l0_reverse"].c.abs()
     kept = draw_gates(of["l0_reverse"], reverse=True).axes[4].lines[0].get_xdata()
     torch.testing.assert_close(torch.tensor(kept[:-1]), (f[:-1] * c[1:]).sum(1) / c[1:].sum(1))
 
 
-def test_picture_of_one_cell_in_one_step(tmp_path):
+def test_picture_of_one_cell_in_one_step(draw_gates, tmp_path):
     (gates,) = lstm_fused.inspect(LSTM(1, 1, dtype=torch.float16), torch.zeros(1, 1).half()).values()
     draw_gates(gates._replace(c=torch.zeros(1, 1))).savefig(tmp_path / "gates.png")
 
@@ -112,6 +115,6 @@ def test_picture_of_one_cell_in_one_step(tmp_path):
         ((6, 7), torch.zeros(5, 3), r"input: expected shape \(6, I\), a row for each .* got \(5, 3\)"),
     ],
 )
-def test_picture_refuses_other_shapes(shape, input, message):
+def test_picture_refuses_other_shapes(draw_gates, shape, input, message):
     with pytest.raises(ValueError, match=message):
         draw_gates(Gates(*[torch.zeros(shape)] * 5), input=input)

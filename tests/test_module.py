@@ -7,9 +7,10 @@ import pickle
 
 import pytest
 import torch
-from harness import ENGINES_HERE
+from cases import DEVICE
+from harness import ENGINES_HERE, pack_sequence
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import lstm_fused
 from lstm_fused import LSTM, LSTMCell, SequenceClassifier
@@ -76,7 +77,7 @@ def test_equals_torch_in_every_option(engine, options):
 
 
 def test_takes_the_arguments_of_torch():
-    positional = (5, 7, 2, False, True, 0.25, True, 3, "cpu", F64)
+    positional = (5, 7, 2, False, True, 0.25, True, 3, DEVICE, F64)
     theirs, ours = nn.LSTM(*positional), LSTM(*positional, peephole=False)
     names = (
         "input_size",
@@ -163,7 +164,7 @@ def test_lengths_equal_packing(batch_first):
     x = torch.randn(4, 4, 5, dtype=F64)
     lengths = torch.tensor([3, 4, 2, 1])
     y, (h, c) = module(x, lengths=lengths)
-    packed, (h2, c2) = module(pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False))
+    packed, (h2, c2) = module(pack_padded_sequence(x, lengths.cpu(), batch_first, enforce_sorted=False))
     close(y, pad_packed_sequence(packed, batch_first)[0])
     close(h, h2)
     close(c, c2)

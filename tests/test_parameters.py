@@ -7,6 +7,7 @@ from multiprocessing.reduction import ForkingPickler
 import pytest
 import torch
 import torch.multiprocessing  # teaches ForkingPickler to share tensors
+from cases import DEVICE
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -136,14 +137,14 @@ def test_to_another_dtype_and_device():
     assert output(module.to(torch.float32), X.float()).dtype == torch.float32
     assert output(module.to(torch.bfloat16), X.bfloat16()).dtype == torch.bfloat16
     assert output(module.to("meta"), X.bfloat16().to("meta")).is_meta
-    assert output(module.to_empty(device="cpu").to(F64)).shape == (4, 3, 7)
+    assert output(module.to_empty(device=DEVICE).to(F64)).shape == (4, 3, 7)
 
 
 def test_shared_memory():
-    module = make().share_memory()
+    module, x = make().cpu().share_memory(), X.cpu()
     assert all(p.is_shared() for p in module.parameters())
-    before = output(module)
+    before = output(module, x)
     received = pickle.loads(ForkingPickler.dumps(module))  # as another process gets it
     with torch.no_grad():
         received.weight_hh_l0.mul_(2)
-    assert torch.equal(output(module), output(received)) and not torch.equal(output(module), before)
+    assert torch.equal(output(module, x), output(received, x)) and not torch.equal(output(module, x), before)

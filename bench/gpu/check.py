@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.gpu.machine import Machine
 from bench.machine import ROOT
 
-TESTS = ("tests/test_engines.py", "tests/gpu")
+TESTS = ("tests",)  # but for what no device changes, which tests/conftest.py leaves out
 SMALL = ("tests/gpu", "-k", "same_bits or (saved and float64)")
 SANITIZED = ("tests/gpu", "-k", "same_bits or (saved and float16)")
 TOOLS = ("memcheck", "racecheck")

@@ -119,6 +119,20 @@ def test_saved_c_and_gates(kernel, case, dtype):
         assert kept.numel() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=short)
+@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
+def test_h_is_rounded_at_every_step_as_in_the_reference(kernel, dtype):
+    # Then c, in float32, is the reference's but for float32's own rounding; it tells h that were not rounded.
+    tensors = make_tensors(Case("small", T=3, B=5, I=3, H=11), dtype)
+    t = [tensors[n] for n in ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")]
+    wide = [None if v is None else v.float() for v in t]
+    (_, _, _, ours, _), (_, _, _, rounded, _), (_, _, _, unrounded, _) = (
+        forward_op[engine](*inputs, None, False, True)
+        for engine, inputs in (("triton", t), ("reference", t), ("reference", wide))
+    )
+    assert (ours - rounded)[1:].abs().median() < 0.1 * (ours - unrounded)[1:].abs().median()
+
+
 @pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 @pytest.mark.parametrize("outputs", [("y",), ("h_n",), ("c_n",)], ids="+".join)
 def test_any_output_may_carry_the_gradient(kernel, outputs):

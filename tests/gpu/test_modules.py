@@ -80,6 +80,19 @@ def test_cell():
     close(tuple(t.cpu() for t in cell(x.to(DEVICE))), tuple(other(x)))
 
 
+def test_pieces_equal_the_whole_bit_for_bit():
+    module, x = (
+        LSTM(37, 7, dtype=F64, engine="triton").to(DEVICE),
+        torch.randn(4, 1, 37, dtype=F64).to(DEVICE),
+    )
+    with torch.no_grad():
+        whole, hx, pieces = module(x)[0], None, []
+        for piece in x.split((1, 3)):
+            y, hx = module(piece.clone(), hx)
+            pieces.append(y)
+    assert torch.equal(torch.cat(pieces), whole)
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own doing
 def test_compiles_without_a_graph_break():
     module = LSTM(5, 7, dtype=F64, engine="triton").to(DEVICE)

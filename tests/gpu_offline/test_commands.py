@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton")
 
 from bench.gpu import check
-from lstm_fused import triton
+from lstm_fused import cpp, triton
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("gpu-check", "bench-gpu", "gpu-tune")
@@ -31,6 +31,31 @@ def test_without_a_gpu_it_says_so_and_fails(target):
     code, said = make(target)
     assert code != 0
     assert "cannot run here: PyTorch sees no CUDA or ROCm device" in said
+
+
+def run(*arguments, **variables):
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | variables, text=True, capture_output=True
+    ).stdout
+
+
+def test_links_make_the_whole_package_with_its_engine():
+    code, said = make("linked")
+    assert code == 0, said
+    linked = ROOT / "build" / "linked"
+    program = "import lstm_fused.kernels; print(lstm_fused.__file__, lstm_fused.engines()['cpp'])"
+    found = run("-c", program, PYTHONPATH=str(linked), PYTHONSAFEPATH="1")
+    assert found.strip() == f"{linked / 'lstm_fused' / '__init__.py'} {cpp.unavailable()}"
+
+
+def test_on_a_device_the_suite_is_all_that_it_may_change():
+    found = run(
+        "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "--device=meta", *check.TESTS
+    )
+    modules = {line.split("::")[0] for line in found.splitlines() if "::" in line}
+    assert {"tests/test_module.py", "tests/test_func.py", "tests/test_errors.py"} <= modules
+    assert not any("onnx" in module or "offline" in module for module in modules), modules
 
 
 def test_everything_once_in_the_interpreter(tmp_path):
