@@ -35,7 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--growth", action="store_true", help="time against T, B and H")
     parser.add_argument(
-        "--rivals", action="store_true", help="everyone else too: loops in PyTorch, ONNX Runtime, JAX"
+        "--rivals", action="store_true", help="everyone else too: loops in PyTorch, other libraries"
     )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, metavar="SIZE", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--threads", nargs="+", type=int, default=[2], help="one table for each (default: 2)")

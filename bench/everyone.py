@@ -23,12 +23,14 @@ class Library:
 
     name: str
     module: str  # of this package
-    needs: tuple[str, ...]  # the packages it takes
+    needs: tuple[str, ...]  # the packages it takes, as they are imported or installed
     can: tuple[str, ...]  # "forward", "training"
 
 
 LIBRARIES = (
     Library("ONNX Runtime", "with_onnxruntime", ("onnx", "onnxruntime"), ("forward",)),
+    Library("oneDNN", "with_onednn", ("onednn-cpu-gomp",), ("forward", "training")),
+    Library("TensorFlow BlockLSTM", "with_tensorflow", ("tensorflow",), ("forward", "training")),
     Library("JAX lax.scan", "with_jax", ("jax",), ("forward", "training")),
 )
 
