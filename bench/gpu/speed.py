@@ -16,7 +16,7 @@ from bench.check import largest, results
 from bench.gpu.machine import Machine, milliseconds
 from bench.rivals import Problem, StepByStep, cell, forward, fused, make_problem, torch_lstm, training
 from bench.sizes import Setting
-from bench.tables import Table, digits
+from bench.tables import Column, Table, digits
 from lstm_fused.backends import short
 from tests.cases import Case
 
@@ -56,7 +56,7 @@ def run(machine: Machine, device: str, small: bool, seconds: float, out: Path) -
     torch.set_float32_matmul_precision("high")
     begin = time.monotonic()
     columns = ("(T, B, I, H)", "dtype", "forward ms", "nn.LSTM ÷", "training ms", "nn.LSTM ÷", "cell ÷")
-    table = Table([*((name, 9) for name in columns), ("torch.compile of the cell ÷", 0)])
+    table = Table([*(Column(name, 9) for name in columns), Column("torch.compile of the cell ÷")])
     rows: list[Row] = []
     skipped = []
     sizes, dtypes = (TINY, TINY_DTYPES) if small else (SIZES, DTYPES)
