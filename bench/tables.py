@@ -64,6 +64,9 @@ MEMORY = (
     BAR,
     Column("nn.LSTM"),
     Column("cell", 7),
+    Column("peak of a training step, MB"),
+    Column("nn.LSTM"),
+    Column("cell", 7),
 )
 GROWTH = (
     Column("", 8),
@@ -115,13 +118,13 @@ def spread(ratio: Ratio) -> str:
 def memory_cells(row: memory.Row) -> list[str]:
     """What the memory table says of a size."""
     cells = [row.size, str(row.shape)]
-    for figures, share in ((row.kept, row.kept_share()), (row.peak, row.peak_share())):
-        for name in ("ours", "nn.LSTM", "cell"):
-            figure = figures.get(name)
-            cells.append("" if figure is None else digits(figure))
-            if name == "ours":
-                cells.append("" if share is None else verdict(share))
-    return cells
+    kept, forward, training = (
+        [digits(figure) if (figure := figures.get(name)) else "" for name in ("ours", "nn.LSTM", "cell")]
+        for figures in (row.kept, row.peak.get("forward", {}), row.peak.get("training", {}))
+    )
+    for figures, share in ((kept, row.kept_share()), (forward, row.peak_share())):
+        cells += [figures[0], "" if share is None else verdict(share), *figures[1:]]
+    return cells + training
 
 
 def growth_cells(row: growth.Row) -> list[str]:

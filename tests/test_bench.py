@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import everyone
+from bench import everyone, memory
 from bench.__main__ import main as bench_main
 from bench.check import WANTED, check
 from bench.everyone import LIBRARIES, LOOPS, WITH_LENGTHS, Library
@@ -135,6 +135,12 @@ def test_everyone_else_computes_the_same_function_too(no_compiler):
     assert rows[0].ratios["training"].median == 1
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_loop_takes_part_in_more_sizes_than_the_compiler_has_patience_for(no_compiler):
+    for H in range(1, 11):
+        assert check(LOOPS[-1], Case("tiny", T=3, B=2, I=4, H=H), SETTING) < 50
+
+
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 def test_so_does_every_library(library):
     if absent := missing(library.needs):
@@ -236,6 +242,21 @@ def test_tables_are_put_into_the_pages_that_have_a_place_for_them(tmp_path, monk
     assert (tmp_path / "pictures" / "bench-rivals-float32-1.png").exists()
     assert "(pictures/bench-rivals-float32-1.png)" in found
     assert f"page.md shows {name}" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not memory.RESET.exists(), reason="only Linux tells a peak")
+def test_memory(tmp_path):
+    printed, found = bench(
+        "--memory", "--sizes", "mnist", "--engine", "reference", path=tmp_path / "found.json"
+    )
+    ((row,),) = (table["rows"] for table in found["tables"])
+    steps = 28 * 64 * 128
+    assert row["kept"]["nn.LSTM"] > row["kept"]["cell"] > 20
+    for name in ("ours", "nn.LSTM", "cell"):
+        forward, training = (row["peak"][what][name] * 1e6 / steps for what in ("forward", "training"))
+        assert forward > 4, "y alone is four bytes for each step, row and channel"
+        assert training > forward + 0.7 * row["kept"][name], "what is kept is in use at once"
+    assert "| mnist  | (28, 64, 28, 128)    |" in printed
 
 
 def test_a_published_table_is_without_what_is_asked():
