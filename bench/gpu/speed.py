@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -76,6 +77,10 @@ def run(machine: Machine, device: str, small: bool, seconds: float, out: Path) -
     out.mkdir(parents=True, exist_ok=True)
     everything = {"machine": asdict(machine), "rows": [asdict(row) for row in rows], "skipped": skipped}
     (out / "gpu.json").write_text(json.dumps(everything, indent=1) + "\n")
+    if rows and find_spec("matplotlib") is not None:
+        from bench.gpu import picture
+
+        picture.draw(rows, f"{machine.gpu}, {machine.host.date[:10]}", out / "gpu.png")
     refused = [row for row in rows if OURS in row.left_out]
     judged = f"; {len(refused)} sizes of ours could not be timed" if refused else ""
     return not refused, verdict(rows) + judged
