@@ -31,9 +31,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "the main one is made; results go to a JSON file and, with matplotlib, to pictures beside it.",
     )
     parser.add_argument("--deep", action="store_true", help="4 layers in both directions")
-    parser.add_argument(
-        "--memory", action="store_true", help="bytes kept for backward, and the peak of forward without it"
-    )
+    parser.add_argument("--memory", action="store_true", help="bytes kept for backward, and peaks")
     parser.add_argument("--growth", action="store_true", help="time against T, B and H")
     parser.add_argument(
         "--rivals", action="store_true", help="everyone else too: loops in PyTorch, other libraries"
