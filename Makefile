@@ -8,13 +8,14 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check -q
 STAMP  := $(VENV)/installed
 INTEROP := $(VENV)/interop
+EVERYONE := $(VENV)/everyone
 CSRC   := $(shell find csrc -type f)
 
 # torch looks for ninja on the PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env train test test-interop bench bench-save bench-compare examples gpu-check bench-gpu gpu-tune \
-	linked gpu-compile sanitize lint format dist clean
+.PHONY: help env train test test-interop bench bench-rivals bench-save bench-compare examples gpu-check bench-gpu \
+	gpu-tune linked gpu-compile sanitize lint format dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +38,9 @@ test-interop: $(INTEROP) ## compare with Keras and TensorFlow themselves; instal
 
 bench: $(STAMP) ## time it against nn.LSTM; options: make bench ARGS="--deep --threads 1 2"
 	@$(PY) -m bench $(ARGS)
+
+bench-rivals: $(EVERYONE) ## time everyone else too; installs oneDNN, JAX and TensorFlow, 1 GB
+	@$(PY) -m bench --rivals $(ARGS)
 
 # A time may be a fifth above the saved one: two runs on a quiet machine differ by less.
 SAVED := --benchmark-storage=file://out/benchmarks
@@ -103,12 +107,12 @@ lint: $(STAMP) ## check style and types
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) bench/probe.cpp
+	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*.cpp)
 
 format: $(STAMP) ## put everything in the project's style
 	ruff check --fix .
 	ruff format .
-	clang-format -i $(filter %.cpp %.h,$(CSRC)) bench/probe.cpp
+	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*.cpp)
 
 dist: $(STAMP) ## build the wheel and the sdist, in dist/
 	@$(PY) -m build --no-isolation
@@ -130,6 +134,12 @@ $(INTEROP): $(STAMP)
 	@echo "Installing Keras and TensorFlow ..."
 	@$(PIP) install -c constraints.txt keras tensorflow-cpu
 	@$(PIP) install -c constraints.txt --no-deps tf-keras
+	@touch $@
+
+$(EVERYONE): $(STAMP)
+	@echo "Installing oneDNN, JAX and TensorFlow ..."
+	@$(PIP) install -c constraints.txt jax tensorflow-cpu \
+	"onednn-cpu-gomp; platform_system == 'Linux' and platform_machine == 'x86_64'"
 	@touch $@
 
 define INSTALL

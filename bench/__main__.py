@@ -13,8 +13,9 @@ from bench import everyone, growth, memory, speed
 from bench.check import Wrong
 from bench.limits import Limits, measure
 from bench.machine import describe
+from bench.publish import PAGES, publish
 from bench.results import Result, Row, draw, write
-from bench.sizes import DEEP_SIZES, SIZES, Setting
+from bench.sizes import DEEP_SIZES, SIZES, UNEVEN_SIZES, Setting, uneven
 from bench.tables import KINDS, Table, limits_line
 from bench.timing import Pace, progress
 
@@ -26,17 +27,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Races lstm_fused.LSTM, with peepholes, against torch.nn.LSTM and a step-by-step cell. "
-        "Each is checked against the float64 reference first. Without --deep, --memory, --growth or --rivals "
-        "the main table is made; results go to a JSON file and, with matplotlib, to pictures beside it.",
+        "Each is checked against the float64 reference first. Without one of the tables that are named below "
+        "the main one is made; results go to a JSON file and, with matplotlib, to pictures beside it.",
     )
     parser.add_argument("--deep", action="store_true", help="4 layers in both directions")
-    parser.add_argument(
-        "--memory", action="store_true", help="bytes kept for backward, and the peak of forward without it"
-    )
+    parser.add_argument("--memory", action="store_true", help="bytes kept for backward, and peaks")
     parser.add_argument("--growth", action="store_true", help="time against T, B and H")
     parser.add_argument(
-        "--rivals", action="store_true", help="everyone else too: loops in PyTorch, ONNX Runtime, JAX"
+        "--rivals", action="store_true", help="everyone else too: loops in PyTorch, other libraries"
     )
+    parser.add_argument("--lengths", action="store_true", help="what sequences of unequal length cost")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, metavar="SIZE", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--threads", nargs="+", type=int, default=[2], help="one table for each (default: 2)")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="one table for each")
@@ -45,6 +45,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8, help="of each race, at least (default: 8)")
     parser.add_argument("--quick", action="store_true", help="2 rounds; shows only that everything works")
     out = Path("out/bench/bench.json")
+    parser.add_argument("--publish", action="store_true", help="put the tables into README.md and docs/ too")
     parser.add_argument("--json", type=Path, default=out, metavar="PATH", help=f"(default: {out})")
     args = parser.parse_args(argv)
     if args.rounds < 2:
@@ -56,11 +57,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the tables that were asked for; the exit status is 1 where a result was wrong."""
+    argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
     machine = describe()
     print(machine)
     results: list[Result] = []
-    kinds = [kind for kind in ("deep", "memory", "growth", "rivals") if getattr(args, kind)] or ["speed"]
+    kinds = [kind for kind in KINDS if getattr(args, kind, False)] or ["speed"]
     for threads, dtype in product(args.threads, args.dtype):
         torch.set_num_threads(threads)
         limits = None
@@ -88,8 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     found = [row for result in results for row in result.rows]
     shares = [share for row in found for share in row.shares()]
-    print(f"\n{sum(share >= 1 for share in shares)} of {len(shares)} bars met")
+    print(f"\n{sum(share >= 1 for share in shares)} of {len(shares)} bars met" if shares else "")
     print("Wrote " + ", ".join(map(str, [args.json, *pictures])))
+    if args.publish:
+        told = [argument for argument in argv if argument != "--publish"]
+        print("\n".join(publish(args.json, machine, results, told, PAGES)))
     return int(any(isinstance(reason, Wrong) for row in found for reason in row.refused.values()))
 
 
@@ -100,9 +105,11 @@ def rows(kind: str, setting: Setting, limits: Limits | None, args: argparse.Name
         for varied, values in growth.SWEEPS.items():
             yield from growth.sweep(varied, values[:2] if args.quick else values, setting, pace)
         return
-    for name in args.sizes or (DEEP_SIZES if kind == "deep" else SIZES):
+    for name in args.sizes or {"deep": DEEP_SIZES, "lengths": UNEVEN_SIZES}.get(kind, SIZES):
         if kind == "rivals":
-            yield from everyone.measure(SIZES[name], setting, pace)
+            yield from everyone.measure(SIZES[name].case, setting, pace)
+        elif kind == "lengths":
+            yield from everyone.measure(uneven(SIZES[name].case), setting, pace, everyone.WITH_LENGTHS)
         elif kind == "memory":
             yield memory.measure(SIZES[name], setting)
         else:

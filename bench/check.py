@@ -1,6 +1,5 @@
 """No result, no time: each module is held against the reference in float64 before it is raced."""
 
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -11,6 +10,7 @@ from bench.rivals import Problem, Rival, fused, make_problem, training
 from bench.sizes import Setting
 from lstm_fused.backends import select
 from tests.cases import Case
+from tests.cases import shortened as cut
 
 ENOUGH = 20e9  # FLOP of a training step; larger sizes are checked over fewer steps
 # In units of the reference's own error in the same dtype: rounding gives a few (nn.LSTM's bias gradients 30,
@@ -49,7 +49,7 @@ def check(rival: Rival, case: Case, setting: Setting) -> float:
 def shortened(case: Case, setting: Setting) -> Case:
     """A case over fewer steps, where all of them would take long to check."""
     share = min(1.0, ENOUGH / arithmetic(case, setting, "training"))
-    return replace(case, T=min(case.T, max(2, int(case.T * share))))
+    return cut(case, max(2, int(case.T * share)))
 
 
 def compare(found: dict[str, Tensor], case: Case, setting: Setting, peephole: bool) -> float:

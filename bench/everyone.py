@@ -3,15 +3,16 @@
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from bench.check import Refused, check, compare, shortened
 from bench.loops import CompiledLoop, HoistedLoop
 from bench.rivals import RIVALS, Problem, Rival, forward, make_problem, training
-from bench.sizes import Setting, Size
+from bench.sizes import Setting
 from bench.timing import Pace, Ratio, progress, race, ratio
 from bench.workers import Worker
+from tests.cases import Case
 
 LOOPS = (*RIVALS, Rival("hoisted loop", True, HoistedLoop), Rival("compiled loop", True, CompiledLoop))
 STEPS = {"forward": forward, "training": training}
@@ -23,13 +24,25 @@ class Library:
 
     name: str
     module: str  # of this package
-    needs: tuple[str, ...]  # the packages it takes
+    needs: tuple[str, ...]  # the packages it takes, as they are imported or installed
     can: tuple[str, ...]  # "forward", "training"
 
 
 LIBRARIES = (
     Library("ONNX Runtime", "with_onnxruntime", ("onnx", "onnxruntime"), ("forward",)),
+    Library("oneDNN", "with_onednn", ("onednn-cpu-gomp",), ("forward", "training")),
+    Library("TensorFlow BlockLSTM", "with_tensorflow", ("tensorflow",), ("forward", "training")),
     Library("JAX lax.scan", "with_jax", ("jax",), ("forward", "training")),
+)
+
+
+OURS, TORCH = RIVALS[:2]
+# What unequal lengths cost: beside the same sequences taken for whole ones, which is another function.
+WITH_LENGTHS = (
+    OURS,
+    replace(OURS, name="ours, all T steps", all_steps=True),
+    replace(TORCH, name="nn.LSTM, packed"),
+    replace(TORCH, name="nn.LSTM, all T steps", all_steps=True),
 )
 
 
@@ -45,6 +58,11 @@ class Row:
     milliseconds: dict[str, float] = field(default_factory=dict)  # medians by what
     ratios: dict[str, Ratio] = field(default_factory=dict)  # its time over ours, by what
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is the one that the others are compared to."""
+        return self.rival == OURS.name
+
     def shares(self) -> list[float]:
         """Nothing is asked of these."""
         return []
@@ -54,11 +72,10 @@ Call = Callable[[], object]
 
 
 def measure(
-    size: Size, setting: Setting, pace: Pace, rivals: Sequence[Rival | Library] | None = None
+    case: Case, setting: Setting, pace: Pace, rivals: Sequence[Rival | Library] | None = None
 ) -> Iterator[Row]:
     """Check everyone, then race those who are right; ours is the first row."""
     rivals = (*LOOPS, *LIBRARIES) if rivals is None else rivals
-    case = size.case
     problem = make_problem(case, setting)
     rows, calls = {}, dict[str, dict[str, Call]]()
     with ExitStack() as stack:
@@ -89,6 +106,8 @@ def measure(
 
 def enter(rival: Rival, problem: Problem) -> tuple[float, dict[str, Call]]:
     """The error of a module, and its calls to time."""
+    if rival.all_steps:
+        problem = make_problem(replace(problem.case, lengths=None), problem.setting)
     error = check(rival, problem.case, problem.setting)
     module = rival.make(problem)
     return error, {what: partial(step, module, problem) for what, step in STEPS.items()}

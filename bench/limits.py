@@ -68,7 +68,8 @@ def floor(case: Case, setting: Setting, what: str, limits: Limits) -> float | No
 def arithmetic(case: Case, setting: Setting, what: str) -> float:
     """FLOP of the products with W_ih and W_hh; backward has two for each: data and weight gradient."""
     per_row = sum(2 * 4 * case.H * (inputs + case.H) for inputs in input_sizes(case, setting))
-    return float(case.T * case.B * per_row * setting.directions * (3 if what == "training" else 1))
+    steps = case.T * case.B if case.lengths is None else sum(case.lengths)
+    return float(steps * per_row * setting.directions * (3 if what == "training" else 1))
 
 
 def input_sizes(case: Case, setting: Setting) -> list[int]:

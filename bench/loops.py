@@ -53,4 +53,5 @@ class CompiledLoop(HoistedLoop):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
+        torch._dynamo.reset()  # it gives up on a function that it has met in too many shapes
         self.step: Step = torch.compile(step, fullgraph=True, dynamic=False)

@@ -19,7 +19,7 @@ FLAGS = (
     *("asimd", "sve", "sve2", "bf16"),
 )
 
-RIVALS = ("onnxruntime", "jax")
+RIVALS = ("onnxruntime", "onednn-cpu-gomp", "tensorflow-cpu", "tensorflow", "jax")
 
 
 @dataclass(frozen=True)

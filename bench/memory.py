@@ -1,9 +1,10 @@
-"""How much memory a layer keeps for its backward pass, and takes at most without gradients."""
+"""How much memory a layer keeps for its backward pass, and takes at most, with gradients and without."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from bench.check import Refused, check
 from bench.machine import ROOT
-from bench.rivals import RIVALS, Problem, forward, make_problem
+from bench.rivals import RIVALS, Problem, make_problem
 from bench.sizes import SIZES, Setting, Size
+from bench.speed import STEPS
 from bench.timing import progress
 from tests.cases import Case
 
 BYTES_KEPT = {torch.float32: 20, torch.bfloat16: 10}  # at most, for each step, row and channel
+Step = Callable[[nn.Module, Problem], object]
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -29,7 +32,7 @@ class Row:
     shape: tuple[int, int, int, int]  # T, B, I, H
     refused: dict[str, Refused] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)  # bytes per (t, b, h) beyond x and y
-    peak: dict[str, float | None] = field(default_factory=dict)  # MB above what was there before
+    peak: dict[str, dict[str, float | None]] = field(default_factory=dict)  # MB more than before, by what
     allowed: int = 0  # bytes to keep
 
     def kept_share(self) -> float | None:
@@ -37,8 +40,9 @@ class Row:
         return self.allowed / round(self.kept["ours"]) if "ours" in self.kept else None
 
     def peak_share(self) -> float | None:
-        """The peak of nn.LSTM, which is not to be reached, over ours."""
-        ours, other = self.peak.get("ours"), self.peak.get("nn.LSTM")
+        """The peak of nn.LSTM without gradients, which is not to be reached, over ours."""
+        peak = self.peak.get("forward", {})
+        ours, other = peak.get("ours"), peak.get("nn.LSTM")
         return None if ours is None or other is None else other / ours
 
     def shares(self) -> list[float]:
@@ -59,7 +63,8 @@ def measure(size: Size, setting: Setting) -> Row:
             row.refused[rival.name] = refusal
             continue
         row.kept[rival.name] = bytes_kept(rival.make(problem), problem) / (case.T * case.B * case.H)
-        row.peak[rival.name] = peak_elsewhere(case, setting, rival.name)
+        for what in STEPS:
+            row.peak.setdefault(what, {})[rival.name] = peak_elsewhere(case, setting, rival.name, what)
     return row
 
 
@@ -80,11 +85,11 @@ def bytes_kept(module: nn.Module, problem: Problem) -> int:
     return sum(saved.values())
 
 
-def peak_elsewhere(case: Case, setting: Setting, name: str) -> float | None:
+def peak_elsewhere(case: Case, setting: Setting, name: str, what: str) -> float | None:
     """`peak_here` in a fresh process, whose allocator hands every large block back to the system."""
     if not RESET.exists():
         return None
-    arguments = [case.name, name, str(setting.dtype).removeprefix("torch."), str(setting.threads)]
+    arguments = [case.name, name, what, str(setting.dtype).removeprefix("torch."), str(setting.threads)]
     done = subprocess.run(
         [sys.executable, "-m", "bench.memory", *arguments, setting.engine or ""],
         cwd=ROOT,
@@ -96,12 +101,12 @@ def peak_elsewhere(case: Case, setting: Setting, name: str) -> float | None:
     return float(json.loads(done.stdout))
 
 
-def peak_here(module: nn.Module, problem: Problem, warm_up: Problem) -> float:
-    """MB of resident memory that a forward pass without gradients adds at its peak, outputs included."""
-    forward(module, warm_up)
+def peak_here(step: Step, module: nn.Module, problem: Problem, warm_up: Problem) -> float:
+    """MB of resident memory that a step adds at its peak, outputs and gradients included."""
+    step(module, warm_up)
     RESET.write_text("5")  # VmHWM starts anew
     before = resident("VmRSS")
-    forward(module, problem)
+    step(module, problem)
     return (resident("VmHWM") - before) / 1e6
 
 
@@ -111,7 +116,7 @@ def resident(key: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def main(size: str, name: str, dtype: str, threads: str, engine: str) -> None:
+def main(size: str, name: str, what: str, dtype: str, threads: str, engine: str) -> None:
     """Print the peak of one rival in one size."""
     torch.set_num_threads(int(threads))
     setting = Setting(getattr(torch, dtype), int(threads), engine or None)
@@ -119,8 +124,9 @@ def main(size: str, name: str, dtype: str, threads: str, engine: str) -> None:
     problem = make_problem(case, setting)
     rival = next(rival for rival in RIVALS if rival.name == name)
     x, h0, c0 = problem.inputs
-    warm_up = Problem(case, setting, problem.weights, (x[:2], h0, c0), problem.gradients)
-    print(json.dumps(peak_here(rival.make(problem), problem, warm_up)))
+    dy, dh_n, dc_n = problem.gradients
+    warm_up = Problem(case, setting, problem.weights, (x[:2], h0, c0), (dy[:2], dh_n, dc_n))
+    print(json.dumps(peak_here(STEPS[what], rival.make(problem), problem, warm_up)))
 
 
 if __name__ == "__main__":

@@ -112,10 +112,15 @@ def draw_rivals(rows: Sequence[everyone.Row], title: str, path: Path) -> None:
     """Draw everyone's time over ours, forward and training, a panel for each size."""
     sizes = list(dict.fromkeys(row.size for row in rows))
     names = list(dict.fromkeys(row.rival for row in rows))
-    height = 0.42 * len(names) + 1.0
-    figure = Figure(figsize=(3.2 * len(sizes) + 1.2, height + 0.8), layout="constrained")
+    columns = min(len(sizes), 4)
+    lines = -(-len(sizes) // columns)
+    height = (0.3 * len(names) + 0.8) * lines
+    figure = Figure(figsize=(2.8 * columns + 1.2, height + 0.9), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    for axes, size in zip(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], sizes, strict=True):
+    panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
+    for axes in panels[len(sizes) :]:
+        axes.set_visible(False)
+    for axes, size in zip(panels, sizes, strict=False):
         for what, marker, colour, above in (("forward", "s", OTHER, 0.14), ("training", "o", MET, -0.14)):
             found = {row.rival: row.ratios[what] for row in rows if row.size == size and what in row.ratios}
             places = [names.index(name) - above for name in found]
@@ -124,7 +129,8 @@ def draw_rivals(rows: Sequence[everyone.Row], title: str, path: Path) -> None:
             axes.plot([seen.median for seen in found.values()], places, marker, color=colour, label=what)
         axes.axvline(1, color=GREY, linewidth=0.8)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.2, 1.5, 2, 3, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(f"{size}: time ÷ ours", loc="left", fontsize=9)

@@ -20,7 +20,7 @@ Row = speed.Row | memory.Row | growth.Row | everyone.Row
 class Result:
     """One table."""
 
-    kind: str  # "speed", "deep", "memory", "growth" or "rivals"
+    kind: str  # "speed", "deep", "memory", "growth", "rivals" or "lengths"
     setting: Setting
     limits: Limits | None
     rows: list[Row]
@@ -47,6 +47,12 @@ def text(value: object) -> str:
     return short(value) if isinstance(value, torch.dtype) else str(value)
 
 
+def picture_of(result: Result, path: Path) -> Path:
+    """Where the picture of a table is, if it has one."""
+    setting = result.setting
+    return path.with_name(f"{path.stem}-{result.kind}-{short(setting.dtype)}-{setting.threads}.png")
+
+
 def draw(path: Path, machine: Machine, results: Sequence[Result]) -> list[Path]:
     """Draw the tables that have a picture, beside the JSON file; without matplotlib, none."""
     try:
@@ -55,15 +61,14 @@ def draw(path: Path, machine: Machine, results: Sequence[Result]) -> list[Path]:
         return []
     pictures = []
     for result in results:
-        setting = result.setting
-        target = path.with_name(f"{path.stem}-{result.kind}-{short(setting.dtype)}-{setting.threads}.png")
+        target = picture_of(result, path)
         title = f"{result.title}\n{machine.cpu}, {machine.lstm_fused_isa}, {machine.date[:10]}"
         timed = [row for row in result.rows if not isinstance(row, memory.Row) and row.milliseconds]
         if not timed:
             continue
         if result.kind == "growth":
             plots.draw_growth([row for row in timed if isinstance(row, growth.Row)], title, target)
-        elif result.kind == "rivals":
+        elif result.kind in ("rivals", "lengths"):
             plots.draw_rivals([row for row in timed if isinstance(row, everyone.Row)], title, target)
         else:
             plots.draw_speed([row for row in timed if isinstance(row, speed.Row)], title, target)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import lstm_fused
 from bench.sizes import Setting
@@ -140,14 +141,28 @@ def fused(problem: Problem, engine: str | None, peephole: bool) -> nn.Module:
         engine=engine,
     )
     module.load_state_dict(problem.weights if peephole else without_peepholes(problem.weights))
+    if case.lengths is not None:
+        given = {"lengths": torch.tensor(case.lengths)}
+        module.register_forward_pre_hook(lambda _, args, kwargs: (args, kwargs | given), with_kwargs=True)
     return module
 
 
 def torch_lstm(problem: Problem) -> nn.Module:
-    """`torch.nn.LSTM`, which has no peepholes."""
+    """`torch.nn.LSTM`, which has no peepholes; unequal lengths are packed before and padded again after."""
     case, setting = problem.case, problem.setting
     module = nn.LSTM(case.I, case.H, setting.layers, bidirectional=setting.bidirectional, dtype=setting.dtype)
     module.load_state_dict(without_peepholes(problem.weights))
+    if case.lengths is not None:
+        lengths = torch.tensor(case.lengths)
+
+        def pack(_: nn.Module, args: tuple[Tensor, States]) -> tuple[PackedSequence, States]:
+            return pack_padded_sequence(args[0], lengths, enforce_sorted=False), args[1]
+
+        def pad(_: nn.Module, __: object, result: tuple[PackedSequence, States]) -> tuple[Tensor, States]:
+            return pad_packed_sequence(result[0], total_length=case.T)[0], result[1]
+
+        module.register_forward_pre_hook(pack)
+        module.register_forward_hook(pad)
     return module
 
 
@@ -163,6 +178,7 @@ class Rival:
     name: str
     peephole: bool
     make: Callable[[Problem], nn.Module]
+    all_steps: bool = False  # whether it takes every sequence for one of T steps
 
 
 RIVALS = (

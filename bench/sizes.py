@@ -1,10 +1,10 @@
 """What is timed, and how far ahead it has to be."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from tests.cases import Case
+from tests.cases import TIMED, Case
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,26 @@ class Size:
     cell: float  # step-by-step cell, forward and backward
 
 
-SIZES = {
-    size.case.name: size
-    for size in (
-        Size(Case("mnist", 28, 64, 28, 128), forward=1.5, training=2.2, cell=8),
-        Size(Case("mid", 100, 32, 128, 256), forward=1.25, training=1.8, cell=5),
-        Size(Case("long", 512, 16, 256, 512), forward=1.4, training=1.9, cell=8),
-        Size(Case("ptb", 35, 20, 650, 650), forward=1.3, training=1.7, cell=6),
-        Size(Case("stream", 256, 1, 256, 256), forward=3, training=2.5, cell=30),
-        Size(Case("wide", 128, 256, 64, 64), forward=1.7, training=3, cell=5),
-        Size(Case("big", 64, 64, 1024, 1024), forward=1.5, training=1.4, cell=4),
-    )
+BARS = {  # forward, training, cell
+    "mnist": (1.5, 2.2, 8),
+    "mid": (1.25, 1.8, 5),
+    "long": (1.4, 1.9, 8),
+    "ptb": (1.3, 1.7, 6),
+    "stream": (3, 2.5, 30),
+    "wide": (1.7, 3, 5),
+    "big": (1.5, 1.4, 4),
 }
+SIZES = {case.name: Size(case, *BARS[case.name]) for case in TIMED}
 DEEP_SIZES = ("mnist", "mid", "stream", "wide")  # the others would take eight times their long time
+UNEVEN_SIZES = tuple(name for name, size in SIZES.items() if size.case.B > 1)
+
+
+def uneven(case: Case) -> Case:
+    """The same with sequences of 1 to T steps, in no order, the longest of T."""
+    lengths = torch.randint(1, case.T + 1, (case.B,), generator=torch.Generator().manual_seed(0))
+    lengths[case.B // 2] = case.T
+    return replace(case, lengths=tuple(lengths.tolist()))
+
 
 BFLOAT16_BAR = 1.3  # everywhere
 ONE_THREAD = 0.85  # of the bars: "the same ratios within 15 %"

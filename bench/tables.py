@@ -2,24 +2,32 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench import everyone, growth, memory, speed
 from bench.check import WANTED
 from bench.limits import Limits
-from bench.timing import progress
+from bench.timing import Ratio, progress
+
+
+class Column(NamedTuple):
+    """One column of a table."""
+
+    heading: str
+    width: int = 0  # at least
+    bar: bool = False  # what is asked, and whether it is met: of interest to those who work on it
 
 
 class Table:
     """A table with columns of fixed width.
 
     Args:
-        columns: heading and width of each.
+        columns: those of the table.
     """
 
-    def __init__(self, columns: Sequence[tuple[str, int]]) -> None:
-        self.widths = [max(width, len(heading)) for heading, width in columns]
-        self.row(heading for heading, _ in columns)
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.widths = [max(column.width, len(column.heading)) for column in columns]
+        self.row(column.heading for column in columns)
         print("|" + "|".join("-" * (width + 2) for width in self.widths) + "|", flush=True)
 
     def row(self, cells: Iterable[str]) -> None:
@@ -29,86 +37,94 @@ class Table:
         print("| " + " | ".join(padded) + " |", flush=True)
 
 
-RACE_WIDTH = 35
+SIZE = (Column("size", 6), Column("(T, B, I, H)", 20))
+BAR = Column("bar", 18, bar=True)
 SPEED = (
-    ("size", 6),
-    ("(T, B, I, H)", 20),
-    ("error ÷ reference's", 0),
-    ("forward ms", 0),
-    ("× floor", 0),
-    ("nn.LSTM ÷ ours, quartiles, bar", RACE_WIDTH),
-    ("training ms", 0),
-    ("× floor", 0),
-    ("nn.LSTM ÷ ours, quartiles, bar", RACE_WIDTH),
-    ("cell ÷ ours, quartiles, bar", RACE_WIDTH),
+    *SIZE,
+    Column("error ÷ reference's"),
+    BAR,
+    Column("forward ms"),
+    Column("× floor"),
+    Column("nn.LSTM ÷ ours", 18),
+    BAR,
+    Column("training ms"),
+    Column("× floor"),
+    Column("nn.LSTM ÷ ours", 18),
+    BAR,
+    Column("cell ÷ ours", 18),
+    BAR,
 )
 MEMORY = (
-    ("size", 6),
-    ("(T, B, I, H)", 20),
-    ("kept for backward, bytes per (t, b, h)", 0),
-    ("nn.LSTM", 0),
-    ("cell", 7),
-    ("peak of forward without gradients, MB", 0),
-    ("nn.LSTM", 0),
-    ("cell", 7),
+    *SIZE,
+    Column("kept for backward, bytes per (t, b, h)"),
+    BAR,
+    Column("nn.LSTM"),
+    Column("cell", 7),
+    Column("peak of forward without gradients, MB"),
+    BAR,
+    Column("nn.LSTM"),
+    Column("cell", 7),
+    Column("peak of a training step, MB"),
+    Column("nn.LSTM"),
+    Column("cell", 7),
 )
 GROWTH = (
-    ("", 8),
-    ("arithmetic grew ×", 0),
-    ("forward ms", 0),
-    ("grew ×", 18),
-    ("nn.LSTM ms", 0),
-    ("training ms", 0),
-    ("grew ×", 18),
-    ("nn.LSTM ms", 0),
+    Column("", 8),
+    Column("arithmetic grew ×"),
+    Column("forward ms"),
+    Column("grew ×"),
+    BAR,
+    Column("nn.LSTM ms"),
+    Column("training ms"),
+    Column("grew ×"),
+    BAR,
+    Column("nn.LSTM ms"),
 )
-
-
 RIVALS = (
-    ("size", 6),
-    ("(T, B, I, H)", 20),
-    ("who", 13),
-    ("error ÷ reference's", 0),
-    ("forward ms", 0),
-    ("÷ ours, quartiles", 18),
-    ("training ms", 0),
-    ("÷ ours, quartiles", 18),
+    *SIZE,
+    Column("who", 20),
+    Column("error ÷ reference's"),
+    Column("forward ms"),
+    Column("÷ ours", 18),
+    Column("training ms"),
+    Column("÷ ours", 18),
 )
 
 
 def speed_cells(row: speed.Row) -> list[str]:
     """What the main table says of a size."""
     races = {(race.what, race.rival): race for race in row.races}
-    error = row.errors.get("ours")
-    judged = "" if error is None else f"{digits(error)} ≤ {WANTED} {verdict(WANTED / error)}"
-    cells = [row.size, str(row.shape), judged]
+    cells = [row.size, str(row.shape), "", ""]
+    if "ours" in row.errors:
+        error = row.errors["ours"]
+        cells[2:] = [digits(error), f"≤ {WANTED} {verdict(WANTED / error)}"]
     for what, rivals in (("forward", ["nn.LSTM"]), ("training", ["nn.LSTM", "cell"])):
         if what in row.milliseconds:
             ours, least = row.milliseconds[what]["ours"], row.floors[what]
             cells += [digits(ours), "?" if least is None else f"{ours / least:.2f}"]
         else:
             cells += ["not timed", ""]
-        cells += [race_cell(races.get((what, rival))) for rival in rivals]
+        for race in (races.get((what, rival)) for rival in rivals):
+            judged = race and f"≥ {race.bar:.3g} {verdict(race.ratio.median / race.bar)}"
+            cells += [spread(race.ratio), judged] if race and judged else ["", ""]
     return cells
 
 
-def race_cell(race: speed.Race | None) -> str:
-    """A ratio, its spread, the bar and the verdict."""
-    if race is None:
-        return ""
-    median, low, high = (digits(value) for value in (race.ratio.median, race.ratio.low, race.ratio.high))
-    return f"{median} ({low}–{high}) ≥ {race.bar:.3g} {verdict(race.ratio.median / race.bar)}"
+def spread(ratio: Ratio) -> str:
+    """A ratio and its quartiles."""
+    return f"{digits(ratio.median)} ({digits(ratio.low)}–{digits(ratio.high)})"
 
 
 def memory_cells(row: memory.Row) -> list[str]:
     """What the memory table says of a size."""
     cells = [row.size, str(row.shape)]
-    for figures, share in ((row.kept, row.kept_share()), (row.peak, row.peak_share())):
-        for name in ("ours", "nn.LSTM", "cell"):
-            figure = figures.get(name)
-            judged = f" {verdict(share)}" if name == "ours" and share is not None else ""
-            cells.append("" if figure is None else digits(figure) + judged)
-    return cells
+    kept, forward, training = (
+        [digits(figure) if (figure := figures.get(name)) else "" for name in ("ours", "nn.LSTM", "cell")]
+        for figures in (row.kept, row.peak.get("forward", {}), row.peak.get("training", {}))
+    )
+    for figures, share in ((kept, row.kept_share()), (forward, row.peak_share())):
+        cells += [figures[0], "" if share is None else verdict(share), *figures[1:]]
+    return cells + training
 
 
 def growth_cells(row: growth.Row) -> list[str]:
@@ -117,11 +133,10 @@ def growth_cells(row: growth.Row) -> list[str]:
     for what in ("forward", "training"):
         if what in row.milliseconds:
             times = row.milliseconds[what]
-            judged = f" {verdict(row.share(what))}" if row.shares() else ""
-            grown = digits(row.grown[what]) + judged
-            cells += [digits(times["ours"]), grown, digits(times["nn.LSTM"])]
+            judged = verdict(row.share(what)) if row.shares() else ""
+            cells += [digits(times["ours"]), digits(row.grown[what]), judged, digits(times["nn.LSTM"])]
         else:
-            cells += ["not timed", "", ""]
+            cells += ["not timed", "", "", ""]
     return cells
 
 
@@ -130,9 +145,7 @@ def rival_cells(row: everyone.Row) -> list[str]:
     cells = [row.size, str(row.shape), row.rival, "" if row.error is None else digits(row.error)]
     for what in ("forward", "training"):
         if what in row.milliseconds:
-            found = row.ratios[what]
-            spread = f"{digits(found.median)} ({digits(found.low)}–{digits(found.high)})"
-            cells += [digits(row.milliseconds[what]), spread]
+            cells += [digits(row.milliseconds[what]), "" if row.is_ours else spread(row.ratios[what])]
         else:
             cells += ["", ""]
     return cells
@@ -162,8 +175,17 @@ def digits(value: float) -> str:
 class Kind:
     """One kind of table."""
 
-    columns: Sequence[tuple[str, int]]  # heading and width
+    columns: Sequence[Column]
     cells: Callable[[Any], list[str]]
+
+    def markdown(self, rows: Iterable[Any]) -> str:
+        """The table without the bars."""
+        shown = [column for column in self.columns if not column.bar]
+        lines = [[column.heading for column in shown], ["---"] * len(shown)]
+        for row in rows:
+            pairs = zip(self.cells(row), self.columns, strict=True)
+            lines.append([cell for cell, column in pairs if not column.bar])
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 KINDS = {
@@ -172,4 +194,5 @@ KINDS = {
     "memory": Kind(MEMORY, memory_cells),
     "growth": Kind(GROWTH, growth_cells),
     "rivals": Kind(RIVALS, rival_cells),
+    "lengths": Kind(RIVALS, rival_cells),
 }

@@ -30,9 +30,10 @@ def lstm(given: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
     return y, h[None], c[None]
 
 
-def both(
-    given: dict[str, jax.Array], gradients: tuple[jax.Array, ...]
-) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
+Found = tuple[tuple[jax.Array, ...], dict[str, jax.Array]]
+
+
+def both(given: dict[str, jax.Array], gradients: tuple[jax.Array, ...]) -> Found:
     """Outputs, and the gradients of all that is given."""
     outputs, pull = jax.vjp(lstm, given)
     return outputs, pull(gradients)[0]
@@ -51,13 +52,18 @@ class Program:
         self.gradients = tuple(jnp.asarray(arrays[f"d_{name}"]) for name in ("y", "h_n", "c_n"))
         self.lstm, self.both = jax.jit(lstm), jax.jit(both)
 
-    def forward(self) -> Arrays:
-        """y, h_n and c_n."""
-        outputs = jax.block_until_ready(self.lstm(self.given))
-        return dict(zip(("y", "h_n", "c_n"), map(np.asarray, outputs), strict=True))
+    def forward(self) -> Found:
+        """The outputs, and no gradients."""
+        return jax.block_until_ready(self.lstm(self.given)), {}
 
-    def training(self) -> Arrays:
-        """Those and the gradients."""
-        outputs, gradients = jax.block_until_ready(self.both(self.given, self.gradients))
-        named = {f"d_{name}": np.asarray(array) for name, array in gradients.items()}
-        return dict(zip(("y", "h_n", "c_n"), map(np.asarray, outputs), strict=True)) | named
+    def training(self) -> Found:
+        """The outputs, and the gradients of all that is given."""
+        found: Found = jax.block_until_ready(self.both(self.given, self.gradients))
+        return found
+
+    def named(self, found: Found) -> Arrays:
+        """As arrays."""
+        outputs, gradients = found
+        named = dict(zip(("y", "h_n", "c_n"), outputs, strict=True))
+        named |= {f"d_{name}": array for name, array in gradients.items()}
+        return {name: np.asarray(array) for name, array in named.items()}

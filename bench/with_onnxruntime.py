@@ -57,15 +57,20 @@ class Program:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
-    def forward(self) -> Arrays:
-        """y, h_n and c_n."""
-        y, h_n, c_n = self.session.run(None, self.inputs)
-        return {"y": y[:, 0], "h_n": h_n, "c_n": c_n}  # y [T, 1, B, H]
+    def forward(self) -> list[np.ndarray]:
+        """Y, Y_h and Y_c."""
+        outputs: list[np.ndarray] = self.session.run(None, self.inputs)
+        return outputs
 
-    def training(self) -> Arrays:
+    def training(self) -> list[np.ndarray]:
         """There is none.
 
         Raises:
             NotImplementedError: always.
         """
         raise NotImplementedError("it has no backward pass")
+
+    def named(self, found: list[np.ndarray]) -> Arrays:
+        """y, h_n and c_n."""
+        y, h_n, c_n = found
+        return {"y": y[:, 0], "h_n": h_n, "c_n": c_n}  # y [T, 1, B, H]

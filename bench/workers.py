@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.machine import ROOT
+from bench.machine import ROOT, installed
 from bench.rivals import Problem
 from bench.sizes import Setting
 
@@ -34,11 +34,19 @@ class Program(Protocol):
 
     def __init__(self, arrays: Arrays, threads: int) -> None: ...
 
-    def forward(self) -> Arrays:
-        """y, h_n and c_n, computed when this returns."""
+    def forward(self) -> Any:
+        """The outputs, computed when this returns."""
 
-    def training(self) -> Arrays:
-        """Those and every gradient, named d_x, d_h0, d_c0, d_weight_ih_l0 and so on."""
+    def training(self) -> Any:
+        """Those and every gradient."""
+
+    def named(self, found: Any) -> Arrays:
+        """What either returned: y, h_n, c_n, d_x, d_h0, d_c0, d_weight_ih_l0 and so on; not timed."""
+
+
+def missing(packages: Sequence[str]) -> list[str]:
+    """Those that are neither to be imported nor installed."""
+    return [package for package in packages if not (find_spec(package) or installed(package))]
 
 
 class Worker:
@@ -54,9 +62,8 @@ class Worker:
     """
 
     def __init__(self, module: str, needs: Sequence[str], setting: Setting) -> None:
-        missing = [package for package in needs if find_spec(package) is None]
-        if missing:
-            raise NotImplementedError(f"{' and '.join(missing)} not installed")
+        if absent := missing(needs):
+            raise NotImplementedError(f"{' and '.join(absent)} not installed")
         if setting.dtype != torch.float32 or setting.layers * setting.directions > 1:
             raise NotImplementedError("only one float32 layer in one direction was written for it")
         self.folder = tempfile.TemporaryDirectory()
@@ -136,7 +143,8 @@ def serve(module: str, threads: int) -> None:
                     with np.load(path) as file:
                         program = make({name: file[name] for name in file.files}, threads)
                 case ["results", what, path]:
-                    np.savez(path, allow_pickle=False, **getattr(program, what)())
+                    assert program is not None
+                    np.savez(path, allow_pickle=False, **program.named(getattr(program, what)()))
                 case ["seconds", what]:
                     call = getattr(program, what)
                     start = time.perf_counter()

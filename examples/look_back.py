@@ -35,14 +35,14 @@ class Plan:
 PLANS = {
     "quick": Plan({"recall": (5,), "adding": (5,)}, {"recall": 300, "adding": 50}, (1, 5, 20)),
     "default": Plan(
-        {"recall": (10, 30, 100, 300), "adding": (10, 30, 100)},
-        {"recall": 1000, "adding": 1500},
-        (1, 10, 100, 300),
+        {"recall": (10, 30, 100, 300, 1000), "adding": (10, 30, 100, 300, 1000)},
+        {"recall": 2000, "adding": 2000},
+        (1, 10, 100, 999),
     ),
     "full": Plan(
         {"recall": (10, 30, 100, 300, 1000), "adding": (10, 30, 100, 300, 1000)},
         {"recall": 5000, "adding": 20000},
-        (1, 10, 100, 1000),
+        (1, 10, 100, 999),
     ),
 }
 
@@ -213,12 +213,14 @@ def draw_solved(axes: Axes, kind: str, gaps: tuple[int, ...], climbs: Climbs) ->
 
 
 def draw_gradients(axes: Axes, norms: dict[str, list[float]], title: str) -> None:
-    """Norms against the distance from the loss."""
+    """Norms against the distance from the loss; what leaves the picture has vanished or exploded."""
     for model, values in norms.items():
-        distances = [d for d, value in enumerate(values) if value > 0]
+        distances = [d for d, value in enumerate(values) if d and value > 0]
         axes.plot(distances, [values[d] for d in distances], color=COLOURS[model], label=model)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_yscale("log")
-    axes.set_ylim(bottom=1e-12)
+    axes.set_ylim(1e-12, 1e6)
     axes.set_xlabel("distance from the loss, steps", color=GREY)
     axes.set_title(title, loc="left", fontsize=10)
 
@@ -234,10 +236,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     climbs = dict(zip(tasks, run(climb, tasks, told.jobs), strict=True))
     untrained = untrained_gradients(plan.distances[-1] + 1)
-    trained = {}
+    trained, rows = {}, []
     for task, outcomes in climbs.items():
         if (task.kind, task.seed) == ("recall", 0):
-            trained[task.model] = outcomes[max(outcomes)].gradients
+            T = max(outcomes)
+            norms = trained[task.model] = outcomes[T].gradients
+            said = "solved" if outcomes[T].updates is not None else "not solved"
+            rows.append([f"{task.model}, {T:,} steps, {said}", *at_distances(norms, plan)])
 
     figure, (recall, adding, before, after) = panels(2, 2, "How far back can it look?")
     draw_solved(recall, "recall", plan.gaps["recall"], climbs)
@@ -246,13 +251,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     draw_gradients(after, trained, "after training to recall, at the last gap tried")
     recall.legend(frameon=False, fontsize=8)
     before.legend(frameon=False, fontsize=7)
-    norms = [
-        [model, *(f"{values[distance]:.1e}" for distance in plan.distances)]
-        for model, values in untrained.items()
-    ]
-    heading = ("norm of d loss / d x_t, untrained", *(f"{d} steps back" for d in plan.distances))
-    report(told, "look_back", f"{solved_table(climbs, plan)}\n\n{table(heading, norms)}", figure)
+    rows = [[f"{model}, untrained", *at_distances(norms, plan)] for model, norms in untrained.items()] + rows
+    heading = ("norm of d loss / d x_t", *(f"{d:,} step{'s' if d > 1 else ''} back" for d in plan.distances))
+    report(told, "look_back", f"{solved_table(climbs, plan)}\n\n{table(heading, rows)}", figure)
     return 0
+
+
+def at_distances(norms: list[float], plan: Plan) -> list[str]:
+    """What the table says of norms; nothing where the sequence was shorter."""
+    return [f"{norms[d]:.1e}" if d < len(norms) else "" for d in plan.distances]
 
 
 if __name__ == "__main__":

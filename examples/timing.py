@@ -163,7 +163,7 @@ def train(task: Task) -> Outcome:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train everyone, tell and draw who solved what; the exit status."""
-    told = options(__doc__, seeds=5, argv=argv)
+    told = options(__doc__, seeds=10, argv=argv)
     plan = PLANS[told.size]
     tasks = [
         Task(kind, model, period, seed, plan.updates)

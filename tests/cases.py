@@ -111,6 +111,24 @@ VARIANTS = (
     replace(EVERY_VARIANT, name="every_variant_empty_batch", T=4, B=0, I=5, H=7),
 )
 
+# What the benchmarks time; the tests run them too, over fewer steps.
+TIMED = (
+    Case("mnist", T=28, B=64, I=28, H=128),
+    Case("mid", T=100, B=32, I=128, H=256),
+    Case("long", T=512, B=16, I=256, H=512),
+    Case("ptb", T=35, B=20, I=650, H=650),
+    Case("stream", T=256, B=1, I=256, H=256),
+    Case("wide", T=128, B=256, I=64, H=64),
+    Case("big", T=64, B=64, I=1024, H=1024),
+)
+
+
+def shortened(case: Case, T: int) -> Case:
+    """The first steps of a case, at most T."""
+    lengths = None if case.lengths is None else tuple(min(length, T) for length in case.lengths)
+    return replace(case, T=min(case.T, T), lengths=lengths)
+
+
 NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "peephole", "weight_hr", "h0", "c0")
 GAINS = ("gain_ih", "gain_hh")
 

@@ -12,15 +12,20 @@ import pytest
 import torch
 from torch import nn
 
-from bench import everyone
+from bench import everyone, memory
 from bench.__main__ import main as bench_main
-from bench.everyone import LIBRARIES, LOOPS, Library
+from bench.check import WANTED, check
+from bench.everyone import LIBRARIES, LOOPS, WITH_LENGTHS, Library
 from bench.limits import Limits, arithmetic, floor
+from bench.machine import describe
 from bench.rivals import RIVALS, Problem, Rival, fused
-from bench.sizes import SIZES, Setting, Size, bars
+from bench.sizes import SIZES, Setting, Size, bars, uneven
 from bench.speed import measure
+from bench.tables import KINDS
 from bench.timing import Pace, race, ratio
-from tests.cases import Case
+from bench.workers import missing
+from lstm_fused import cpp
+from tests.cases import TIMED, Case, shortened
 
 ROOT = Path(__file__).parent.parent
 TINY = Size(Case("tiny", T=3, B=2, I=4, H=5), forward=1, training=1, cell=1)
@@ -121,15 +126,28 @@ def no_compiler(monkeypatch):
 # The compiler's tracer looks at .grad of whatever it is given.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_everyone_else_computes_the_same_function_too(no_compiler):
-    with_onnx = [library for library in LIBRARIES if "onnxruntime" in library.needs]
-    rows = list(everyone.measure(TINY, SETTING, QUICK, (*LOOPS, *with_onnx)))
+    rows = list(everyone.measure(TINY.case, SETTING, QUICK, LOOPS))
     assert [row.rival for row in rows if row.refused] == []
     assert {row.rival: set(row.ratios) for row in rows} == {
-        **{rival.name: {"forward", "training"} for rival in LOOPS},
-        "ONNX Runtime": {"forward"},
+        rival.name: {"forward", "training"} for rival in LOOPS
     }
     assert all(row.error is not None and row.error < 50 for row in rows)
     assert rows[0].ratios["training"].median == 1
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_loop_takes_part_in_more_sizes_than_the_compiler_has_patience_for(no_compiler):
+    for H in range(1, 11):
+        assert check(LOOPS[-1], Case("tiny", T=3, B=2, I=4, H=H), SETTING) < 50
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
+def test_so_does_every_library(library):
+    if absent := missing(library.needs):
+        pytest.skip(f"{' and '.join(absent)} not installed")
+    _, row = everyone.measure(TINY.case, SETTING, QUICK, (LOOPS[0], library))
+    assert row.refused == {} and set(row.ratios) == set(library.can)
+    assert row.error is not None and row.error < 50
 
 
 def test_a_wrong_library_is_refused(monkeypatch):
@@ -137,23 +155,62 @@ def test_a_wrong_library_is_refused(monkeypatch):
     monkeypatch.setattr(
         everyone.Worker, "results", lambda self, what: {n: t + 1e-3 for n, t in right(self, what).items()}
     )
-    _, row = everyone.measure(TINY, SETTING, QUICK, (LOOPS[0], LIBRARIES[0]))
+    _, row = everyone.measure(TINY.case, SETTING, QUICK, (LOOPS[0], LIBRARIES[0]))
     assert "wrong result" in str(row.refused["ONNX Runtime"]) and row.milliseconds == {}
 
 
 def test_a_library_that_is_not_here_is_said_not_raced():
     absent = Library("Nobody", "with_nobody", ("torch", "no_such_package"), ("forward",))
-    _, row = everyone.measure(TINY, SETTING, QUICK, (LOOPS[0], absent))
+    _, row = everyone.measure(TINY.case, SETTING, QUICK, (LOOPS[0], absent))
     assert str(row.refused["Nobody"]) == "no_such_package not installed" and row.milliseconds == {}
-    _, row = everyone.measure(TINY, replace(SETTING, layers=2), QUICK, (LOOPS[0], LIBRARIES[0]))
+    _, row = everyone.measure(TINY.case, replace(SETTING, layers=2), QUICK, (LOOPS[0], LIBRARIES[0]))
     assert "only one float32 layer" in str(row.refused["ONNX Runtime"])
 
 
 def test_a_worker_that_ends_is_no_result(capfd):
     broken = Library("Nobody", "with_nobody", ("torch",), ("forward",))
     with pytest.raises(RuntimeError, match="the worker ended with status 1 at 'load'"):
-        list(everyone.measure(TINY, SETTING, QUICK, (LOOPS[0], broken)))
+        list(everyone.measure(TINY.case, SETTING, QUICK, (LOOPS[0], broken)))
     assert "No module named 'bench.with_nobody'" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ engine here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lengths", [False, True], ids=["whole", "lengths"])
+@pytest.mark.parametrize("case", TIMED, ids=lambda case: case.name)
+def test_ours_is_right_in_every_size(case, lengths, dtype):
+    few = shortened(uneven(case) if lengths else case, 5)
+    assert check(RIVALS[0], few, Setting(dtype, 1, "cpp")) <= WANTED
+
+
+UNEVEN = uneven(Case("tiny", T=7, B=5, I=4, H=5))
+
+
+def test_uneven_lengths_reach_from_one_step_to_all():
+    lengths = uneven(SIZES["wide"].case).lengths
+    assert len(lengths) == 256 and min(lengths) <= 2 and max(lengths) == 128
+    assert list(lengths) != sorted(lengths) and list(lengths) != sorted(lengths, reverse=True)
+    whole = arithmetic(replace(UNEVEN, lengths=None), SETTING, "training")
+    needed = arithmetic(UNEVEN, SETTING, "training")
+    assert needed / whole == sum(UNEVEN.lengths) / (7 * 5) < 1
+
+
+def test_what_unequal_lengths_cost():
+    rows = list(everyone.measure(UNEVEN, SETTING, QUICK, WITH_LENGTHS))
+    assert [row.refused for row in rows] == [{}] * 4
+    assert all(set(row.ratios) == {"forward", "training"} and row.error < 50 for row in rows)
+
+
+@pytest.mark.parametrize("rival", WITH_LENGTHS, ids=lambda rival: rival.name)
+def test_lengths_ignored_or_minded_against_the_rules_are_a_wrong_result(rival):
+    lengths = UNEVEN.lengths if rival.all_steps else None
+
+    def against_the_rules(problem):
+        return rival.make(replace(problem, case=replace(problem.case, lengths=lengths)))
+
+    against = replace(rival, name="against", make=against_the_rules)
+    _, row = everyone.measure(UNEVEN, SETTING, QUICK, (WITH_LENGTHS[0], against))
+    assert "wrong result" in str(row.refused["against"]) and row.milliseconds == {}
 
 
 def test_everyone_through_the_command_line(tmp_path, monkeypatch, capsys):
@@ -165,6 +222,49 @@ def test_everyone_through_the_command_line(tmp_path, monkeypatch, capsys):
     assert [row["rival"] for row in table["rows"]] == ["ours", "nn.LSTM"]
     assert "| mnist  | (28, 64, 28, 128)    | nn.LSTM " in capsys.readouterr().out
     assert (tmp_path / "found-rivals-float32-1.png").exists()
+
+
+def test_tables_are_put_into_the_pages_that_have_a_place_for_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(everyone, "LOOPS", LOOPS[:2])
+    monkeypatch.setattr(everyone, "LIBRARIES", (Library("Nobody", "with_nobody", ("no_such_package",), ()),))
+    page, name = tmp_path / "page.md", "bench rivals float32 1"
+    page.write_text(f"before\n<!-- {name} -->\nold\n<!-- end of {name} -->\nafter\n")
+    monkeypatch.setattr("bench.__main__.PAGES", {page: "pictures"})
+    options = ["--quick", "--rivals", "--sizes", "mnist", "--threads", "1"]
+    assert bench_main([*options, "--publish", "--json", str(tmp_path / "found.json")]) == 0
+    found = page.read_text()
+    assert found.startswith(f"before\n<!-- {name} -->\n") and "old" not in found
+    assert found.endswith(f"<!-- end of {name} -->\nafter\n")
+    assert "| mnist | (28, 64, 28, 128) | nn.LSTM |" in found and "| --- |" in found
+    assert "mnist: Nobody not timed: no_such_package not installed." in found
+    assert f"`python -m bench {' '.join(options)} --json" in found and "--publish" not in found
+    assert describe().cpu in found and f"torch {torch.__version__}" in found
+    assert (tmp_path / "pictures" / "bench-rivals-float32-1.png").exists()
+    assert "(pictures/bench-rivals-float32-1.png)" in found
+    assert f"page.md shows {name}" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not memory.RESET.exists(), reason="only Linux tells a peak")
+def test_memory(tmp_path):
+    printed, found = bench(
+        "--memory", "--sizes", "mnist", "--engine", "reference", path=tmp_path / "found.json"
+    )
+    ((row,),) = (table["rows"] for table in found["tables"])
+    steps = 28 * 64 * 128
+    assert row["kept"]["nn.LSTM"] > row["kept"]["cell"] > 20
+    for name in ("ours", "nn.LSTM", "cell"):
+        forward, training = (row["peak"][what][name] * 1e6 / steps for what in ("forward", "training"))
+        assert forward > 4, "y alone is four bytes for each step, row and channel"
+        assert training > forward + 0.7 * row["kept"][name], "what is kept is in use at once"
+    assert "| mnist  | (28, 64, 28, 128)    |" in printed
+
+
+def test_a_published_table_is_without_what_is_asked():
+    row = measure(TINY, SETTING, None, QUICK)
+    heading, line, cells = KINDS["speed"].markdown([row]).splitlines()
+    assert heading.count("|") == line.count("|") == cells.count("|") == 11
+    assert "bar" not in heading and "≥" not in cells and "≤" not in cells
+    assert sum("≥" in cell for cell in KINDS["speed"].cells(row)) == 3
 
 
 def test_a_call_may_time_itself():

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from bench.check import largest, results
 from bench.gpu.machine import Machine, milliseconds
 from bench.rivals import Problem, StepByStep, cell, forward, fused, make_problem, torch_lstm, training
 from bench.sizes import Setting
-from bench.tables import Table, digits
+from bench.tables import Column, Table, digits
 from lstm_fused.backends import short
 from tests.cases import Case
 
@@ -56,7 +57,7 @@ def run(machine: Machine, device: str, small: bool, seconds: float, out: Path) -
     torch.set_float32_matmul_precision("high")
     begin = time.monotonic()
     columns = ("(T, B, I, H)", "dtype", "forward ms", "nn.LSTM ÷", "training ms", "nn.LSTM ÷", "cell ÷")
-    table = Table([*((name, 9) for name in columns), ("torch.compile of the cell ÷", 0)])
+    table = Table([*(Column(name, 9) for name in columns), Column("torch.compile of the cell ÷")])
     rows: list[Row] = []
     skipped = []
     sizes, dtypes = (TINY, TINY_DTYPES) if small else (SIZES, DTYPES)
@@ -76,6 +77,10 @@ def run(machine: Machine, device: str, small: bool, seconds: float, out: Path) -
     out.mkdir(parents=True, exist_ok=True)
     everything = {"machine": asdict(machine), "rows": [asdict(row) for row in rows], "skipped": skipped}
     (out / "gpu.json").write_text(json.dumps(everything, indent=1) + "\n")
+    if rows and find_spec("matplotlib") is not None:
+        from bench.gpu import picture
+
+        picture.draw(rows, f"{machine.gpu}, {machine.host.date[:10]}", out / "gpu.png")
     refused = [row for row in rows if OURS in row.left_out]
     judged = f"; {len(refused)} sizes of ours could not be timed" if refused else ""
     return not refused, verdict(rows) + judged

@@ -64,6 +64,7 @@ def test_everything_once_in_the_interpreter(tmp_path):
     assert code == 0, said
     verdict = said.splitlines()[-1]
     assert "every result is right, 9 tests passed" in verdict and "ahead of nn.LSTM in 0 of 2" in verdict
+    assert (tmp_path / "gpu.png").exists()
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["machine"]["gpu"] == "Triton's interpreter"
     for row in found["rows"]:
