@@ -6,6 +6,7 @@ from harness import ENGINES_HERE
 
 import lstm_fused
 from lstm_fused import LSTM, LSTMCell, functional
+from lstm_fused.reference import PLAIN
 
 HALF = (torch.bfloat16, torch.float16)
 SERVING = [(e.name, dtype) for e in ENGINES_HERE for dtype in HALF if dtype in e.dtypes]
@@ -103,4 +104,4 @@ def test_the_engine_is_chosen_for_the_dtype_it_will_see(monkeypatch):
     monkeypatch.setattr(functional, "select", lambda *wanted: asked.append(wanted) or "reference")
     with torch.autocast("cpu", torch.float16):
         LSTM(5, 7, engine="cpp")(torch.zeros(4, 3, 5))
-    assert asked == [("cpp", torch.device("cpu"), torch.float16)]
+    assert asked == [("cpp", torch.device("cpu"), torch.float16, PLAIN)]
