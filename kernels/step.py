@@ -16,7 +16,7 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
-from lstm_fused.kernels.variant import add_normalized, load_h, load_share
+from lstm_fused.kernels.variant import add_normalized, load_share, masked
 
 
 @triton.jit(do_not_specialize=["t", "B"])
@@ -60,7 +60,9 @@ def lstm_forward_step_kernel(
         product = tl.zeros((BB, 4 * BH), WIDE)
         for k in range(0, P, BK):
             ks = k + tl.arange(0, BK)
-            h = load_h(h_prev, h_mask, rows, ks, row_mask & (ks < P)[None, :], B, P)
+            h = tl.load(h_prev + offsets(0, rows, ks, B, P), row_mask & (ks < P)[None, :], other=0)
+            if h_mask is not None:
+                h = masked(h, h_mask, rows, ks, row_mask, B, P)
             w = tl.load(
                 weight_hh + w_rows[None, :] * P + ks[:, None], w_mask[None, :] & (ks < P)[:, None], other=0
             )
@@ -216,7 +218,9 @@ def lstm_product_step_kernel(
     if t >= 0:
         for k in range(0, K, BK):
             ks = k + tl.arange(0, BK)
-            a = load_h(left, left_mask, rows, ks, row_mask & (ks < K)[None, :], B, K)
+            a = tl.load(left + offsets(0, rows, ks, B, K), row_mask & (ks < K)[None, :], other=0)
+            if left_mask is not None:
+                a = masked(a, left_mask, rows, ks, row_mask, B, K)
             b = tl.load(
                 right + ks[:, None] * STRIDE_K + cols[None, :] * STRIDE_N,
                 (ks < K)[:, None] & col_mask,

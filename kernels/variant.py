@@ -8,14 +8,11 @@ EPS = tl.constexpr(1e-5)  # of lstm_fused.reference
 
 
 @triton.jit
-def load_h(h, h_mask, rows, cols, mask, B, N: tl.constexpr):
+def masked(h, h_mask, rows, cols, row_mask, B, N: tl.constexpr):
     """What h's product with W_hh takes of it: all but what recurrent dropout hides."""
-    at = offsets(0, rows, cols, B, N)
-    tile = tl.load(h + at, mask, other=0)
-    if h_mask is not None:
-        WIDE: tl.constexpr = tl.float64 if tile.dtype == tl.float64 else tl.float32
-        tile = (tile.to(WIDE) * tl.load(h_mask + at, mask, other=0).to(WIDE)).to(tile.dtype)
-    return tile
+    WIDE: tl.constexpr = tl.float64 if h.dtype == tl.float64 else tl.float32
+    mask = tl.load(h_mask + offsets(0, rows, cols, B, N), row_mask & (cols < N)[None, :], other=0)
+    return (h.to(WIDE) * mask.to(WIDE)).to(h.dtype)
 
 
 @triton.jit

@@ -35,7 +35,8 @@ class Engine:
             reasons.append(f"runs on {', '.join(self.devices)}, not on {device.type}")
         if dtype not in self.dtypes:
             reasons.append(f"takes {', '.join(map(short, self.dtypes))}, not {short(dtype)}")
-        if missing := [name for name in variant.names() if name not in self.variants]:
+        missing = () if variant is PLAIN else [name for name in variant.names() if name not in self.variants]
+        if missing:
             reasons.append(f"has no {', '.join(missing)}")
         return reasons
 

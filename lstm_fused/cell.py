@@ -133,7 +133,7 @@ class LSTMCell(nn.Module):
         own = parameters.uncoupled(own) if self.coupled else own
         x, H = input[None, None] if single else input[None], self.hidden_size
         drawn = masks.draw(x, H, H, 0.0, self.zoneout_h, self.zoneout_c, self.training)
-        variant = Variant(own.gain_hh, *drawn, self.cell_clip)
+        variant = Variant.of(own.gain_hh, *drawn, self.cell_clip)
         _, (h, c) = run_layer(x, *own[:7], hx, None, False, self.engine, variant)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from lstm_fused import autocast, transforms
 from lstm_fused.backends import select
 from lstm_fused.checks import States, check_layer
-from lstm_fused.ops import LSTMFunction, TracedLSTMFunction, run_forward
+from lstm_fused.ops import LSTMFunction, TracedLSTMFunction, forward_op
 from lstm_fused.reference import EPS, PLAIN, Variant, is_valid
 
 
@@ -67,7 +67,7 @@ def lstm(
         ValueError: an argument has the wrong rank, size, dtype, device or value, or no such engine exists.
         RuntimeError: the engine cannot serve this device or dtype; the message says why.
     """
-    variant = Variant(gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
+    variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
     weights = weight_ih, weight_hh, bias_ih, bias_hh, peephole, weight_hr
     check_layer(input, *weights, gain_ih, hx, lengths, variant)
     return run_layer(input, *weights, gain_ih, hx, lengths, reverse, engine, variant)
@@ -97,26 +97,25 @@ def run_layer(
         hx = input.new_zeros(B, P), input.new_zeros(B, H)
     if lengths is not None:
         lengths = lengths.to(device, torch.int64)
-    gain_hh, *masks, cell_clip = variant
     weights = weight_ih, weight_hh, bias, peephole, weight_hr
-    tensors: tuple[Tensor | None, ...] = (gain_ih, *masks, input, *weights, *hx, gain_hh)
+    tensors: tuple[Any, ...] = (input, *weights, *hx, variant.gain_hh)
+    masks: tuple[Any, ...] = variant[1:4]
     if autocast.enabled(device):
-        tensors = tuple(None if t is None else t.to(dtype) for t in tensors)
-    gain_ih, *masks = tensors[:4]
-    inputs: tuple[Any, ...] = tensors[4:]
+        cast = [None if t is None else t.to(dtype) for t in (gain_ih, *masks, *tensors)]
+        gain_ih, masks, tensors = cast[0], tuple(cast[1:4]), tuple(cast[4:])
     with autocast.off(device):
         if gain_ih is not None:
-            inputs = (normalized_products(inputs[0], inputs[1], gain_ih, lengths), None, *inputs[2:])
-        differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+            tensors = (normalized_products(tensors[0], tensors[1], gain_ih, lengths), None, *tensors[2:])
+        differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         # Not by torch.compiler.is_exporting(): before torch 2.12 that is also true of whatever is compiled.
         if torch.compiler._is_exporting_flag:
             differentiable = False  # a program exported takes no Function along, only what it would keep
-        arguments = (*inputs, lengths, *masks, reverse, cell_clip)
         if differentiable or transforms.active():
             function = TracedLSTMFunction if torch.compiler.is_compiling() else LSTMFunction
-            y, h_n, c_n, _, _ = function.apply(chosen, *arguments)
+            y, h_n, c_n, _, _ = function.apply(chosen, *tensors, lengths, *masks, reverse, variant.cell_clip)
         else:
-            y, h_n, c_n, _, _ = run_forward(chosen, False, *arguments)
+            beyond = () if variant is PLAIN else (tensors[8], *masks, variant.cell_clip)
+            y, h_n, c_n, _, _ = forward_op[chosen](*tensors[:8], lengths, reverse, False, *beyond)
     return y, (h_n, c_n)
 
 

@@ -286,7 +286,7 @@ class LSTM(nn.Module):
                 row = len(h_n)
                 h0_c0 = None if hx is None else (hx[0][row], hx[1][row])
                 own = self._parameters_of(suffix)
-                variant = Variant(own.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
+                variant = Variant.of(own.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
                 reverse = suffix.endswith("_reverse")
                 y, (h, c) = run_layer(x, *own[:7], h0_c0, lengths, reverse, self.engine, variant)
                 ys.append(y)

@@ -120,19 +120,14 @@ backward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 }
 
 
-def run_forward(engine: str, save: bool, *arguments: Any) -> Tensors:
-    """An engine's forward operator on the arguments that the Functions take, `PerInput` first."""
-    *inputs, gain_hh, lengths, h_mask, zoneout_h, zoneout_c, reverse, cell_clip = arguments
-    variant = (gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
-    return forward_op[engine](*inputs, lengths, reverse, save, *variant)
-
-
 class LSTMFunction(torch.autograd.Function):
     """One layer in one direction: the inputs it differentiates, lengths and masks, reverse, cell_clip."""
 
     @staticmethod
     def forward(engine: str, *arguments: Any) -> Tensors:
-        return run_forward(engine, True, *arguments)
+        *inputs, gain_hh, lengths, h_mask, zoneout_h, zoneout_c, reverse, cell_clip = arguments
+        variant = (gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
+        return forward_op[engine](*inputs, lengths, reverse, True, *variant)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:

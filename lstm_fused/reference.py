@@ -29,7 +29,7 @@ Variants, each alone or with others; with a projection, h is what it yields (doc
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,11 @@ class Variant(NamedTuple):
     zoneout_h: Tensor | None = None  # [T, B, P], z_h, 0 to 1
     zoneout_c: Tensor | None = None  # [T, B, H], z_c, 0 to 1
     cell_clip: float | None = None
+
+    @staticmethod
+    def of(*values: Any) -> "Variant":
+        """The variant of these values, in order; `PLAIN` itself if none is there, which is quick to tell."""
+        return PLAIN if all(value is None for value in values) else Variant(*values)
 
     def names(self) -> list[str]:
         """Those that are asked for."""

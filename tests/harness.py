@@ -20,9 +20,6 @@ NATIVE = [engine.name for engine in ENGINES_HERE if engine.name != "reference" o
 SEEDS = range(8)  # the largest error of one draw of a small tensor is a matter of luck
 
 
-VARIED = [engine.name for engine in ENGINES_HERE if engine.variants]  # those that do more than the textbook
-
-
 def call(
     engine: str, case: Case, tensors: dict[str, Tensor | None], seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:

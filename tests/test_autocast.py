@@ -7,6 +7,7 @@ from harness import ENGINES_HERE, pack_sequence
 
 import lstm_fused
 from lstm_fused import LSTM, LSTMCell, functional
+from lstm_fused.reference import PLAIN
 
 HALF = (torch.bfloat16, torch.float16)
 SERVING = [(e.name, dtype) for e in ENGINES_HERE for dtype in HALF if dtype in e.dtypes]
@@ -104,4 +105,4 @@ def test_the_engine_is_chosen_for_the_dtype_it_will_see(monkeypatch):
     monkeypatch.setattr(functional, "select", lambda *wanted: asked.append(wanted) or "reference")
     with torch.autocast(DEVICE, torch.float16):
         LSTM(5, 7, engine="cpp")(x := torch.zeros(4, 3, 5))
-    assert asked == [("cpp", x.device, torch.float16)]
+    assert asked == [("cpp", x.device, torch.float16, PLAIN)]

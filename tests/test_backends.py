@@ -48,10 +48,12 @@ def test_a_refusal_lists_every_engine_and_reason(monkeypatch):
 
 
 def test_the_engine_named_is_the_one_that_runs(monkeypatch):
-    from lstm_fused import ops
+    from lstm_fused import functional
 
     called = []
-    monkeypatch.setattr(ops, "forward_op", {"reference": lambda *a: called.append(a) or [torch.zeros(0)] * 5})
+    monkeypatch.setattr(
+        functional, "forward_op", {"reference": lambda *a: called.append(a) or [torch.zeros(0)] * 5}
+    )
     with torch.no_grad():
         lstm_fused.LSTM(5, 7, engine="reference")(torch.zeros(4, 3, 5))
     assert len(called) == 1

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from cases import EVERY_VARIANT, make_masks, make_tensors
-from harness import VARIED, call
+from harness import ENGINES_HERE, call
 from torch.func import functional_call, grad, vmap
 
 import lstm_fused
-from lstm_fused import LSTM, LSTMCell, backends
+from lstm_fused import LSTM, LSTMCell, backends, masks
 from lstm_fused.reference import Variant
 
+ALL = [engine.name for engine in ENGINES_HERE]
 F64 = torch.float64
 OPTIONS = {
     "forget_bias": {"forget_bias": 1.5},
@@ -26,7 +27,7 @@ OPTIONS = {
 EVERYTHING = {
     name: value for option in OPTIONS.values() for name, value in option.items() if name != "coupled"
 }
-each_engine = pytest.mark.parametrize("engine", VARIED)
+each_engine = pytest.mark.parametrize("engine", ALL)
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
@@ -155,8 +156,10 @@ def test_zoneout_keeps_a_share_of_the_states(engine):
     _, states = lstm(x(1, 4000), hx)
     for state, share in zip(states, (0.25, 0.5), strict=True):
         assert abs((state == 3).double().mean() - share) < 0.02
+    row = masks.zoneout(x(5, 3), 7, 0.5, training=False)
+    assert row.shape == (5, 3, 7) and row.untyped_storage().nbytes() == 7 * 8
     _, eval_states = lstm.eval()(x(1, 4000), hx)
-    # The tanh that h passes makes the mean of masks the mask's mean for one step only, which this is.
+    # After one step alone is the mean over masks what the mean of masks gives.
     for state, mean in zip(states, eval_states, strict=True):
         torch.testing.assert_close(state.mean(), mean.mean(), rtol=0.02, atol=0)
 
@@ -222,8 +225,8 @@ def test_per_sample_gradients_of_every_option(engine):
 def test_vmap_over_masks(engine):
     case = replace(EVERY_VARIANT, T=4, B=3, I=2, H=5, P=3, lengths=(4, 0, 2))
     t = make_tensors(case, F64)
-    masks = [make_masks(case, F64, seed) for seed in range(3)]
-    stacked = {name: torch.stack([m[name] for m in masks]) for name in masks[0]}
+    drawn = [make_masks(case, F64, seed) for seed in range(3)]
+    stacked = {name: torch.stack([m[name] for m in drawn]) for name in drawn[0]}
 
     def outputs(masks, weight_hr):
         return lstm_fused.lstm(
@@ -233,7 +236,7 @@ def test_vmap_over_masks(engine):
         )[0].sin().sum()  # fmt: skip
 
     found = vmap(grad(outputs, argnums=1), (0, None))(stacked, t["weight_hr"])
-    one = torch.stack([grad(outputs, argnums=1)(m, t["weight_hr"]) for m in masks])
+    one = torch.stack([grad(outputs, argnums=1)(m, t["weight_hr"]) for m in drawn])
     torch.testing.assert_close(found, one, rtol=1e-9, atol=1e-11)
 
 

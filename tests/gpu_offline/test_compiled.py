@@ -13,6 +13,7 @@ from planting import planted  # noqa: E402
 A100, H100, B200, MI300X = CARDS
 SAMPLE = (
     Build("step", "forward", "bf16", 256, H100),
+    Build("step", "forward", "tf32", 512, H100),
     Build("step", "backward", "fp64", 64, A100),
     Build("resident", "forward", "fp16", 128, A100),
     Build("resident", "backward", "tf32", 64, B200),
@@ -61,7 +62,7 @@ def test_the_table_is_whole():
 
 
 def test_a_release_without_a_barrier_is_found(tmp_path):
-    build = SAMPLE[5]
+    build = SAMPLE[6]
     module = planted(cooperative, "    tl.debug_barrier()\n", "", tmp_path)
     compiled = compile_kernel(build, module.lstm_backward_cooperative_kernel)
     assert faults(build, compiled, resources(compiled)) == [
@@ -70,7 +71,7 @@ def test_a_release_without_a_barrier_is_found(tmp_path):
 
 
 def test_weights_loaded_in_the_time_loop_are_found(tmp_path):
-    build = SAMPLE[3]
+    build = SAMPLE[4]
     load = "    w_o = tl.load(w + 3 * H * H, w_mask, other=0)\n"
     before_the_dot = "        dh_prev = tl.dot(da_o.to(KIND), w_o,"
     with open(resident.__file__) as file:
