@@ -24,6 +24,7 @@ constexpr size_t smallest = 64 << 10;
 // What is kept unused at most: a layer of the larger sizes in bench/sizes.py. To map and clear memory at
 // every step takes as long as a quarter of a training step's arithmetic.
 constexpr size_t most_kept = 256 << 20;
+constexpr size_t large_page = 2 << 20;
 
 struct Block {
   void* data;
@@ -31,13 +32,12 @@ struct Block {
 };
 
 size_t rounded(size_t bytes) {
-  constexpr size_t page = 4 << 10, large_page = 2 << 20;
+  constexpr size_t page = 4 << 10;
   const size_t unit = bytes < large_page ? page : large_page;
   return (bytes + unit - 1) / unit * unit;
 }
 
 void* fresh(size_t bytes) {
-  constexpr size_t large_page = 2 << 20;
   void* data = std::aligned_alloc(bytes < large_page ? 64 : large_page, bytes);
   if (!data) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE

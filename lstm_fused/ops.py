@@ -202,9 +202,8 @@ class LSTMBackwardFunction(torch.autograd.Function):
         gates: Tensor,
     ) -> PerInput[Tensor | None]:
         variant = Variant(gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
-        if (
-            h_mask is not None
-        ):  # all that is left to do with h_{t-1} is to multiply it by W_hh, or its gradient
+        # All that is left to do with h_{t-1} is to multiply it by W_hh, or its gradient.
+        if h_mask is not None:
             y, h0 = y * h_mask, h0 * h_mask
         hw = None if gain_hh is None else gradients.recurrent_products(y, h0, weight_hh, lengths, reverse)
         dxw, dh0, dc0, dbias, dpeephole, dhw = backward_op[engine](
