@@ -48,5 +48,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
+        # Gloo's threads let go of the last reduction's tensors late, and abort if Python is ending by then.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
