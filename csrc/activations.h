@@ -8,7 +8,8 @@
 namespace lstm_fused::LSTM_FUSED_ISA {
 
 // e^y = 2^n e^r, n = round(y / ln 2), |r| <= ln 2 / 2, and e^r - 1 = r + r^2 p(r).
-// ln 2 is split so that n times its high part is exact; p is a Chebyshev fit of (e^r - 1 - r) / r^2.
+// ln 2 is split so that n times its high part is exact; p fits (e^r - 1 - r) / r^2, in float so that the
+// largest error of e^r is least, 2^-28, in double through Chebyshev's points.
 template <class Real>
 struct Exp;
 
@@ -20,8 +21,7 @@ struct Exp<float> {
   static constexpr int mantissa_bits = 23, exponent_bias = 127;
   static constexpr float smallest = -105.f;  // e^smallest rounds to 0
   static constexpr float saturated = 20.f;   // tanh(saturated / 2) rounds to 1
-  static constexpr float p[] = {1.989108046399884e-4f, 1.393373071579208e-3f, 8.333310844647863e-3f,
-                                4.166646419740569e-2f, 1.666666668170422e-1f, 5.000000013538730e-1f};
+  static constexpr float p[] = {1.3863755e-3f, 8.367509e-3f, 4.1667238e-2f, 1.6666535e-1f, 0.5f};
 };
 
 template <>
@@ -51,11 +51,10 @@ inline void split_exp(Vec<Real> y, int offset, Vec<Real>& scale, Vec<Real>& q) {
   using E = Exp<Real>;
   const Vec<Real> shifted = y * E::log2e + E::magic;
   const Vec<Real> n = shifted - E::magic;
-  const Vec<Real> high = y - n * E::ln2_high;
-  const Vec<Real> r = high - n * E::ln2_low, lost = (high - r) - n * E::ln2_low;
+  const Vec<Real> r = (y - n * E::ln2_high) - n * E::ln2_low;
   Vec<Real> p = broadcast(E::p[0]);
   for (int k = 1; k < static_cast<int>(sizeof(E::p) / sizeof(Real)); ++k) p = p * r + E::p[k];
-  q = r + ((r * r) * p + lost);
+  q = r * (r * p) + r;  // r * r may be subnormal
   scale = (Vec<Real>)(((Int<Real>)shifted + (E::exponent_bias + offset)) << E::mantissa_bits);
 }
 
@@ -72,23 +71,22 @@ inline Vec<Real> without_subnormals(Vec<Real> x) {
   return abs<Real>(x) < smallest ? Vec<Real>{} : x;  // NaN stays
 }
 
-// s = e / (1 + e) or 1 - s, with e = e^-|x|, which cannot overflow. What rounding the denominator d lost is
-// given back to s, whose change for a small change of d is -s / d = -s (1 - s); the same in tanh.
+// s = e / d or 1 / d, with d = 1 + e and e = e^-|x|, which cannot overflow. What rounding d lost is given
+// back to s, whose change for a small change of d is -s / d; the same in tanh.
 template <class Real>
 inline Vec<Real> sigmoid(Vec<Real> x) {
-  const Vec<Real> smallest = broadcast(Exp<Real>::smallest);
+  const Vec<Real> smallest = broadcast(Exp<Real>::smallest), one = broadcast(Real(1));
   Vec<Real> y = -abs<Real>(x);
   y = y < smallest ? smallest : y;  // NaN stays
   Vec<Real> scale, q;
   split_exp<Real>(y, 64, scale, q);  // so that a subnormal e comes from a normal scale
   const Vec<Real> e = (scale + scale * q) * Real(0x1p-64);
   const Vec<Real> d = 1 + e, lost = e - (d - 1);
-  Vec<Real> s = e / d;
-  s -= s * (1 - s) * lost;
-  return x < 0 ? s : 1 - s;
+  const Vec<Real> s = (x < 0 ? e : one) / d;
+  return s - s * (lost * (x < 0 ? 1 - s : s));
 }
 
-// t = u / (u + 2) with u = e^2|x| - 1, or the same as 1 - 2 / (u + 2), by whichever quotient is smaller.
+// t = u / (u + 2) with u = e^2|x| - 1. Beyond u = 2 what was lost no longer matters, nor would 1 - t tell it.
 template <class Real>
 inline Vec<Real> tanh(Vec<Real> x) {
   const Vec<Real> saturated = broadcast(Exp<Real>::saturated);
@@ -97,11 +95,9 @@ inline Vec<Real> tanh(Vec<Real> x) {
   Vec<Real> scale, q;
   split_exp<Real>(y, 0, scale, q);
   const Vec<Real> u = scale * q + (scale - 1);
-  const Vec<Real> d = 2 + u, lost = u - (d - 2);
-  const Vec<Real> two = broadcast(Real(2));
-  Vec<Real> quotient = (u < two ? u : -two) / d;
-  quotient -= quotient * lost * (u < two ? 1 - quotient : -quotient) * Real(0.5);
-  const Vec<Real> t = u < two ? quotient : 1 + quotient;
+  const Vec<Real> d = 2 + u, lost = u < 2 ? u - (d - 2) : Vec<Real>{};
+  Vec<Real> t = u / d;
+  t -= t * (lost * (Real(0.5) - Real(0.5) * t));
   const Vec<Real> sign = broadcast(-Real(0));
   return (Vec<Real>)((Int<Real>)t | ((Int<Real>)x & (Int<Real>)sign));
 }

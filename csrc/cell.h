@@ -47,9 +47,9 @@ inline Vec<Real> clip(Vec<Real> c, Real bound) {
   return c < -high ? -high : c;
 }
 
-// Turns the pre-activations into gates and c_{t-1} into c_t; returns o * tanh(c).
+// Turns the pre-activations i, f, g into gates and c_{t-1} into c_t; o gets what it sees of c_t.
 template <bool Clipped, class Real>
-inline Vec<Real> cell_forward(Gates<Real>& a, Vec<Real>& c, const Peephole<Real>& p, Real bound) {
+inline void update_cell(Gates<Real>& a, Vec<Real>& c, const Peephole<Real>& p, Real bound) {
   c = without_subnormals<Real>(c);  // gates keep theirs: sigmoid is right to the smallest of them
   if (p.present) {
     a.i += p.i * c;
@@ -61,6 +61,11 @@ inline Vec<Real> cell_forward(Gates<Real>& a, Vec<Real>& c, const Peephole<Real>
   c = a.f * c + a.i * a.g;
   if constexpr (Clipped) c = clip<Real>(c, bound);
   if (p.present) a.o += p.o * c;
+}
+
+// Turns the pre-activation o into the gate; returns o * tanh(c_t).
+template <class Real>
+inline Vec<Real> show_cell(Gates<Real>& a, Vec<Real> c) {
   a.o = sigmoid<Real>(a.o);
   return a.o * tanh<Real>(c);
 }

@@ -75,7 +75,7 @@ struct Forward {
 
   // Inputs, the caller's. All but x are contiguous.
   Rows<Number> x;           // [T, B, I]
-  const Real<Number>* xw;   // [T, B, 4H], W_ih x + bias of all steps; unused with x_in_step
+  const Real<Number>* xw;   // [T, B, 4H], W_ih x of all steps; unused with x_in_step
   const Number* weight_ih;  // [4H, I]
   const Number* weight_hh;  // [4H, P]
   const Number* bias;       // [4H], or null

@@ -75,51 +75,58 @@ void pad(const Forward<Number>& f, const Slice& s, int64_t t, int64_t j0, int64_
   }
 }
 
-// What a_t starts from, into the tile's sums: bias or xw.
+// What a_t starts from, into the tile's sums: bias, and xw where that is given.
 template <class Number>
 void bias(const Forward<Number>& f, int64_t t, const Row<Number>* rows, Tile<Number>& tile) {
   for (int64_t p = 0; p < tile.panels; p += gate_panels) {
     const int64_t j = (tile.panel0 + p) / gate_panels * lanes<Number>;
     for (int64_t gate = 0; gate < 4; ++gate) {
       const int64_t at = gate * f.H + j, n = f.H - j;
-      const Vec<Real<Number>> same = f.x_in_step && f.bias ? load(f.bias + at, n) : Vec<Real<Number>>{};
+      const Vec<Real<Number>> same = f.bias ? load(f.bias + at, n) : Vec<Real<Number>>{};
       for (int64_t r = 0; r < tile.rows; ++r) {
         const int64_t tb = t * f.sequence.B + rows[tile.row + r].b;
-        store(tile.at(r, p) + gate * lanes<Number>, f.x_in_step ? same : load(f.xw + tb * 4 * f.H + at, n));
+        store(tile.at(r, p) + gate * lanes<Number>,
+              f.x_in_step ? same : same + load(f.xw + tb * 4 * f.H + at, n));
       }
     }
   }
 }
 
 // The cell on the tile's sums; o * tanh(c) goes to rows b of y [B, H], if that is given, and of the relay.
+// In two rounds over the rows: what waits for c would otherwise hold up the next row's gates.
 template <bool Varied, class Number>
 void cells(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* rows, Tile<Number>& tile,
            Number* y, const Relay<Number>& relay) {
   using Gate = Gates<Real<Number>>;
+  constexpr int64_t apart = lanes<Number>;  // of the gates in the tile
   const int64_t H = f.H;
   for (int64_t p = 0; p < tile.panels; p += gate_panels) {
     const int64_t j = (tile.panel0 + p) / gate_panels * lanes<Number>, left = H - j;
     const Peephole<Real<Number>> peephole(f.peephole, H, j, left);
+    Vec<Real<Number>> c[tile_rows];
     for (int64_t r = 0; r < tile.rows; ++r) {
-      const int64_t b = rows[tile.row + r].b;
-      Gate gates = Gate::from(tile.at(r, p), lanes<Number>, 0, lanes<Number>);
-      Vec<Real<Number>> c = load(f.cell + b * H + j, left);
-      const Vec<Real<Number>> c_prev = c;
-      const Vec<Real<Number>> m = cell_forward<Varied>(gates, c, peephole, f.variant.cell_clip);
-      if (Varied && f.variant.zoneout_c.data)
-        c = mix<Real<Number>>(load(f.variant.zoneout_c.at(t, b) + j, left), c_prev, c);
+      const int64_t b = rows[tile.row + r].b, tb = t * f.sequence.B + b;
+      Gate gates = Gate::from(tile.at(r, p), apart, 0, apart);
+      Vec<Real<Number>> kept = c[r] = load(f.cell + b * H + j, left);
+      update_cell<Varied>(gates, c[r], peephole, f.variant.cell_clip);
+      gates.to(tile.at(r, p), apart, 0, apart);
+      kept = Varied && f.variant.zoneout_c.data
+                 ? mix<Real<Number>>(load(f.variant.zoneout_c.at(t, b) + j, left), kept, c[r])
+                 : c[r];
+      store(f.cell + b * H + j, kept, left);
+      if (f.c) store(f.c + tb * H + j, kept, left);
+    }
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const int64_t b = rows[tile.row + r].b, tb = t * f.sequence.B + b;
+      Gate gates = Gate::from(tile.at(r, p), apart, 0, apart);
+      const Vec<Real<Number>> m = show_cell(gates, c[r]);
+      if (f.c) gates.to(f.gates + tb * 4 * H, H, j, left, f.streams);
       if (Varied && y) {
         store(y + b * H + j, zone_out_h(f, t, b, j, left, m), left);
         relay_h(f, y + b * H + j, b, j, left, relay.at(n, b));
       } else {
         store(relay.at(n, b) + j, m, left);
         if (y) store(y + b * H + j, m, left);
-      }
-      store(f.cell + b * H + j, c, left);
-      if (f.c) {
-        const int64_t tb = t * f.sequence.B + b;
-        store(f.c + tb * H + j, c, left);
-        gates.to(f.gates + tb * 4 * H, H, j, left, f.streams);
       }
     }
   }

@@ -1,7 +1,6 @@
 // The operators of lstm_fused/ops.py: checks what would be unsafe, allocates, and calls the engine.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
@@ -171,9 +170,7 @@ ForwardOutputs forward_as(const Tensor& x, const Maybe& weight_ih, const Tensor&
   Tensor xw;
   if (!x_in_step) {
     const auto wide = dtype_of<Real<Number>>;
-    const Maybe b = bias ? Maybe(bias->to(wide)) : std::nullopt;
-    xw = weight_ih ? at::linear(x.to(wide), weight_ih->to(wide), b) : x.to(wide).contiguous();
-    if (!weight_ih && b) xw = at::add(xw, *b);
+    xw = weight_ih ? at::linear(x.to(wide), weight_ih->to(wide)) : x.to(wide).contiguous();
   }
   const int threads = threads_for(B * 4 * H * (x_in_step ? P + I : P) / together<Number>);
 

@@ -23,10 +23,16 @@ constexpr int panel = 2 * lanes<Number>;
 // stay in the second cache, 256 KB.
 constexpr int64_t block = 1024;
 
+// Weights meet so few rows that reading them takes longer than multiplying.
+constexpr bool memory_binds(int64_t rows) { return rows <= 3; }
+
 // Products added up before they join the sum, for long chains of additions lose accuracy. Libraries take a
-// few rows as matrix by vector products with many short chains, and so do we: memory, not arithmetic, binds
-// these.
-constexpr int64_t chain_of(int rows) { return rows <= 3 ? 16 : 128; }
+// few rows as matrix by vector products with many short chains, and so do we.
+constexpr int64_t chain_of(int rows) { return memory_binds(rows) ? 16 : 128; }
+
+// Weights that stay in the second cache from step to step; where memory binds, fetching them there once more
+// takes a third of the time that reading them does.
+constexpr int64_t kept_bytes = 1 << 20;
 
 // How many units ahead weights are fetched: the processor's own prefetching stops at the end of every page.
 constexpr int ahead = 16;
@@ -146,6 +152,7 @@ struct Column {
   Tile<Number> tiles[most];
   int64_t count;
   int64_t next_panel;  // which panels come after these
+  int64_t of_panels;   // how many the thread passes over
 
   // sums += rows times packed weights; `of` finds each row's factors.
   template <class Of>
@@ -158,13 +165,16 @@ struct Column {
     if constexpr (Unit<Number>::numbers == 2)
       if (count > 1 || tiles[0].rows >= least_matrix_rows) return add_matrices(weights, factors);
 #endif
+    const int64_t bytes = of_panels * weights.apart * static_cast<int64_t>(sizeof(Number));
     for (int64_t first = 0; first < weights.K; first += block) {
       const int64_t last = weights.K - first < block ? weights.K : first + block;
       const bool done = last == weights.K;
       const int64_t k = done ? 0 : last, rest = weights.K - k;
       for (int64_t n = 0; n < count; ++n) {
         Tile<Number>& tile = tiles[n];
-        const Next next{done ? next_panel : tile.panel0, k, rest < block ? rest : block, n, count};
+        const bool kept = bytes <= kept_bytes && memory_binds(tile.rows);
+        const int64_t units = kept ? 0 : rest < block ? rest : block;
+        const Next next{done ? next_panel : tile.panel0, k, units, n, count};
         multiply_up_to<Number>(tile.rows, factors[n], first, last, weights, tile.panel0, tile.panels,
                                tile.sums, next);
       }
@@ -232,6 +242,7 @@ inline void for_columns(int64_t row0, int64_t row1, int64_t first, int64_t last,
   const int64_t wide = widest > gate_panels ? widest : gate_panels;
   const int64_t columns = (tiles + Column<Number>::most - 1) / Column<Number>::most;
   Column<Number> column;
+  column.of_panels = last - first;
   for (int64_t p = first; p < last; p += wide) {
     const int64_t panels = last - p < wide ? last - p : wide;
     for (int64_t n = 0; n < columns; ++n) {
