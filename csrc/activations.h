@@ -1,4 +1,5 @@
-// Vectorised sigmoid and tanh, within 2 ulp everywhere, right at infinities and NaN.
+// Vectorised sigmoid and tanh, right at infinities and NaN: within 2 ulp everywhere of float and double; for
+// bfloat16, in float, within 2^-20, which is lost when the result is rounded.
 #pragma once
 
 #include <limits>
@@ -10,7 +11,7 @@ namespace lstm_fused::LSTM_FUSED_ISA {
 // e^y = 2^n e^r, n = round(y / ln 2), |r| <= ln 2 / 2, and e^r - 1 = r + r^2 p(r).
 // ln 2 is split so that n times its high part is exact; p fits (e^r - 1 - r) / r^2, in float so that the
 // largest error of e^r is least, 2^-28, in double through Chebyshev's points.
-template <class Real>
+template <class Number>
 struct Exp;
 
 template <>
@@ -22,6 +23,11 @@ struct Exp<float> {
   static constexpr float smallest = -105.f;  // e^smallest rounds to 0
   static constexpr float saturated = 20.f;   // tanh(saturated / 2) rounds to 1
   static constexpr float p[] = {1.3863755e-3f, 8.367509e-3f, 4.1667238e-2f, 1.6666535e-1f, 0.5f};
+};
+
+template <>
+struct Exp<BFloat16> : Exp<float> {
+  static constexpr float p[] = {8.312504e-3f, 4.189033e-2f, 1.6667116e-1f, 4.999923e-1f};  // 2^-23
 };
 
 template <>
@@ -45,61 +51,73 @@ struct Exp<double> {
                                  0.5};
 };
 
+// Results are rounded to fewer digits than they are computed with.
+template <class Number>
+constexpr bool is_rounded = sizeof(Number) < sizeof(Real<Number>);
+
 // e^y = scale (1 + q), where scale is 2^(n + offset) and q has full relative accuracy near 0.
-template <class Real>
-inline void split_exp(Vec<Real> y, int offset, Vec<Real>& scale, Vec<Real>& q) {
-  using E = Exp<Real>;
-  const Vec<Real> shifted = y * E::log2e + E::magic;
-  const Vec<Real> n = shifted - E::magic;
-  const Vec<Real> r = (y - n * E::ln2_high) - n * E::ln2_low;
-  Vec<Real> p = broadcast(E::p[0]);
-  for (int k = 1; k < static_cast<int>(sizeof(E::p) / sizeof(Real)); ++k) p = p * r + E::p[k];
+template <class Number>
+inline void split_exp(Vec<Real<Number>> y, int offset, Vec<Real<Number>>& scale, Vec<Real<Number>>& q) {
+  using E = Exp<Number>;
+  using R = Real<Number>;
+  const Vec<R> shifted = y * E::log2e + E::magic;
+  const Vec<R> n = shifted - E::magic;
+  const Vec<R> r = (y - n * E::ln2_high) - n * E::ln2_low;
+  Vec<R> p = broadcast(E::p[0]);
+  for (int k = 1; k < static_cast<int>(sizeof(E::p) / sizeof(R)); ++k) p = p * r + E::p[k];
   q = r * (r * p) + r;  // r * r may be subnormal
-  scale = (Vec<Real>)(((Int<Real>)shifted + (E::exponent_bias + offset)) << E::mantissa_bits);
+  scale = (Vec<R>)(((Int<R>)shifted + (E::exponent_bias + offset)) << E::mantissa_bits);
 }
 
-template <class Real>
-inline Vec<Real> abs(Vec<Real> x) {
-  const Vec<Real> sign = broadcast(-Real(0));
-  return (Vec<Real>)((Int<Real>)x & ~(Int<Real>)sign);
+template <class R>
+inline Vec<R> abs(Vec<R> x) {
+  const Vec<R> sign = broadcast(-R(0));
+  return (Vec<R>)((Int<R>)x & ~(Int<R>)sign);
 }
 
 // Zero for what would take a hundred times as long to compute with.
-template <class Real>
-inline Vec<Real> without_subnormals(Vec<Real> x) {
-  const Vec<Real> smallest = broadcast(std::numeric_limits<Real>::min());
-  return abs<Real>(x) < smallest ? Vec<Real>{} : x;  // NaN stays
+template <class R>
+inline Vec<R> without_subnormals(Vec<R> x) {
+  const Vec<R> smallest = broadcast(std::numeric_limits<R>::min());
+  return abs<R>(x) < smallest ? Vec<R>{} : x;  // NaN stays
 }
 
 // s = e / d or 1 / d, with d = 1 + e and e = e^-|x|, which cannot overflow. What rounding d lost is given
 // back to s, whose change for a small change of d is -s / d; the same in tanh.
-template <class Real>
-inline Vec<Real> sigmoid(Vec<Real> x) {
-  const Vec<Real> smallest = broadcast(Exp<Real>::smallest), one = broadcast(Real(1));
-  Vec<Real> y = -abs<Real>(x);
+template <class Number>
+inline Vec<Real<Number>> sigmoid(Vec<Real<Number>> x) {
+  using R = Real<Number>;
+  const Vec<R> smallest = broadcast(Exp<Number>::smallest), one = broadcast(R(1));
+  Vec<R> y = -abs<R>(x);
   y = y < smallest ? smallest : y;  // NaN stays
-  Vec<Real> scale, q;
-  split_exp<Real>(y, 64, scale, q);  // so that a subnormal e comes from a normal scale
-  const Vec<Real> e = (scale + scale * q) * Real(0x1p-64);
-  const Vec<Real> d = 1 + e, lost = e - (d - 1);
-  const Vec<Real> s = (x < 0 ? e : one) / d;
+  Vec<R> scale, q;
+  split_exp<Number>(y, 64, scale, q);  // so that a subnormal e comes from a normal scale
+  const Vec<R> e = (scale + scale * q) * R(0x1p-64);
+  const Vec<R> d = 1 + e;
+  const Vec<R> s = (x < 0 ? e : one) / d;
+  if constexpr (is_rounded<Number>) return s;
+  const Vec<R> lost = e - (d - 1);
   return s - s * (lost * (x < 0 ? 1 - s : s));
 }
 
 // t = u / (u + 2) with u = e^2|x| - 1. Beyond u = 2 what was lost no longer matters, nor would 1 - t tell it.
-template <class Real>
-inline Vec<Real> tanh(Vec<Real> x) {
-  const Vec<Real> saturated = broadcast(Exp<Real>::saturated);
-  Vec<Real> y = abs<Real>(x) * 2;
+template <class Number>
+inline Vec<Real<Number>> tanh(Vec<Real<Number>> x) {
+  using R = Real<Number>;
+  const Vec<R> saturated = broadcast(Exp<Number>::saturated);
+  Vec<R> y = abs<R>(x) * 2;
   y = y > saturated ? saturated : y;  // NaN stays
-  Vec<Real> scale, q;
-  split_exp<Real>(y, 0, scale, q);
-  const Vec<Real> u = scale * q + (scale - 1);
-  const Vec<Real> d = 2 + u, lost = u < 2 ? u - (d - 2) : Vec<Real>{};
-  Vec<Real> t = u / d;
-  t -= t * (lost * (Real(0.5) - Real(0.5) * t));
-  const Vec<Real> sign = broadcast(-Real(0));
-  return (Vec<Real>)((Int<Real>)t | ((Int<Real>)x & (Int<Real>)sign));
+  Vec<R> scale, q;
+  split_exp<Number>(y, 0, scale, q);
+  const Vec<R> u = scale * q + (scale - 1);
+  const Vec<R> d = 2 + u;
+  Vec<R> t = u / d;
+  if constexpr (!is_rounded<Number>) {
+    const Vec<R> lost = u < 2 ? u - (d - 2) : Vec<R>{};
+    t -= t * (lost * (R(0.5) - R(0.5) * t));
+  }
+  const Vec<R> sign = broadcast(-R(0));
+  return (Vec<R>)((Int<R>)t | ((Int<R>)x & (Int<R>)sign));
 }
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA

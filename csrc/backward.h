@@ -141,7 +141,7 @@ void cells(const Backward<Number>& f, int64_t n, int64_t t, const Row<Number>* r
         dc *= 1 - share;
         c = clip<Real<Number>>(gates.f * c_prev + gates.i * gates.g, f.variant.cell_clip);
       }
-      const Gate da = cell_backward<Varied>(dm, dc, gates, c, c_prev, peephole, f.variant.cell_clip);
+      const Gate da = cell_backward<Varied, Number>(dm, dc, gates, c, c_prev, peephole, f.variant.cell_clip);
       if (Varied) dc += dc_kept;
       da.to(f.dxw + tb * 4 * H, H, j, left, f.streams);
       da.to(f.da.at(n, b), H, j, left);

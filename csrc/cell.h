@@ -48,39 +48,44 @@ inline Vec<Real> clip(Vec<Real> c, Real bound) {
 }
 
 // Turns the pre-activations i, f, g into gates and c_{t-1} into c_t; o gets what it sees of c_t.
-template <bool Clipped, class Real>
-inline void update_cell(Gates<Real>& a, Vec<Real>& c, const Peephole<Real>& p, Real bound) {
-  c = without_subnormals<Real>(c);  // gates keep theirs: sigmoid is right to the smallest of them
+template <bool Clipped, class Number>
+inline void update_cell(Gates<Real<Number>>& a, Vec<Real<Number>>& c, const Peephole<Real<Number>>& p,
+                        Real<Number> bound) {
+  using R = Real<Number>;
+  c = without_subnormals<R>(c);  // gates keep theirs: sigmoid is right to the smallest of them
   if (p.present) {
     a.i += p.i * c;
     a.f += p.f * c;
   }
-  a.i = sigmoid<Real>(a.i);
-  a.f = sigmoid<Real>(a.f);
-  a.g = tanh<Real>(a.g);
+  a.i = sigmoid<Number>(a.i);
+  a.f = sigmoid<Number>(a.f);
+  a.g = tanh<Number>(a.g);
   c = a.f * c + a.i * a.g;
-  if constexpr (Clipped) c = clip<Real>(c, bound);
+  if constexpr (Clipped) c = clip<R>(c, bound);
   if (p.present) a.o += p.o * c;
 }
 
 // Turns the pre-activation o into the gate; returns o * tanh(c_t).
-template <class Real>
-inline Vec<Real> show_cell(Gates<Real>& a, Vec<Real> c) {
-  a.o = sigmoid<Real>(a.o);
-  return a.o * tanh<Real>(c);
+template <class Number>
+inline Vec<Real<Number>> show_cell(Gates<Real<Number>>& a, Vec<Real<Number>> c) {
+  a.o = sigmoid<Number>(a.o);
+  return a.o * tanh<Number>(c);
 }
 
 // Returns da from the gates and the gradient dm of o * tanh(c); turns dc_t into dc_{t-1}.
-template <bool Clipped, class Real>
-inline Gates<Real> cell_backward(Vec<Real> dm, Vec<Real>& dc, const Gates<Real>& gate, Vec<Real> c,
-                                 Vec<Real> c_prev, const Peephole<Real>& p, Real bound) {
+template <bool Clipped, class Number>
+inline Gates<Real<Number>> cell_backward(Vec<Real<Number>> dm, Vec<Real<Number>>& dc,
+                                         const Gates<Real<Number>>& gate, Vec<Real<Number>> c,
+                                         Vec<Real<Number>> c_prev, const Peephole<Real<Number>>& p,
+                                         Real<Number> bound) {
+  using R = Real<Number>;
   const auto [i, f, g, o] = gate;
-  const Vec<Real> s = tanh<Real>(c);
-  Gates<Real> da;
+  const Vec<R> s = tanh<Number>(c);
+  Gates<R> da;
   da.o = dm * s * o * (1 - o);
   dc += dm * o * (1 - s * s);
   if (p.present) dc += p.o * da.o;
-  if constexpr (Clipped) dc = abs<Real>(f * c_prev + i * g) > broadcast(bound) ? Vec<Real>{} : dc;
+  if constexpr (Clipped) dc = abs<R>(f * c_prev + i * g) > broadcast(bound) ? Vec<R>{} : dc;
   da.i = dc * g * i * (1 - i);
   da.f = dc * c_prev * f * (1 - f);
   da.g = dc * i * (1 - g * g);

@@ -108,7 +108,7 @@ void cells(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* ro
       const int64_t b = rows[tile.row + r].b, tb = t * f.sequence.B + b;
       Gate gates = Gate::from(tile.at(r, p), apart, 0, apart);
       Vec<Real<Number>> kept = c[r] = load(f.cell + b * H + j, left);
-      update_cell<Varied>(gates, c[r], peephole, f.variant.cell_clip);
+      update_cell<Varied, Number>(gates, c[r], peephole, f.variant.cell_clip);
       gates.to(tile.at(r, p), apart, 0, apart);
       kept = Varied && f.variant.zoneout_c.data
                  ? mix<Real<Number>>(load(f.variant.zoneout_c.at(t, b) + j, left), kept, c[r])
@@ -119,7 +119,7 @@ void cells(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* ro
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t b = rows[tile.row + r].b, tb = t * f.sequence.B + b;
       Gate gates = Gate::from(tile.at(r, p), apart, 0, apart);
-      const Vec<Real<Number>> m = show_cell(gates, c[r]);
+      const Vec<Real<Number>> m = show_cell<Number>(gates, c[r]);
       if (f.c) gates.to(f.gates + tb * 4 * H, H, j, left, f.streams);
       if (Varied && y) {
         store(y + b * H + j, zone_out_h(f, t, b, j, left, m), left);
