@@ -9,8 +9,7 @@
 namespace lstm_fused::LSTM_FUSED_ISA {
 
 // e^y = 2^n e^r, n = round(y / ln 2), |r| <= ln 2 / 2, and e^r - 1 = r + r^2 p(r).
-// ln 2 is split so that n times its high part is exact; p fits (e^r - 1 - r) / r^2, in float so that the
-// largest error of e^r is least, 2^-28, in double through Chebyshev's points.
+// ln 2 is split so that n times its high part is exact; p is a Chebyshev fit of (e^r - 1 - r) / r^2.
 template <class Number>
 struct Exp;
 
@@ -22,7 +21,8 @@ struct Exp<float> {
   static constexpr int mantissa_bits = 23, exponent_bias = 127;
   static constexpr float smallest = -105.f;  // e^smallest rounds to 0
   static constexpr float saturated = 20.f;   // tanh(saturated / 2) rounds to 1
-  static constexpr float p[] = {1.3863755e-3f, 8.367509e-3f, 4.1667238e-2f, 1.6666535e-1f, 0.5f};
+  static constexpr float p[] = {1.989108046399884e-4f, 1.393373071579208e-3f, 8.333310844647863e-3f,
+                                4.166646419740569e-2f, 1.666666668170422e-1f, 5.000000013538730e-1f};
 };
 
 template <>
@@ -57,17 +57,23 @@ constexpr bool is_rounded = sizeof(Number) < sizeof(Real<Number>);
 
 // e^y = scale (1 + q), where scale is 2^(n + offset) and q has full relative accuracy near 0.
 template <class Number>
-inline void split_exp(Vec<Real<Number>> y, int offset, Vec<Real<Number>>& scale, Vec<Real<Number>>& q) {
-  using E = Exp<Number>;
+struct SplitExp {
   using R = Real<Number>;
-  const Vec<R> shifted = y * E::log2e + E::magic;
-  const Vec<R> n = shifted - E::magic;
-  const Vec<R> r = (y - n * E::ln2_high) - n * E::ln2_low;
-  Vec<R> p = broadcast(E::p[0]);
-  for (int k = 1; k < static_cast<int>(sizeof(E::p) / sizeof(R)); ++k) p = p * r + E::p[k];
-  q = r * (r * p) + r;  // r * r may be subnormal
-  scale = (Vec<R>)(((Int<R>)shifted + (E::exponent_bias + offset)) << E::mantissa_bits);
-}
+  using E = Exp<Number>;
+  Vec<R> scale, q;
+
+  SplitExp(Vec<R> y, int offset) {
+    const Vec<R> shifted = y * E::log2e + E::magic;
+    const Vec<R> n = shifted - E::magic;
+    const Vec<R> r = (y - n * E::ln2_high) - n * E::ln2_low;
+    Vec<R> p = broadcast(E::p[0]);
+    for (int k = 1; k < static_cast<int>(sizeof(E::p) / sizeof(R)); ++k) p = p * r + E::p[k];
+    // Float stays within 2 ulp without what rounding r lost: all its numbers were tried.
+    const Vec<R> lost = sizeof(R) == 4 ? Vec<R>{} : (y - n * E::ln2_high - r) - n * E::ln2_low;
+    q = sizeof(R) == 4 ? r * (r * p) + r : r + (r * (r * p) + lost);  // r * r may be subnormal
+    scale = (Vec<R>)(((Int<R>)shifted + (E::exponent_bias + offset)) << E::mantissa_bits);
+  }
+};
 
 template <class R>
 inline Vec<R> abs(Vec<R> x) {
@@ -89,10 +95,9 @@ inline Vec<Real<Number>> sigmoid(Vec<Real<Number>> x) {
   using R = Real<Number>;
   const Vec<R> smallest = broadcast(Exp<Number>::smallest), one = broadcast(R(1));
   Vec<R> y = -abs<R>(x);
-  y = y < smallest ? smallest : y;  // NaN stays
-  Vec<R> scale, q;
-  split_exp<Number>(y, 64, scale, q);  // so that a subnormal e comes from a normal scale
-  const Vec<R> e = (scale + scale * q) * R(0x1p-64);
+  y = y < smallest ? smallest : y;    // NaN stays
+  const SplitExp<Number> exp(y, 64);  // so that a subnormal e comes from a normal scale
+  const Vec<R> e = (exp.scale + exp.scale * exp.q) * R(0x1p-64);
   const Vec<R> d = 1 + e;
   const Vec<R> s = (x < 0 ? e : one) / d;
   if constexpr (is_rounded<Number>) return s;
@@ -100,16 +105,16 @@ inline Vec<Real<Number>> sigmoid(Vec<Real<Number>> x) {
   return s - s * (lost * (x < 0 ? 1 - s : s));
 }
 
-// t = u / (u + 2) with u = e^2|x| - 1. Beyond u = 2 what was lost no longer matters, nor would 1 - t tell it.
+// t = u / d, with d = 2 + u and u = e^2|x| - 1. Beyond u = 2 what was lost no longer matters, nor would 1 - t
+// tell 1 / d.
 template <class Number>
 inline Vec<Real<Number>> tanh(Vec<Real<Number>> x) {
   using R = Real<Number>;
   const Vec<R> saturated = broadcast(Exp<Number>::saturated);
   Vec<R> y = abs<R>(x) * 2;
   y = y > saturated ? saturated : y;  // NaN stays
-  Vec<R> scale, q;
-  split_exp<Number>(y, 0, scale, q);
-  const Vec<R> u = scale * q + (scale - 1);
+  const SplitExp<Number> exp(y, 0);
+  const Vec<R> u = exp.scale * exp.q + (exp.scale - 1);
   const Vec<R> d = 2 + u;
   Vec<R> t = u / d;
   if constexpr (!is_rounded<Number>) {

@@ -31,7 +31,7 @@ struct Sequence {
 template <class Number>
 struct Row {
   int64_t b;
-  const Number* x;   // forward: x_t [I], null without x_in_step
+  const Number* x;   // forward: x_t [I], null where W_ih x is not formed inside the step
   const Number* in;  // forward: h_{t-1} [P]; backward: da_{t+1} [4H], null where there is none
 };
 
@@ -45,14 +45,17 @@ struct Rows {
   const Number* at(int64_t t, int64_t b) const { return data + t * step + b * row; }
 };
 
-// What step n leaves to step n + 1, in two slots used in turn: [2, B, row_stride(N)], zero past N.
+// What step n leaves to the next, in slots used in turn: [slots, B, row_stride(N)], zero past N. Of slots
+// there are a power of two.
 template <class Number>
 struct Relay {
   Number* data;
-  int64_t B, N;
+  int64_t B, N, slots = 2;
 
-  int64_t size() const { return 2 * B * row_stride<Number>(N); }
-  Number* at(int64_t n, int64_t b) const { return data + ((n & 1) * B + b) * row_stride<Number>(N); }
+  int64_t size() const { return slots * B * row_stride<Number>(N); }
+  Number* at(int64_t n, int64_t b) const {
+    return data + ((n & (slots - 1)) * B + b) * row_stride<Number>(N);
+  }
 };
 
 // What a layer does beyond the textbook.
@@ -70,13 +73,12 @@ template <class Number>
 struct Forward {
   Sequence sequence;
   int64_t I, H, P;
-  bool x_in_step;  // W_ih x is formed inside the step, not found in xw
-  bool streams;    // gates are stored past the caches
+  int64_t x_steps;  // steps whose W_ih x is formed at a time, a power of two; 1: inside each step, 0: never
+  bool streams;     // gates are stored past the caches
 
   // Inputs, the caller's. All but x are contiguous.
-  Rows<Number> x;           // [T, B, I]
-  const Real<Number>* xw;   // [T, B, 4H], W_ih x of all steps; unused with x_in_step
-  const Number* weight_ih;  // [4H, I]
+  Rows<Number> x;           // [T, B, I]; without weight_ih [T, B, 4H]
+  const Number* weight_ih;  // [4H, I], or null
   const Number* weight_hh;  // [4H, P]
   const Number* bias;       // [4H], or null
   const Number* peephole;   // [3H], p_i, p_f, p_o, or null
@@ -93,10 +95,11 @@ struct Forward {
   Number* gates;  // [T, B, 4H], or null with c
 
   // Workspace, the caller's, 64-byte aligned. Sizes in elements, of packed weights by Packing below.
-  Number* packed_ih;     // Packing::gates(H, I), unused without x_in_step
+  Number* packed_ih;     // Packing::gates(H, I), unused without weight_ih
   Number* packed_hh;     // Packing::gates(H, P)
   Number* packed_hr;     // Packing::channels(P, H), unused without weight_hr
-  Relay<Number> x_next;  // of N = I, unused without x_in_step
+  Relay<Number> x_next;  // of N = I, in x_steps slots or two, unused without weight_ih
+  Real<Number>* xw;      // [x_steps, B, 4H], W_ih x, unused where x_steps < 2
   Relay<Number> h;       // of N = P
   Relay<Number> m;       // of N = H, o * tanh(c), unused without weight_hr
   Real<Number>* cell;    // [B, H], c of the last step

@@ -11,7 +11,7 @@ template <class Number>
 void pack(const Forward<Number>& f, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
   const int64_t vectors = ceil_div(f.H, lanes<Number>), panels = ceil_div(f.P, panel<Number>);
-  if (f.x_in_step) pack_gates(f.weight_ih, f.H, f.I, all.begin(vectors), all.end(vectors), f.packed_ih);
+  if (f.weight_ih) pack_gates(f.weight_ih, f.H, f.I, all.begin(vectors), all.end(vectors), f.packed_ih);
   pack_gates(f.weight_hh, f.H, f.P, all.begin(vectors), all.end(vectors), f.packed_hh);
   if (f.weight_hr)
     pack_channels(f.weight_hr, f.H, 1, f.P, f.H, all.begin(panels), all.end(panels), f.packed_hr);
@@ -38,15 +38,46 @@ void start(const Forward<Number>& f, const Slice& s) {
   }
 }
 
-// This thread's share of x_t, the n-th step's, to where its rows do not fall on the same places of the cache.
+// This thread's share of x_t of `steps` steps from the n-th on, to where its rows do not fall on the same
+// places of the cache.
 template <class Number>
-void relay_x(const Forward<Number>& f, const Slice& s, int64_t n) {
-  const int64_t t = f.sequence.step(n), rows = s.row_end - s.row_begin;
-  for (int64_t b = s.row_begin + s.begin(rows); b < s.row_begin + s.end(rows); ++b) {
-    Number* to = f.x_next.at(n, b);
-    __builtin_memcpy(to, f.x.at(t, b), static_cast<size_t>(f.I) * sizeof(Number));
+void relay_x(const Forward<Number>& f, const Slice& s, int64_t n, int64_t steps) {
+  const int64_t rows = s.row_end - s.row_begin;
+  for (int64_t r = s.begin(steps * rows); r < s.end(steps * rows); ++r) {
+    const int64_t b = s.row_begin + r % rows;
+    Number* to = f.x_next.at(n + r / rows, b);
+    __builtin_memcpy(to, f.x.at(f.sequence.step(n + r / rows), b), static_cast<size_t>(f.I) * sizeof(Number));
     for (int64_t i = f.I; i < row_stride<Number>(f.I); ++i) to[i] = {};
   }
+}
+
+// The tile's sums, to where `to` says of each row [4H].
+template <class Number, class To>
+void store_gates(Tile<Number>& tile, int64_t H, To to) {
+  for (int64_t p = 0; p < tile.panels; p += gate_panels) {
+    const int64_t j = (tile.panel0 + p) / gate_panels * lanes<Number>;
+    for (int64_t r = 0; r < tile.rows; ++r)
+      Gates<Real<Number>>::from(tile.at(r, p), lanes<Number>, 0, lanes<Number>)
+          .to(to(tile.row + r), H, j, H - j);
+  }
+}
+
+// W_ih x of this thread's channels and of x_steps steps from the n-th on: a few rows would use each weight
+// too seldom.
+template <class Number>
+void form_xw(const Forward<Number>& f, const Slice& s, int64_t n, int64_t first_panel, int64_t last_panel) {
+  const int64_t rows = s.row_end - s.row_begin, steps = min(f.x_steps, f.sequence.T - n);
+  relay_x(f, s, n, steps);
+  s.sync();
+  for_columns<Number>(0, steps * rows, first_panel, last_panel, [&](Column<Number>& column) {
+    zero(column);
+    column.add_product(packed(f.packed_ih, f.I),
+                       [&](int64_t r) { return f.x_next.at(n + r / rows, s.row_begin + r % rows); });
+    for (int64_t i = 0; i < column.count; ++i)
+      store_gates(column.tiles[i], f.H, [&](int64_t r) {
+        return f.xw + (r / rows * f.sequence.B + s.row_begin + r % rows) * 4 * f.H;
+      });
+  });
 }
 
 // The rows of the slice that have a step at t, the n-th; returns how many.
@@ -55,7 +86,7 @@ int64_t rows_at(const Forward<Number>& f, const Slice& s, int64_t n, int64_t t, 
   int64_t count = 0;
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
     if (t < f.sequence.length(b))
-      rows[count++] = {b, f.x_in_step ? f.x_next.at(n, b) : nullptr, f.h.at(n + 1, b)};
+      rows[count++] = {b, f.x_steps == 1 ? f.x_next.at(n, b) : nullptr, f.h.at(n + 1, b)};
   return count;
 }
 
@@ -75,18 +106,21 @@ void pad(const Forward<Number>& f, const Slice& s, int64_t t, int64_t j0, int64_
   }
 }
 
-// What a_t starts from, into the tile's sums: bias, and xw where that is given.
+// What a_t starts from, into the tile's sums: bias, and W_ih x unless that is formed inside the step.
 template <class Number>
-void bias(const Forward<Number>& f, int64_t t, const Row<Number>* rows, Tile<Number>& tile) {
+void bias(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* rows, Tile<Number>& tile) {
+  const Real<Number>* xw = f.x_steps > 1 ? f.xw + (n & (f.x_steps - 1)) * f.sequence.B * 4 * f.H : nullptr;
   for (int64_t p = 0; p < tile.panels; p += gate_panels) {
-    const int64_t j = (tile.panel0 + p) / gate_panels * lanes<Number>;
+    const int64_t j = (tile.panel0 + p) / gate_panels * lanes<Number>, left = f.H - j;
     for (int64_t gate = 0; gate < 4; ++gate) {
-      const int64_t at = gate * f.H + j, n = f.H - j;
-      const Vec<Real<Number>> same = f.bias ? load(f.bias + at, n) : Vec<Real<Number>>{};
+      const int64_t at = gate * f.H + j;
+      const Vec<Real<Number>> same = f.bias ? load(f.bias + at, left) : Vec<Real<Number>>{};
       for (int64_t r = 0; r < tile.rows; ++r) {
-        const int64_t tb = t * f.sequence.B + rows[tile.row + r].b;
-        store(tile.at(r, p) + gate * lanes<Number>,
-              f.x_in_step ? same : same + load(f.xw + tb * 4 * f.H + at, n));
+        const int64_t b = rows[tile.row + r].b;
+        Vec<Real<Number>> sum = same;
+        if (f.x_steps == 0) sum += load(f.x.at(t, b) + at, left);
+        if (xw) sum += load(xw + b * 4 * f.H + at, left);
+        store(tile.at(r, p) + gate * lanes<Number>, sum);
       }
     }
   }
@@ -159,9 +193,10 @@ void project(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* 
 template <class Number>
 void forward(const Forward<Number>& f, const Team& team) {
   const auto& [T, B, reverse, lengths] = f.sequence;
-  const int64_t H = f.H, P = f.P, inner = P + (f.x_in_step ? f.I : 0);
+  const int64_t H = f.H, P = f.P, inner = P + (f.x_steps == 1 ? f.I : 0);
   const Slice s = slice(team, B, 4 * H * inner * static_cast<int64_t>(sizeof(Number)), tile_rows);
   const int64_t vectors = ceil_div(H, lanes<Number>), panels = ceil_div(P, panel<Number>);
+  const int64_t first_panel = gate_panels * s.begin(vectors), last_panel = gate_panels * s.end(vectors);
   // This thread's channels of c [j0, j1) and of y [y0, y1).
   const int64_t j0 = s.begin(vectors) * lanes<Number>, j1 = min(s.end(vectors) * lanes<Number>, H);
   const int64_t y0 = f.weight_hr ? s.begin(panels) * panel<Number> : j0;
@@ -169,42 +204,42 @@ void forward(const Forward<Number>& f, const Team& team) {
   Row<Number>* rows = f.rows + team.rank * B;
 
   start(f, s);
-  if (f.x_in_step && T > 0) relay_x(f, s, 0);
+  if (f.x_steps == 1 && T > 0) relay_x(f, s, 0, 1);
   pack(f, team);
 
   for (int64_t n = 0; n < T; ++n) {
     const int64_t t = f.sequence.step(n);
     const int64_t count = rows_at(f, s, n, t, rows);
     Number* y = f.y + t * B * P;
-    if (f.x_in_step && n + 1 < T) relay_x(f, s, n + 1);
+    if (f.x_steps == 1 && n + 1 < T) relay_x(f, s, n + 1, 1);
+    if (f.x_steps > 1 && (n & (f.x_steps - 1)) == 0) form_xw(f, s, n, first_panel, last_panel);
     if (f.variant.gain_hh) {
-      for_columns<Number>(0, count, gate_panels * s.begin(vectors), gate_panels * s.end(vectors),
-                          [&](Column<Number>& column) {
-                            zero(column);
-                            column.add_product(packed(f.packed_hh, P), [&](int64_t r) { return rows[r].in; });
-                            for (int64_t i = 0; i < column.count; ++i) store_hw(f, rows, column.tiles[i]);
-                          });
+      for_columns<Number>(0, count, first_panel, last_panel, [&](Column<Number>& column) {
+        zero(column);
+        column.add_product(packed(f.packed_hh, P), [&](int64_t r) { return rows[r].in; });
+        for (int64_t i = 0; i < column.count; ++i)
+          store_gates(column.tiles[i], H, [&](int64_t r) { return f.hw + rows[r].b * 4 * H; });
+      });
       s.sync();
       normalize(f, s, rows, count);
       s.sync();
     }
-    for_columns<Number>(
-        0, count, gate_panels * s.begin(vectors), gate_panels * s.end(vectors), [&](Column<Number>& column) {
-          for (int64_t i = 0; i < column.count; ++i) bias(f, t, rows, column.tiles[i]);
-          if (f.x_in_step) column.add_product(packed(f.packed_ih, f.I), [&](int64_t r) { return rows[r].x; });
-          if (!f.variant.gain_hh)
-            column.add_product(packed(f.packed_hh, P), [&](int64_t r) { return rows[r].in; });
-          for (int64_t i = 0; i < column.count; ++i) {
-            Tile<Number>& tile = column.tiles[i];
-            Number* to = f.weight_hr ? nullptr : y;
-            const Relay<Number>& relay = f.weight_hr ? f.m : f.h;
-            if (f.variant.gain_hh) add_normalized(f, rows, tile);
-            if (f.variant.any)
-              cells<true>(f, n, t, rows, tile, to, relay);
-            else
-              cells<false>(f, n, t, rows, tile, to, relay);
-          }
-        });
+    for_columns<Number>(0, count, first_panel, last_panel, [&](Column<Number>& column) {
+      for (int64_t i = 0; i < column.count; ++i) bias(f, n, t, rows, column.tiles[i]);
+      if (f.x_steps == 1) column.add_product(packed(f.packed_ih, f.I), [&](int64_t r) { return rows[r].x; });
+      if (!f.variant.gain_hh)
+        column.add_product(packed(f.packed_hh, P), [&](int64_t r) { return rows[r].in; });
+      for (int64_t i = 0; i < column.count; ++i) {
+        Tile<Number>& tile = column.tiles[i];
+        Number* to = f.weight_hr ? nullptr : y;
+        const Relay<Number>& relay = f.weight_hr ? f.m : f.h;
+        if (f.variant.gain_hh) add_normalized(f, rows, tile);
+        if (f.variant.any)
+          cells<true>(f, n, t, rows, tile, to, relay);
+        else
+          cells<false>(f, n, t, rows, tile, to, relay);
+      }
+    });
     if (lengths) pad(f, s, t, j0, j1, y0, y1);
     s.sync();
     if (f.weight_hr) {

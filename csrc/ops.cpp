@@ -2,10 +2,10 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/linear.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -25,9 +25,9 @@ using Maybe = std::optional<Tensor>;
 
 // Below this many products per step and thread, about 2 µs, another thread costs more than it brings.
 constexpr int64_t products_per_thread = 50000;
-// W_ih x is formed inside the step, or as one product for all steps where rows are too few to use each weight
-// well.
-constexpr int64_t rows_for_x = 6;
+// W_ih x is formed inside the step, or where rows are too few to use each weight well, for this many rows of
+// several steps at a time.
+constexpr int64_t rows_for_x = 6, rows_together = 64;
 // Larger gates are stored past the caches, which could not hold them until the backward pass: a tenth less
 // time at 13 and 33 MB, but a tenth more at 4 MB.
 constexpr size_t streamed_bytes = 8 << 20;
@@ -145,8 +145,8 @@ struct Asked {
 };
 
 template <class Number>
-Relay<Number> relay(Workspace& space, int64_t B, int64_t N) {
-  Relay<Number> result{nullptr, B, N};
+Relay<Number> relay(Workspace& space, int64_t B, int64_t N, int64_t slots = 2) {
+  Relay<Number> result{nullptr, B, N, slots};
   result.data = space.take<Number>(result.size());
   return result;
 }
@@ -166,13 +166,10 @@ ForwardOutputs forward_as(const Tensor& x, const Maybe& weight_ih, const Tensor&
   const Engine& isa = engine();
   const Packing<Number> packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real<Number>))};
   // float64 always inside: a sequence in pieces then equals the whole one bit for bit.
-  const bool x_in_step = weight_ih && (B >= rows_for_x || std::is_same_v<Number, double>);
-  Tensor xw;
-  if (!x_in_step) {
-    const auto wide = dtype_of<Real<Number>>;
-    xw = weight_ih ? at::linear(x.to(wide), weight_ih->to(wide)) : x.to(wide).contiguous();
-  }
-  const int threads = threads_for(B * 4 * H * (x_in_step ? P + I : P) / together<Number>);
+  const bool inside = B >= rows_for_x || std::is_same_v<Number, double>;
+  const auto steps = static_cast<uint64_t>(std::min(rows_together / std::max<int64_t>(B, 1), T));
+  const auto x_steps = !weight_ih ? 0 : inside || T == 0 ? 1 : static_cast<int64_t>(std::bit_floor(steps));
+  const int threads = threads_for(B * 4 * H * (weight_ih ? P + I : P) / together<Number>);
 
   const Tensor y = empty(x, {T, B, P}), h_n = x.new_empty({B, P}), c_n = x.new_empty({B, H});
   const Tensor c = save ? empty(x, {T, B, H}) : x.new_empty({0});
@@ -181,19 +178,19 @@ ForwardOutputs forward_as(const Tensor& x, const Maybe& weight_ih, const Tensor&
   Workspace space;
   Forward<Number> f{};
   f.sequence = sequence(T, B, reverse, lengths);
-  f.I = I, f.H = H, f.P = P, f.x_in_step = x_in_step, f.streams = gates.nbytes() > streamed_bytes;
+  f.I = I, f.H = H, f.P = P, f.x_steps = x_steps, f.streams = gates.nbytes() > streamed_bytes;
   f.x = rows_of<Number>(x);
-  f.xw = x_in_step ? nullptr : data<Real<Number>>(xw);
   f.weight_ih = data<Number>(weight_ih), f.weight_hh = data<Number>(weight_hh), f.bias = data<Number>(bias);
   f.peephole = data<Number>(peephole), f.weight_hr = data<Number>(weight_hr);
   f.h0 = data<Number>(h0), f.c0 = data<Number>(c0);
   f.y = out<Number>(y), f.h_n = out<Number>(h_n), f.c_n = out<Number>(c_n);
   if (save) f.c = out<Number>(c), f.gates = out<Number>(gates);
   f.variant = asked.as<Number>();
-  f.packed_ih = space.take<Number>(x_in_step ? packing.gates(H, I) : 0);
+  f.packed_ih = space.take<Number>(weight_ih ? packing.gates(H, I) : 0);
   f.packed_hh = space.take<Number>(packing.gates(H, P));
   f.packed_hr = space.take<Number>(weight_hr ? packing.channels(P, H) : 0);
-  if (x_in_step) f.x_next = relay<Number>(space, B, I);
+  if (weight_ih) f.x_next = relay<Number>(space, B, I, std::max<int64_t>(x_steps, 2));
+  f.xw = space.take<Real<Number>>(x_steps > 1 ? x_steps * B * 4 * H : 0);
   f.h = relay<Number>(space, B, P);
   if (weight_hr) f.m = relay<Number>(space, B, H);
   f.cell = space.take<Real<Number>>(B * H);

@@ -81,17 +81,6 @@ struct Norm {
   Vec<Real> operator()(Vec<Real> v) const { return (v - mean) * rstd; }
 };
 
-// W_hh h_{t-1} of the tile, to where its rows stand whole.
-template <class Number>
-void store_hw(const Forward<Number>& f, const Row<Number>* rows, Tile<Number>& tile) {
-  for (int64_t p = 0; p < tile.panels; p += gate_panels) {
-    const int64_t j = (tile.panel0 + p) / gate_panels * lanes<Number>;
-    for (int64_t r = 0; r < tile.rows; ++r)
-      Gates<Real<Number>>::from(tile.at(r, p), lanes<Number>, 0, lanes<Number>)
-          .to(f.hw + rows[tile.row + r].b * 4 * f.H, f.H, j, f.H - j);
-  }
-}
-
 // The layer norm of this thread's share of the rows, in place.
 template <class Number>
 void normalize(const Forward<Number>& f, const Slice& s, const Row<Number>* rows, int64_t count) {

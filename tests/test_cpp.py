@@ -38,7 +38,9 @@ def run_with(isa, *arguments):
 def test_every_other_instruction_set_of_this_machine(isa):
     inexact = "(test_outputs_and_gradients or test_variants) and (float32 or bfloat16)"
     chosen = f"test_saved_gates or test_gradcheck or ({inexact})"
-    done = run_with(isa, "-m", "pytest", "-q", "test_engines.py", "-k", f"cpp and ({chosen})")
+    own = "units_in_the_last_place or at_the_ends"
+    files = ("test_engines.py", "test_cpp.py")
+    done = run_with(isa, "-m", "pytest", "-q", *files, "-k", f"(cpp and ({chosen})) or {own}")
     assert done.returncode == 0, done.stdout[-3000:]
 
 
