@@ -6,7 +6,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from lstm_fused.products import outer_sum, product
+from lstm_fused.products import add_product, outer_sum, product
 from lstm_fused.reference import accumulation_dtype, is_valid, normalized, previous, time_steps
 
 Item = TypeVar("Item")
@@ -39,7 +39,7 @@ def weight_hh_gradient(dhw: Tensor, y: Tensor, h0: Tensor, lengths: Tensor | Non
         return outer_sum(dhw, previous(y, h0, lengths, reverse))
     # Without a shifted copy of y: the first step is added apart.
     first, later, earlier = (dhw[-1:], dhw[:-1], y[1:]) if reverse else (dhw[:1], dhw[1:], y[:-1])
-    return outer_sum(later, earlier).addmm_(first.flatten(0, 1).T, h0[: len(first) * len(h0)])
+    return add_product(outer_sum(later, earlier), first.flatten(0, 1).T, h0[: len(first) * len(h0)])
 
 
 def recurrent_products(

@@ -1,12 +1,12 @@
 """Each engine as a pair of PyTorch operators, and the autograd Functions around them."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 
 from lstm_fused import autocast, gradients, reference, transforms, triton
 from lstm_fused.backends import ENGINES, Engine
@@ -120,7 +120,17 @@ backward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 }
 
 
-class LSTMFunction(torch.autograd.Function):
+class Function(torch.autograd.Function):
+    """A Function called without PyTorch's search for default arguments, a third of a short layer's time."""
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return super().apply(*arguments)
+        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(arguments))
+
+
+class LSTMFunction(Function):
     """One layer in one direction: the inputs it differentiates, lengths and masks, reverse, cell_clip."""
 
     @staticmethod
@@ -168,7 +178,7 @@ class LSTMFunction(torch.autograd.Function):
         return transforms.unfold(info.batch_size, transforms.OUTPUTS, outputs), transforms.OUTPUTS
 
 
-class LSTMBackwardFunction(torch.autograd.Function):
+class LSTMBackwardFunction(Function):
     """The backward pass as a function of its own, so that it can be differentiated once more.
 
     With ``groups``, the gradients of the weights are formed for each group of the batch by itself.
@@ -321,9 +331,3 @@ class TracedLSTMFunction(LSTMFunction):
     """The same for the compiler, which takes no Function with a jvp of its own."""
 
     jvp = torch.autograd.Function.jvp  # type: ignore[assignment]
-
-
-# PyTorch reads a Function's signature at every call, and takes far longer to find it out than to look it up.
-_functions: tuple[Any, ...] = (LSTMFunction, LSTMBackwardFunction)
-for _function in _functions:
-    _function.forward.__signature__ = inspect.signature(_function.forward)

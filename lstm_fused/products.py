@@ -32,6 +32,13 @@ def outer_sum(left: Tensor, right: Tensor) -> Tensor:
     return left.T @ right
 
 
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Total [M, N] plus left [M, K] times right [K, N], in total's place, for which vmap has no rule."""
+    if torch._C._are_functorch_transforms_active():
+        return torch.addmm(total, left, right)
+    return total.addmm_(left, right)
+
+
 def ours_to_choose(left: Tensor, right: Tensor) -> bool:
     """Whether the libraries differ for these; the compiler has its own ways, and vmap no rule for oneDNN."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
