@@ -172,7 +172,7 @@ void backward(const Backward<Number>& f, const Team& team) {
   const FlushSubnormals flush;
   const Sequence& q = f.sequence;
   const int64_t H = f.H, P = f.P;
-  const Slice s = slice(team, q.B, 4 * H * P * static_cast<int64_t>(sizeof(Number)), tile_rows);
+  const Slice s = slice(team, q.B, 4 * H * P * static_cast<int64_t>(sizeof(Number)), tile_rows<Number>);
   const int64_t h_panels = ceil_div(H, panel<Number>), p_panels = ceil_div(P, panel<Number>);
   const int64_t h0 = s.begin(h_panels), h1 = s.end(h_panels), p0 = s.begin(p_panels), p1 = s.end(p_panels);
   const int64_t j0 = h0 * panel<Number>, j1 = min(h1 * panel<Number>, H);  // this thread's channels of c

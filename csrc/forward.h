@@ -137,7 +137,7 @@ void cells(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* ro
   for (int64_t p = 0; p < tile.panels; p += gate_panels) {
     const int64_t j = (tile.panel0 + p) / gate_panels * lanes<Number>, left = H - j;
     const Peephole<Real<Number>> peephole(f.peephole, H, j, left);
-    Vec<Real<Number>> c[tile_rows];
+    Vec<Real<Number>> c[tile_rows<Number>];
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t b = rows[tile.row + r].b, tb = t * f.sequence.B + b;
       Gate gates = Gate::from(tile.at(r, p), apart, 0, apart);
@@ -194,7 +194,7 @@ template <class Number>
 void forward(const Forward<Number>& f, const Team& team) {
   const auto& [T, B, reverse, lengths] = f.sequence;
   const int64_t H = f.H, P = f.P, inner = P + (f.x_steps == 1 ? f.I : 0);
-  const Slice s = slice(team, B, 4 * H * inner * static_cast<int64_t>(sizeof(Number)), tile_rows);
+  const Slice s = slice(team, B, 4 * H * inner * static_cast<int64_t>(sizeof(Number)), tile_rows<Number>);
   const int64_t vectors = ceil_div(H, lanes<Number>), panels = ceil_div(P, panel<Number>);
   const int64_t first_panel = gate_panels * s.begin(vectors), last_panel = gate_panels * s.end(vectors);
   // This thread's channels of c [j0, j1) and of y [y0, y1).

@@ -17,8 +17,9 @@ struct MatrixRows {
   float* sums;
 };
 
-// What the matrix registers hold: 0 to 3 the sums of two lots of rows by two vectors, 4 and 5 the factors of
-// either lot, 6 and 7 the weights of either vector. Given back at the end, for others use them too.
+// What the matrix registers hold: 0 to 3 the sums of two lots of rows by two vectors, or of one lot by four,
+// 4 and 5 the factors of either lot, 6 and 7 the weights of either vector. Given back at the end, for others
+// use them too.
 class MatrixShape {
  public:
   ~MatrixShape() {
@@ -47,18 +48,19 @@ class MatrixShape {
   int64_t rows_[2] = {0, 0};
 };
 
-// Adds a panel's product to the sums of one or two lots of rows, `stride` numbers from one row to the next.
-// The inner dimension has `units` units, a whole number of registers.
-template <bool Two>
+// Adds the product of a panel to the sums of one or two lots of rows, or of two panels that lie `apart` to
+// those of one lot, whose sums by the second panel are `second`'s. From one row's sums to the next it is
+// `stride` numbers. The inner dimension has `units` units, a whole number of registers.
+template <int Lots, int Panels>
 [[gnu::noinline]] void multiply_matrices(const MatrixRows& first, const MatrixRows& second, int64_t units,
-                                         const BFloat16* weights, int64_t stride) {
+                                         const BFloat16* weights, int64_t apart, int64_t stride) {
   constexpr int64_t unit_bytes = 2 * lanes<BFloat16> * Unit<BFloat16>::numbers * sizeof(BFloat16);
   const int64_t sum_bytes = stride * static_cast<int64_t>(sizeof(float));
   const int64_t first_bytes = first.apart * static_cast<int64_t>(sizeof(BFloat16));
   const int64_t second_bytes = second.apart * static_cast<int64_t>(sizeof(BFloat16));
   _tile_loadd(0, first.sums, sum_bytes);
   _tile_loadd(1, first.sums + lanes<BFloat16>, sum_bytes);
-  if constexpr (Two) {
+  if constexpr (Lots * Panels == 2) {
     _tile_loadd(2, second.sums, sum_bytes);
     _tile_loadd(3, second.sums + lanes<BFloat16>, sum_bytes);
   }
@@ -69,15 +71,22 @@ template <bool Two>
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, w + unit_bytes / 2, unit_bytes);
     _tile_dpbf16ps(1, 4, 7);
-    if constexpr (Two) {
+    if constexpr (Lots == 2) {
       _tile_loadd(5, second.factors + k * Unit<BFloat16>::numbers, second_bytes);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
+    if constexpr (Panels == 2) {
+      const char* v = w + apart * static_cast<int64_t>(sizeof(BFloat16));
+      _tile_loadd(6, v, unit_bytes);
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_loadd(7, v + unit_bytes / 2, unit_bytes);
+      _tile_dpbf16ps(3, 4, 7);
+    }
   }
   _tile_stored(0, first.sums, sum_bytes);
   _tile_stored(1, first.sums + lanes<BFloat16>, sum_bytes);
-  if constexpr (Two) {
+  if constexpr (Lots * Panels == 2) {
     _tile_stored(2, second.sums, sum_bytes);
     _tile_stored(3, second.sums + lanes<BFloat16>, sum_bytes);
   }

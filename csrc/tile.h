@@ -9,7 +9,7 @@ namespace lstm_fused::LSTM_FUSED_ISA {
 // Accumulators that leave registers for the weights of a panel and a broadcast factor.
 constexpr int accumulators = LSTM_FUSED_REGISTERS - 4;
 // A panel is two vectors wide: the tallest tile has one panel, so that each weight loaded serves most rows.
-constexpr int tile_rows = accumulators / 2;
+constexpr int vector_rows = accumulators / 2;
 constexpr int gate_panels = 2;  // i, f and g, o of one vector of channels
 
 // Panels side by side for a tile of this many rows: lower tiles are wider, to keep as many products in
@@ -18,6 +18,14 @@ constexpr int panels_of(int rows) { return rows * 8 <= accumulators ? 4 : rows *
 
 template <class Number>
 constexpr int panel = 2 * lanes<Number>;
+
+#ifdef LSTM_FUSED_AMX
+template <class Number>
+constexpr int tile_rows = Unit<Number>::numbers == 2 ? static_cast<int>(matrix_units) : vector_rows;
+#else
+template <class Number>
+constexpr int tile_rows = vector_rows;
+#endif
 
 // Units of the inner dimension whose weights are passed over by all tiles before the next: two panels of them
 // stay in the second cache, 256 KB.
@@ -125,7 +133,7 @@ void multiply_rows(const Number* const* rows, int64_t first, int64_t last, const
   }
 }
 
-template <class Number, int R = tile_rows>
+template <class Number, int R = vector_rows>
 inline void multiply_up_to(int64_t count, const Number* const* rows, int64_t first, int64_t last,
                            const Packed<Number>& weights, int64_t p0, int64_t panels, Real<Number>* sums,
                            const Next& next) {
@@ -137,9 +145,9 @@ inline void multiply_up_to(int64_t count, const Number* const* rows, int64_t fir
 // A register tile's sums and what they are the sums of.
 template <class Number>
 struct Tile {
-  int64_t row, rows;       // first and how many, at most tile_rows
+  int64_t row, rows;       // first and how many, at most tile_rows<Number>
   int64_t panel0, panels;  // first and how many
-  alignas(64) Real<Number> sums[tile_rows * gate_panels * panel<Number>];  // [rows, panels * panel]
+  alignas(64) Real<Number> sums[tile_rows<Number> * gate_panels * panel<Number>];  // [rows, panels * panel]
 
   Real<Number>* at(int64_t r, int64_t p) { return sums + (r * panels + p) * panel<Number>; }
 };
@@ -158,7 +166,7 @@ struct Column {
   template <class Of>
   void add_product(const Packed<Number>& weights, Of of) {
     const FlushSubnormals flush;
-    const Number* factors[most][tile_rows];
+    const Number* factors[most][tile_rows<Number>];
     for (int64_t n = 0; n < count; ++n)
       for (int64_t r = 0; r < tiles[n].rows; ++r) factors[n][r] = of(tiles[n].row + r);
 #ifdef LSTM_FUSED_AMX
@@ -185,11 +193,12 @@ struct Column {
  private:
   MatrixShape shape;
 
-  // The same by the matrix unit, two tiles at a time, so that the weights are fetched once for both.
-  void add_matrices(const Packed<Number>& weights, const Number* (*factors)[tile_rows]) {
+  // The same by the matrix unit, two tiles at a time, so that the weights are fetched once for both, or of
+  // one tile two panels: the unit adds to four sums in turn, for each is ready only four times as late.
+  void add_matrices(const Packed<Number>& weights, const Number* (*factors)[tile_rows<Number>]) {
     constexpr int64_t numbers = Unit<Number>::numbers;
     const int64_t units = weights.apart / panel<Number> / numbers;
-    alignas(64) Number copies[2][tile_rows * block * numbers];
+    alignas(64) Number copies[2][tile_rows<Number> * block * numbers];
     for (int64_t k = 0; k < units; k += block) {
       const int64_t some = units - k < block ? units - k : block;
       for (int64_t n = 0; n < count; n += 2) {
@@ -197,12 +206,16 @@ struct Column {
         Tile<Number>&tile = tiles[n], &other = tiles[two ? n + 1 : n];
         MatrixRows rows = lot(factors[n], tile.rows, k, some, copies[0]), others = rows;
         if (two) others = lot(factors[n + 1], other.rows, k, some, copies[1]);
-        shape.set(tile.rows, two ? other.rows : 0);
+        shape.set(tile.rows, other.rows);
         const int64_t stride = tile.panels * panel<Number>;
-        for (int64_t p = 0; p < tile.panels; ++p) {
-          rows.sums = tile.at(0, p), others.sums = other.at(0, p);
-          const auto multiply = two ? multiply_matrices<true> : multiply_matrices<false>;
-          multiply(rows, others, some, weights.at(tile.panel0 + p, k), stride);
+        for (int64_t p = 0; p < tile.panels;) {
+          const bool wide = !two && p + 1 < tile.panels;
+          rows.sums = tile.at(0, p), others.sums = wide ? tile.at(0, p + 1) : other.at(0, p);
+          const auto multiply = two    ? multiply_matrices<2, 1>
+                                : wide ? multiply_matrices<1, 2>
+                                       : multiply_matrices<1, 1>;
+          multiply(rows, others, some, weights.at(tile.panel0 + p, k), weights.apart, stride);
+          p += wide ? 2 : 1;
         }
       }
     }
@@ -236,7 +249,7 @@ inline void zero(Column<Number>& column) {
 template <class Number, class Visit>
 inline void for_columns(int64_t row0, int64_t row1, int64_t first, int64_t last, Visit visit) {
   const int64_t rows = row1 - row0;
-  const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
+  const int64_t tiles = (rows + tile_rows<Number> - 1) / tile_rows<Number>;
   if (tiles == 0) return;
   const int64_t widest = panels_of(static_cast<int>((rows + tiles - 1) / tiles));
   const int64_t wide = widest > gate_panels ? widest : gate_panels;
