@@ -42,8 +42,8 @@ bench: $(STAMP) ## time it against nn.LSTM; options: make bench ARGS="--deep --t
 bench-rivals: $(EVERYONE) ## time everyone else too; installs oneDNN, JAX and TensorFlow, 1 GB
 	@$(PY) -m bench --rivals $(ARGS)
 
-# A time may be a fifth above the saved one: two runs on a quiet machine differ by less.
-SAVED := --benchmark-storage=file://out/benchmarks
+# Times are counted in those of nn.LSTM. Two runs of the same code on a quiet machine differ by a tenth at most.
+SAVED := --benchmark-storage=file://out/benchmarks --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
 
 bench-save: $(STAMP) ## save this machine's times, for bench-compare
 	@$(PY) -m pytest bench/regressions.py $(SAVED) --benchmark-save=baseline -q $(ARGS)

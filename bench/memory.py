@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.check import Refused, check
 from bench.machine import ROOT
-from bench.rivals import RIVALS, Problem, make_problem
+from bench.rivals import RIVALS, Problem, Rival, make_problem
 from bench.sizes import SIZES, Setting, Size
 from bench.speed import STEPS
 from bench.timing import progress
@@ -101,9 +101,14 @@ def peak_elsewhere(case: Case, setting: Setting, name: str, what: str) -> float 
     return float(json.loads(done.stdout))
 
 
-def peak_here(step: Step, module: nn.Module, problem: Problem, warm_up: Problem) -> float:
-    """MB of resident memory that a step adds at its peak, outputs and gradients included."""
-    step(module, warm_up)
+def peak_here(step: Step, rival: Rival, problem: Problem) -> float:
+    """MB of resident memory that a step adds at its peak, outputs and gradients included.
+
+    A small layer runs before it: it loads all code, and leaves no memory of this one's size at hand.
+    """
+    module = rival.make(problem)
+    small = make_problem(replace(problem.case, T=2, B=min(problem.case.B, 8), I=16, H=16), problem.setting)
+    step(rival.make(small), small)
     RESET.write_text("5")  # VmHWM starts anew
     before = resident("VmRSS")
     step(module, problem)
@@ -123,10 +128,7 @@ def main(size: str, name: str, what: str, dtype: str, threads: str, engine: str)
     case = SIZES[size].case
     problem = make_problem(case, setting)
     rival = next(rival for rival in RIVALS if rival.name == name)
-    x, h0, c0 = problem.inputs
-    dy, dh_n, dc_n = problem.gradients
-    warm_up = Problem(case, setting, problem.weights, (x[:2], h0, c0), (dy[:2], dh_n, dc_n))
-    print(json.dumps(peak_here(STEPS[what], rival.make(problem), problem, warm_up)))
+    print(json.dumps(peak_here(STEPS[what], rival, problem)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from lstm_fused import autocast, gradients, reference, transforms, triton
 from lstm_fused.backends import ENGINES, Engine
 from lstm_fused.gradients import PerInput
-from lstm_fused.products import product
 from lstm_fused.reference import Variant
 from lstm_fused.transforms import Axes, Optionals, Tensors
 
@@ -263,13 +262,10 @@ class LSTMBackwardFunction(Function):
                 sums = reference.vector_gradients(dxw, c, c_prev, peephole)
         d_bias, d_peephole = sums
         dhw = dxw if dhw is None else dhw
-        dx = d_weight_ih = d_weight_hh = d_weight_hr = d_gain_hh = None
-        if needs.x:
-            dx = dxw if weight_ih is None else product(dxw, weight_ih)
-        if needs.weight_ih:
-            d_weight_ih = gradients.weight_ih_gradient(dxw, x, lengths)
-        if needs.weight_hh:
-            d_weight_hh = gradients.weight_hh_gradient(dhw, y, h0, lengths, reverse)
+        dx, d_weight_ih, d_weight_hh = gradients.product_gradients(
+            needs, dxw, dhw, x, weight_ih, y, h0, lengths, reverse
+        )
+        d_weight_hr = d_gain_hh = None
         if needs.weight_hr:
             d_weight_hr = gradients.weight_hr_gradient(
                 dhw, dy, dh_n, c, gates, weight_hh, lengths, h_mask, zoneout_h, reverse

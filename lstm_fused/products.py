@@ -41,10 +41,14 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 def ours_to_choose(left: Tensor, right: Tensor) -> bool:
     """Whether the libraries differ for these; the compiler has its own ways, and vmap no rule for oneDNN."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    plain = left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
+    plain = eager_on_cpu(left) and left.dtype == right.dtype == torch.float32
     return plain and left.numel() > 0 and right.numel() > 0
+
+
+def eager_on_cpu(tensor: Tensor) -> bool:
+    """Whether values may decide what is done: no graph is made, nothing transformed, no GPU waited for."""
+    watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return tensor.device.type == "cpu" and not watched
 
 
 @cache

@@ -60,6 +60,8 @@ CASES = (
     replace(PLAIN, name="reverse", reverse=True),
     replace(PLAIN, name="lengths", lengths=UNEVEN),
     replace(PLAIN, name="lengths_reverse", lengths=UNEVEN, reverse=True),
+    replace(PLAIN, name="lengths_nearly_whole", T=9, lengths=(9, 7, 8)),
+    replace(PLAIN, name="lengths_nearly_whole_reverse", T=9, lengths=(9, 7, 8), reverse=True),
     replace(PLAIN, name="projection", P=11),
     replace(PLAIN, name="projection_reverse", P=11, reverse=True),
     replace(PLAIN, name="projection_lengths", P=11, lengths=UNEVEN),

@@ -4,8 +4,10 @@ import weakref
 
 import pytest
 import torch
+from cases import DEVICE
 from harness import ENGINES_HERE, pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from lstm_fused import LSTM
 
@@ -68,6 +70,23 @@ def test_lengths_and_packing_cost_one_run_of_each_layer_and_direction(engine):
     padded, lengths = torch.nn.utils.rnn.pad_sequence(sequences), torch.tensor([2, 9, 1, 9, 4])
     for call in (lambda: module(packed)[0].data, lambda: module(padded, lengths=lengths)[0]):
         assert counted(lambda c=call: c().sum().backward()).ours == ["forward"] * 4 + ["backward"] * 4
+
+
+@pytest.mark.skipif(DEVICE != "cpu" or "cpp" not in ALL, reason="only on the CPU do the lengths decide")
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+def test_no_products_for_steps_past_the_lengths(bidirectional):
+    module, x = LSTM(5, 7, bidirectional=bidirectional, engine="cpp"), torch.randn(9, 5, 5)
+    x.requires_grad_()
+    module(x)[0].sum().backward()  # the first use of all measures who multiplies faster
+    counts = []
+    for lengths in (None, torch.tensor([2, 9, 1, 9, 4]), torch.tensor([9, 9, 9, 9, 8])):
+        y, _ = module(x, lengths=lengths)
+        with FlopCounterMode(display=False) as counter:
+            y.sum().backward()
+        counts.append(counter.get_total_flops())
+    whole, uneven, nearly_whole = counts
+    assert uneven * 45 == whole * 25
+    assert nearly_whole == whole, "to gather them would cost more than it saves"
 
 
 @each_engine

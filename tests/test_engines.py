@@ -194,8 +194,9 @@ def test_nothing_is_changed_in_place(engine, case):
 
 @pytest.mark.parametrize("engine", ALL)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_padding_may_hold_nan(engine, reverse):
-    case = replace(PLAIN, T=6, P=4, lengths=(6, 2, 0), reverse=reverse)
+@pytest.mark.parametrize("lengths", [(6, 2, 0), (6, 5, 6)], ids=["uneven", "nearly_whole"])
+def test_padding_may_hold_nan(engine, lengths, reverse):
+    case = replace(PLAIN, T=6, P=4, lengths=lengths, reverse=reverse)
     clean = make_tensors(case, torch.float64)
     dirty = dict(clean)
     dirty["x"] = clean["x"].clone()
