@@ -1,8 +1,14 @@
-"""Mends the interpreter's bfloat16: it cuts off what should be rounded and multiplies bits as integers."""
+"""Mends the interpreter's bfloat16, which it cuts off instead of rounding and multiplies as integers.
+
+And its speed: it replaces all of Triton's language anew at every call of a function, a third of its time.
+"""
+
+from functools import cache
 
 import numpy as np
 import torch
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 torch.set_num_threads(1)
@@ -32,3 +38,23 @@ def create_fp_trunc(self, src, dst_type):
 
 
 InterpreterBuilder.create_dot, InterpreterBuilder.create_fp_trunc = create_dot, create_fp_trunc
+
+
+replace_language = interpreter._patch_lang
+
+
+class Kept:
+    """What stays replaced, for in this process everything is interpreted."""
+
+    @staticmethod
+    def restore():
+        pass
+
+
+@cache
+def replace_language_once(function):
+    replace_language(function)
+    return Kept
+
+
+interpreter._patch_lang = replace_language_once
