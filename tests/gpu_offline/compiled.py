@@ -189,7 +189,8 @@ def faults(build: Build, compiled: Any, found: Resources) -> list[str]:
             wrong.append(f"{rows * columns} programs are not on the card at once")
     if build.kernel != "step":
         wrong += loop_faults(compiled.asm["ttgir"])
-    if build.kernel == "cooperative" and "ptx" in compiled.asm:
+    releases = build.kernel == "cooperative" or (build.kernel, build.direction) == ("resident", "backward")
+    if releases and "ptx" in compiled.asm:
         wrong += release_faults(compiled.asm["ptx"])
     return wrong
 
