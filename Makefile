@@ -56,6 +56,7 @@ bench-compare: $(STAMP) ## compare with the times that bench-save saved; fails w
 # downloaded, links put the package together. Its C++ engine is the one built here, if that Python can load it,
 # or is built in place; where it cannot be built, the rest goes without.
 LINKED := build/linked/lstm_fused
+NEEDS  := torch triton numpy
 ifeq ($(origin PYTHON),command line)
 GPU_READY := linked
 GPU_PY    := PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/build/linked:$(CURDIR):$$PYTHONPATH" $(PYTHON)
@@ -64,6 +65,7 @@ GPU_READY := $(STAMP)
 GPU_PY    := $(PY)
 endif
 
+gpu-check: NEEDS += pytest
 gpu-check: $(GPU_READY) ## on a machine with a GPU: all tests there, then bench-gpu; with torch at hand: PYTHON=python3
 	@$(GPU_PY) -m bench.gpu check bench $(ARGS)
 
@@ -74,8 +76,10 @@ gpu-tune: $(GPU_READY) ## on a machine with a GPU: measure which kernel is the f
 	@$(GPU_PY) -m bench.gpu tune $(ARGS)
 
 linked:
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make: Python 3.11 or newer is needed")'
-	@$(PYTHON) -c 'import torch, triton' || { echo "make: $(PYTHON) needs torch 2.10 and triton 3.6, or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; from importlib.util import find_spec; \
+	sys.version_info >= (3, 11) or sys.exit("make: Python 3.11 or newer is needed"); \
+	lacking = [name for name in sys.argv[1:] if find_spec(name) is None]; \
+	lacking and sys.exit("make: $(PYTHON) lacks " + ", ".join(lacking) + " (torch 2.10, triton 3.6 or newer)")' $(NEEDS)
 	@rm -rf $(LINKED) && mkdir -p $(LINKED)
 	@ln -s $(CURDIR)/lstm_fused/*.py $(CURDIR)/kernels $(LINKED)
 	@mkdir -p $(LINKED)-0.dist-info

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from bench import everyone, growth, speed
+from bench.timing import Ratio
 
 MET, SHORT, OTHER, GREY = "#2f6f8f", "#c2452d", "#8a9bb0", "#666666"
 PANELS = (
@@ -123,26 +124,36 @@ def draw_rivals(rows: Sequence[everyone.Row], title: str, path: Path) -> None:
     for axes, size in zip(panels, sizes, strict=False):
         for what, marker, colour, above in (("forward", "s", OTHER, 0.14), ("training", "o", MET, -0.14)):
             found = {row.rival: row.ratios[what] for row in rows if row.size == size and what in row.ratios}
-            places = [names.index(name) - above for name in found]
-            for place, seen in zip(places, found.values(), strict=True):
-                axes.plot([seen.low, seen.high], [place, place], color="black", linewidth=1)
-            axes.plot([seen.median for seen in found.values()], places, marker, color=colour, label=what)
-        axes.axvline(1, color=GREY, linewidth=0.8)
-        axes.set_xscale("log")
-        low, high = axes.get_xlim()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.2, 1.5, 2, 3, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_title(f"{size}: time ÷ ours", loc="left", fontsize=9)
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        plain(axes)
-        axes.grid(axis="x", alpha=0.25)
+            ratios = {names.index(name) - above: seen for name, seen in found.items()}
+            draw_ratios(axes, ratios, marker, colour, what)
+        label_ratios(axes, f"{size}: time ÷ ours", names)
     left = figure.axes[0]
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=8
     )
     figure.savefig(path, dpi=150)
+
+
+def draw_ratios(axes: Axes, ratios: Mapping[float, Ratio], marker: str, colour: str, label: str) -> None:
+    """A mark at each ratio, by place, and its quartiles as a whisker."""
+    for place, seen in ratios.items():
+        axes.plot([seen.low, seen.high], [place, place], color="black", linewidth=1)
+    axes.plot([seen.median for seen in ratios.values()], [*ratios], marker, color=colour, label=label)
+
+
+def label_ratios(axes: Axes, title: str, names: Sequence[str]) -> None:
+    """A logarithmic axis of ratios, a line for each name, and one at 1."""
+    axes.axvline(1, color=GREY, linewidth=0.8)
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.2, 1.5, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    plain(axes)
+    axes.grid(axis="x", alpha=0.25)
 
 
 def plain(axes: Axes) -> None:

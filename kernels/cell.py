@@ -152,6 +152,12 @@ def offsets(t, rows, cols, B, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def index(rows, NUMBERS: tl.constexpr):
+    """Rows or columns of a matrix of so many numbers, to be multiplied by a stride."""
+    return rows.to(tl.int64 if NUMBERS >= 2**31 else tl.int32)
+
+
+@triton.jit
 def save_step(h, c, gates, valid, y, c_all, gates_all, t, rows, cols, mask, B, H: tl.constexpr):
     """Store one step's results: y as asked, c and the gates if the backward pass will want them."""
     if y is not None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from lstm_fused.kernels import sequence, steps
-from lstm_fused.kernels.choose import Layer, card_at, choose, named, precision
+from lstm_fused.kernels.choose import Layer, card_at, choose, named, plans, precision
 from torch import Tensor
 
 from lstm_fused.reference import (
@@ -44,7 +44,7 @@ def forward(
     layer = Layer("forward", H, B, x.dtype, precision(), *options)
     plan = choose(layer, card_at(x.device), named())
     with torch.cuda.device_of(x):
-        xw = input_projection(x, weight_ih)
+        xw = input_projection(x, weight_ih, layer)
         weights = map(dense, (weight_hh, bias, peephole))
         states = map(dense, (h0, c0, lengths))
         saved = (c, gates) if save else (None, None)
@@ -96,19 +96,24 @@ def backward(
         return Backward(dxw, *found, dhw)
 
 
-def input_projection(x: Tensor, weight_ih: Tensor | None) -> Tensor:
-    """W_ih x_t of all steps at once (in float64 of each alone), in the accumulation dtype: [T, B, 4H]."""
+def input_projection(x: Tensor, weight_ih: Tensor | None, layer: Layer) -> Tensor:
+    """W_ih x_t of all steps at once, in the accumulation dtype: [T, B, 4H]."""
     wide = accumulation_dtype(x.dtype)
     if weight_ih is None:
         return x.to(wide).contiguous()
-    with torch.autocast(x.device.type, enabled=False):  # it would narrow the sums
-        if wide == torch.float64:  # as in the reference: a sequence in pieces equals the whole, bit for bit
-            return torch.stack([x_t.clone() @ weight_ih.T for x_t in x])
-        rows = x.flatten(0, 1)
-        if x.is_cuda and wide != x.dtype:
-            xw = torch.mm(rows, weight_ih.T, out_dtype=wide)
-        else:
-            xw = rows.to(wide) @ weight_ih.to(wide).T
+    rows = x.flatten(0, 1)
+    if wide == torch.float64:
+        # A sequence in pieces is to equal the whole bit for bit. What a library makes of a row depends on how
+        # many rows there are; what this kernel makes of it does not.
+        xw = rows.new_empty(len(rows), len(weight_ih))
+        plan = next(plans("step", layer))
+        steps.product(plan, dense(rows), dense(weight_ih).T, xw, None, None, None, 0, 0, keep=True)
+    else:
+        with torch.autocast(x.device.type, enabled=False):  # it would narrow the sums
+            if x.is_cuda and wide != x.dtype:
+                xw = torch.mm(rows, weight_ih.T, out_dtype=wide)
+            else:
+                xw = rows.to(wide) @ weight_ih.to(wide).T
     return xw.view(*x.shape[:2], -1)
 
 

@@ -8,6 +8,7 @@ from lstm_fused.kernels.cell import (
     cell_forward,
     clipped,
     gate_rows,
+    index,
     load_gates,
     load_inputs,
     load_peephole,
@@ -63,9 +64,8 @@ def lstm_forward_step_kernel(
             h = tl.load(h_prev + offsets(0, rows, ks, B, P), row_mask & (ks < P)[None, :], other=0)
             if h_mask is not None:
                 h = masked(h, h_mask, rows, ks, row_mask, B, P)
-            w = tl.load(
-                weight_hh + w_rows[None, :] * P + ks[:, None], w_mask[None, :] & (ks < P)[:, None], other=0
-            )
+            w_at = weight_hh + index(w_rows, 4 * H * P)[None, :] * P + ks[:, None]
+            w = tl.load(w_at, w_mask[None, :] & (ks < P)[:, None], other=0)
             product = tl.dot(h, w, product, input_precision=PRECISION, out_dtype=WIDE)
         a = add_product(load_inputs(xw, bias, t, rows, cols, mask, B, H), product, BB, BH)
     else:
@@ -137,7 +137,8 @@ def lstm_backward_step_kernel(
             ks = k + tl.arange(0, BK)
             at = offsets(0 if dh_state is None else t_after, rows, ks, B, K)
             da = tl.load(left + at, row_mask & (ks < K)[None, :], other=0)
-            w = tl.load(weight + ks[:, None] * H + cols[None, :], (ks < K)[:, None] & col_mask, other=0)
+            w_at = weight + index(ks, K * H)[:, None] * H + cols[None, :]
+            w = tl.load(w_at, (ks < K)[:, None] & col_mask, other=0)
             dh = tl.dot(da, w, dh, input_precision=PRECISION, out_dtype=WIDE)
     if h_mask is not None:
         dh *= tl.load(h_mask + state, mask, other=0).to(WIDE)
@@ -221,11 +222,8 @@ def lstm_product_step_kernel(
             a = tl.load(left + offsets(0, rows, ks, B, K), row_mask & (ks < K)[None, :], other=0)
             if left_mask is not None:
                 a = masked(a, left_mask, rows, ks, row_mask, B, K)
-            b = tl.load(
-                right + ks[:, None] * STRIDE_K + cols[None, :] * STRIDE_N,
-                (ks < K)[:, None] & col_mask,
-                other=0,
-            )
+            b_at = right + index(ks, K * N)[:, None] * STRIDE_K + index(cols, K * N)[None, :] * STRIDE_N
+            b = tl.load(b_at, (ks < K)[:, None] & col_mask, other=0)
             value = tl.dot(a, b, value, input_precision=PRECISION, out_dtype=WIDE)
     before = tl.load(state + at, inside, other=0).to(WIDE)
     if mask is not None:

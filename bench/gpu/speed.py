@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from bench.check import largest, results
-from bench.gpu.machine import Machine, milliseconds
-from bench.rivals import Problem, StepByStep, cell, forward, fused, make_problem, torch_lstm, training
+from bench.everyone import STEPS
+from bench.gpu.machine import Machine, timed
+from bench.rivals import Problem, StepByStep, cell, fused, make_problem, torch_lstm
 from bench.sizes import Setting
-from bench.tables import Column, Table, digits
+from bench.tables import Column, Table, digits, spread
+from bench.timing import Pace, Ratio, race, ratio
 from lstm_fused.backends import short
 from tests.cases import Case
 
@@ -34,30 +36,34 @@ COMPILED = 2  # sizes that torch.compile takes part in: it takes half a minute f
 SLOW_LENGTH = 256  # longer sequences are not run step by step
 OURS, CUDNN, BY_HAND, COMPILE = "lstm_fused", "nn.LSTM", "cell", "torch.compile"
 WRONG = 10  # in units of the step-by-step cell's own error in the same dtype
+COLUMNS = (
+    Column("(T, B, I, H)", 20),
+    Column("dtype", 8),
+    Column("forward ms"),
+    Column("nn.LSTM ÷ ours", 18),
+    Column("training ms"),
+    Column("nn.LSTM ÷ ours", 18),
+    Column("cell ÷ ours", 18),
+    Column("torch.compile of the cell ÷ ours", 18),
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One size in one dtype: milliseconds by contender, forward without gradients and a training step."""
+    """One size in one dtype, forward without gradients and a training step, all raced in turn."""
 
     shape: tuple[int, int, int, int]  # T, B, I, H
     dtype: str
-    forward: dict[str, float]
-    training: dict[str, float]
+    milliseconds: dict[str, dict[str, float]]  # medians by what and who
+    ratios: dict[str, dict[str, Ratio]]  # of the others' time to ours, by what and who
     left_out: dict[str, str]
-
-    def ratio(self, what: str, name: str) -> float | None:
-        """How many times longer it took than ours."""
-        times: dict[str, float] = getattr(self, what)
-        return times[name] / times[OURS] if {name, OURS} <= times.keys() else None
 
 
 def run(machine: Machine, device: str, small: bool, seconds: float, out: Path) -> tuple[bool, str]:
     """Time every size that there is time for, and write the file: whether ours is right, and the verdict."""
     torch.set_float32_matmul_precision("high")
     begin = time.monotonic()
-    columns = ("(T, B, I, H)", "dtype", "forward ms", "nn.LSTM ÷", "training ms", "nn.LSTM ÷", "cell ÷")
-    table = Table([*(Column(name, 9) for name in columns), Column("torch.compile of the cell ÷")])
+    table = Table(COLUMNS)
     rows: list[Row] = []
     skipped = []
     sizes, dtypes = (TINY, TINY_DTYPES) if small else (SIZES, DTYPES)
@@ -87,7 +93,7 @@ def run(machine: Machine, device: str, small: bool, seconds: float, out: Path) -
 
 
 def measure(case: Case, dtype: torch.dtype, device: str, with_compile: bool, brief: bool) -> Row:
-    """Check ours, then time everyone."""
+    """Check ours, then race everyone."""
     problem = on(make_problem(case, Setting(dtype, threads=1, engine="triton")), device)
     left_out: dict[str, str] = {}
     makers: dict[str, Callable[[], nn.Module]] = {
@@ -98,19 +104,40 @@ def measure(case: Case, dtype: torch.dtype, device: str, with_compile: bool, bri
         makers[BY_HAND] = lambda: StepByStep(problem)
     if with_compile and case.T <= SLOW_LENGTH:
         torch._dynamo.reset()  # it gives up on a function that it has met in too many shapes
-        makers[COMPILE] = lambda: StepByStep(problem, torch.compile(cell, dynamic=False))
-    times: dict[str, dict[str, float]] = {"forward": {}, "training": {}}
-    pace = (1, 0.0) if brief else (5, 0.3)
+        backend = "eager" if brief else "inductor"
+        makers[COMPILE] = lambda: StepByStep(problem, torch.compile(cell, dynamic=False, backend=backend))
+    pace = Pace(2, 0) if brief else Pace(5, 1)
+    calls: dict[str, dict[str, Callable[[], float]]] = {what: {} for what in STEPS}
     for name, make in makers.items():
         try:
             if name == OURS and (error := worst(case, dtype, device)) > WRONG:
                 raise RuntimeError(f"wrong result, by {error:.0f} times what the step-by-step cell is off by")
             module = make().to(device)
-            for what, step in (("forward", forward), ("training", training)):
-                times[what][name] = milliseconds(partial(step, module, problem), device, *pace)
+            ready = {
+                what: partial(timed, partial(step, module, problem), device) for what, step in STEPS.items()
+            }
+            for call in ready.values():
+                for _ in range(pace.rounds):  # to compile and to capture
+                    call()
         except Exception as error:  # whatever keeps one contender from running, the others go on
             left_out[name] = f"{type(error).__name__}: {str(error)[:300]}"
-    return Row((case.T, case.B, case.I, case.H), short(dtype), times["forward"], times["training"], left_out)
+        else:
+            for what, call in ready.items():
+                calls[what][name] = call
+    times = {what: race(taking_part, pace) for what, taking_part in calls.items()}
+    return Row(
+        (case.T, case.B, case.I, case.H),
+        short(dtype),
+        {
+            what: {name: 1e3 * statistics.median(t) for name, t in found.items()}
+            for what, found in times.items()
+        },
+        {
+            what: {name: ratio(t, found[OURS]) for name, t in found.items() if name != OURS and OURS in found}
+            for what, found in times.items()
+        },
+        left_out,
+    )
 
 
 def worst(case: Case, dtype: torch.dtype, device: str) -> float:
@@ -141,30 +168,30 @@ def cells(row: Row) -> list[str]:
     """What the table says of a size."""
 
     def times(what: str) -> str:
-        found: dict[str, float] = getattr(row, what)
+        found = row.milliseconds[what]
         return digits(found[OURS]) if OURS in found else "left out"
 
-    def ratio(what: str, name: str) -> str:
-        found = row.ratio(what, name)
-        return "" if found is None else digits(found)
+    def beside(what: str, name: str) -> str:
+        found = row.ratios[what]
+        return spread(found[name]) if name in found else ""
 
     return [
         str(row.shape),
         row.dtype,
         times("forward"),
-        ratio("forward", CUDNN),
+        beside("forward", CUDNN),
         times("training"),
-        ratio("training", CUDNN),
-        ratio("training", BY_HAND),
-        ratio("training", COMPILE),
+        beside("training", CUDNN),
+        beside("training", BY_HAND),
+        beside("training", COMPILE),
     ]
 
 
 def verdict(rows: list[Row]) -> str:
     """In how many sizes ours is ahead of cuDNN, and by how much."""
     said = []
-    for what in ("forward", "training"):
-        ratios = [ratio for row in rows if (ratio := row.ratio(what, CUDNN)) is not None]
+    for what in STEPS:
+        ratios = [row.ratios[what][CUDNN].median for row in rows if CUDNN in row.ratios[what]]
         if not ratios:
             return "nothing could be compared with nn.LSTM"
         ahead = sum(ratio > 1 for ratio in ratios)

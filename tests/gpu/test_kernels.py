@@ -39,8 +39,10 @@ EVERY = replace(cases.EVERY_VARIANT, T=3, B=17, I=5, H=19)
 VARIANTS = (
     EVERY,
     replace(EVERY, name="every_variant_projection_lengths_reverse", P=7, lengths=LENGTHS, reverse=True),
-    replace(EVERY, name="every_variant_but_layer_norm", layer_norm=False, lengths=LENGTHS),
-    replace(EVERY, name="every_variant_but_layer_norm_expanded", layer_norm=False, layout="expanded", P=7),
+    replace(EVERY, name="every_variant_but_layer_norm", layer_norm=False, lengths=LENGTHS, H=11),
+    replace(
+        EVERY, name="every_variant_but_layer_norm_expanded", layer_norm=False, layout="expanded", H=11, P=7
+    ),
 )
 # The interpreter takes a tenth of a second for a program's step, and here two programs wait for each other.
 TWO_TILES = [

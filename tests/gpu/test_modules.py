@@ -80,14 +80,15 @@ def test_cell():
     close(tuple(t.cpu() for t in cell(x.to(DEVICE))), tuple(other(x)))
 
 
-def test_pieces_equal_the_whole_bit_for_bit():
+@pytest.mark.parametrize("B", [1, 3])
+def test_pieces_equal_the_whole_bit_for_bit(B):
     module, x = (
         LSTM(37, 7, dtype=F64, engine="triton").to(DEVICE),
-        torch.randn(4, 1, 37, dtype=F64).to(DEVICE),
+        torch.randn(7, B, 37, dtype=F64).to(DEVICE),
     )
     with torch.no_grad():
         whole, hx, pieces = module(x)[0], None, []
-        for piece in x.split((1, 3)):
+        for piece in x.split((1, 6)):
             y, hx = module(piece.clone(), hx)
             pieces.append(y)
     assert torch.equal(torch.cat(pieces), whole)

@@ -54,6 +54,7 @@ class Build:
     kind: str
     H: int
     card: Card
+    P: int = 0  # of a projection, if there is one
 
     @property
     def name(self) -> str:
@@ -93,14 +94,14 @@ def compile_kernel(build: Build, function: Any = None, varied: bool = False) -> 
     plan = build.plan()
     assert plan is not None
     function = function or build.function
-    H = build.H
+    H, K = build.H, build.P or 4 * build.H
     parameters = inspect.signature(function.fn).parameters.values()
     constants = {p.name: p.default for p in parameters if p.default is not p.empty}  # what plain layers lack
     if varied:
-        constants = {"CLIP": 0.7, "SHARED": False, "N": 4 * H, "STRIDE_K": 1, "STRIDE_N": H, "KEEP": True}
-    constants |= {"lengths": None, "H": H, "P": H, "K": 4 * H, "REVERSE": False} | {
-        name: value for name, value in plan.options.items() if name.isupper()
-    }
+        constants = {"CLIP": 0.7, "SHARED": False}
+    constants |= {"lengths": None, "H": H, "P": build.P or H, "K": K, "REVERSE": False}
+    constants |= {"N": 4 * H, "STRIDE_K": 1, "STRIDE_N": K, "KEEP": True}
+    constants |= {name: value for name, value in plan.options.items() if name.isupper()}
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     io = {"tf32": "fp32"}.get(build.kind, build.kind)
     wide = "fp64" if io == "fp64" else "fp32"
@@ -188,7 +189,8 @@ def faults(build: Build, compiled: Any, found: Resources) -> list[str]:
             wrong.append(f"{rows * columns} programs are not on the card at once")
     if build.kernel != "step":
         wrong += loop_faults(compiled.asm["ttgir"])
-    if build.kernel == "cooperative" and "ptx" in compiled.asm:
+    releases = build.kernel == "cooperative" or (build.kernel, build.direction) == ("resident", "backward")
+    if releases and "ptx" in compiled.asm:
         wrong += release_faults(compiled.asm["ptx"])
     return wrong
 

@@ -18,7 +18,7 @@ TYPES = {
     **{f"b{8 * n}": np.dtype(f"u{n}") for n in (2, 4, 8)},
     **{f"u{8 * n}": np.dtype(f"u{n}") for n in (2, 4, 8)},
     **{f"s{8 * n}": np.dtype(f"i{n}") for n in (2, 4, 8)},
-    **{f"f{8 * n}": np.dtype(f"f{n}") for n in (2, 4)},
+    **{f"f{8 * n}": np.dtype(f"f{n}") for n in (2, 4, 8)},
     "pred": np.dtype(bool),
 }
 TURNS = 200_000  # more than any launch here takes, unless it waits forever
@@ -39,13 +39,16 @@ class Program:
         self.instructions, self.labels = [], {}
         for line in body.splitlines():
             line = line.split("//")[0].strip()
+            line = re.sub(
+                r"^\{ \.reg \.b32 \w+; (.*) \}$", r"\1", line
+            )  # an instruction with its own register
             if label := re.fullmatch(r"(\$\w+):", line):
                 self.labels[label[1]] = len(self.instructions)
             elif found := re.fullmatch(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*);", line):
                 name, *qualifiers = found[3].replace("::cta", "").split(".")
                 operands = re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s]+", found[4])
                 self.instructions.append((found[2], bool(found[1]), name, qualifiers, operands, line))
-            elif line and line[0] not in ".}{":
+            elif line and line[0] != "." and line not in "{}":
                 raise NotImplementedError(line)
 
 
@@ -72,8 +75,10 @@ class Machine:
                 return data, addresses.astype(np.int64) - start
         raise Fault(f"access outside the tensors, at {first:#x} to {last:#x}")
 
-    def launch(self, program, grid, arguments, shared):
-        blocks = [Block(self, program, (x, y), grid, arguments, shared).run() for x, y in np.ndindex(*grid)]
+    def launch(self, program, grid, arguments, shared, positions=None):
+        """Run all blocks of the grid, or those at these positions."""
+        positions = np.ndindex(*grid) if positions is None else positions
+        blocks = [Block(self, program, at, grid, arguments, shared).run() for at in positions]
         for _ in range(TURNS):
             if not blocks:
                 return
@@ -187,8 +192,8 @@ class Block:
             return found if found.dtype == dtype else found.view(dtype)
         if operand == "global_smem":
             return np.zeros(self.threads, dtype)
-        if operand.startswith("0f"):
-            return np.full(self.threads, int(operand[2:], 16), np.uint32).view(dtype)
+        if operand[:2] in ("0f", "0d"):
+            return np.full(self.threads, int(operand[2:], 16), f"u{dtype.itemsize}").view(dtype)
         number = int(operand, 0)
         if kind == "pred":
             return np.full(self.threads, bool(number))
@@ -272,8 +277,10 @@ class Block:
 
     def do_mma(self, qualifiers, operands, active):
         """D = A B + C with A [16, K] by rows, B [K, 8] by columns, in fragments of four rows of registers."""
-        a, b, c = ([self.value(r, "u32").reshape(-1, WARP) for r in registers(o)] for o in operands[1:])
         group, lane = np.arange(WARP) // 4, np.arange(WARP) % 4
+        if qualifiers[-1] == "f64":
+            return self.multiply_doubles(operands, group, lane)
+        a, b, c = ([self.value(r, "u32").reshape(-1, WARP) for r in registers(o)] for o in operands[1:])
         pack = {"tf32": 1, "f16": 2, "bf16": 2}[qualifiers[-2]]
         A, B, C = (np.zeros((len(a[0]), *shape)) for shape in ((16, 8 * pack), (8 * pack, 8), (16, 8)))
         for n, fragment in enumerate(a):
@@ -287,6 +294,17 @@ class Block:
         D = (A @ B + C).astype(np.float32)
         for n, register in enumerate(registers(operands[0])):
             self.write(register, D[:, group + 8 * (n // 2), 2 * lane + n % 2].reshape(-1), active)
+
+    def multiply_doubles(self, operands, group, lane):
+        """The same with A [8, 4] and B [4, 8]."""
+        a, b, *c = (self.value(r, "f64").reshape(-1, WARP) for o in operands[1:] for r in registers(o))
+        A, B, C = (np.zeros((len(a), *shape)) for shape in ((8, 4), (4, 8), (8, 8)))
+        A[:, group, lane], B[:, lane, group] = a, b
+        for n, fragment in enumerate(c):
+            C[:, group, 2 * lane + n] = fragment
+        D = A @ B + C
+        for n, register in enumerate(registers(operands[0])):
+            self.write(register, D[:, group, 2 * lane + n].reshape(-1), np.ones(self.threads, bool))
 
     # Memory.
 
@@ -390,8 +408,9 @@ def unpack(fragment, kind):
 
 
 def sum_of_product(x, y, z):
-    """Rounded once: a product of two float32 numbers is exact in float64."""
-    return (x.astype(np.float64) * y + z).astype(np.float32)
+    """Rounded once: a product of two float32 numbers is exact in float64; in float64 almost once."""
+    wide = np.float64 if x.dtype == np.float32 else np.longdouble
+    return (x.astype(wide) * y + z).astype(x.dtype)
 
 
 COMPARISONS = {
@@ -401,6 +420,7 @@ COMPARISONS = {
     "le": np.less_equal,
     "gt": np.greater,
     "ge": np.greater_equal,
+    "geu": lambda x, y: ~np.less(x, y),  # or one is NaN
 }
 ARITHMETIC = {
     "add": np.add,

@@ -18,19 +18,27 @@ ROOT = Path(__file__).parents[2]
 TARGETS = ("gpu-check", "bench-gpu", "gpu-tune")
 
 
-def make(target, options="", **variables):
-    """Run a target with this Python as it is; its exit status and what it says."""
-    command = ["make", "-s", target, f"PYTHON={sys.executable}", f"ARGS={options}"]
+def make(*targets, python=sys.executable, options="", **variables):
+    """Run targets with this Python as it is; the exit status and what is said."""
+    command = ["make", "-s", "-k", *targets, f"PYTHON={python}", f"ARGS={options}"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, text=True, capture_output=True)
     return done.returncode, done.stderr + done.stdout
 
 
 @pytest.mark.skipif(triton.unavailable() is None, reason="there is a GPU here")
-@pytest.mark.parametrize("target", TARGETS)
-def test_without_a_gpu_it_says_so_and_fails(target):
-    code, said = make(target)
+def test_without_a_gpu_they_say_so_and_fail():
+    code, said = make(*TARGETS)
     assert code != 0
-    assert "cannot run here: PyTorch sees no CUDA or ROCm device" in said
+    assert said.count("cannot run here: PyTorch sees no CUDA or ROCm device") == len(TARGETS)
+    assert all(f"{target}] Error 1" in said for target in TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_python_lacks_is_named(target):
+    code, said = make(target, python=f"{sys.executable} -S")  # without its packages
+    lacking = "torch, triton, numpy" + ", pytest" * (target == "gpu-check")
+    assert code != 0
+    assert f"-S lacks {lacking} (torch 2.10, triton 3.6 or newer)" in said
 
 
 def run(*arguments, **variables):
@@ -60,19 +68,22 @@ def test_on_a_device_the_suite_is_all_that_it_may_change():
 
 def test_everything_once_in_the_interpreter(tmp_path):
     options = f"--device cpu --small --out {tmp_path}"
-    code, said = make("gpu-check", options, TRITON_INTERPRET="1")
+    code, said = make("gpu-check", "gpu-tune", options=options, TRITON_INTERPRET="1")
     assert code == 0, said
-    verdict = said.splitlines()[-1]
+    verdict, tuned = (line for line in said.splitlines() if line.startswith("verdict"))
     assert "every result is right, 9 tests passed" in verdict and "ahead of nn.LSTM in 0 of 2" in verdict
     assert (tmp_path / "gpu.png").exists()
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["machine"]["gpu"] == "Triton's interpreter"
     for row in found["rows"]:
         names = {"lstm_fused", "nn.LSTM", "cell", "torch.compile"}
-        assert row["left_out"] == {} and set(row["forward"]) == set(row["training"]) == names
+        assert row["left_out"] == {}
+        for what in ("forward", "training"):
+            assert set(row["milliseconds"][what]) == names
+            assert set(row["ratios"][what]) == names - {"lstm_fused"}
+            assert all(seen["low"] <= seen["high"] for seen in row["ratios"][what].values())
 
-    code, said = make("gpu-tune", options, TRITON_INTERPRET="1")
-    assert code == 0 and "4 choices measured" in said.splitlines()[-1], said
+    assert "4 choices measured" in tuned
     table = {}
     exec((tmp_path / "tuned.py").read_text(), table)
     assert ("Triton's interpreter", "backward", 5, 3, 2) in table["TUNED"]

@@ -1,13 +1,14 @@
 """A sample of the kernels compiled for cards that are not here; `make gpu-compile` does all of them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 triton = pytest.importorskip("triton")
 
 from compiled import CARDS, TABLE, Build, compile_kernel, faults, matrix, measure, resources  # noqa: E402
-from lstm_fused.kernels import cooperative, resident, step, variant  # noqa: E402
+from lstm_fused.kernels import choose, cooperative, resident, step, variant  # noqa: E402
 from planting import planted  # noqa: E402
 
 A100, H100, B200, MI300X = CARDS
@@ -59,6 +60,13 @@ def test_every_variant_compiles(kind):
 
 def test_the_table_is_whole():
     assert list(json.loads(TABLE.read_text())) == [build.name for build in matrix()]
+
+
+def test_programs_that_are_not_on_the_card_at_once_are_found(monkeypatch):
+    monkeypatch.setattr(choose, "tiles_at_once", lambda *_: 1)  # the launcher believes that they are
+    build = replace(SAMPLE[5], card=replace(H100, sms=30))
+    compiled = compile_kernel(build)
+    assert faults(build, compiled, resources(compiled)) == ["96 programs are not on the card at once"]
 
 
 def test_a_release_without_a_barrier_is_found(tmp_path):

@@ -1,17 +1,15 @@
-"""The tests in interpreted/ and tests/gpu, which run in processes of their own; see conftest.py."""
+"""The tests in interpreted/ and tests/gpu, which run in a process of their own; see conftest.py."""
 
 import os
 
 import pytest
-from interpreted_modules import MODULES
 
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
-def test_in_the_interpreter(module, processes):
-    output, process = processes[module]
+def test_in_the_interpreter(in_the_interpreter):
+    process, said = in_the_interpreter
     returned = process.wait()
-    print(output.read_text()[-8000:])
+    print(said.read_text()[-8000:])
     assert returned == 0

@@ -1,5 +1,6 @@
 """Compiled kernels, run instruction by instruction, and with each barrier left out."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,14 +8,15 @@ triton = pytest.importorskip("triton")
 
 from cases import Case, make_tensors  # noqa: E402
 from compiled import CARDS, Build, compile_kernel  # noqa: E402
+from lstm_fused.kernels import step  # noqa: E402
 from ptx import Fault, Machine, Program  # noqa: E402
 
 from bench import roofline  # noqa: E402
 from lstm_fused import reference  # noqa: E402
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
 # A product's rounding, and a little more for the steps that follow.
-TOLERANCE = {"fp16": 4e-3, "bf16": 3e-2, "tf32": 4e-3}
+TOLERANCE = {"fp16": 4e-3, "bf16": 3e-2, "tf32": 4e-3, "fp64": 1e-14}
 NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
 KERNELS = ("step", "resident", "cooperative")
 # As small as can be, with the products' loop going round often enough to use each of its buffers again.
@@ -29,9 +31,9 @@ MOST_IDLE = 2
 class Launcher:
     """Launches one compiled kernel in the machine, which holds every tensor it is given."""
 
-    def __init__(self, kernel, direction, kind, H, left_out=None, seed=0):
-        build = Build(kernel, direction, kind, H, CARDS[0])
-        self.compiled, self.plan, self.machine = compile_kernel(build), build.plan(), Machine(seed)
+    def __init__(self, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None):
+        build = Build(kernel, direction, kind, H, CARDS[0], P)
+        self.compiled, self.plan, self.machine = compile_kernel(build, function), build.plan(), Machine(seed)
         self.program = Program(self.compiled.asm["ptx"])
         self.barriers = [n for n, (_, _, name, *_) in enumerate(self.program.instructions) if name == "bar"]
         if left_out is not None:
@@ -43,9 +45,9 @@ class Launcher:
             self.addresses[id(tensor)] = self.machine.put(tensor)
         return self.addresses[id(tensor)]
 
-    def __call__(self, grid, tensors, *numbers):
+    def __call__(self, grid, tensors, *numbers, positions=None):
         values = [*map(self.address, tensors), *numbers]
-        self.machine.launch(self.program, grid, values, self.compiled.metadata.shared)
+        self.machine.launch(self.program, grid, values, self.compiled.metadata.shared, positions)
 
 
 NOTHING = (None, False, "mov", ["u32"], ["%nothing", "0"], "nothing")
@@ -57,14 +59,15 @@ def forward(launch, kernel, kind, case):
     t = make_tensors(case, DTYPES[kind])
     wanted = reference.lstm_forward(*(t[n] for n in NAMES), None, False, True)
     weights = (t["weight_hh"], t["bias_ih"], t["peephole"])
-    xw = t["x"].float() @ t["weight_ih"].float().T
+    wide = reference.accumulation_dtype(DTYPES[kind])
+    xw = t["x"].to(wide) @ t["weight_ih"].to(wide).T
     y, h_n, c_n, c, gates = found = [torch.full_like(w, torch.nan) for w in wanted]
     rows, columns = launch.plan.grid(B, H)
     if kernel == "step":
-        h, h_next, c_state = t["h0"], h_n, t["c0"].float()
-        for step in range(T):
-            launch((rows, columns), [xw, *weights, h, h_next, c_state, y, c, gates], step, B)
-            h, h_next = h_next, (torch.full_like(h_n, torch.nan) if step == 0 else h)
+        h, h_next, c_state = t["h0"], h_n, t["c0"].to(wide)
+        for now in range(T):
+            launch((rows, columns), [xw, *weights, h, h_next, c_state, y, c, gates], now, B)
+            h, h_next = h_next, (torch.full_like(h_n, torch.nan) if now == 0 else h)
         found[1:3] = h, c_state.to(c_n.dtype)
         return found, list(wanted)
     tensors = [xw, *weights, t["h0"], t["c0"], h_n, c_n, y, c, gates]
@@ -89,13 +92,13 @@ def backward(launch, kernel, kind, case):
     dxw, dh0, dc0, *_ = found = [torch.full_like(w, torch.nan) for w in wanted]
     rows, columns = launch.plan.grid(B, H)
     if kernel == "step":
-        dh, dc = out.h_n.float(), out.c_n.float()
-        for step in range(T - 1, -2, -1):
+        dh, dc = out.h_n.to(out.c.dtype), out.c_n.to(out.c.dtype)
+        for now in range(T - 1, -2, -1):
             tensors = [out.y, dxw, t["weight_hh"], dh, dc, out.c, t["c0"], out.gates, t["peephole"], dxw]
-            after = step + 1 if step + 1 < T else -1
-            launch((rows, columns), tensors, step, after, max(step - 1, -1), B)
+            after = now + 1 if now + 1 < T else -1
+            launch((rows, columns), tensors, now, after, max(now - 1, -1), B)
         return [dxw, dh.to(dh0.dtype), dc.to(dc0.dtype)], list(wanted[:3])
-    partials = torch.full((rows, 7, H), torch.nan)
+    partials = torch.full((rows, 7, H), torch.nan, dtype=out.c.dtype)
     counters = torch.zeros(rows + columns, dtype=torch.int32)
     tensors = [*out[:3], *saved, *weights, *found, partials, counters]
     if kernel == "resident":
@@ -113,11 +116,66 @@ DIRECTIONS = {"forward": forward, "backward": backward}
 @pytest.mark.parametrize("direction", list(DIRECTIONS))
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_compiled_code_gives_what_the_reference_gives(kernel, direction, kind):
-    case = Case("odd", T=3, B=17, I=3, H=40)
+    case = Case("odd", T=3, B=17, I=3, H=24 if kind == "fp64" else 40)
     launch = Launcher(kernel, direction, kind, case.H)
     found, wanted = DIRECTIONS[direction](launch, kernel, kind, case)
     tolerance = TOLERANCE[kind]
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", list(DTYPES))
+def test_the_product_of_a_step(kind):
+    B, K, H = 17, 40, 11
+    launch = Launcher("step", "forward", kind, H, P=K, function=step.lstm_product_step_kernel)
+    torch.manual_seed(0)
+    shapes = (B, K), (4 * H, K), (B, 4 * H)
+    left, right, addend = ((torch.randn(shape) / 2).to(DTYPES[kind]) for shape in shapes)
+    state, out = torch.full_like(addend, torch.nan), torch.full_like(addend, torch.nan)
+    launch(launch.plan.grid(B, 4 * H), [left, right, state, addend, out], 0, 0, B)
+    wanted = left.double() @ right.double().T
+    tolerance = TOLERANCE[kind]
+    torch.testing.assert_close(state.double(), wanted, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(out.double(), wanted + addend.double(), rtol=tolerance, atol=tolerance)
+
+
+def zeros(*shape, kind=np.float16):
+    """Zeros that take no memory until something else is written there."""
+    return torch.from_numpy(np.zeros(shape, kind))
+
+
+# As wide as a grid can be; only the last tile of columns is run.
+WIDE, TILE = 65535 * 16, slice(-16, None)
+
+
+def test_forward_weights_past_two_to_the_31_numbers():
+    H, P = WIDE, 528
+    launch = Launcher("step", "forward", "fp16", H, P=P)
+    weight_hh, h, gates = zeros(4, H, P), torch.randn(1, P).half(), zeros(4, H)
+    weight_hh[:, TILE] = torch.randn(4, 16, P) / 23
+    assert weight_hh.numel() > 2**31
+    xw, c_state, c_all = (zeros(n, H, kind=np.float32) for n in (4, 1, 1))
+    bias, peephole, h_next, y = (zeros(n, H) for n in (4, 3, 1, 1))
+    tensors = [xw, weight_hh, bias, peephole, h, h_next, c_state, y, c_all, gates]
+    grid = launch.plan.grid(1, H)
+    launch(grid, tensors, 0, 1, positions=[(0, grid[1] - 1)])
+    a_i, a_f, a_g, a_o = torch.einsum("gnp,p->gn", weight_hh[:, TILE].float(), h[0].float())
+    wanted = torch.stack((a_i.sigmoid(), a_f.sigmoid(), a_g.tanh(), a_o.sigmoid()))
+    torch.testing.assert_close(gates[:, TILE].float(), wanted, rtol=4e-3, atol=4e-3)
+
+
+def test_backward_weights_past_two_to_the_31_numbers():
+    H, K = WIDE, 2112
+    launch = Launcher("step", "backward", "fp16", H, P=K)
+    weight, da = zeros(K, H), torch.randn(1, K).half()
+    weight[-32:, TILE] = torch.randn(32, 16) / 6
+    assert weight.numel() > 2**31
+    dh, dc, c_all = (zeros(1, H, kind=np.float32) for _ in range(3))
+    dy, c0, gates, peephole, dxw = (zeros(n, H) for n in (1, 1, 4, 3, 4))
+    tensors = [dy, da, weight, dh, dc, c_all, c0, gates, peephole, dxw]
+    grid = launch.plan.grid(1, H)
+    launch(grid, tensors, 0, 0, -1, 1, positions=[(0, grid[1] - 1)])
+    wanted = da.float() @ weight[:, TILE].float()
+    torch.testing.assert_close(dh[:, TILE], wanted, rtol=4e-3, atol=4e-3)
 
 
 @pytest.mark.parametrize("kernel", ["resident", "cooperative"])

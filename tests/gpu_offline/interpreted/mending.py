@@ -1,8 +1,15 @@
-"""Mends the interpreter's bfloat16: it cuts off what should be rounded and multiplies bits as integers."""
+"""Mends the interpreter's bfloat16, which it cuts off instead of rounding and multiplies as integers.
+
+And its speed: it replaces all of Triton's language anew at every call of a function, a third of its time, and
+makes the same table whenever it asks for a dtype.
+"""
+
+from functools import cache
 
 import numpy as np
 import torch
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 torch.set_num_threads(1)
@@ -32,3 +39,28 @@ def create_fp_trunc(self, src, dst_type):
 
 
 InterpreterBuilder.create_dot, InterpreterBuilder.create_fp_trunc = create_dot, create_fp_trunc
+
+
+replace_language, plain_np_dtype = interpreter._patch_lang, cache(interpreter._get_np_dtype)
+
+
+class Kept:
+    """What stays replaced, for in this process everything is interpreted."""
+
+    @staticmethod
+    def restore():
+        pass
+
+
+@cache
+def replace_language_once(function):
+    replace_language(function)
+    return Kept
+
+
+def get_np_dtype(kind):
+    scalar = kind.scalar
+    return np.dtype(np.uint64) if scalar.is_ptr() else plain_np_dtype(scalar)
+
+
+interpreter._patch_lang, interpreter._get_np_dtype = replace_language_once, get_np_dtype

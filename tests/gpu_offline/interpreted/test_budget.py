@@ -1,22 +1,27 @@
 """How often a layer launches something, counted."""
 
+from collections import defaultdict
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 from cases import Case, make_tensors
-from lstm_fused.kernels import launch, sequence
+from lstm_fused.kernels import choose, launch, sequence, steps
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_fused import products, reference
+from lstm_fused.backends import FLOATS, short
 from lstm_fused.gradients import PerInput
 from lstm_fused.ops import LSTMBackwardFunction
 
 # These only look at memory or set it aside.
 FREE = {
-    *("empty", "new_empty", "empty_like", "promote_types"),
+    *("device", "empty", "new_empty", "empty_like", "promote_types"),
     *("view", "_unsafe_view", "t", "permute", "transpose", "slice", "detach"),
 }
 CASE = Case("small", T=3, B=17, I=5, H=7)
-GRIDS = [(1,), (1, 1), (2,), (2, 1)]
 
 
 class Count(TorchDispatchMode):
@@ -25,12 +30,14 @@ class Count(TorchDispatchMode):
     def __init__(self, monkeypatch):
         super().__init__()
         self.launched = []
-        for name in dir(sequence):
-            if name.endswith("_kernel"):
-                monkeypatch.setattr(sequence, name, dict.fromkeys(GRIDS, self.kernel(name)))
+        for module in (sequence, steps):
+            for name in dir(module):
+                if name.endswith("_kernel"):
+                    count = partial(self.count, name)
+                    monkeypatch.setattr(module, name, defaultdict(lambda count=count: count))
 
-    def kernel(self, name):
-        return lambda *arguments, **options: self.launched.append(name)
+    def count(self, name, *arguments, **options):
+        self.launched.append(name)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name().split("::")[1].split(".")[0]
@@ -42,16 +49,26 @@ class Count(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+# W_ih x of all steps: in float64 by a product of ours, whose rows do not depend on how many there are.
+PROJECTION = dict.fromkeys(FLOATS, "mm") | {torch.float64: "lstm_product_step_kernel"}
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=short)
 @pytest.mark.parametrize("kernel", ["resident", "cooperative"])
 @pytest.mark.parametrize("save", [False, True])
-def test_forward(kernel, save, monkeypatch):
+def test_forward(kernel, save, dtype, monkeypatch):
     monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
-    t = make_tensors(CASE, torch.float32)
+    monkeypatch.setattr(launch, "card_at", lambda device: choose.CARDS[1])
+    monkeypatch.setattr(torch.cuda, "device_of", nullcontext)
     names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
-    with Count(monkeypatch) as count:
+    # These have no memory and are on a GPU for all that the launcher can tell.
+    with FakeTensorMode() as fake:
+        tensors = make_tensors(CASE, dtype).items()
+        t = {n: v if v is None else torch.empty_like(v, device="cuda") for n, v in tensors}
+    with fake, Count(monkeypatch) as count:
         launch.forward(*(t[n] for n in names), None, False, save)
     counters = ["zeros"] if kernel == "cooperative" else []
-    assert count.launched == ["mm", *counters, f"lstm_forward_{kernel}_kernel"]
+    assert count.launched == [PROJECTION[dtype], *counters, f"lstm_forward_{kernel}_kernel"]
 
 
 @pytest.mark.parametrize("kernel", ["resident", "cooperative"])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import Case, make_tensors
-from concurrently import Deadlock, Race, concurrently
+from concurrently import Deadlock, Launch, Race, concurrently
 from lstm_fused.kernels import choose, cooperative, launch, resident, sequence, sums
 from planting import planted
 
@@ -128,4 +128,21 @@ def test_a_broken_barrier_is_found(direction, fault, monkeypatch, tmp_path):
             check(direction, CASE, seed)
 
     with pytest.raises(error):
+        run()
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_stores_come_late_where_nothing_releases_them(direction, monkeypatch, tmp_path):
+    # With nobody watching for races, a wrong order shows in the numbers alone.
+    for name in ("load", "store"):
+        monkeypatch.setattr(Launch, name, lambda *_: None)
+    module = planted(cooperative, *FAULTS["relaxed_arrive"][:2], tmp_path)
+    name = f"lstm_{direction}_cooperative_kernel"
+    monkeypatch.setattr(sequence, name, getattr(module, name))
+
+    def run():
+        for seed in range(5):
+            check(direction, CASE, seed)
+
+    with pytest.raises(AssertionError, match="not close"):
         run()
