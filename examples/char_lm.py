@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from study import GREY, PEEPHOLE, RNN, options, panels, report, table
+from study import GREY, PEEPHOLE, RNN, options, panels, report, table, until_interrupted
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -176,4 +176,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_interrupted(main))

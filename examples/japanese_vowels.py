@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from study import GREY, PEEPHOLE, PLAIN, options, panels, report, run, table
+from study import GREY, PEEPHOLE, PLAIN, options, panels, report, run, table, until_interrupted
 from torch import Tensor, nn
 from vowels import CHANNELS, SPEAKERS, Utterances, load
 
@@ -134,4 +134,4 @@ def spread(values: Sequence[float]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_interrupted(main))

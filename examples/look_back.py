@@ -15,7 +15,20 @@ from typing import NamedTuple
 import torch
 from gaps import KINDS, Kind
 from matplotlib.axes import Axes
-from study import GREY, OTHER, PEEPHOLE, PLAIN, RNN, chrono, options, panels, report, run, table
+from study import (
+    GREY,
+    OTHER,
+    PEEPHOLE,
+    PLAIN,
+    RNN,
+    chrono,
+    options,
+    panels,
+    report,
+    run,
+    table,
+    until_interrupted,
+)
 from torch import Tensor, nn
 
 import lstm_fused
@@ -263,4 +276,4 @@ def at_distances(norms: list[float], plan: Plan) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_interrupted(main))

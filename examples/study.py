@@ -1,8 +1,9 @@
 """What the studies share: their options, trials in processes of their own, a table and a picture."""
 
 import argparse
+import signal
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import date
 from multiprocessing import get_context
@@ -82,11 +83,31 @@ def run(trial: Callable[[Task], Result], tasks: Sequence[Task], jobs: int) -> li
             return results
         finally:
             torch.set_num_threads(threads)
-    with bar, ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with bar, ProcessPoolExecutor(jobs, get_context("spawn"), start_worker) as pool:
         futures = [pool.submit(trial, task) for task in tasks]
-        for future in futures:
-            future.add_done_callback(lambda _: bar.update())
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait(waiting, timeout=1)
+            for future in done:
+                future.result()  # an error ends the study here
+            bar.update(len(done))
+            bar.refresh()  # a run may take an hour, in which the clock at least goes on
         return [future.result() for future in futures]
+
+
+def start_worker() -> None:
+    """One thread for each process; Ctrl-C ends it, where Python would go on with the next task."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def until_interrupted(main: Callable[[], int]) -> int:
+    """Run a study; the exit status, by Ctrl-C that of a program ended so."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("\nStopped; a study keeps nothing before its end.")
+        return 130
 
 
 def chrono(layer: LSTM, T: int) -> LSTM:

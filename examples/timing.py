@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from study import GREY, OTHER, PEEPHOLE, PLAIN, chrono, options, panels, report, run, table
+from study import GREY, OTHER, PEEPHOLE, PLAIN, chrono, options, panels, report, run, table, until_interrupted
 from torch import Tensor, nn
 
 import lstm_fused
@@ -194,4 +194,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_interrupted(main))

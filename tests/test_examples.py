@@ -1,7 +1,11 @@
 """The studies in examples/, each at its smallest: the data they read, and that what they show can be seen."""
 
 import math
+import os
 import re
+import signal
+import time
+from concurrent.futures.process import BrokenProcessPool
 
 import char_lm
 import gaps
@@ -104,6 +108,22 @@ def test_results_do_not_depend_on_the_processes():
     plan = japanese_vowels.Plan(epochs=2, cells=3)
     tasks = [japanese_vowels.Task(plan, peephole=True, seed=seed) for seed in (0, 1)]
     assert study.run(japanese_vowels.train, tasks, jobs=1) == study.run(japanese_vowels.train, tasks, jobs=2)
+
+
+def press_ctrl_c(_task):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+
+def test_ctrl_c_ends_a_study(capsys):
+    with pytest.raises(BrokenProcessPool):  # the worker is gone, and does not go on with the next task
+        study.run(press_ctrl_c, [1, 2, 3], jobs=2)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert study.until_interrupted(interrupted) == 130
+    assert "Stopped" in capsys.readouterr().out
 
 
 def test_what_is_published_takes_the_place_of_what_was():
