@@ -37,12 +37,13 @@ size_t rounded(size_t bytes) {
   return (bytes + unit - 1) / unit * unit;
 }
 
-void* fresh(size_t bytes) {
+void* fresh(size_t bytes, size_t wanted) {
   void* data = std::aligned_alloc(bytes < large_page ? 64 : large_page, bytes);
   if (!data) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  // To map 4 KB at a time costs as much as to compute what is written there.
-  if (bytes >= large_page) madvise(data, bytes, MADV_HUGEPAGE);
+  // To map 4 KB at a time costs as much as to compute what is written there. The end, which may be a large
+  // page for a few bytes, is left to small ones.
+  if (bytes >= large_page) madvise(data, wanted / large_page * large_page, MADV_HUGEPAGE);
 #endif
   return data;
 }
@@ -52,7 +53,7 @@ void* fresh(size_t bytes) {
 class Pool final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    auto* block = new Block(take(rounded(bytes)));
+    auto* block = new Block(take(rounded(bytes), bytes));
     c10::profiledCPUMemoryReporter().New(block->data, bytes);
     return {block->data, block, give_back, c10::Device(c10::kCPU)};
   }
@@ -65,7 +66,7 @@ class Pool final : public c10::Allocator {
   }
 
  private:
-  Block take(size_t bytes) {
+  Block take(size_t bytes, size_t wanted) {
     if (const std::unique_lock lock{mutex_, std::try_to_lock}) {
       // The latest first, for it may still be in the caches; but no block is to be mostly empty.
       for (auto block = kept_.rbegin(); block != kept_.rend(); ++block)
@@ -76,7 +77,7 @@ class Pool final : public c10::Allocator {
           return found;
         }
     }
-    return {fresh(bytes), bytes};
+    return {fresh(bytes, wanted), bytes};
   }
 
   void keep(Block block) {

@@ -61,8 +61,13 @@ def gates_of(a):
     return gates[0, :, 0], gates[0, :, 2]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_sigmoid_and_tanh_are_within_two_units_in_the_last_place(dtype):
+# In units of the last place: two, or of bfloat16 its rounding alone.
+@pytest.mark.parametrize(
+    ("dtype", "most"),
+    [(torch.float32, 2), (torch.float64, 2), (torch.bfloat16, 0.501)],
+    ids=["float32", "float64", "bfloat16"],
+)
+def test_sigmoid_and_tanh_are_within_two_units_in_the_last_place(dtype, most):
     if dtype == torch.float64 and not EXTENDED:
         pytest.skip("numpy has no precision beyond float64 here")
     generator = torch.Generator().manual_seed(0)
@@ -71,14 +76,17 @@ def test_sigmoid_and_tanh_are_within_two_units_in_the_last_place(dtype):
         for s in (1e-6, 0.03, 0.5, 3, 20, 90)
     ]
     a = torch.cat([*spread, torch.linspace(-110, 110, 100_001, dtype=torch.float64)]).to(dtype)
+    if dtype == torch.bfloat16:
+        a = a[a.abs() < 80]  # processors take its subnormal numbers for zero
     exact = a.double().numpy().astype(np.longdouble)
-    storage = np.float32 if dtype == torch.float32 else np.float64
     for name, ours, value in zip(
         ("sigmoid", "tanh"), gates_of(a), (1 / (1 + np.exp(-exact)), np.tanh(exact)), strict=True
     ):
-        ulp = np.spacing(np.abs(value).astype(storage)).astype(np.longdouble)
+        finfo = torch.finfo(dtype)
+        power = np.ldexp(np.longdouble(0.5), np.frexp(np.abs(value))[1])  # of two, the value's or below it
+        ulp = finfo.eps * np.maximum(power, finfo.smallest_normal)
         off = np.abs(ours.double().numpy().astype(np.longdouble) - value) / ulp
-        assert off.max() <= 2, f"{name} is off by {off.max():.2f} at {a[int(off.argmax())]}"
+        assert off.max() <= most, f"{name} is off by {off.max():.3f} at {a[int(off.argmax())]}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
