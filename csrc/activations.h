@@ -88,38 +88,41 @@ inline Vec<R> without_subnormals(Vec<R> x) {
   return abs<R>(x) < smallest ? Vec<R>{} : x;  // NaN stays
 }
 
-// s = e / d or 1 / d, with d = 1 + e and e = e^-|x|, which cannot overflow. What rounding d lost is given
-// back to s, whose change for a small change of d is -s / d; the same in tanh.
+// s = e / d or 1 - s, with d = 1 + e and e = e^-|x|, which cannot overflow. What rounding d lost is given
+// back to s, whose change for a small change of d is -s / d = -s (1 - s); the same in tanh.
 template <class Number>
 inline Vec<Real<Number>> sigmoid(Vec<Real<Number>> x) {
   using R = Real<Number>;
-  const Vec<R> smallest = broadcast(Exp<Number>::smallest), one = broadcast(R(1));
+  const Vec<R> smallest = broadcast(Exp<Number>::smallest);
   Vec<R> y = -abs<R>(x);
   y = y < smallest ? smallest : y;    // NaN stays
   const SplitExp<Number> exp(y, 64);  // so that a subnormal e comes from a normal scale
   const Vec<R> e = (exp.scale + exp.scale * exp.q) * R(0x1p-64);
   const Vec<R> d = 1 + e;
-  const Vec<R> s = (x < 0 ? e : one) / d;
-  if constexpr (is_rounded<Number>) return s;
-  const Vec<R> lost = e - (d - 1);
-  return s - s * (lost * (x < 0 ? 1 - s : s));
+  Vec<R> s = e / d;
+  if constexpr (!is_rounded<Number>) s -= s * ((e - (d - 1)) * (1 - s));
+  return x < 0 ? s : 1 - s;
 }
 
-// t = u / d, with d = 2 + u and u = e^2|x| - 1. Beyond u = 2 what was lost no longer matters, nor would 1 - t
-// tell 1 / d.
+// t = u / d or 1 - 2 / d, with d = 2 + u and u = e^2|x| - 1, by whichever quotient is smaller; what rounding
+// d lost matters to the first alone.
 template <class Number>
 inline Vec<Real<Number>> tanh(Vec<Real<Number>> x) {
   using R = Real<Number>;
-  const Vec<R> saturated = broadcast(Exp<Number>::saturated);
+  const Vec<R> saturated = broadcast(Exp<Number>::saturated), two = broadcast(R(2));
   Vec<R> y = abs<R>(x) * 2;
   y = y > saturated ? saturated : y;  // NaN stays
   const SplitExp<Number> exp(y, 0);
   const Vec<R> u = exp.scale * exp.q + (exp.scale - 1);
   const Vec<R> d = 2 + u;
-  Vec<R> t = u / d;
-  if constexpr (!is_rounded<Number>) {
-    const Vec<R> lost = u < 2 ? u - (d - 2) : Vec<R>{};
+  Vec<R> t;
+  if constexpr (is_rounded<Number>) {
+    t = u / d;
+  } else {
+    t = (u < two ? u : -two) / d;
+    const Vec<R> lost = u < two ? u - (d - 2) : Vec<R>{};
     t -= t * (lost * (R(0.5) - R(0.5) * t));
+    t = u < two ? t : 1 + t;
   }
   const Vec<R> sign = broadcast(-R(0));
   return (Vec<R>)((Int<R>)t | ((Int<R>)x & (Int<R>)sign));
