@@ -105,7 +105,7 @@ inline Vec<Real<Number>> sigmoid(Vec<Real<Number>> x) {
 }
 
 // t = u / d or 1 - 2 / d, with d = 2 + u and u = e^2|x| - 1, by whichever quotient is smaller; what rounding
-// d lost matters to the first alone.
+// d lost matters to the first alone. To bfloat16 neither matters.
 template <class Number>
 inline Vec<Real<Number>> tanh(Vec<Real<Number>> x) {
   using R = Real<Number>;

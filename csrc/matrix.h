@@ -36,7 +36,7 @@ class MatrixShape {
     for (int n = 0; n < 8; ++n) {
       const int64_t rows = n >= 6 ? 16 : rows_[n < 4 ? n / 2 : n - 4];
       shape.rows[n] = static_cast<uint8_t>(rows);
-      shape.row_bytes[n] = rows ? 64 : 0;
+      shape.row_bytes[n] = 64;
     }
     load(&shape);
   }

@@ -53,7 +53,7 @@ void* fresh(size_t bytes, size_t wanted) {
 class Pool final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    auto* block = new Block(take(rounded(bytes), bytes));
+    auto* block = new Block(take(bytes));
     c10::profiledCPUMemoryReporter().New(block->data, bytes);
     return {block->data, block, give_back, c10::Device(c10::kCPU)};
   }
@@ -66,7 +66,8 @@ class Pool final : public c10::Allocator {
   }
 
  private:
-  Block take(size_t bytes, size_t wanted) {
+  Block take(size_t wanted) {
+    const size_t bytes = rounded(wanted);
     if (const std::unique_lock lock{mutex_, std::try_to_lock}) {
       // The latest first, for it may still be in the caches; but no block is to be mostly empty.
       for (auto block = kept_.rbegin(); block != kept_.rend(); ++block)

@@ -19,6 +19,7 @@ constexpr int panels_of(int rows) { return rows * 8 <= accumulators ? 4 : rows *
 template <class Number>
 constexpr int panel = 2 * lanes<Number>;
 
+// Rows of the tallest tile: as many as the matrix unit takes where there is one.
 #ifdef LSTM_FUSED_AMX
 template <class Number>
 constexpr int tile_rows = Unit<Number>::numbers == 2 ? static_cast<int>(matrix_units) : vector_rows;
