@@ -11,8 +11,8 @@ template <class Number>
 void pack(const Backward<Number>& f, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
   const int64_t p = ceil_div(f.P, panel<Number>), h = ceil_div(f.H, panel<Number>);
-  pack_channels(f.weight_hh, 1, f.P, f.P, 4 * f.H, all.begin(p), all.end(p), f.packed_hh);
-  if (f.weight_hr) pack_channels(f.weight_hr, 1, f.H, f.H, f.P, all.begin(h), all.end(h), f.packed_hr);
+  pack_channels(f.weight_hh, 1, f.P, f.P, 4 * f.H, f.da.in_parts, all.begin(p), all.end(p), f.packed_hh);
+  if (f.weight_hr) pack_channels(f.weight_hr, 1, f.H, f.H, f.P, false, all.begin(h), all.end(h), f.packed_hr);
   all.sync();
 }
 
@@ -25,9 +25,8 @@ void start(const Backward<Number>& f, const Slice& s) {
       store(f.dcell + b * f.H + j, f.dc_n ? load(f.dc_n + b * f.H + j, n) : Vec<Real<Number>>{}, n);
     }
     for (int64_t slot = 0; slot < 2 && s.part == 0; ++slot) {
-      for (int64_t j = 4 * f.H; j < row_stride<Number>(4 * f.H); ++j) f.da.at(slot, b)[j] = {};
-      if (f.weight_hr)
-        for (int64_t j = f.P; j < row_stride<Number>(f.P); ++j) f.dh.at(slot, b)[j] = {};
+      clear_past_end(f.da, slot, b);
+      if (f.weight_hr) clear_past_end(f.dh, slot, b);
     }
   }
 }
@@ -77,7 +76,7 @@ void from_later(const Backward<Number>& f, const Row<Number>* rows, Column<Numbe
               given ? load(f.dh_n + rows[tile.row + r].b * f.P + j, f.P - j) : Vec<Real<Number>>{});
       }
   }
-  if (!ends) column.add_product(packed(f.packed_hh, 4 * f.H), [&](int64_t r) { return rows[r].in; });
+  if (!ends) column.add_product(packed(f.packed_hh, f.da), [&](int64_t r) { return rows[r].in; });
 }
 
 // The tile's sums, with dy_t where t is a step, to where `to` says of each row.
@@ -144,7 +143,10 @@ void cells(const Backward<Number>& f, int64_t n, int64_t t, const Row<Number>* r
       const Gate da = cell_backward<Varied, Number>(dm, dc, gates, c, c_prev, peephole, f.variant.cell_clip);
       if (Varied) dc += dc_kept;
       da.to(f.dxw + tb * 4 * H, H, j, left, f.streams);
-      da.to(f.da.at(n, b), H, j, left);
+      hand_on(f.da, n, b, j, da.i, left);
+      hand_on(f.da, n, b, H + j, da.f, left);
+      hand_on(f.da, n, b, 2 * H + j, da.g, left);
+      hand_on(f.da, n, b, 3 * H + j, da.o, left);
       store(f.dcell + b * H + j, dc, left);
       sum[0] += da.i, sum[1] += da.f, sum[2] += da.g, sum[3] += da.o;
       if (peephole.present) sum[4] += da.i * c_prev, sum[5] += da.f * c_prev, sum[6] += da.o * c;
@@ -172,7 +174,9 @@ void backward(const Backward<Number>& f, const Team& team) {
   const FlushSubnormals flush;
   const Sequence& q = f.sequence;
   const int64_t H = f.H, P = f.P;
-  const Slice s = slice(team, q.B, 4 * H * P * static_cast<int64_t>(sizeof(Number)), tile_rows<Number>);
+  const int64_t tall = tallest<Number>(f.da.in_parts);
+  const Slice s =
+      slice(team, q.B, P * depth<Number>(4 * H, f.da.in_parts) * static_cast<int64_t>(sizeof(Number)), tall);
   const int64_t h_panels = ceil_div(H, panel<Number>), p_panels = ceil_div(P, panel<Number>);
   const int64_t h0 = s.begin(h_panels), h1 = s.end(h_panels), p0 = s.begin(p_panels), p1 = s.end(p_panels);
   const int64_t j0 = h0 * panel<Number>, j1 = min(h1 * panel<Number>, H);  // this thread's channels of c
@@ -188,8 +192,8 @@ void backward(const Backward<Number>& f, const Team& team) {
     const Count count = rows_at(f, s, n, t, rows);
     // Rows that end here have no product and must not share a tile with those that go on.
     const auto for_rows = [&](int64_t first, int64_t last, auto visit) {
-      for_columns<Number>(0, count.going_on, first, last, visit);
-      for_columns<Number>(count.going_on, count.all, first, last, visit);
+      for_columns<Number>(tall, 0, count.going_on, first, last, visit);
+      for_columns<Number>(tall, count.going_on, count.all, first, last, visit);
     };
     if (!f.weight_hr) {
       for_rows(h0, h1, [&](Column<Number>& column) {
@@ -206,9 +210,9 @@ void backward(const Backward<Number>& f, const Team& team) {
         store_dh(f, rows, column, t, true, [&](int64_t b) { return f.dh.at(n, b); });
       });
       s.sync();
-      for_columns<Number>(0, count.all, h0, h1, [&](Column<Number>& column) {
+      for_columns<Number>(tallest<Number>(false), 0, count.all, h0, h1, [&](Column<Number>& column) {
         zero(column);
-        column.add_product(packed(f.packed_hr, P), [&](int64_t r) { return f.dh.at(n, rows[r].b); });
+        column.add_product(packed(f.packed_hr, f.dh), [&](int64_t r) { return f.dh.at(n, rows[r].b); });
         for (int64_t i = 0; i < column.count; ++i)
           if (f.variant.any)
             cells<true>(f, n, t, rows, column.tiles[i], false, sums);
@@ -236,8 +240,8 @@ void backward(const Backward<Number>& f, const Team& team) {
     from_later(f, rows, column);
     store_dh(f, rows, column, 0, false, [&](int64_t b) { return f.dh0 + b * P; });
   };
-  for_columns<Number>(0, with_steps, p0, p1, to_dh0);
-  for_columns<Number>(with_steps, count, p0, p1, to_dh0);
+  for_columns<Number>(tall, 0, with_steps, p0, p1, to_dh0);
+  for_columns<Number>(tall, with_steps, count, p0, p1, to_dh0);
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
     for (int64_t j = j0; j < j1; j += lanes<Number>)
       store(f.dc0 + b * H + j, load(f.dcell + b * H + j, j1 - j), j1 - j);

@@ -46,16 +46,19 @@ struct Rows {
 };
 
 // What step n leaves to the next, in slots used in turn: [slots, B, row_stride(N)], zero past N. Of slots
-// there are a power of two.
+// there are a power of two. In parts, a row of floats is float_parts rows of bfloat16.
 template <class Number>
 struct Relay {
   Number* data;
   int64_t B, N, slots = 2;
+  bool in_parts = false;
 
-  int64_t size() const { return slots * B * row_stride<Number>(N); }
-  Number* at(int64_t n, int64_t b) const {
-    return data + ((n & (slots - 1)) * B + b) * row_stride<Number>(N);
+  int64_t stride() const {
+    constexpr int64_t in_number = sizeof(Number) / sizeof(BFloat16);
+    return in_parts ? float_parts * row_stride<BFloat16>(N) / in_number : row_stride<Number>(N);
   }
+  int64_t size() const { return slots * B * stride(); }
+  Number* at(int64_t n, int64_t b) const { return data + ((n & (slots - 1)) * B + b) * stride(); }
 };
 
 // What a layer does beyond the textbook.
@@ -151,11 +154,11 @@ template <class Number>
 struct Packing {
   int64_t lanes;  // of one vector
 
-  int64_t gates(int64_t H, int64_t K) const {
-    return (H + lanes - 1) / lanes * 4 * lanes * padded<Number>(K);
+  int64_t gates(int64_t H, int64_t K, bool in_parts = false) const {
+    return (H + lanes - 1) / lanes * 4 * lanes * depth<Number>(K, in_parts);
   }
-  int64_t channels(int64_t N, int64_t K) const {
-    return (N + 2 * lanes - 1) / (2 * lanes) * 2 * lanes * padded<Number>(K);
+  int64_t channels(int64_t N, int64_t K, bool in_parts = false) const {
+    return (N + 2 * lanes - 1) / (2 * lanes) * 2 * lanes * depth<Number>(K, in_parts);
   }
 };
 
@@ -163,6 +166,7 @@ struct Packing {
 struct Engine {
   const char* isa;
   int64_t vector_bytes;
+  bool in_parts;  // floats can be multiplied in parts
   void (*forward_float)(const Forward<float>&, const Team&);
   void (*forward_double)(const Forward<double>&, const Team&);
   void (*forward_bfloat16)(const Forward<BFloat16>&, const Team&);

@@ -11,10 +11,13 @@ template <class Number>
 void pack(const Forward<Number>& f, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
   const int64_t vectors = ceil_div(f.H, lanes<Number>), panels = ceil_div(f.P, panel<Number>);
-  if (f.weight_ih) pack_gates(f.weight_ih, f.H, f.I, all.begin(vectors), all.end(vectors), f.packed_ih);
-  pack_gates(f.weight_hh, f.H, f.P, all.begin(vectors), all.end(vectors), f.packed_hh);
+  const auto gates = [&](const Number* weight, const Relay<Number>& relay, Number* to) {
+    pack_gates(weight, f.H, relay.N, relay.in_parts, all.begin(vectors), all.end(vectors), to);
+  };
+  if (f.weight_ih) gates(f.weight_ih, f.x_next, f.packed_ih);
+  gates(f.weight_hh, f.h, f.packed_hh);
   if (f.weight_hr)
-    pack_channels(f.weight_hr, f.H, 1, f.P, f.H, all.begin(panels), all.end(panels), f.packed_hr);
+    pack_channels(f.weight_hr, f.H, 1, f.P, f.H, false, all.begin(panels), all.end(panels), f.packed_hr);
   all.sync();
 }
 
@@ -28,11 +31,10 @@ void start(const Forward<Number>& f, const Slice& s) {
     }
     for (int64_t slot = 0; slot < 2; ++slot) {
       for (int64_t j = s.begin(f.P); j < s.end(f.P); j += lanes<Number>)
-        relay_h(f, f.h0 + b * f.P + j, b, j, min(lanes<Number>, s.end(f.P) - j), f.h.at(slot, b));
+        relay_h(f, f.h0 + b * f.P + j, slot, b, j, min(lanes<Number>, s.end(f.P) - j), f.h);
       if (s.part == 0) {
-        for (int64_t j = f.P; j < row_stride<Number>(f.P); ++j) f.h.at(slot, b)[j] = {};
-        if (f.weight_hr)
-          for (int64_t j = f.H; j < row_stride<Number>(f.H); ++j) f.m.at(slot, b)[j] = {};
+        clear_past_end(f.h, slot, b);
+        if (f.weight_hr) clear_past_end(f.m, slot, b);
       }
     }
   }
@@ -45,9 +47,10 @@ void relay_x(const Forward<Number>& f, const Slice& s, int64_t n, int64_t steps)
   const int64_t rows = s.row_end - s.row_begin;
   for (int64_t r = s.begin(steps * rows); r < s.end(steps * rows); ++r) {
     const int64_t b = s.row_begin + r % rows;
-    Number* to = f.x_next.at(n + r / rows, b);
-    __builtin_memcpy(to, f.x.at(f.sequence.step(n + r / rows), b), static_cast<size_t>(f.I) * sizeof(Number));
-    for (int64_t i = f.I; i < row_stride<Number>(f.I); ++i) to[i] = {};
+    const Number* x = f.x.at(f.sequence.step(n + r / rows), b);
+    for (int64_t i = 0; i < f.I; i += lanes<Number>)
+      hand_on(f.x_next, n + r / rows, b, i, load(x + i, f.I - i), f.I - i);
+    clear_past_end(f.x_next, n + r / rows, b);
   }
 }
 
@@ -69,9 +72,10 @@ void form_xw(const Forward<Number>& f, const Slice& s, int64_t n, int64_t first_
   const int64_t rows = s.row_end - s.row_begin, steps = min(f.x_steps, f.sequence.T - n);
   relay_x(f, s, n, steps);
   s.sync();
-  for_columns<Number>(0, steps * rows, first_panel, last_panel, [&](Column<Number>& column) {
+  const int64_t tall = tallest<Number>(f.x_next.in_parts);
+  for_columns<Number>(tall, 0, steps * rows, first_panel, last_panel, [&](Column<Number>& column) {
     zero(column);
-    column.add_product(packed(f.packed_ih, f.I),
+    column.add_product(packed(f.packed_ih, f.x_next),
                        [&](int64_t r) { return f.x_next.at(n + r / rows, s.row_begin + r % rows); });
     for (int64_t i = 0; i < column.count; ++i)
       store_gates(column.tiles[i], f.H, [&](int64_t r) {
@@ -137,7 +141,7 @@ void cells(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* ro
   for (int64_t p = 0; p < tile.panels; p += gate_panels) {
     const int64_t j = (tile.panel0 + p) / gate_panels * lanes<Number>, left = H - j;
     const Peephole<Real<Number>> peephole(f.peephole, H, j, left);
-    Vec<Real<Number>> c[tile_rows<Number>];
+    Vec<Real<Number>> c[most_rows<Number>];
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t b = rows[tile.row + r].b, tb = t * f.sequence.B + b;
       Gate gates = Gate::from(tile.at(r, p), apart, 0, apart);
@@ -157,9 +161,9 @@ void cells(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* ro
       if (f.c) gates.to(f.gates + tb * 4 * H, H, j, left, f.streams);
       if (Varied && y) {
         store(y + b * H + j, zone_out_h(f, t, b, j, left, m), left);
-        relay_h(f, y + b * H + j, b, j, left, relay.at(n, b));
+        relay_h(f, y + b * H + j, n, b, j, left, relay);
       } else {
-        store(relay.at(n, b) + j, m, left);
+        hand_on(relay, n, b, j, m, left);
         if (y) store(y + b * H + j, m, left);
       }
     }
@@ -171,7 +175,7 @@ template <class Number>
 void project(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* rows, Column<Number>& column,
              Number* y) {
   zero(column);
-  column.add_product(packed(f.packed_hr, f.H), [&](int64_t r) { return f.m.at(n, rows[r].b); });
+  column.add_product(packed(f.packed_hr, f.m), [&](int64_t r) { return f.m.at(n, rows[r].b); });
   for (int64_t i = 0; i < column.count; ++i) {
     Tile<Number>& tile = column.tiles[i];
     for (int64_t r = 0; r < tile.rows; ++r)
@@ -181,10 +185,10 @@ void project(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* 
         const Vec<Real<Number>> h = load(tile.at(r, 0) + v * lanes<Number>);
         if (f.variant.any) {
           store(y + b * f.P + j, zone_out_h(f, t, b, j, f.P - j, h), f.P - j);
-          relay_h(f, y + b * f.P + j, b, j, f.P - j, f.h.at(n, b));
+          relay_h(f, y + b * f.P + j, n, b, j, f.P - j, f.h);
         } else {
           store(y + b * f.P + j, h, f.P - j);
-          store(f.h.at(n, b) + j, h, f.P - j);
+          hand_on(f.h, n, b, j, h, f.P - j);
         }
       }
   }
@@ -193,8 +197,11 @@ void project(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* 
 template <class Number>
 void forward(const Forward<Number>& f, const Team& team) {
   const auto& [T, B, reverse, lengths] = f.sequence;
-  const int64_t H = f.H, P = f.P, inner = P + (f.x_steps == 1 ? f.I : 0);
-  const Slice s = slice(team, B, 4 * H * inner * static_cast<int64_t>(sizeof(Number)), tile_rows<Number>);
+  const int64_t H = f.H, P = f.P;
+  const int64_t inner =
+      depth<Number>(P, f.h.in_parts) + (f.x_steps == 1 ? depth<Number>(f.I, f.x_next.in_parts) : 0);
+  const int64_t tall = tallest<Number>(f.h.in_parts && (f.x_steps != 1 || f.x_next.in_parts));
+  const Slice s = slice(team, B, 4 * H * inner * static_cast<int64_t>(sizeof(Number)), tall);
   const int64_t vectors = ceil_div(H, lanes<Number>), panels = ceil_div(P, panel<Number>);
   const int64_t first_panel = gate_panels * s.begin(vectors), last_panel = gate_panels * s.end(vectors);
   // This thread's channels of c [j0, j1) and of y [y0, y1).
@@ -214,9 +221,9 @@ void forward(const Forward<Number>& f, const Team& team) {
     if (f.x_steps == 1 && n + 1 < T) relay_x(f, s, n + 1, 1);
     if (f.x_steps > 1 && (n & (f.x_steps - 1)) == 0) form_xw(f, s, n, first_panel, last_panel);
     if (f.variant.gain_hh) {
-      for_columns<Number>(0, count, first_panel, last_panel, [&](Column<Number>& column) {
+      for_columns<Number>(tall, 0, count, first_panel, last_panel, [&](Column<Number>& column) {
         zero(column);
-        column.add_product(packed(f.packed_hh, P), [&](int64_t r) { return rows[r].in; });
+        column.add_product(packed(f.packed_hh, f.h), [&](int64_t r) { return rows[r].in; });
         for (int64_t i = 0; i < column.count; ++i)
           store_gates(column.tiles[i], H, [&](int64_t r) { return f.hw + rows[r].b * 4 * H; });
       });
@@ -224,11 +231,12 @@ void forward(const Forward<Number>& f, const Team& team) {
       normalize(f, s, rows, count);
       s.sync();
     }
-    for_columns<Number>(0, count, first_panel, last_panel, [&](Column<Number>& column) {
+    for_columns<Number>(tall, 0, count, first_panel, last_panel, [&](Column<Number>& column) {
       for (int64_t i = 0; i < column.count; ++i) bias(f, n, t, rows, column.tiles[i]);
-      if (f.x_steps == 1) column.add_product(packed(f.packed_ih, f.I), [&](int64_t r) { return rows[r].x; });
+      if (f.x_steps == 1)
+        column.add_product(packed(f.packed_ih, f.x_next), [&](int64_t r) { return rows[r].x; });
       if (!f.variant.gain_hh)
-        column.add_product(packed(f.packed_hh, P), [&](int64_t r) { return rows[r].in; });
+        column.add_product(packed(f.packed_hh, f.h), [&](int64_t r) { return rows[r].in; });
       for (int64_t i = 0; i < column.count; ++i) {
         Tile<Number>& tile = column.tiles[i];
         Number* to = f.weight_hr ? nullptr : y;
@@ -243,7 +251,7 @@ void forward(const Forward<Number>& f, const Team& team) {
     if (lengths) pad(f, s, t, j0, j1, y0, y1);
     s.sync();
     if (f.weight_hr) {
-      for_columns<Number>(0, count, s.begin(panels), s.end(panels),
+      for_columns<Number>(tallest<Number>(false), 0, count, s.begin(panels), s.end(panels),
                           [&](Column<Number>& column) { project(f, n, t, rows, column, y); });
       s.sync();
     }

@@ -12,6 +12,7 @@ namespace lstm_fused::LSTM_FUSED_ISA {
 extern const Engine engine;
 const Engine engine = {LSTM_FUSED_NAME(LSTM_FUSED_ISA),
                        LSTM_FUSED_VECTOR_BYTES,
+                       has_matrix_unit,
                        forward<float>,
                        forward<double>,
                        forward<BFloat16>,

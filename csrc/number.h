@@ -36,6 +36,16 @@ constexpr int64_t padded(int64_t K) {
   return (K + whole - 1) / whole * whole;
 }
 
+// Parts of a float to a matrix unit of bfloat16: bfloat16's own 8 bits, three times, are all 24.
+constexpr int64_t float_parts = 3;
+
+// Numbers of packed weights for each output, by their inner dimension.
+template <class Number>
+constexpr int64_t depth(int64_t K, bool in_parts) {
+  constexpr int64_t in_number = sizeof(Number) / sizeof(BFloat16);
+  return in_parts ? float_parts * padded<BFloat16>(K) / in_number : padded<Number>(K);
+}
+
 // Numbers from one row of factors to the next: an odd count of cache lines, so that the rows of a tile, which
 // are read side by side, do not all fall on the same places of the cache.
 template <class Number>

@@ -26,8 +26,11 @@ using Maybe = std::optional<Tensor>;
 // Below this many products per step and thread, about 2 µs, another thread costs more than it brings.
 constexpr int64_t products_per_thread = 50000;
 // W_ih x is formed inside the step, or where rows are too few to use each weight well, for this many rows of
-// several steps at a time.
-constexpr int64_t rows_for_x = 6, rows_together = 64;
+// several steps at a time: of floats in parts the second.
+constexpr int64_t rows_for_x = 6, rows_together = 64, rows_together_in_parts = 128;
+// Floats are multiplied in parts by at least so many rows; the second, where weights do not stay close: parts
+// are half as large again, and fetching them then takes longer than multiplying.
+constexpr int64_t rows_for_parts = 16, rows_for_far_parts = 48;
 // Larger gates are stored past the caches, which could not hold them until the backward pass: a tenth less
 // time at 13 and 33 MB, but a tenth more at 4 MB.
 constexpr size_t streamed_bytes = 8 << 20;
@@ -145,8 +148,8 @@ struct Asked {
 };
 
 template <class Number>
-Relay<Number> relay(Workspace& space, int64_t B, int64_t N, int64_t slots = 2) {
-  Relay<Number> result{nullptr, B, N, slots};
+Relay<Number> relay(Workspace& space, int64_t B, int64_t N, bool in_parts = false, int64_t slots = 2) {
+  Relay<Number> result{nullptr, B, N, slots, in_parts};
   result.data = space.take<Number>(result.size());
   return result;
 }
@@ -154,6 +157,41 @@ Relay<Number> relay(Workspace& space, int64_t B, int64_t N, int64_t slots = 2) {
 int threads_for(int64_t products) {
   if (at::in_parallel_region()) return 1;
   return static_cast<int>(std::clamp<int64_t>(products / products_per_thread, 1, at::get_num_threads()));
+}
+
+// Whether B rows meet weights of so many numbers for each thread in parts.
+template <class Number>
+bool pays_in_parts(const Engine& isa, int64_t B, int64_t numbers) {
+  const bool near = numbers * static_cast<int64_t>(sizeof(Number)) <= near_bytes();
+  return std::is_same_v<Number, float> && isa.in_parts && B >= (near ? rows_for_parts : rows_for_far_parts);
+}
+
+// How a forward pass forms its products.
+struct Form {
+  int64_t x_steps;  // as in Forward, where there is W_ih
+  bool x_in_parts, h_in_parts;
+};
+
+template <class Number>
+Form form_for(const Engine& isa, const Packing<Number>& packing, int64_t T, int64_t B, int64_t I, int64_t H,
+              int64_t P, int threads) {
+  // float64 always inside: a sequence in pieces then equals the whole one bit for bit.
+  if (std::is_same_v<Number, double> || T * B == 0) return {1, false, false};
+  const auto steps_of = [&](int64_t rows) {
+    return static_cast<int64_t>(
+        std::bit_floor(static_cast<uint64_t>(std::min(std::max<int64_t>(rows / B, 1), T))));
+  };
+  // The peak of a forward pass, where torch.nn.LSTM holds another y, must not grow by more than half of that.
+  const auto costs = [&](int64_t K) { return packing.gates(H, K, true) - packing.gates(H, K); };
+  const int64_t spare = T * B * P / 2, both = packing.gates(H, I, true) + packing.gates(H, P, true);
+  const bool near = both / threads * static_cast<int64_t>(sizeof(Number)) <= near_bytes();
+  const bool h_in_parts = pays_in_parts<Number>(isa, B, both / threads) && costs(P) <= spare;
+  const bool x_may =
+      std::is_same_v<Number, float> && isa.in_parts && costs(I) + (h_in_parts ? costs(P) : 0) <= spare;
+  if (B < rows_for_x) return {steps_of(rows_together), x_may, false};
+  if (x_may && !near && T * B >= rows_together_in_parts)
+    return {steps_of(rows_together_in_parts), true, h_in_parts};
+  return {1, x_may && h_in_parts, h_in_parts};
 }
 
 using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -165,11 +203,9 @@ ForwardOutputs forward_as(const Tensor& x, const Maybe& weight_ih, const Tensor&
   const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = c0.size(1), P = h0.size(1);
   const Engine& isa = engine();
   const Packing<Number> packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real<Number>))};
-  // float64 always inside: a sequence in pieces then equals the whole one bit for bit.
-  const bool inside = B >= rows_for_x || std::is_same_v<Number, double>;
-  const auto steps = static_cast<uint64_t>(std::min(rows_together / std::max<int64_t>(B, 1), T));
-  const auto x_steps = !weight_ih ? 0 : inside || T == 0 ? 1 : static_cast<int64_t>(std::bit_floor(steps));
   const int threads = threads_for(B * 4 * H * (weight_ih ? P + I : P) / together<Number>);
+  const Form form = form_for(isa, packing, T, B, weight_ih ? I : 0, H, P, threads);
+  const int64_t x_steps = weight_ih ? form.x_steps : 0;
 
   const Tensor y = empty(x, {T, B, P}), h_n = x.new_empty({B, P}), c_n = x.new_empty({B, H});
   const Tensor c = save ? empty(x, {T, B, H}) : x.new_empty({0});
@@ -186,12 +222,12 @@ ForwardOutputs forward_as(const Tensor& x, const Maybe& weight_ih, const Tensor&
   f.y = out<Number>(y), f.h_n = out<Number>(h_n), f.c_n = out<Number>(c_n);
   if (save) f.c = out<Number>(c), f.gates = out<Number>(gates);
   f.variant = asked.as<Number>();
-  f.packed_ih = space.take<Number>(weight_ih ? packing.gates(H, I) : 0);
-  f.packed_hh = space.take<Number>(packing.gates(H, P));
+  f.packed_ih = space.take<Number>(weight_ih ? packing.gates(H, I, form.x_in_parts) : 0);
+  f.packed_hh = space.take<Number>(packing.gates(H, P, form.h_in_parts));
   f.packed_hr = space.take<Number>(weight_hr ? packing.channels(P, H) : 0);
-  if (weight_ih) f.x_next = relay<Number>(space, B, I, std::max<int64_t>(x_steps, 2));
+  if (weight_ih) f.x_next = relay<Number>(space, B, I, form.x_in_parts, std::max<int64_t>(x_steps, 2));
   f.xw = space.take<Real<Number>>(x_steps > 1 ? x_steps * B * 4 * H : 0);
-  f.h = relay<Number>(space, B, P);
+  f.h = relay<Number>(space, B, P, form.h_in_parts);
   if (weight_hr) f.m = relay<Number>(space, B, H);
   f.cell = space.take<Real<Number>>(B * H);
   f.hw = space.take<Real<Number>>(asked.gain_hh ? B * 4 * H : 0);
@@ -270,9 +306,12 @@ BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_
   if (hw) f.hw = data<Real<Number>>(hw), f.dhw = out<Number>(dhw);
   f.dxw = out<Number>(dxw), f.dh0 = out<Number>(dh0), f.dc0 = out<Number>(dc0);
   f.dbias = out<Number>(dbias), f.dpeephole = out<Number>(dpeephole);
-  f.packed_hh = space.take<Number>(packing.channels(P, 4 * H));
+  // What layer norm makes of da is read again, as numbers.
+  const bool da_in_parts =
+      !asked.gain_hh && pays_in_parts<Number>(isa, B, packing.channels(P, 4 * H, true) / threads);
+  f.packed_hh = space.take<Number>(packing.channels(P, 4 * H, da_in_parts));
   f.packed_hr = space.take<Number>(weight_hr ? packing.channels(H, P) : 0);
-  f.da = relay<Number>(space, B, 4 * H);
+  f.da = relay<Number>(space, B, 4 * H, da_in_parts);
   if (weight_hr) f.dh = relay<Number>(space, B, P);
   f.dcell = space.take<Real<Number>>(B * H);
   f.dh_kept = space.take<Real<Number>>(asked.zoneout_h ? B * P : 0);

@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "number.h"
 
@@ -39,6 +40,15 @@ using Vec = typename Simd<Real>::Vec;
 template <class Real>
 using Int = typename Simd<Real>::Int;
 using Bits = Simd<float>::Bits;
+
+#ifdef LSTM_FUSED_AMX
+constexpr bool has_matrix_unit = true;
+#else
+constexpr bool has_matrix_unit = false;
+#endif
+
+inline int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Channels in a vector: as many numbers as are computed at a time, however they are stored.
 template <class Number>

@@ -1,5 +1,9 @@
 #include "team.h"
 
+#ifdef __unix__
+#include <unistd.h>
+#endif
+
 #include <thread>
 #include <vector>
 
@@ -12,9 +16,6 @@ namespace {
 
 // About 20 µs: longer than any step's imbalance, short beside a scheduler's time slice.
 constexpr int spins = 1000;
-
-// What a core keeps close: of the weights above this size, each core should read only a part.
-constexpr int64_t cache_bytes = 512 * 1024;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -56,8 +57,19 @@ void run(int threads, const std::function<void(const Team&)>& body) {
   body({0, 1, &everyone, groups.data()});
 }
 
+int64_t near_bytes() {
+  static const int64_t bytes = [] {
+    int64_t cache = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return (cache > 0 ? cache : 1 << 20) / 4 * 3;
+  }();
+  return bytes;
+}
+
 Slice slice(const Team& team, int64_t B, int64_t weight_bytes, int64_t tile_rows) {
-  const bool split_rows = weight_bytes <= cache_bytes && B >= team.size * tile_rows;
+  const bool split_rows = weight_bytes <= near_bytes() && B >= team.size * tile_rows;
   const int groups = split_rows ? team.size : 1;
   const int parts = team.size / groups;
   const int group = team.rank / parts;

@@ -43,6 +43,9 @@ struct Slice {
   int64_t end(int64_t n) const { return n * (part + 1) / parts; }
 };
 
+// What weights may take of a core's second cache, so that they stay there from step to step.
+int64_t near_bytes();
+
 // Splits B rows and their channels over the team. Splitting rows needs no barrier, but every core then reads
 // all the weights at every step and register tiles, `tile_rows` high, must be filled by fewer rows.
 Slice slice(const Team& team, int64_t B, int64_t weight_bytes, int64_t tile_rows);

@@ -1,7 +1,6 @@
 // The product of a few rows with packed weights, in registers.
 #pragma once
 
-#include "matrix.h"
 #include "simd.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
@@ -20,13 +19,12 @@ template <class Number>
 constexpr int panel = 2 * lanes<Number>;
 
 // Rows of the tallest tile: as many as the matrix unit takes where there is one.
-#ifdef LSTM_FUSED_AMX
 template <class Number>
-constexpr int tile_rows = Unit<Number>::numbers == 2 ? static_cast<int>(matrix_units) : vector_rows;
-#else
+constexpr int64_t tallest(bool in_parts) {
+  return has_matrix_unit && (in_parts || Unit<Number>::numbers == 2) ? matrix_units : vector_rows;
+}
 template <class Number>
-constexpr int tile_rows = vector_rows;
-#endif
+constexpr int most_rows = static_cast<int>(tallest<Number>(std::is_same_v<Number, float>));
 
 // Units of the inner dimension whose weights are passed over by all tiles before the next: two panels of them
 // stay in the second cache, 256 KB.
@@ -98,6 +96,7 @@ struct Packed {
   const Number* data;
   int64_t K;
   int64_t apart;  // numbers from one panel to the next
+  bool in_parts;
 
   const Number* at(int64_t p, int64_t k) const {
     return data + p * apart + k * Unit<Number>::numbers * panel<Number>;
@@ -146,133 +145,11 @@ inline void multiply_up_to(int64_t count, const Number* const* rows, int64_t fir
 // A register tile's sums and what they are the sums of.
 template <class Number>
 struct Tile {
-  int64_t row, rows;       // first and how many, at most tile_rows<Number>
+  int64_t row, rows;       // first and how many, at most most_rows<Number>
   int64_t panel0, panels;  // first and how many
-  alignas(64) Real<Number> sums[tile_rows<Number> * gate_panels * panel<Number>];  // [rows, panels * panel]
+  alignas(64) Real<Number> sums[most_rows<Number> * gate_panels * panel<Number>];  // [rows, panels * panel]
 
   Real<Number>* at(int64_t r, int64_t p) { return sums + (r * panels + p) * panel<Number>; }
 };
-
-// Tiles of the same panels, one below the other.
-template <class Number>
-struct Column {
-  static constexpr int most = 8;
-
-  Tile<Number> tiles[most];
-  int64_t count;
-  int64_t next_panel;  // which panels come after these
-  int64_t of_panels;   // how many the thread passes over
-
-  // sums += rows times packed weights; `of` finds each row's factors.
-  template <class Of>
-  void add_product(const Packed<Number>& weights, Of of) {
-    const FlushSubnormals flush;
-    const Number* factors[most][tile_rows<Number>];
-    for (int64_t n = 0; n < count; ++n)
-      for (int64_t r = 0; r < tiles[n].rows; ++r) factors[n][r] = of(tiles[n].row + r);
-#ifdef LSTM_FUSED_AMX
-    if constexpr (Unit<Number>::numbers == 2)
-      if (count > 1 || tiles[0].rows >= least_matrix_rows) return add_matrices(weights, factors);
-#endif
-    const int64_t bytes = of_panels * weights.apart * static_cast<int64_t>(sizeof(Number));
-    for (int64_t first = 0; first < weights.K; first += block) {
-      const int64_t last = weights.K - first < block ? weights.K : first + block;
-      const bool done = last == weights.K;
-      const int64_t k = done ? 0 : last, rest = weights.K - k;
-      for (int64_t n = 0; n < count; ++n) {
-        Tile<Number>& tile = tiles[n];
-        const bool kept = bytes <= kept_bytes && memory_binds(tile.rows);
-        const int64_t units = kept ? 0 : rest < block ? rest : block;
-        const Next next{done ? next_panel : tile.panel0, k, units, n, count};
-        multiply_up_to<Number>(tile.rows, factors[n], first, last, weights, tile.panel0, tile.panels,
-                               tile.sums, next);
-      }
-    }
-  }
-
-#ifdef LSTM_FUSED_AMX
- private:
-  MatrixShape shape;
-
-  // The same by the matrix unit, two tiles at a time, so that the weights are fetched once for both, or of
-  // one tile two panels: the unit adds to four sums in turn, for each is ready only four times as late.
-  void add_matrices(const Packed<Number>& weights, const Number* (*factors)[tile_rows<Number>]) {
-    constexpr int64_t numbers = Unit<Number>::numbers;
-    const int64_t units = weights.apart / panel<Number> / numbers;
-    alignas(64) Number copies[2][tile_rows<Number> * block * numbers];
-    for (int64_t k = 0; k < units; k += block) {
-      const int64_t some = units - k < block ? units - k : block;
-      for (int64_t n = 0; n < count; n += 2) {
-        const bool two = n + 1 < count;
-        Tile<Number>&tile = tiles[n], &other = tiles[two ? n + 1 : n];
-        MatrixRows rows = lot(factors[n], tile.rows, k, some, copies[0]), others = rows;
-        if (two) others = lot(factors[n + 1], other.rows, k, some, copies[1]);
-        shape.set(tile.rows, other.rows);
-        const int64_t stride = tile.panels * panel<Number>;
-        for (int64_t p = 0; p < tile.panels;) {
-          const bool wide = !two && p + 1 < tile.panels;
-          rows.sums = tile.at(0, p), others.sums = wide ? tile.at(0, p + 1) : other.at(0, p);
-          const auto multiply = two    ? multiply_matrices<2, 1>
-                                : wide ? multiply_matrices<1, 2>
-                                       : multiply_matrices<1, 1>;
-          multiply(rows, others, some, weights.at(tile.panel0 + p, k), weights.apart, stride);
-          p += wide ? 2 : 1;
-        }
-      }
-    }
-  }
-
-  // Units [k, k + some) of a tile's rows, which the matrix unit finds at equal distances: where lengths have
-  // left gaps, in a copy.
-  static MatrixRows lot(const Number* const* rows, int64_t count, int64_t k, int64_t some, Number* copy) {
-    constexpr int64_t numbers = Unit<Number>::numbers;
-    const int64_t apart = count > 1 ? rows[1] - rows[0] : 0;
-    bool equal = true;
-    for (int64_t r = 2; r < count; ++r) equal = equal && rows[r] - rows[r - 1] == apart;
-    if (equal) return {rows[0] + k * numbers, apart, nullptr};
-    for (int64_t r = 0; r < count; ++r)
-      __builtin_memcpy(copy + r * some * numbers, rows[r] + k * numbers,
-                       static_cast<size_t>(some * numbers) * sizeof(Number));
-    return {copy, some * numbers, nullptr};
-  }
-#endif
-};
-
-template <class Number>
-inline void zero(Column<Number>& column) {
-  for (int64_t i = 0; i < column.count; ++i)
-    for (Real<Number>& sum : column.tiles[i].sums) sum = 0;
-}
-
-// Visits rows [row0, row1) by panels [first, last) in register tiles of equal height, panels outermost: their
-// weights then stay in cache while all rows pass. All tiles but the last have as many panels: at least two,
-// for the rows are then fetched once for both, and two hold the gates of a vector of channels.
-template <class Number, class Visit>
-inline void for_columns(int64_t row0, int64_t row1, int64_t first, int64_t last, Visit visit) {
-  const int64_t rows = row1 - row0;
-  const int64_t tiles = (rows + tile_rows<Number> - 1) / tile_rows<Number>;
-  if (tiles == 0) return;
-  const int64_t widest = panels_of(static_cast<int>((rows + tiles - 1) / tiles));
-  const int64_t wide = widest > gate_panels ? widest : gate_panels;
-  const int64_t columns = (tiles + Column<Number>::most - 1) / Column<Number>::most;
-  Column<Number> column;
-  column.of_panels = last - first;
-  for (int64_t p = first; p < last; p += wide) {
-    const int64_t panels = last - p < wide ? last - p : wide;
-    for (int64_t n = 0; n < columns; ++n) {
-      const int64_t begin = tiles * n / columns, end = tiles * (n + 1) / columns;
-      column.count = end - begin;
-      column.next_panel = n + 1 < columns ? p : p + 2 * wide <= last ? p + wide : first;
-      for (int64_t t = begin; t < end; ++t) {
-        Tile<Number>& tile = column.tiles[t - begin];
-        tile.row = row0 + rows * t / tiles;
-        tile.rows = row0 + rows * (t + 1) / tiles - tile.row;
-        tile.panel0 = p;
-        tile.panels = panels;
-      }
-      visit(column);
-    }
-  }
-}
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA

@@ -24,12 +24,13 @@ Vec<Real<Number>> zone_out_h(const Forward<Number>& f, int64_t t, int64_t b, int
   return mix<Real<Number>>(load(f.variant.zoneout_h.at(t, b) + j, n), load(before, n), h);
 }
 
-// Hands h, which memory holds, to the next step's product, without what recurrent dropout hides.
+// Hands h, which memory holds, to the product of the step after `step`, without what recurrent dropout hides.
 template <class Number>
-void relay_h(const Forward<Number>& f, const Number* h, int64_t b, int64_t j, int64_t n, Number* to) {
+void relay_h(const Forward<Number>& f, const Number* h, int64_t step, int64_t b, int64_t j, int64_t n,
+             const Relay<Number>& relay) {
   Vec<Real<Number>> v = load(h, n);
   if (f.variant.h_mask) v *= load(f.variant.h_mask + b * f.P + j, n);
-  store(to + j, v, n);
+  hand_on(relay, step, b, j, v, n);
 }
 
 // The gradient that reaches h_t in the end, from what W_hh hands back and dy_t; leaves in dh_kept what

@@ -25,6 +25,7 @@ class Case:
     lengths: tuple[int, ...] | None = None
     reverse: bool = False
     layout: str = "contiguous"  # or "strided", "expanded"
+    fine: bool = False  # numbers with all of float32's digits, for no shorter dtype
     recurrent_dropout: bool = False
     zoneout_h: bool = False
     zoneout_c: bool = False
@@ -113,6 +114,22 @@ VARIANTS = (
     replace(EVERY_VARIANT, name="every_variant_empty_batch", T=4, B=0, I=5, H=7),
 )
 
+# What a matrix unit of bfloat16 multiplies in parts, of which numbers with few digits have but one.
+FINE = Case("fine", T=40, B=35, I=20, H=37, fine=True)
+GAPS = (*range(0, 40, 2), *range(40, 25, -1))
+FINE_CASES = (
+    FINE,
+    replace(FINE, name="fine_reverse", reverse=True),
+    replace(FINE, name="fine_lengths_reverse", lengths=GAPS, reverse=True),
+    replace(FINE, name="fine_projection_lengths", P=33, lengths=GAPS),
+    replace(FINE, name="fine_strided", layout="strided"),
+    replace(FINE, name="fine_short", T=6),
+    replace(FINE, name="fine_few_rows", T=200, B=5, I=9, H=19),
+    replace(FINE, name="fine_whole_vectors", T=30, B=32, I=64, H=64),
+    replace(EVERY_VARIANT, name="fine_every_variant", T=40, B=35, lengths=GAPS, fine=True),
+    replace(ZONEOUT, name="fine_zoneout_projection", T=40, B=35, P=33, recurrent_dropout=True, fine=True),
+)
+
 # What the benchmarks time; the tests run them too, over fewer steps.
 TIMED = (
     Case("mnist", T=28, B=64, I=28, H=128),
@@ -150,7 +167,7 @@ def make_tensors(
     def draw(*shape: int, scale: float) -> Tensor:
         values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") * scale
         # Exact in every dtype, so that all see one problem.
-        values = values.to(torch.bfloat16).to(device, dtype)
+        values = values.to(torch.float32 if case.fine else torch.bfloat16).to(device, dtype)
         if case.layout == "strided":
             spaced = values.new_full((*(2 * n for n in shape),), torch.nan)
             spaced[tuple(slice(None, None, 2) for _ in shape)] = values

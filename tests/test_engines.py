@@ -8,6 +8,8 @@ from cases import (
     CASES,
     DEVICE,
     EVERY_VARIANT,
+    FINE,
+    FINE_CASES,
     GAINS,
     NAMES,
     NORM,
@@ -69,6 +71,12 @@ def test_variants(case, engine, dtype):
     # Rounding decides whether what lies at the bound was clipped, and with it the gradient.
     outputs_alone = case.cell_clip is not None and dtype == torch.bfloat16
     check_against_reference(engine, case, dtype, wanted=() if outputs_alone else (*NAMES, *GAINS))
+
+
+@pytest.mark.parametrize("engine", NATIVE)
+@pytest.mark.parametrize("case", FINE_CASES, ids=lambda c: c.name)
+def test_numbers_with_many_digits(case, engine):
+    check_against_reference(engine, case, torch.float32)
 
 
 @pytest.mark.parametrize(("engine", "dtype"), HALF, ids=engine_and_dtype)
@@ -221,6 +229,34 @@ def test_nan_and_inf_travel_as_in_the_reference(engine):
             found.append(call(name, case, tensors))
         for ours, exact in zip(*found, strict=True):
             torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("engine", NATIVE)
+@pytest.mark.parametrize("poisoned", ["x", "weight_ih", "weight_hh", "h0", "y"])
+def test_nan_and_inf_travel_in_float32_too(engine, poisoned):
+    for poison in (torch.nan, torch.inf, -torch.inf):
+        found = []
+        for name in (engine, "reference"):
+            tensors = make_tensors(FINE, torch.float32)
+            if poisoned != "y":
+                tensors[poisoned].view(-1)[29] = poison
+            leaves = [t.requires_grad_() for t in tensors.values() if t is not None]
+            y, h_n, c_n = call(name, FINE, tensors)
+            weights = torch.ones_like(y)
+            if poisoned == "y":
+                weights[30, 7, 5] = poison
+            grads = torch.autograd.grad([y, c_n], leaves, [weights, torch.ones_like(c_n)])
+            found.append([v.nan_to_num(3, posinf=2, neginf=1) * ~v.isfinite() for v in (y, h_n, c_n, *grads)])
+        assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("engine", NATIVE)
+def test_no_gradient_comes_of_none(engine):
+    tensors = make_tensors(FINE, torch.float32)
+    tensors["weight_hh"] *= 100
+    leaves = [t.requires_grad_() for t in tensors.values() if t is not None]
+    y = call(engine, FINE, tensors)[0]
+    assert not any(d.any() for d in torch.autograd.grad(y, leaves, torch.zeros_like(y)))
 
 
 @pytest.mark.parametrize("engine", ALL)

@@ -1,0 +1,142 @@
+// Rows by packed weights, tile by tile: what the sequence loops are written with.
+#pragma once
+
+#include "matrix.h"
+#include "tile.h"
+
+namespace lstm_fused::LSTM_FUSED_ISA {
+
+// Tiles of the same panels, one below the other.
+template <class Number>
+struct Column {
+  static constexpr int most = 8;
+
+  Tile<Number> tiles[most];
+  int64_t count;
+  int64_t next_panel;  // which panels come after these
+  int64_t of_panels;   // how many the thread passes over
+
+  // sums += rows times packed weights; `of` finds each row's factors.
+  template <class Of>
+  void add_product(const Packed<Number>& weights, Of of) {
+    const FlushSubnormals flush;
+    const Number* factors[most][most_rows<Number>];
+    for (int64_t n = 0; n < count; ++n)
+      for (int64_t r = 0; r < tiles[n].rows; ++r) factors[n][r] = of(tiles[n].row + r);
+#ifdef LSTM_FUSED_AMX
+    if constexpr (Unit<Number>::numbers == 2)
+      if (count > 1 || tiles[0].rows >= least_matrix_rows) return add_matrices(weights, factors);
+    if constexpr (std::is_same_v<Number, float>)
+      if (weights.in_parts) return add_parts(weights, factors);
+#endif
+    const int64_t bytes = of_panels * weights.apart * static_cast<int64_t>(sizeof(Number));
+    for (int64_t first = 0; first < weights.K; first += block) {
+      const int64_t last = weights.K - first < block ? weights.K : first + block;
+      const bool done = last == weights.K;
+      const int64_t k = done ? 0 : last, rest = weights.K - k;
+      for (int64_t n = 0; n < count; ++n) {
+        Tile<Number>& tile = tiles[n];
+        const bool kept = bytes <= kept_bytes && memory_binds(tile.rows);
+        const int64_t units = kept ? 0 : rest < block ? rest : block;
+        const Next next{done ? next_panel : tile.panel0, k, units, n, count};
+        multiply_up_to<Number>(tile.rows, factors[n], first, last, weights, tile.panel0, tile.panels,
+                               tile.sums, next);
+      }
+    }
+  }
+
+#ifdef LSTM_FUSED_AMX
+ private:
+  MatrixShape shape_;
+
+  // The same by the matrix unit, two tiles at a time, so that the weights are fetched once for both, or of
+  // one tile two panels: the unit adds to four sums in turn, for each is ready only four times as late.
+  void add_matrices(const Packed<BFloat16>& weights, const BFloat16* (*factors)[most_rows<BFloat16>]) {
+    const int64_t units = weights.apart / panel<BFloat16> / 2;
+    alignas(64) BFloat16 copies[2][matrix_units * block * 2];
+    for (int64_t k = 0; k < units; k += block) {
+      const int64_t some = min(units - k, block);
+      for (int64_t n = 0; n < count; n += 2) {
+        const bool two = n + 1 < count;
+        Tile<Number>&tile = tiles[n], &other = tiles[two ? n + 1 : n];
+        MatrixRows rows = lot<1>(factors[n], tile.rows, k, some, 0, copies[0]), others = rows;
+        if (two) others = lot<1>(factors[n + 1], other.rows, k, some, 0, copies[1]);
+        shape_.set(tile.rows, other.rows, matrix_units);
+        const int64_t stride = tile.panels * panel<Number>;
+        for (int64_t p = 0; p < tile.panels;) {
+          const bool wide = !two && p + 1 < tile.panels;
+          rows.sums = tile.at(0, p), others.sums = wide ? tile.at(0, p + 1) : other.at(0, p);
+          const auto multiply = two    ? multiply_matrices<2, 1>
+                                : wide ? multiply_matrices<1, 2>
+                                       : multiply_matrices<1, 1>;
+          multiply(rows, others, some, weights.at(tile.panel0 + p, k), weights.apart, stride);
+          p += wide ? 2 : 1;
+        }
+      }
+    }
+  }
+
+  // The same of floats in parts, a tile by two panels at a time.
+  void add_parts(const Packed<float>& weights, const float* (*factors)[most_rows<float>]) {
+    constexpr int64_t most = block / 32;  // units, of which a tile's rows stay in the first cache
+    const int64_t units = padded<BFloat16>(weights.K) / 2, part = row_stride<BFloat16>(weights.K);
+    alignas(64) BFloat16 copy[float_parts * matrix_units * most * 2];
+    for (int64_t k = 0; k < units; k += most) {
+      const int64_t some = min(units - k, most);
+      for (int64_t n = 0; n < count; ++n) {
+        Tile<Number>& tile = tiles[n];
+        MatrixRows rows = lot<float_parts>(factors[n], tile.rows, k, some, part, copy);
+        shape_.set(tile.rows, tile.rows, tile.rows);
+        for (int64_t p = 0; p < tile.panels; p += 2) {
+          rows.sums = tile.at(0, p);
+          const auto multiply = p + 1 < tile.panels ? multiply_parts<2> : multiply_parts<1>;
+          const float* from = weights.data + (tile.panel0 + p) * weights.apart;
+          multiply(rows, some, reinterpret_cast<const BFloat16*>(from) + k * part_unit, weights.apart * 2,
+                   tile.panels * panel<Number>);
+        }
+      }
+    }
+  }
+#endif
+};
+
+template <class Number>
+inline void zero(Column<Number>& column) {
+  for (int64_t i = 0; i < column.count; ++i)
+    for (Real<Number>& sum : column.tiles[i].sums) sum = 0;
+}
+
+// Visits rows [row0, row1) by panels [first, last) in register tiles of equal height, at most `tallest`,
+// panels outermost: their weights then stay in cache while all rows pass. All tiles but the last have as many
+// panels: at least two, for the rows are then fetched once for both, and two hold the gates of a vector of
+// channels.
+template <class Number, class Visit>
+inline void for_columns(int64_t tallest, int64_t row0, int64_t row1, int64_t first, int64_t last,
+                        Visit visit) {
+  const int64_t rows = row1 - row0;
+  const int64_t tiles = (rows + tallest - 1) / tallest;
+  if (tiles == 0) return;
+  const int64_t widest = panels_of(static_cast<int>((rows + tiles - 1) / tiles));
+  const int64_t wide = widest > gate_panels ? widest : gate_panels;
+  const int64_t columns = (tiles + Column<Number>::most - 1) / Column<Number>::most;
+  Column<Number> column;
+  column.of_panels = last - first;
+  for (int64_t p = first; p < last; p += wide) {
+    const int64_t panels = last - p < wide ? last - p : wide;
+    for (int64_t n = 0; n < columns; ++n) {
+      const int64_t begin = tiles * n / columns, end = tiles * (n + 1) / columns;
+      column.count = end - begin;
+      column.next_panel = n + 1 < columns ? p : p + 2 * wide <= last ? p + wide : first;
+      for (int64_t t = begin; t < end; ++t) {
+        Tile<Number>& tile = column.tiles[t - begin];
+        tile.row = row0 + rows * t / tiles;
+        tile.rows = row0 + rows * (t + 1) / tiles - tile.row;
+        tile.panel0 = p;
+        tile.panels = panels;
+      }
+      visit(column);
+    }
+  }
+}
+
+}  // namespace lstm_fused::LSTM_FUSED_ISA
