@@ -143,10 +143,11 @@ void cells(const Backward<Number>& f, int64_t n, int64_t t, const Row<Number>* r
       const Gate da = cell_backward<Varied, Number>(dm, dc, gates, c, c_prev, peephole, f.variant.cell_clip);
       if (Varied) dc += dc_kept;
       da.to(f.dxw + tb * 4 * H, H, j, left, f.streams);
-      hand_on(f.da, n, b, j, da.i, left);
-      hand_on(f.da, n, b, H + j, da.f, left);
-      hand_on(f.da, n, b, 2 * H + j, da.g, left);
-      hand_on(f.da, n, b, 3 * H + j, da.o, left);
+      Number* next = f.da.at(n, b);
+      hand_on(f.da, next, j, da.i, left);
+      hand_on(f.da, next, H + j, da.f, left);
+      hand_on(f.da, next, 2 * H + j, da.g, left);
+      hand_on(f.da, next, 3 * H + j, da.o, left);
       store(f.dcell + b * H + j, dc, left);
       sum[0] += da.i, sum[1] += da.f, sum[2] += da.g, sum[3] += da.o;
       if (peephole.present) sum[4] += da.i * c_prev, sum[5] += da.f * c_prev, sum[6] += da.o * c;

@@ -48,8 +48,12 @@ void relay_x(const Forward<Number>& f, const Slice& s, int64_t n, int64_t steps)
   for (int64_t r = s.begin(steps * rows); r < s.end(steps * rows); ++r) {
     const int64_t b = s.row_begin + r % rows;
     const Number* x = f.x.at(f.sequence.step(n + r / rows), b);
-    for (int64_t i = 0; i < f.I; i += lanes<Number>)
-      hand_on(f.x_next, n + r / rows, b, i, load(x + i, f.I - i), f.I - i);
+    Number* to = f.x_next.at(n + r / rows, b);
+    if (f.x_next.in_parts)
+      for (int64_t i = 0; i < f.I; i += lanes<Number>)
+        hand_on(f.x_next, to, i, load(x + i, f.I - i), f.I - i);
+    else
+      __builtin_memcpy(to, x, static_cast<size_t>(f.I) * sizeof(Number));
     clear_past_end(f.x_next, n + r / rows, b);
   }
 }
@@ -163,7 +167,7 @@ void cells(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* ro
         store(y + b * H + j, zone_out_h(f, t, b, j, left, m), left);
         relay_h(f, y + b * H + j, n, b, j, left, relay);
       } else {
-        hand_on(relay, n, b, j, m, left);
+        hand_on(relay, relay.at(n, b), j, m, left);
         if (y) store(y + b * H + j, m, left);
       }
     }
@@ -188,7 +192,7 @@ void project(const Forward<Number>& f, int64_t n, int64_t t, const Row<Number>* 
           relay_h(f, y + b * f.P + j, n, b, j, f.P - j, f.h);
         } else {
           store(y + b * f.P + j, h, f.P - j);
-          hand_on(f.h, n, b, j, h, f.P - j);
+          hand_on(f.h, f.h.at(n, b), j, h, f.P - j);
         }
       }
   }

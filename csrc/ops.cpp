@@ -182,16 +182,19 @@ Form form_for(const Engine& isa, const Packing<Number>& packing, int64_t T, int6
         std::bit_floor(static_cast<uint64_t>(std::min(std::max<int64_t>(rows / B, 1), T))));
   };
   // The peak of a forward pass, where torch.nn.LSTM holds another y, must not grow by more than half of that.
-  const auto costs = [&](int64_t K) { return packing.gates(H, K, true) - packing.gates(H, K); };
-  const int64_t spare = T * B * P / 2, both = packing.gates(H, I, true) + packing.gates(H, P, true);
+  const auto costs = [&](int64_t K) {
+    return std::is_same_v<Number, float> ? packing.gates(H, K, true) - packing.gates(H, K) : 0;
+  };
+  const int64_t spare = T * B * P / 2, both = packing.gates(H, I) + costs(I) + packing.gates(H, P) + costs(P);
   const bool near = both / threads * static_cast<int64_t>(sizeof(Number)) <= near_bytes();
   const bool h_in_parts = pays_in_parts<Number>(isa, B, both / threads) && costs(P) <= spare;
-  const bool x_may =
-      std::is_same_v<Number, float> && isa.in_parts && costs(I) + (h_in_parts ? costs(P) : 0) <= spare;
-  if (B < rows_for_x) return {steps_of(rows_together), x_may, false};
-  if (x_may && !near && T * B >= rows_together_in_parts)
-    return {steps_of(rows_together_in_parts), true, h_in_parts};
-  return {1, x_may && h_in_parts, h_in_parts};
+  const bool x_may = isa.in_parts && costs(I) + (h_in_parts ? costs(P) : 0) <= spare;
+  const bool x_in_parts = x_may && std::is_same_v<Number, float>;
+  if (B < rows_for_x) return {steps_of(rows_together), x_in_parts, false};
+  // Of weights that are fetched from afar, those of at least four steps together.
+  if (x_may && !near && T * B >= rows_together_in_parts && B <= rows_together_in_parts / 4)
+    return {steps_of(rows_together_in_parts), x_in_parts, h_in_parts};
+  return {1, x_in_parts && h_in_parts, h_in_parts};
 }
 
 using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;

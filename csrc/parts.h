@@ -27,11 +27,10 @@ struct Parts {
   }
 };
 
-// Channels j .. j + n of row b of what step n leaves.
+// Channels j .. j + n of a row of the relay.
 template <class Number>
-[[gnu::always_inline]] inline void hand_on(const Relay<Number>& relay, int64_t step, int64_t b, int64_t j,
+[[gnu::always_inline]] inline void hand_on(const Relay<Number>& relay, Number* row, int64_t j,
                                            Vec<Real<Number>> v, int64_t n) {
-  Number* row = relay.at(step, b);
   if constexpr (has_matrix_unit && std::is_same_v<Number, float>)
     if (relay.in_parts) {
       const Parts parts(v);

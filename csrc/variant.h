@@ -30,7 +30,7 @@ void relay_h(const Forward<Number>& f, const Number* h, int64_t step, int64_t b,
              const Relay<Number>& relay) {
   Vec<Real<Number>> v = load(h, n);
   if (f.variant.h_mask) v *= load(f.variant.h_mask + b * f.P + j, n);
-  hand_on(relay, step, b, j, v, n);
+  hand_on(relay, relay.at(step, b), j, v, n);
 }
 
 // The gradient that reaches h_t in the end, from what W_hh hands back and dy_t; leaves in dh_kept what
