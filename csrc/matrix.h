@@ -113,7 +113,7 @@ template <int Lots, int Panels>
 }
 
 // Adds to one lot's sums the product of one or two panels of floats in parts: the six of nine products of
-// parts that reach into a float's 24 bits, the smallest first. What is left out is 2^-22 of the whole at the
+// parts that reach into a float's 24 bits, the smallest first. What is left out is 2^-21 of the whole at the
 // most. G. Henry, P. T. P. Tang and A. Heinecke, Leveraging the bfloat16 Artificial Intelligence Datatype For
 // Higher-Precision Computations, ARITH 2019.
 template <int Panels>
