@@ -78,7 +78,7 @@ struct Column {
 
   // The same of floats in parts, a tile by two panels at a time.
   void add_parts(const Packed<float>& weights, const float* (*factors)[most_rows<float>]) {
-    constexpr int64_t most = block / 32;  // units, of which a tile's rows stay in the first cache
+    constexpr int64_t most = block / 32;  // units, whose weights stay in the first cache while all tiles pass
     const int64_t units = padded<BFloat16>(weights.K) / 2, part = row_stride<BFloat16>(weights.K);
     alignas(64) BFloat16 copy[float_parts * matrix_units * most * 2];
     for (int64_t k = 0; k < units; k += most) {

@@ -72,6 +72,7 @@ inline void pack_lanes_in_parts(const float* weights, int64_t lane_stride, int64
     }
 }
 
+// One of the two vectors of a panel, in either form.
 template <class Number>
 inline void pack_panel_vector(const Number* weights, int64_t lane_stride, int64_t k_stride, int64_t n,
                               int64_t K, bool in_parts, int64_t vector, Number* panel_begin) {
