@@ -20,6 +20,7 @@ from bench.timing import progress
 from tests.cases import Case
 
 BYTES_KEPT = {torch.float32: 20, torch.bfloat16: 10}  # at most, for each step, row and channel
+PROCESSES = 3
 Step = Callable[[nn.Module, Problem], object]
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -64,7 +65,7 @@ def measure(size: Size, setting: Setting) -> Row:
             continue
         row.kept[rival.name] = bytes_kept(rival.make(problem), problem) / (case.T * case.B * case.H)
         for what in STEPS:
-            row.peak.setdefault(what, {})[rival.name] = peak_elsewhere(case, setting, rival.name, what)
+            row.peak.setdefault(what, {})[rival.name] = least_peak(case, setting, rival.name, what)
     return row
 
 
@@ -83,6 +84,12 @@ def bytes_kept(module: nn.Module, problem: Problem) -> int:
     for tensor in (x, h0, c0, y, h_n, c_n, *module.parameters()):
         saved.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(saved.values())
+
+
+def least_peak(case: Case, setting: Setting, name: str, what: str) -> float | None:
+    """The least peak of a few processes: whatever else happens in one can only raise it."""
+    peaks = [peak_elsewhere(case, setting, name, what) for _ in range(PROCESSES)]
+    return min((peak for peak in peaks if peak is not None), default=None)
 
 
 def peak_elsewhere(case: Case, setting: Setting, name: str, what: str) -> float | None:
