@@ -26,8 +26,9 @@ using Maybe = std::optional<Tensor>;
 // Below this many products per step and thread, about 2 µs, another thread costs more than it brings.
 constexpr int64_t products_per_thread = 50000;
 // W_ih x is formed inside the step, or where rows are too few to use each weight well, for this many rows of
-// several steps at a time: of floats in parts the second.
-constexpr int64_t rows_for_x = 6, rows_together = 64, rows_together_in_parts = 128;
+// several steps at a time: the second by a matrix unit, for which weights that do not stay close are too
+// slow.
+constexpr int64_t rows_for_x = 6, rows_together = 64, rows_together_by_matrices = 128;
 // Floats are multiplied in parts by at least so many rows; the second, where weights do not stay close: parts
 // are half as large again, and fetching them then takes longer than multiplying.
 constexpr int64_t rows_for_parts = 16, rows_for_far_parts = 48;
@@ -159,10 +160,15 @@ int threads_for(int64_t products) {
   return static_cast<int>(std::clamp<int64_t>(products / products_per_thread, 1, at::get_num_threads()));
 }
 
-// Whether B rows meet weights of so many numbers for each thread in parts.
+// Whether weights of so many numbers for each thread stay close to it.
 template <class Number>
-bool pays_in_parts(const Engine& isa, int64_t B, int64_t numbers) {
-  const bool near = numbers * static_cast<int64_t>(sizeof(Number)) <= near_bytes();
+bool stays_near(int64_t numbers) {
+  return numbers * static_cast<int64_t>(sizeof(Number)) <= near_bytes();
+}
+
+// Whether B rows had better meet weights in parts.
+template <class Number>
+bool pays_in_parts(const Engine& isa, int64_t B, bool near) {
   return std::is_same_v<Number, float> && isa.in_parts && B >= (near ? rows_for_parts : rows_for_far_parts);
 }
 
@@ -186,14 +192,14 @@ Form form_for(const Engine& isa, const Packing<Number>& packing, int64_t T, int6
     return std::is_same_v<Number, float> ? packing.gates(H, K, true) - packing.gates(H, K) : 0;
   };
   const int64_t spare = T * B * P / 2, both = packing.gates(H, I) + costs(I) + packing.gates(H, P) + costs(P);
-  const bool near = both / threads * static_cast<int64_t>(sizeof(Number)) <= near_bytes();
-  const bool h_in_parts = pays_in_parts<Number>(isa, B, both / threads) && costs(P) <= spare;
+  const bool near = stays_near<Number>(both / threads);
+  const bool h_in_parts = pays_in_parts<Number>(isa, B, near) && costs(P) <= spare;
   const bool x_may = isa.in_parts && costs(I) + (h_in_parts ? costs(P) : 0) <= spare;
   const bool x_in_parts = x_may && std::is_same_v<Number, float>;
   if (B < rows_for_x) return {steps_of(rows_together), x_in_parts, false};
   // Of weights that are fetched from afar, those of at least four steps together.
-  if (x_may && !near && T * B >= rows_together_in_parts && B <= rows_together_in_parts / 4)
-    return {steps_of(rows_together_in_parts), x_in_parts, h_in_parts};
+  if (x_may && !near && T * B >= rows_together_by_matrices && B <= rows_together_by_matrices / 4)
+    return {steps_of(rows_together_by_matrices), x_in_parts, h_in_parts};
   return {1, x_in_parts && h_in_parts, h_in_parts};
 }
 
@@ -310,8 +316,8 @@ BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_
   f.dxw = out<Number>(dxw), f.dh0 = out<Number>(dh0), f.dc0 = out<Number>(dc0);
   f.dbias = out<Number>(dbias), f.dpeephole = out<Number>(dpeephole);
   // What layer norm makes of da is read again, as numbers.
-  const bool da_in_parts =
-      !asked.gain_hh && pays_in_parts<Number>(isa, B, packing.channels(P, 4 * H, true) / threads);
+  const bool near = stays_near<Number>(packing.channels(P, 4 * H, true) / threads);
+  const bool da_in_parts = !asked.gain_hh && pays_in_parts<Number>(isa, B, near);
   f.packed_hh = space.take<Number>(packing.channels(P, 4 * H, da_in_parts));
   f.packed_hr = space.take<Number>(weight_hr ? packing.channels(H, P) : 0);
   f.da = relay<Number>(space, B, 4 * H, da_in_parts);

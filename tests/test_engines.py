@@ -244,7 +244,7 @@ def test_nan_and_inf_travel_in_float32_too(engine, poisoned):
             y, h_n, c_n = call(name, FINE, tensors)
             weights = torch.ones_like(y)
             if poisoned == "y":
-                weights[30, 7, 5] = poison
+                weights[1, 7, 5] = poison  # a step before it tells inf from NaN, two no longer
             grads = torch.autograd.grad([y, c_n], leaves, [weights, torch.ones_like(c_n)])
             found.append([v.nan_to_num(3, posinf=2, neginf=1) * ~v.isfinite() for v in (y, h_n, c_n, *grads)])
         assert all(map(torch.equal, *found))
