@@ -18,7 +18,7 @@ from bench.check import WANTED, check
 from bench.everyone import LIBRARIES, LOOPS, WITH_LENGTHS, Library
 from bench.limits import Limits, arithmetic, floor
 from bench.machine import describe
-from bench.rivals import RIVALS, Problem, Rival, fused
+from bench.rivals import RIVALS, Problem, Rival, fused, make_problem
 from bench.sizes import SIZES, Setting, Size, bars, uneven
 from bench.speed import measure
 from bench.tables import KINDS
@@ -255,8 +255,26 @@ def test_memory(tmp_path):
     for name in ("ours", "nn.LSTM", "cell"):
         forward, training = (row["peak"][what][name] * 1e6 / steps for what in ("forward", "training"))
         assert forward > 4, "y alone is four bytes for each step, row and channel"
-        assert training > forward + 0.7 * row["kept"][name], "what is kept is in use at once"
+        assert training > forward, "a forward pass is a part of a training step"
+        assert training > 4 + 0.8 * row["kept"][name], "y and what is kept are in use at once"
     assert "| mnist  | (28, 64, 28, 128)    |" in printed
+
+
+@pytest.mark.skipif(not memory.RESET.exists(), reason="only Linux tells a peak")
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_peak_is_what_is_in_use_at_once(at_once):
+    megabytes = 64  # more than any allocator keeps for later
+
+    def step(_module, problem):
+        blocks = []
+        for _ in range(3 if problem.case == TINY.case else 0):
+            blocks = [*blocks, torch.ones(megabytes, 250_000)][-at_once:]
+
+    torch.ones(8 * megabytes, 250_000)  # a peak before it, which is not the step's
+    idle = Rival("idle", True, lambda problem: nn.Identity())
+    peak = memory.peak_here(step, idle, make_problem(TINY.case, SETTING))
+    most = (at_once + 1) * megabytes  # a new block is made before the oldest goes
+    assert most - 1 < peak < most + 8
 
 
 def test_a_published_table_is_without_what_is_asked():
