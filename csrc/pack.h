@@ -7,69 +7,78 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// One unit of one lane: the numbers from k on that lie together, zero past K.
-template <class Number>
-inline void pack_unit(const Number* weights, int64_t k_stride, int64_t left, Number* to) {
-  constexpr int64_t g = together<Number>;
-  if (k_stride == 1 && left >= g) {
-    __builtin_memcpy(to, weights, sizeof(Number) * g);
-  } else {
-    for (int64_t k = 0; k < g; ++k) to[k] = k < left ? weights[k * k_stride] : Number{};
+// Vectors of lanes for as many k, the same from k to the next: lane j of number k is
+// weights[j * lane_stride + k * k_stride], zero in lanes past n and k past K.
+template <class Real>
+struct Block {
+  Vec<Real> of[lanes<Real>];
+
+  Block(const Real* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K) {
+    constexpr int64_t L = lanes<Real>;
+    if (lane_stride == 1) {
+      for (int64_t k = 0; k < L; ++k) of[k] = k < K && n > 0 ? load(weights + k * k_stride, n) : Vec<Real>{};
+    } else {
+      for (int64_t j = 0; j < L; ++j)
+        of[j] = j < n && K > 0 ? load(weights + j * lane_stride, K) : Vec<Real>{};
+      transpose<Real>(of);
+    }
+  }
+};
+
+// One vector of every unit of a panel.
+template <class Real>
+inline void pack_lanes(const Real* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K,
+                       Real* to) {
+  for (int64_t first = 0; first < K; first += lanes<Real>) {
+    const Block<Real> block(weights + first * k_stride, lane_stride, k_stride, n, K - first);
+    for (int64_t k = first; k < min(first + lanes<Real>, K); ++k)
+      store(to + k * panel<Real>, block.of[k - first]);
   }
 }
 
-// One vector of every unit of a panel: lane j of number k is weights[j * lane_stride + k * k_stride].
-template <class Number>
-inline void pack_lanes(const Number* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K,
-                       Number* to) {
-  constexpr int64_t g = together<Number>;
-  const int64_t units = padded<Number>(K) / g;
-  if (lane_stride == 1 && n >= lanes<Number>) {
+// The same of bfloat16: a pair of them moves as one float does.
+inline void pack_lanes(const BFloat16* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K,
+                       BFloat16* to) {
+  constexpr int64_t L = lanes<BFloat16>, unit = 2 * panel<BFloat16>;
+  const int64_t units = padded<BFloat16>(K) / 2;
+  if (lane_stride == 1 && n >= L) {
     for (int64_t u = 0; u < units; ++u)
-      store_unit(to + u * panel<Number> * g, weights + u * g * k_stride, k_stride, K - u * g);
+      store_unit(to + u * unit, weights + 2 * u * k_stride, k_stride, K - 2 * u);
     return;
   }
-  // Rows may lie a page apart: a cache line is read whole or many times.
-  constexpr int64_t line = 64 / sizeof(Number) / g;
-  for (int64_t first = 0; first < units; first += line)
-    for (int64_t j = 0; j < lanes<Number>; ++j)
-      for (int64_t u = first; u < first + line && u < units; ++u)
-        pack_unit(weights + j * lane_stride + u * g * k_stride, k_stride, j < n ? K - u * g : 0,
-                  to + (u * panel<Number> + j) * g);
+  for (int64_t first = 0; first < units; first += L) {
+    if (n >= L && K - 2 * first >= 2 * L && k_stride == 1) {
+      Vec<float> block[L];
+      for (int64_t j = 0; j < L; ++j)
+        __builtin_memcpy(block + j, weights + j * lane_stride + 2 * first, sizeof *block);
+      transpose<float>(block);
+      for (int64_t u = 0; u < L; ++u) __builtin_memcpy(to + (first + u) * unit, block + u, sizeof *block);
+      continue;
+    }
+    for (int64_t j = 0; j < L; ++j)
+      for (int64_t u = first; u < min(first + L, units); ++u)
+        for (int64_t k = 2 * u; k < 2 * u + 2; ++k)
+          to[u * unit + 2 * j + k % 2] =
+              j < n && k < K ? weights[j * lane_stride + k * k_stride] : BFloat16{};
+  }
 }
 
-// The same in parts: [matrices, parts, units of a matrix, two vectors, 2].
+// The same of floats in parts: [matrices, parts, units of a matrix, two vectors, 2].
 inline void pack_lanes_in_parts(const float* weights, int64_t lane_stride, int64_t k_stride, int64_t n,
                                 int64_t K, BFloat16* to) {
-  constexpr int64_t unit = part_unit / float_parts, part = matrix_units * unit;
-  const auto at = [&](int64_t u) {
-    return to + u / matrix_units * float_parts * part + u % matrix_units * unit;
-  };
-  const int64_t units = padded<BFloat16>(K) / 2;
-  if (lane_stride == 1) {
-    const auto of = [&](int64_t k) {
-      return Parts(k < K && n > 0 ? load(weights + k * k_stride, n) : Vec<float>{});
-    };
-    for (int64_t u = 0; u < units; ++u) {
-      const Parts low = of(2 * u), high = of(2 * u + 1);
+  constexpr int64_t L = lanes<float>, unit = part_unit / float_parts, part = matrix_units * unit;
+  for (int64_t first = 0; first < padded<BFloat16>(K); first += L) {
+    const Block<float> block(weights + first * k_stride, lane_stride, k_stride, n, K - first);
+    for (int64_t k = 0; k < L; k += 2) {
+      const Parts low(block.of[k]), high(block.of[k + 1]);
+      const int64_t u = (first + k) / 2;
+      BFloat16* at = to + u / matrix_units * float_parts * part + u % matrix_units * unit;
       for (int64_t p = 0; p < float_parts; ++p) {
         const Bits both = (Bits)low.part[p] >> 16 | (Bits)high.part[p];
-        __builtin_memcpy(at(u) + p * part, &both, sizeof both);
+        __builtin_memcpy(at + p * part, &both, sizeof both);
       }
     }
-    return;
   }
-  for (int64_t k = 0; k < 2 * units; k += lanes<float>)
-    for (int64_t j = 0; j < lanes<float>; ++j) {
-      const bool in = j < n && k < K;
-      const Parts parts(in ? load(weights + j * lane_stride + k, K - k) : Vec<float>{});
-      for (int64_t p = 0; p < float_parts; ++p) {
-        const Stored<BFloat16>::Type pairs = Stored<BFloat16>::narrow(parts.part[p]);
-        for (int64_t u = 0; u < lanes<float> / 2; ++u)
-          __builtin_memcpy(at(k / 2 + u) + p * part + 2 * j, reinterpret_cast<const char*>(&pairs) + 4 * u,
-                           4);
-      }
-    }
 }
 
 // One of the two vectors of a panel, in either form.

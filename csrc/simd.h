@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "number.h"
 
@@ -166,6 +167,36 @@ inline void store_unit(BFloat16* to, const BFloat16* from, int64_t apart, int64_
   if (left > 1) __builtin_memcpy(&high, from + apart, sizeof high);
   const Bits both = __builtin_convertvector(low, Bits) | __builtin_convertvector(high, Bits) << 16;
   __builtin_memcpy(to, &both, sizeof both);
+}
+
+// Two vectors' lanes in turn, from lane First of both on.
+template <class Real, int First, int... N>
+inline Vec<Real> interleave(Vec<Real> a, Vec<Real> b, std::integer_sequence<int, N...>) {
+  constexpr int L = lanes<Real>;
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, (First + N / 2 + N % 2 * L)...);
+#else
+  return __builtin_shuffle(a, b, Int<Real>{(First + N / 2 + N % 2 * L)...});
+#endif
+}
+
+// Lane j of vector k and lane k of vector j change places: each round moves the highest bit of a number's
+// place to the end, and after log2 of the lanes rounds its vector and its lane have changed roles.
+template <class Real>
+inline void transpose(Vec<Real>* v) {
+  constexpr int L = lanes<Real>;
+  constexpr std::make_integer_sequence<int, L> all;
+#pragma GCC unroll 4
+  for (int n = 1; n < L; n *= 2) {
+    Vec<Real> next[L];
+#pragma GCC unroll 16
+    for (int k = 0; k < L / 2; ++k) {
+      next[2 * k] = interleave<Real, 0>(v[k], v[k + L / 2], all);
+      next[2 * k + 1] = interleave<Real, L / 2>(v[k], v[k + L / 2], all);
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < L; ++k) v[k] = next[k];
+  }
 }
 
 template <class Real>

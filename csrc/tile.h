@@ -45,7 +45,8 @@ constexpr int64_t kept_bytes = 1 << 20;
 constexpr int ahead = 16;
 
 // Adds rows, units [first, last), times weights, P panels [K, panel] that lie `apart`, to R sums that lie
-// `stride`. Meanwhile fetches `fetch_bytes` for each unit and panel from `fetch`, into the second cache.
+// `stride`. Meanwhile fetches `fetch_bytes` for each unit and panel from `fetch`, into the second cache; none
+// for a few rows tells that their weights are there, where the processor's own prefetching does best alone.
 // Never inlined: the rows' addresses need every register that a caller's own would take.
 template <class Number, int R, int P>
 [[gnu::noinline]] void multiply(const Number* const* rows, int64_t first, int64_t last, const Number* weights,
@@ -54,40 +55,43 @@ template <class Number, int R, int P>
   using U = Unit<Number>;
   constexpr int V = 2 * P;
   constexpr int64_t unit = U::numbers * panel<Number>;  // from one unit's weights to the next
-  Vec<Real<Number>> sum[R][V] = {};
+  const bool fetches = !memory_binds(R) || fetch_bytes > 0;
   const Number* row[R];
   for (int r = 0; r < R; ++r) row[r] = rows[r];
   weights += first * unit;
-  for (int64_t k = first; k < last; ++k, weights += unit, fetch += fetch_bytes) {
-    for (int p = 0; p < P; ++p) {
-      constexpr int64_t bytes = unit * sizeof(Number);
-      for (int64_t line = 0; line < bytes; line += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(weights + p * apart + ahead * unit) + line);
-      __builtin_prefetch(fetch + p * apart * static_cast<int64_t>(sizeof(Number)), 0, 2);
-    }
+  for (int64_t k = first; k < last;) {
+    const int64_t end = min(last, k + chain_of(R));
+    Vec<Real<Number>> sum[R][V] = {};
+    for (; k < end; ++k, weights += unit, fetch += fetch_bytes) {
+      for (int p = 0; p < P && fetches; ++p) {
+        constexpr int64_t bytes = unit * sizeof(Number);
+        for (int64_t line = 0; line < bytes; line += 64)
+          __builtin_prefetch(reinterpret_cast<const char*>(weights + p * apart + ahead * unit) + line);
+        __builtin_prefetch(fetch + p * apart * static_cast<int64_t>(sizeof(Number)), 0, 2);
+      }
 #pragma GCC unroll 2
-    for (int pass = 0; pass < U::passes; ++pass) {
-      // All weights of k before any factor: with factors outermost, each takes a register only in passing.
-      typename U::Weights w[V];
+      for (int pass = 0; pass < U::passes; ++pass) {
+        // All weights of k before any factor: with factors outermost, each takes a register only in passing.
+        typename U::Weights w[V];
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v)
-        w[v] = U::weights(weights + v / 2 * apart + v % 2 * lanes<Number> * U::numbers, pass);
+        for (int v = 0; v < V; ++v)
+          w[v] = U::weights(weights + v / 2 * apart + v % 2 * lanes<Number> * U::numbers, pass);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const typename U::Weights factor = U::factor(row[r], k, pass);
+        for (int r = 0; r < R; ++r) {
+          const typename U::Weights factor = U::factor(row[r], k, pass);
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sum[r][v] = U::multiply_add(w[v], factor, sum[r][v]);
+          for (int v = 0; v < V; ++v) sum[r][v] = U::multiply_add(w[v], factor, sum[r][v]);
+        }
       }
     }
-  }
-
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      Real<Number>* to = sums + r * stride + v * lanes<Number>;
-      store(to, load(to) + sum[r][v]);
-    }
+      for (int v = 0; v < V; ++v) {
+        Real<Number>* to = sums + r * stride + v * lanes<Number>;
+        store(to, load(to) + sum[r][v]);
+      }
+  }
 }
 
 // Packed weights of an inner dimension of K units, all panels.
@@ -113,24 +117,21 @@ template <class Number, int R>
 void multiply_rows(const Number* const* rows, int64_t first, int64_t last, const Packed<Number>& weights,
                    int64_t p0, int64_t panels, Real<Number>* sums, const Next& next) {
   constexpr int P = panels_of(R);
-  constexpr int64_t chain = chain_of(R), unit_bytes = Unit<Number>::numbers * panel<Number> * sizeof(Number);
+  constexpr int64_t unit_bytes = Unit<Number>::numbers * panel<Number> * sizeof(Number);
   const int64_t apart = weights.apart, stride = panels * panel<Number>;
   const int64_t fetch_bytes = unit_bytes * next.units / ((last - first) * next.shares);
-  for (int64_t k = first; k < last; k += chain) {
-    const int64_t end = last - k < chain ? last : k + chain;
-    const auto fetch = [&](int64_t p) {
-      return reinterpret_cast<const char*>(weights.at(next.p + p, next.k)) +
-             ((last - first) * next.share + k - first) * fetch_bytes;
-    };
-    int64_t p = 0;
-    for (; p + P <= panels; p += P)
-      multiply<Number, R, P>(rows, k, end, weights.at(p0 + p, 0), apart, sums + p * panel<Number>, stride,
-                             fetch(p), fetch_bytes);
-    if constexpr (P > 1)
-      for (; p < panels; ++p)
-        multiply<Number, R, 1>(rows, k, end, weights.at(p0 + p, 0), apart, sums + p * panel<Number>, stride,
-                               fetch(p), fetch_bytes);
-  }
+  const auto fetch = [&](int64_t p) {
+    return reinterpret_cast<const char*>(weights.at(next.p + p, next.k)) +
+           (last - first) * next.share * fetch_bytes;
+  };
+  int64_t p = 0;
+  for (; p + P <= panels; p += P)
+    multiply<Number, R, P>(rows, first, last, weights.at(p0 + p, 0), apart, sums + p * panel<Number>, stride,
+                           fetch(p), fetch_bytes);
+  if constexpr (P > 1)
+    for (; p < panels; ++p)
+      multiply<Number, R, 1>(rows, first, last, weights.at(p0 + p, 0), apart, sums + p * panel<Number>,
+                             stride, fetch(p), fetch_bytes);
 }
 
 template <class Number, int R = vector_rows>
