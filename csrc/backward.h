@@ -193,8 +193,8 @@ void backward(const Backward<Number>& f, const Team& team) {
     const Count count = rows_at(f, s, n, t, rows);
     // Rows that end here have no product and must not share a tile with those that go on.
     const auto for_rows = [&](int64_t first, int64_t last, auto visit) {
-      for_columns<Number>(tall, 0, count.going_on, first, last, visit);
-      for_columns<Number>(tall, count.going_on, count.all, first, last, visit);
+      for_columns<Number>(tall, 0, count.going_on, first, last, n & 1, visit);
+      for_columns<Number>(tall, count.going_on, count.all, first, last, n & 1, visit);
     };
     if (!f.weight_hr) {
       for_rows(h0, h1, [&](Column<Number>& column) {
@@ -211,7 +211,7 @@ void backward(const Backward<Number>& f, const Team& team) {
         store_dh(f, rows, column, t, true, [&](int64_t b) { return f.dh.at(n, b); });
       });
       s.sync();
-      for_columns<Number>(tallest<Number>(false), 0, count.all, h0, h1, [&](Column<Number>& column) {
+      for_columns<Number>(tallest<Number>(false), 0, count.all, h0, h1, n & 1, [&](Column<Number>& column) {
         zero(column);
         column.add_product(packed(f.packed_hr, f.dh), [&](int64_t r) { return f.dh.at(n, rows[r].b); });
         for (int64_t i = 0; i < column.count; ++i)
@@ -241,8 +241,8 @@ void backward(const Backward<Number>& f, const Team& team) {
     from_later(f, rows, column);
     store_dh(f, rows, column, 0, false, [&](int64_t b) { return f.dh0 + b * P; });
   };
-  for_columns<Number>(tall, 0, with_steps, p0, p1, to_dh0);
-  for_columns<Number>(tall, with_steps, count, p0, p1, to_dh0);
+  for_columns<Number>(tall, 0, with_steps, p0, p1, false, to_dh0);
+  for_columns<Number>(tall, with_steps, count, p0, p1, false, to_dh0);
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
     for (int64_t j = j0; j < j1; j += lanes<Number>)
       store(f.dc0 + b * H + j, load(f.dcell + b * H + j, j1 - j), j1 - j);

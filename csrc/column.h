@@ -38,9 +38,14 @@ struct Column {
         Tile<Number>& tile = tiles[n];
         const bool kept = bytes <= kept_bytes && memory_binds(tile.rows);
         const int64_t units = kept ? 0 : rest < block ? rest : block;
-        const Next next{done ? next_panel : tile.panel0, k, units, n, count};
-        multiply_up_to<Number>(tile.rows, factors[n], first, last, weights, tile.panel0, tile.panels,
-                               tile.sums, next);
+        // A matrix unit's tile is higher than vectors take.
+        const int64_t lots = ceil_div(tile.rows, vector_rows);
+        for (int64_t lot = 0; lot < lots; ++lot) {
+          const int64_t row = tile.rows * lot / lots, rows = tile.rows * (lot + 1) / lots - row;
+          const Next next{done ? next_panel : tile.panel0, k, units, n * lots + lot, count * lots};
+          multiply_up_to<Number>(rows, factors[n] + row, first, last, weights, tile.panel0, tile.panels,
+                                 tile.at(row, 0), next);
+        }
       }
     }
   }
@@ -76,23 +81,30 @@ struct Column {
     }
   }
 
-  // The same of floats in parts, a tile by two panels at a time.
+  // The same of floats in parts.
   void add_parts(const Packed<float>& weights, const float* (*factors)[most_rows<float>]) {
-    constexpr int64_t most = block / 32;  // units, whose weights stay in the first cache while all tiles pass
+    const int64_t most = weights.K < long_sum ? short_block : block / 2;
     const int64_t units = padded<BFloat16>(weights.K) / 2, part = row_stride<BFloat16>(weights.K);
-    alignas(64) BFloat16 copy[float_parts * matrix_units * most * 2];
+    alignas(64) BFloat16 copies[2][float_parts * matrix_units * block];
     for (int64_t k = 0; k < units; k += most) {
       const int64_t some = min(units - k, most);
-      for (int64_t n = 0; n < count; ++n) {
-        Tile<Number>& tile = tiles[n];
-        MatrixRows rows = lot<float_parts>(factors[n], tile.rows, k, some, part, copy);
-        shape_.set(tile.rows, tile.rows, tile.rows);
-        for (int64_t p = 0; p < tile.panels; p += 2) {
-          rows.sums = tile.at(0, p);
-          const auto multiply = p + 1 < tile.panels ? multiply_parts<2> : multiply_parts<1>;
+      for (int64_t n = 0; n < count; n += 2) {
+        const bool two = n + 1 < count;
+        Tile<Number>&tile = tiles[n], &other = tiles[two ? n + 1 : n];
+        MatrixRows rows = lot<float_parts>(factors[n], tile.rows, k, some, part, copies[0]), others = rows;
+        if (two) others = lot<float_parts>(factors[n + 1], other.rows, k, some, part, copies[1]);
+        shape_.set(tile.rows, other.rows, two ? matrix_units : tile.rows);
+        const int64_t stride = tile.panels * panel<Number>;
+        for (int64_t p = 0; p < tile.panels;) {
+          const bool wide = !two && p + 1 < tile.panels;
+          rows.sums = tile.at(0, p), others.sums = wide ? tile.at(0, p + 1) : other.at(0, p);
+          const auto multiply = two    ? multiply_parts<2, 1>
+                                : wide ? multiply_parts<1, 2>
+                                       : multiply_parts<1, 1>;
           const float* from = weights.data + (tile.panel0 + p) * weights.apart;
-          multiply(rows, some, reinterpret_cast<const BFloat16*>(from) + k * part_unit, weights.apart * 2,
-                   tile.panels * panel<Number>);
+          multiply(rows, others, some, reinterpret_cast<const BFloat16*>(from) + k * part_unit,
+                   weights.apart * 2, stride);
+          p += wide ? 2 : 1;
         }
       }
     }
@@ -102,37 +114,43 @@ struct Column {
 
 template <class Number>
 inline void zero(Column<Number>& column) {
-  for (int64_t i = 0; i < column.count; ++i)
-    for (Real<Number>& sum : column.tiles[i].sums) sum = 0;
+  for (int64_t i = 0; i < column.count; ++i) {
+    Tile<Number>& tile = column.tiles[i];
+    for (int64_t n = 0; n < tile.rows * tile.panels * panel<Number>; ++n) tile.sums[n] = 0;
+  }
 }
 
 // Visits rows [row0, row1) by panels [first, last) in register tiles of equal height, at most `tallest`,
 // panels outermost: their weights then stay in cache while all rows pass. All tiles but the last have as many
 // panels: at least two, for the rows are then fetched once for both, and two hold the gates of a vector of
-// channels.
+// channels; where the matrix unit takes the rows, which it fetches anew for each panel, as many as there may
+// be. Every other time `back`, from the last panels to the first: of weights that the cache cannot hold as a
+// whole, those that came last are still there.
 template <class Number, class Visit>
-inline void for_columns(int64_t tallest, int64_t row0, int64_t row1, int64_t first, int64_t last,
+inline void for_columns(int64_t tallest, int64_t row0, int64_t row1, int64_t first, int64_t last, bool back,
                         Visit visit) {
   const int64_t rows = row1 - row0;
   const int64_t tiles = (rows + tallest - 1) / tallest;
   if (tiles == 0) return;
   const int64_t widest = panels_of(static_cast<int>((rows + tiles - 1) / tiles));
-  const int64_t wide = widest > gate_panels ? widest : gate_panels;
+  const int64_t wide = tallest > vector_rows ? most_panels : widest > gate_panels ? widest : gate_panels;
   const int64_t columns = (tiles + Column<Number>::most - 1) / Column<Number>::most;
+  const int64_t across = ceil_div(last - first, wide);
+  const auto panel_at = [&](int64_t m) { return first + (back ? across - 1 - m : m) * wide; };
   Column<Number> column;
   column.of_panels = last - first;
-  for (int64_t p = first; p < last; p += wide) {
-    const int64_t panels = last - p < wide ? last - p : wide;
+  for (int64_t m = 0; m < across; ++m) {
+    const int64_t p = panel_at(m);
     for (int64_t n = 0; n < columns; ++n) {
       const int64_t begin = tiles * n / columns, end = tiles * (n + 1) / columns;
       column.count = end - begin;
-      column.next_panel = n + 1 < columns ? p : p + 2 * wide <= last ? p + wide : first;
+      column.next_panel = panel_at(min(n + 1 < columns ? m : m + 1, across - 1));
       for (int64_t t = begin; t < end; ++t) {
         Tile<Number>& tile = column.tiles[t - begin];
         tile.row = row0 + rows * t / tiles;
         tile.rows = row0 + rows * (t + 1) / tiles - tile.row;
         tile.panel0 = p;
-        tile.panels = panels;
+        tile.panels = min(last - p, wide);
       }
       visit(column);
     }

@@ -77,7 +77,7 @@ void form_xw(const Forward<Number>& f, const Slice& s, int64_t n, int64_t first_
   relay_x(f, s, n, steps);
   s.sync();
   const int64_t tall = tallest<Number>(f.x_next.in_parts);
-  for_columns<Number>(tall, 0, steps * rows, first_panel, last_panel, [&](Column<Number>& column) {
+  for_columns<Number>(tall, 0, steps * rows, first_panel, last_panel, false, [&](Column<Number>& column) {
     zero(column);
     column.add_product(packed(f.packed_ih, f.x_next),
                        [&](int64_t r) { return f.x_next.at(n + r / rows, s.row_begin + r % rows); });
@@ -204,7 +204,7 @@ void forward(const Forward<Number>& f, const Team& team) {
   const int64_t H = f.H, P = f.P;
   const int64_t inner =
       depth<Number>(P, f.h.in_parts) + (f.x_steps == 1 ? depth<Number>(f.I, f.x_next.in_parts) : 0);
-  const int64_t tall = tallest<Number>(f.h.in_parts && (f.x_steps != 1 || f.x_next.in_parts));
+  const int64_t tall = tallest<Number>(f.h.in_parts);
   const Slice s = slice(team, B, 4 * H * inner * static_cast<int64_t>(sizeof(Number)), tall);
   const int64_t vectors = ceil_div(H, lanes<Number>), panels = ceil_div(P, panel<Number>);
   const int64_t first_panel = gate_panels * s.begin(vectors), last_panel = gate_panels * s.end(vectors);
@@ -225,7 +225,7 @@ void forward(const Forward<Number>& f, const Team& team) {
     if (f.x_steps == 1 && n + 1 < T) relay_x(f, s, n + 1, 1);
     if (f.x_steps > 1 && (n & (f.x_steps - 1)) == 0) form_xw(f, s, n, first_panel, last_panel);
     if (f.variant.gain_hh) {
-      for_columns<Number>(tall, 0, count, first_panel, last_panel, [&](Column<Number>& column) {
+      for_columns<Number>(tall, 0, count, first_panel, last_panel, n & 1, [&](Column<Number>& column) {
         zero(column);
         column.add_product(packed(f.packed_hh, f.h), [&](int64_t r) { return rows[r].in; });
         for (int64_t i = 0; i < column.count; ++i)
@@ -235,7 +235,7 @@ void forward(const Forward<Number>& f, const Team& team) {
       normalize(f, s, rows, count);
       s.sync();
     }
-    for_columns<Number>(tall, 0, count, first_panel, last_panel, [&](Column<Number>& column) {
+    for_columns<Number>(tall, 0, count, first_panel, last_panel, n & 1, [&](Column<Number>& column) {
       for (int64_t i = 0; i < column.count; ++i) bias(f, n, t, rows, column.tiles[i]);
       if (f.x_steps == 1)
         column.add_product(packed(f.packed_ih, f.x_next), [&](int64_t r) { return rows[r].x; });
@@ -255,7 +255,7 @@ void forward(const Forward<Number>& f, const Team& team) {
     if (lengths) pad(f, s, t, j0, j1, y0, y1);
     s.sync();
     if (f.weight_hr) {
-      for_columns<Number>(tallest<Number>(false), 0, count, s.begin(panels), s.end(panels),
+      for_columns<Number>(tallest<Number>(false), 0, count, s.begin(panels), s.end(panels), n & 1,
                           [&](Column<Number>& column) { project(f, n, t, rows, column, y); });
       s.sync();
     }

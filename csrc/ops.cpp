@@ -31,7 +31,9 @@ constexpr int64_t products_per_thread = 50000;
 constexpr int64_t rows_for_x = 6, rows_together = 64, rows_together_by_matrices = 128;
 // Floats are multiplied in parts by at least so many rows; the second, where weights do not stay close: parts
 // are half as large again, and fetching them then takes longer than multiplying.
-constexpr int64_t rows_for_parts = 16, rows_for_far_parts = 48;
+constexpr int64_t rows_for_parts = 12, rows_for_far_parts = 48;
+// Rows of all steps that repay what it takes longer to pack them.
+constexpr int64_t rows_that_repay = 128;
 // Larger gates are stored past the caches, which could not hold them until the backward pass: a tenth less
 // time at 13 and 33 MB, but a tenth more at 4 MB.
 constexpr size_t streamed_bytes = 8 << 20;
@@ -180,18 +182,21 @@ struct Form {
 
 template <class Number>
 Form form_for(const Engine& isa, const Packing<Number>& packing, int64_t T, int64_t B, int64_t I, int64_t H,
-              int64_t P, int threads) {
+              int64_t P, bool save, int threads) {
   // float64 always inside: a sequence in pieces then equals the whole one bit for bit.
   if (std::is_same_v<Number, double> || T * B == 0) return {1, false, false};
   const auto steps_of = [&](int64_t rows) {
     return static_cast<int64_t>(
         std::bit_floor(static_cast<uint64_t>(std::min(std::max<int64_t>(rows / B, 1), T))));
   };
-  // The peak of a forward pass, where torch.nn.LSTM holds another y, must not grow by more than half of that.
+  // The peak of a forward pass, where torch.nn.LSTM holds another y, must not grow by more than half of that;
+  // of one that saves it is in what backward takes, many times y.
   const auto costs = [&](int64_t K) {
     return std::is_same_v<Number, float> ? packing.gates(H, K, true) - packing.gates(H, K) : 0;
   };
-  const int64_t spare = T * B * P / 2, both = packing.gates(H, I) + costs(I) + packing.gates(H, P) + costs(P);
+  const int64_t most = save ? std::numeric_limits<int64_t>::max() : T * B * P / 2;
+  const int64_t spare = T * B < rows_that_repay ? 0 : most;
+  const int64_t both = packing.gates(H, I) + costs(I) + packing.gates(H, P) + costs(P);
   const bool near = stays_near<Number>(both / threads);
   const bool h_in_parts = pays_in_parts<Number>(isa, B, near) && costs(P) <= spare;
   const bool x_may = isa.in_parts && costs(I) + (h_in_parts ? costs(P) : 0) <= spare;
@@ -213,7 +218,7 @@ ForwardOutputs forward_as(const Tensor& x, const Maybe& weight_ih, const Tensor&
   const Engine& isa = engine();
   const Packing<Number> packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real<Number>))};
   const int threads = threads_for(B * 4 * H * (weight_ih ? P + I : P) / together<Number>);
-  const Form form = form_for(isa, packing, T, B, weight_ih ? I : 0, H, P, threads);
+  const Form form = form_for(isa, packing, T, B, weight_ih ? I : 0, H, P, save, threads);
   const int64_t x_steps = weight_ih ? form.x_steps : 0;
 
   const Tensor y = empty(x, {T, B, P}), h_n = x.new_empty({B, P}), c_n = x.new_empty({B, H});
@@ -317,7 +322,7 @@ BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_
   f.dbias = out<Number>(dbias), f.dpeephole = out<Number>(dpeephole);
   // What layer norm makes of da is read again, as numbers.
   const bool near = stays_near<Number>(packing.channels(P, 4 * H, true) / threads);
-  const bool da_in_parts = !asked.gain_hh && pays_in_parts<Number>(isa, B, near);
+  const bool da_in_parts = !asked.gain_hh && T * B >= rows_that_repay && pays_in_parts<Number>(isa, B, near);
   f.packed_hh = space.take<Number>(packing.channels(P, 4 * H, da_in_parts));
   f.packed_hr = space.take<Number>(weight_hr ? packing.channels(H, P) : 0);
   f.da = relay<Number>(space, B, 4 * H, da_in_parts);

@@ -10,10 +10,13 @@ constexpr int accumulators = LSTM_FUSED_REGISTERS - 4;
 // A panel is two vectors wide: the tallest tile has one panel, so that each weight loaded serves most rows.
 constexpr int vector_rows = accumulators / 2;
 constexpr int gate_panels = 2;  // i, f and g, o of one vector of channels
+constexpr int most_panels = 4;
 
 // Panels side by side for a tile of this many rows: lower tiles are wider, to keep as many products in
 // flight.
-constexpr int panels_of(int rows) { return rows * 8 <= accumulators ? 4 : rows * 4 <= accumulators ? 2 : 1; }
+constexpr int panels_of(int rows) {
+  return rows * 8 <= accumulators ? most_panels : rows * 4 <= accumulators ? 2 : 1;
+}
 
 template <class Number>
 constexpr int panel = 2 * lanes<Number>;
@@ -29,6 +32,10 @@ constexpr int most_rows = static_cast<int>(tallest<Number>(std::is_same_v<Number
 // Units of the inner dimension whose weights are passed over by all tiles before the next: two panels of them
 // stay in the second cache, 256 KB.
 constexpr int64_t block = 1024;
+
+// The same for floats in parts: of short sums, the rows' parts stay in the first cache while all panels of a
+// tile pass over them; long ones had better not be put away that often.
+constexpr int64_t short_block = 32, long_sum = 1024;
 
 // Weights meet so few rows that reading them takes longer than multiplying.
 constexpr bool memory_binds(int64_t rows) { return rows <= 3; }
@@ -148,7 +155,7 @@ template <class Number>
 struct Tile {
   int64_t row, rows;       // first and how many, at most most_rows<Number>
   int64_t panel0, panels;  // first and how many
-  alignas(64) Real<Number> sums[most_rows<Number> * gate_panels * panel<Number>];  // [rows, panels * panel]
+  alignas(64) Real<Number> sums[most_rows<Number> * most_panels * panel<Number>];  // [rows, panels * panel]
 
   Real<Number>* at(int64_t r, int64_t p) { return sums + (r * panels + p) * panel<Number>; }
 };

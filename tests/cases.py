@@ -124,6 +124,8 @@ FINE_CASES = (
     replace(FINE, name="fine_projection_lengths", P=33, lengths=GAPS),
     replace(FINE, name="fine_strided", layout="strided"),
     replace(FINE, name="fine_short", T=6),
+    replace(FINE, name="fine_halfway", T=24, B=31),  # without gradients W_hh alone in parts
+    replace(FINE, name="fine_long_sums", T=8, B=24, H=260, lengths=(*range(8), *range(8, 0, -1), *range(8))),
     replace(FINE, name="fine_few_rows", T=200, B=5, I=9, H=19),
     replace(FINE, name="fine_whole_vectors", T=30, B=32, I=64, H=64),
     replace(EVERY_VARIANT, name="fine_every_variant", T=40, B=35, lengths=GAPS, fine=True),

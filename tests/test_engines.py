@@ -74,9 +74,10 @@ def test_variants(case, engine, dtype):
 
 
 @pytest.mark.parametrize("engine", NATIVE)
+@pytest.mark.parametrize("wanted", [(*NAMES, *GAINS), ()], ids=["gradients", "outputs"])
 @pytest.mark.parametrize("case", FINE_CASES, ids=lambda c: c.name)
-def test_numbers_with_many_digits(case, engine):
-    check_against_reference(engine, case, torch.float32)
+def test_numbers_with_many_digits(case, wanted, engine):
+    check_against_reference(engine, case, torch.float32, wanted=wanted)
 
 
 @pytest.mark.parametrize(("engine", "dtype"), HALF, ids=engine_and_dtype)
