@@ -29,9 +29,9 @@ constexpr int64_t products_per_thread = 50000;
 // several steps at a time: the second by a matrix unit, for which weights that do not stay close are too
 // slow.
 constexpr int64_t rows_for_x = 6, rows_together = 64, rows_together_by_matrices = 128;
-// Floats are multiplied in parts by at least so many rows; the second, where weights do not stay close: parts
-// are half as large again, and fetching them then takes longer than multiplying.
-constexpr int64_t rows_for_parts = 12, rows_for_far_parts = 48;
+// Floats are multiplied in parts by at least so many rows; the second, where half of the weights stay close,
+// the third, where fewer do: parts are half as large again, and fetching them takes longer than multiplying.
+constexpr int64_t rows_for_parts = 12, rows_for_distant_parts = 24, rows_for_far_parts = 48;
 // Rows of all steps that repay what it takes longer to pack them.
 constexpr int64_t rows_that_repay = 128;
 // Larger gates are stored past the caches, which could not hold them until the backward pass: a tenth less
@@ -168,10 +168,13 @@ bool stays_near(int64_t numbers) {
   return numbers * static_cast<int64_t>(sizeof(Number)) <= near_bytes();
 }
 
-// Whether B rows had better meet weights in parts.
+// Whether B rows had better meet weights in parts, of so many numbers for each thread.
 template <class Number>
-bool pays_in_parts(const Engine& isa, int64_t B, bool near) {
-  return std::is_same_v<Number, float> && isa.in_parts && B >= (near ? rows_for_parts : rows_for_far_parts);
+bool pays_in_parts(const Engine& isa, int64_t B, int64_t numbers) {
+  const int64_t rows = stays_near<Number>(numbers)       ? rows_for_parts
+                       : stays_near<Number>(numbers / 2) ? rows_for_distant_parts
+                                                         : rows_for_far_parts;
+  return std::is_same_v<Number, float> && isa.in_parts && B >= rows;
 }
 
 // How a forward pass forms its products.
@@ -197,12 +200,12 @@ Form form_for(const Engine& isa, const Packing<Number>& packing, int64_t T, int6
   const int64_t most = save ? std::numeric_limits<int64_t>::max() : T * B * P / 2;
   const int64_t spare = T * B < rows_that_repay ? 0 : most;
   const int64_t both = packing.gates(H, I) + costs(I) + packing.gates(H, P) + costs(P);
-  const bool near = stays_near<Number>(both / threads);
-  const bool h_in_parts = pays_in_parts<Number>(isa, B, near) && costs(P) <= spare;
+  const bool h_in_parts = pays_in_parts<Number>(isa, B, both / threads) && costs(P) <= spare;
   const bool x_may = isa.in_parts && costs(I) + (h_in_parts ? costs(P) : 0) <= spare;
   const bool x_in_parts = x_may && std::is_same_v<Number, float>;
   if (B < rows_for_x) return {steps_of(rows_together), x_in_parts, false};
   // Of weights that are fetched from afar, those of at least four steps together.
+  const bool near = stays_near<Number>(h_in_parts ? both / threads / 2 : both / threads);
   if (x_may && !near && T * B >= rows_together_by_matrices && B <= rows_together_by_matrices / 4)
     return {steps_of(rows_together_by_matrices), x_in_parts, h_in_parts};
   return {1, x_in_parts && h_in_parts, h_in_parts};
@@ -321,8 +324,9 @@ BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_
   f.dxw = out<Number>(dxw), f.dh0 = out<Number>(dh0), f.dc0 = out<Number>(dc0);
   f.dbias = out<Number>(dbias), f.dpeephole = out<Number>(dpeephole);
   // What layer norm makes of da is read again, as numbers.
-  const bool near = stays_near<Number>(packing.channels(P, 4 * H, true) / threads);
-  const bool da_in_parts = !asked.gain_hh && T * B >= rows_that_repay && pays_in_parts<Number>(isa, B, near);
+  const int64_t numbers = packing.channels(P, 4 * H, true) / threads;
+  const bool da_in_parts =
+      !asked.gain_hh && T * B >= rows_that_repay && pays_in_parts<Number>(isa, B, numbers);
   f.packed_hh = space.take<Number>(packing.channels(P, 4 * H, da_in_parts));
   f.packed_hr = space.take<Number>(weight_hr ? packing.channels(H, P) : 0);
   f.da = relay<Number>(space, B, 4 * H, da_in_parts);
