@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from mmap import mmap
 from pathlib import Path
 
 import pytest
@@ -263,14 +264,19 @@ def test_memory(tmp_path):
 @pytest.mark.skipif(not memory.RESET.exists(), reason="only Linux tells a peak")
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_peak_is_what_is_in_use_at_once(at_once):
-    megabytes = 64  # more than any allocator keeps for later
+    megabytes = 64
+
+    def block(megabytes):
+        memory = mmap(-1, megabytes * 10**6)  # from the system: malloc may have as much at hand
+        torch.frombuffer(memory, dtype=torch.uint8).fill_(1)
+        return memory
 
     def step(_module, problem):
         blocks = []
         for _ in range(3 if problem.case == TINY.case else 0):
-            blocks = [*blocks, torch.ones(megabytes, 250_000)][-at_once:]
+            blocks = [*blocks, block(megabytes)][-at_once:]
 
-    torch.ones(8 * megabytes, 250_000)  # a peak before it, which is not the step's
+    block(8 * megabytes)  # a peak before it, which is not the step's
     idle = Rival("idle", True, lambda problem: nn.Identity())
     peak = memory.peak_here(step, idle, make_problem(TINY.case, SETTING))
     most = (at_once + 1) * megabytes  # a new block is made before the oldest goes
