@@ -13,7 +13,7 @@ struct Column {
 
   Tile<Number> tiles[most];
   int64_t count;
-  int64_t next_panel;  // which panels come after these
+  int64_t next_panel;  // which panels come after these; the last ones again, where the next sweep begins
   int64_t of_panels;   // how many the thread passes over
 
   // sums += rows times packed weights; `of` finds each row's factors.
@@ -81,13 +81,13 @@ struct Column {
     }
   }
 
-  // The same of floats in parts.
+  // The same of floats in parts; of one tile all products of a part of the weights in turn.
   void add_parts(const Packed<float>& weights, const float* (*factors)[most_rows<float>]) {
-    const int64_t most = weights.K < long_sum ? short_block : block / 2;
+    const int64_t longest = weights.K < long_sum ? short_block : long_block;
     const int64_t units = padded<BFloat16>(weights.K) / 2, part = row_stride<BFloat16>(weights.K);
-    alignas(64) BFloat16 copies[2][float_parts * matrix_units * block];
-    for (int64_t k = 0; k < units; k += most) {
-      const int64_t some = min(units - k, most);
+    alignas(64) BFloat16 copies[2][float_parts * matrix_units * long_block * 2];
+    for (int64_t k = 0; k < units; k += longest) {
+      const int64_t some = min(units - k, longest);
       for (int64_t n = 0; n < count; n += 2) {
         const bool two = n + 1 < count;
         Tile<Number>&tile = tiles[n], &other = tiles[two ? n + 1 : n];

@@ -37,8 +37,8 @@ MatrixRows lot(const Number* const* rows, int64_t count, int64_t k, int64_t some
 }
 
 // What the matrix registers hold: 0 to 3 the sums of two lots of rows by two vectors, or of one lot by four,
-// 4 and 5 the factors of either lot, 6 and 7 the weights of either vector; of floats in parts 4 to 6 the
-// parts of the factors. Given back at the end, for others use them too.
+// 4 and 5 the factors of either lot, 6 and 7 the weights of either vector; of one lot of floats in parts 4 to
+// 6 the parts of the factors. Given back at the end, for others use them too.
 class MatrixShape {
  public:
   ~MatrixShape() {

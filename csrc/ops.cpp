@@ -32,7 +32,7 @@ constexpr int64_t rows_for_x = 6, rows_together = 64, rows_together_by_matrices 
 // Floats are multiplied in parts by at least so many rows; the second, where half of the weights stay close,
 // the third, where fewer do: parts are half as large again, and fetching them takes longer than multiplying.
 constexpr int64_t rows_for_parts = 12, rows_for_distant_parts = 24, rows_for_far_parts = 48;
-// Rows of all steps that repay what it takes longer to pack them.
+// Rows of all steps that repay what it takes longer to pack weights in parts.
 constexpr int64_t rows_that_repay = 128;
 // Larger gates are stored past the caches, which could not hold them until the backward pass: a tenth less
 // time at 13 and 33 MB, but a tenth more at 4 MB.
@@ -193,18 +193,19 @@ Form form_for(const Engine& isa, const Packing<Number>& packing, int64_t T, int6
         std::bit_floor(static_cast<uint64_t>(std::min(std::max<int64_t>(rows / B, 1), T))));
   };
   // The peak of a forward pass, where torch.nn.LSTM holds another y, must not grow by more than half of that;
-  // of one that saves it is in what backward takes, many times y.
+  // one that saves five times y for its backward pass may take two more. So what is saved is asked for, too.
   const auto costs = [&](int64_t K) {
     return std::is_same_v<Number, float> ? packing.gates(H, K, true) - packing.gates(H, K) : 0;
   };
-  const int64_t most = save ? std::numeric_limits<int64_t>::max() : T * B * P / 2;
+  const int64_t most = save ? 2 * T * B * P : T * B * P / 2;
   const int64_t spare = T * B < rows_that_repay ? 0 : most;
   const int64_t both = packing.gates(H, I) + costs(I) + packing.gates(H, P) + costs(P);
   const bool h_in_parts = pays_in_parts<Number>(isa, B, both / threads) && costs(P) <= spare;
   const bool x_may = isa.in_parts && costs(I) + (h_in_parts ? costs(P) : 0) <= spare;
   const bool x_in_parts = x_may && std::is_same_v<Number, float>;
   if (B < rows_for_x) return {steps_of(rows_together), x_in_parts, false};
-  // Of weights that are fetched from afar, those of at least four steps together.
+  // Of weights that are fetched from afar, those of at least four steps together; in parts, those of which
+  // not even half stay close.
   const bool near = stays_near<Number>(h_in_parts ? both / threads / 2 : both / threads);
   if (x_may && !near && T * B >= rows_together_by_matrices && B <= rows_together_by_matrices / 4)
     return {steps_of(rows_together_by_matrices), x_in_parts, h_in_parts};

@@ -7,8 +7,8 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// Vectors of lanes for as many k, the same from k to the next: lane j of number k is
-// weights[j * lane_stride + k * k_stride], zero in lanes past n and k past K.
+// As many k as there are lanes: lane j of number k is weights[j * lane_stride + k * k_stride], of which one
+// stride is 1; zero in lanes past n and k past K.
 template <class Real>
 struct Block {
   Vec<Real> of[lanes<Real>];

@@ -156,11 +156,6 @@ inline void finish_streams() {
 }
 
 // Interleaves the vectors of the numbers that lie together in a unit, `apart` in memory; zero past `left`.
-template <class Number>
-inline void store_unit(Number* to, const Number* from, int64_t, int64_t) {
-  __builtin_memcpy(to, from, sizeof(Vec<Number>));
-}
-
 inline void store_unit(BFloat16* to, const BFloat16* from, int64_t apart, int64_t left) {
   Stored<BFloat16>::Type low = {}, high = {};
   if (left > 0) __builtin_memcpy(&low, from, sizeof low);

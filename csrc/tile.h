@@ -29,13 +29,14 @@ constexpr int64_t tallest(bool in_parts) {
 template <class Number>
 constexpr int most_rows = static_cast<int>(tallest<Number>(std::is_same_v<Number, float>));
 
-// Units of the inner dimension whose weights are passed over by all tiles before the next: two panels of them
-// stay in the second cache, 256 KB.
+// Units of the inner dimension whose weights are passed over by all tiles before the next: the panels of a
+// column stay in the second cache, at most 512 KB.
 constexpr int64_t block = 1024;
 
-// The same for floats in parts: of short sums, the rows' parts stay in the first cache while all panels of a
-// tile pass over them; long ones had better not be put away that often.
-constexpr int64_t short_block = 32, long_sum = 1024;
+// The same for floats in parts, whose units are pairs: the rows' parts stay in the first cache while all
+// panels of a tile pass over them, but sums of at least so many products had better not be put away that
+// often.
+constexpr int64_t short_block = 32, long_block = 512, long_sum = 1024;
 
 // Weights meet so few rows that reading them takes longer than multiplying.
 constexpr bool memory_binds(int64_t rows) { return rows <= 3; }
