@@ -25,9 +25,9 @@ struct Column {
       for (int64_t r = 0; r < tiles[n].rows; ++r) factors[n][r] = of(tiles[n].row + r);
 #ifdef LSTM_FUSED_AMX
     if constexpr (Unit<Number>::numbers == 2)
-      if (count > 1 || tiles[0].rows >= least_matrix_rows) return add_matrices(weights, factors);
+      if (count > 1 || tiles[0].rows >= least_matrix_rows) return add_matrices<1>(weights, factors);
     if constexpr (std::is_same_v<Number, float>)
-      if (weights.in_parts) return add_parts(weights, factors);
+      if (weights.in_parts) return add_matrices<float_parts>(weights, factors);
 #endif
     const int64_t bytes = of_panels * weights.apart * static_cast<int64_t>(sizeof(Number));
     for (int64_t first = 0; first < weights.K; first += block) {
@@ -55,55 +55,31 @@ struct Column {
   MatrixShape shape_;
 
   // The same by the matrix unit, two tiles at a time, so that the weights are fetched once for both, or of
-  // one tile two panels: the unit adds to four sums in turn, for each is ready only four times as late.
-  void add_matrices(const Packed<BFloat16>& weights, const BFloat16* (*factors)[most_rows<BFloat16>]) {
-    const int64_t units = weights.apart / panel<BFloat16> / 2;
-    alignas(64) BFloat16 copies[2][matrix_units * block * 2];
-    for (int64_t k = 0; k < units; k += block) {
-      const int64_t some = min(units - k, block);
-      for (int64_t n = 0; n < count; n += 2) {
-        const bool two = n + 1 < count;
-        Tile<Number>&tile = tiles[n], &other = tiles[two ? n + 1 : n];
-        MatrixRows rows = lot<1>(factors[n], tile.rows, k, some, 0, copies[0]), others = rows;
-        if (two) others = lot<1>(factors[n + 1], other.rows, k, some, 0, copies[1]);
-        shape_.set(tile.rows, other.rows, matrix_units);
-        const int64_t stride = tile.panels * panel<Number>;
-        for (int64_t p = 0; p < tile.panels;) {
-          const bool wide = !two && p + 1 < tile.panels;
-          rows.sums = tile.at(0, p), others.sums = wide ? tile.at(0, p + 1) : other.at(0, p);
-          const auto multiply = two    ? multiply_matrices<2, 1>
-                                : wide ? multiply_matrices<1, 2>
-                                       : multiply_matrices<1, 1>;
-          multiply(rows, others, some, weights.at(tile.panel0 + p, k), weights.apart, stride);
-          p += wide ? 2 : 1;
-        }
-      }
-    }
-  }
-
-  // The same of floats in parts; of one tile all products of a part of the weights in turn.
-  void add_parts(const Packed<float>& weights, const float* (*factors)[most_rows<float>]) {
-    const int64_t longest = weights.K < long_sum ? short_block : long_block;
-    const int64_t units = padded<BFloat16>(weights.K) / 2, part = row_stride<BFloat16>(weights.K);
-    alignas(64) BFloat16 copies[2][float_parts * matrix_units * long_block * 2];
+  // one tile two panels: there are four sums to add to, for each is ready only four times as late.
+  template <int Parts>
+  void add_matrices(const Packed<Number>& weights, const Number* (*factors)[most_rows<Number>]) {
+    constexpr int64_t unit = Parts * 2 * panel<BFloat16>, most_units = Parts == 1 ? block : long_block;
+    const int64_t longest = Parts == 1 || weights.K >= long_sum ? most_units : short_block;
+    const int64_t apart = weights.apart * static_cast<int64_t>(sizeof(Number) / sizeof(BFloat16));
+    const int64_t units = apart / unit, part = row_stride<BFloat16>(weights.K);
+    alignas(64) BFloat16 copies[2][Parts * matrix_units * most_units * 2];
     for (int64_t k = 0; k < units; k += longest) {
       const int64_t some = min(units - k, longest);
       for (int64_t n = 0; n < count; n += 2) {
         const bool two = n + 1 < count;
         Tile<Number>&tile = tiles[n], &other = tiles[two ? n + 1 : n];
-        MatrixRows rows = lot<float_parts>(factors[n], tile.rows, k, some, part, copies[0]), others = rows;
-        if (two) others = lot<float_parts>(factors[n + 1], other.rows, k, some, part, copies[1]);
-        shape_.set(tile.rows, other.rows, two ? matrix_units : tile.rows);
+        MatrixRows rows = lot<Parts>(factors[n], tile.rows, k, some, part, copies[0]), others = rows;
+        if (two) others = lot<Parts>(factors[n + 1], other.rows, k, some, part, copies[1]);
+        shape_.set(tile.rows, other.rows, Parts == 1 || two ? matrix_units : tile.rows);
         const int64_t stride = tile.panels * panel<Number>;
         for (int64_t p = 0; p < tile.panels;) {
           const bool wide = !two && p + 1 < tile.panels;
           rows.sums = tile.at(0, p), others.sums = wide ? tile.at(0, p + 1) : other.at(0, p);
-          const auto multiply = two    ? multiply_parts<2, 1>
-                                : wide ? multiply_parts<1, 2>
-                                       : multiply_parts<1, 1>;
-          const float* from = weights.data + (tile.panel0 + p) * weights.apart;
-          multiply(rows, others, some, reinterpret_cast<const BFloat16*>(from) + k * part_unit,
-                   weights.apart * 2, stride);
+          const auto multiply = two    ? multiply_matrices<Parts, 2, 1>
+                                : wide ? multiply_matrices<Parts, 1, 2>
+                                       : multiply_matrices<Parts, 1, 1>;
+          const auto* from = reinterpret_cast<const BFloat16*>(weights.at(tile.panel0 + p, 0));
+          multiply(rows, others, some, from + k * unit, apart, stride);
           p += wide ? 2 : 1;
         }
       }

@@ -71,55 +71,15 @@ class MatrixShape {
 // Adds the product of a panel to the sums of one or two lots of rows, or of two panels that lie `apart` to
 // those of one lot, whose sums by the second panel are `second`'s. From one row's sums to the next it is
 // `stride` numbers. The inner dimension has `units` units, a whole number of registers.
-template <int Lots, int Panels>
-[[gnu::noinline]] void multiply_matrices(const MatrixRows& first, const MatrixRows& second, int64_t units,
-                                         const BFloat16* weights, int64_t apart, int64_t stride) {
-  constexpr int64_t unit_bytes = 2 * lanes<BFloat16> * Unit<BFloat16>::numbers * sizeof(BFloat16);
-  const int64_t sum_bytes = stride * static_cast<int64_t>(sizeof(float));
-  const int64_t first_bytes = first.apart * static_cast<int64_t>(sizeof(BFloat16));
-  const int64_t second_bytes = second.apart * static_cast<int64_t>(sizeof(BFloat16));
-  _tile_loadd(0, first.sums, sum_bytes);
-  _tile_loadd(1, first.sums + lanes<BFloat16>, sum_bytes);
-  if constexpr (Lots * Panels == 2) {
-    _tile_loadd(2, second.sums, sum_bytes);
-    _tile_loadd(3, second.sums + lanes<BFloat16>, sum_bytes);
-  }
-  for (int64_t k = 0; k < units; k += matrix_units) {
-    const char* w = reinterpret_cast<const char*>(weights) + k * unit_bytes;
-    _tile_loadd(6, w, unit_bytes);
-    _tile_loadd(4, first.factors + k * Unit<BFloat16>::numbers, first_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, w + unit_bytes / 2, unit_bytes);
-    _tile_dpbf16ps(1, 4, 7);
-    if constexpr (Lots == 2) {
-      _tile_loadd(5, second.factors + k * Unit<BFloat16>::numbers, second_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-    if constexpr (Panels == 2) {
-      const char* v = w + apart * static_cast<int64_t>(sizeof(BFloat16));
-      _tile_loadd(6, v, unit_bytes);
-      _tile_dpbf16ps(2, 4, 6);
-      _tile_loadd(7, v + unit_bytes / 2, unit_bytes);
-      _tile_dpbf16ps(3, 4, 7);
-    }
-  }
-  _tile_stored(0, first.sums, sum_bytes);
-  _tile_stored(1, first.sums + lanes<BFloat16>, sum_bytes);
-  if constexpr (Lots * Panels == 2) {
-    _tile_stored(2, second.sums, sum_bytes);
-    _tile_stored(3, second.sums + lanes<BFloat16>, sum_bytes);
-  }
-}
-
-// The same of floats in parts: the six of nine products of parts that reach into a float's 24 bits, added in
+//
+// Of floats in parts it is six of the nine products of parts, which reach into a float's 24 bits, added in
 // one order whatever the shape. What is left out is 2^-21 of the whole at the most. G. Henry, P. T. P. Tang
 // and A. Heinecke, Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
 // Computations, ARITH 2019.
-template <int Lots, int Panels>
-[[gnu::noinline]] void multiply_parts(const MatrixRows& first, const MatrixRows& second, int64_t units,
-                                      const BFloat16* weights, int64_t apart, int64_t stride) {
-  constexpr int64_t unit_bytes = part_unit / float_parts * sizeof(BFloat16);
+template <int Parts, int Lots, int Panels>
+[[gnu::noinline]] void multiply_matrices(const MatrixRows& first, const MatrixRows& second, int64_t units,
+                                         const BFloat16* weights, int64_t apart, int64_t stride) {
+  constexpr int64_t unit = 2 * 2 * lanes<BFloat16>, unit_bytes = unit * sizeof(BFloat16);
   constexpr int64_t part_bytes = matrix_units * unit_bytes, vector_bytes = unit_bytes / 2;
   const int64_t sum_bytes = stride * static_cast<int64_t>(sizeof(float));
   const int64_t first_bytes = first.apart * static_cast<int64_t>(sizeof(BFloat16));
@@ -131,10 +91,27 @@ template <int Lots, int Panels>
     _tile_loadd(3, second.sums + lanes<float>, sum_bytes);
   }
   for (int64_t k = 0; k < units; k += matrix_units) {
-    const BFloat16* x = first.factors + 2 * k;
-    const char* w = reinterpret_cast<const char*>(weights + k * part_unit);
-    if constexpr (Lots == 2) {
-      const BFloat16* z = second.factors + 2 * k;
+    const BFloat16 *x = first.factors + 2 * k, *z = second.factors + 2 * k;
+    const char* w = reinterpret_cast<const char*>(weights + k * Parts * unit);
+    const char* v = w + apart * static_cast<int64_t>(sizeof(BFloat16));
+    if constexpr (Parts == 1) {
+      _tile_loadd(6, w, unit_bytes);
+      _tile_loadd(4, x, first_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, w + vector_bytes, unit_bytes);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (Lots == 2) {
+        _tile_loadd(5, z, second_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      if constexpr (Panels == 2) {
+        _tile_loadd(6, v, unit_bytes);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_loadd(7, v + vector_bytes, unit_bytes);
+        _tile_dpbf16ps(3, 4, 7);
+      }
+    } else if constexpr (Lots == 2) {
       const auto weights_of = [&](int64_t part) {
         _tile_loadd(6, w + part * part_bytes, unit_bytes);
         _tile_loadd(7, w + part * part_bytes + vector_bytes, unit_bytes);
@@ -156,7 +133,6 @@ template <int Lots, int Panels>
       factors_of(2), add_products();
       factors_of(0), add_products();
     } else {
-      const char* v = w + apart * static_cast<int64_t>(sizeof(BFloat16));
       _tile_loadd(4, x, first_bytes);
       _tile_loadd(5, x + first.part_apart, first_bytes);
       _tile_loadd(6, x + 2 * first.part_apart, first_bytes);

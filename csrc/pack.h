@@ -66,7 +66,7 @@ inline void pack_lanes(const BFloat16* weights, int64_t lane_stride, int64_t k_s
 // The same of floats in parts: [matrices, parts, units of a matrix, two vectors, 2].
 inline void pack_lanes_in_parts(const float* weights, int64_t lane_stride, int64_t k_stride, int64_t n,
                                 int64_t K, BFloat16* to) {
-  constexpr int64_t L = lanes<float>, unit = part_unit / float_parts, part = matrix_units * unit;
+  constexpr int64_t L = lanes<float>, unit = 2 * panel<BFloat16>, part = matrix_units * unit;
   for (int64_t first = 0; first < padded<BFloat16>(K); first += L) {
     const Block<float> block(weights + first * k_stride, lane_stride, k_stride, n, K - first);
     for (int64_t k = 0; k < L; k += 2) {

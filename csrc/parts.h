@@ -10,9 +10,6 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// Numbers of all parts of one unit of a panel's weights.
-constexpr int64_t part_unit = float_parts * 2 * 2 * lanes<float>;
-
 // A vector's parts.
 struct Parts {
   Vec<float> part[float_parts];  // each of them a bfloat16
