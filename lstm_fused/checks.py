@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lstm_fused import transforms
 from lstm_fused.autocast import computed_in
 from lstm_fused.reference import Variant
+from lstm_fused.tracing import has_values
 
 States = tuple[Tensor, Tensor]
 
@@ -120,8 +120,8 @@ def check_lengths(lengths: object, batch: int, T: int) -> None:
         raise bad("lengths", "an integer dtype", lengths.dtype)
     if lengths.shape != (batch,):
         raise bad("lengths", f"shape ({batch},) = (batch,)", tuple(lengths.shape))
-    if batch == 0 or torch.compiler.is_compiling() or transforms.active():
-        return  # neither a graph nor a transform may branch on values; engines stop at T whatever they say
+    if batch == 0 or not has_values(lengths):
+        return  # engines stop at T whatever they say
     inside = (lengths >= 0) & (lengths <= T)
     if lengths.is_cuda:
         # Reading the values would make the host wait for the GPU at every call.

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lstm_fused import autocast, transforms
+from lstm_fused import autocast, tracing
 from lstm_fused.backends import select
 from lstm_fused.checks import States, check_layer
-from lstm_fused.ops import LSTMFunction, TracedLSTMFunction, forward_op
+from lstm_fused.function import LSTMFunction, requires_grad
+from lstm_fused.ops import below_autograd, forward_op
 from lstm_fused.reference import EPS, PLAIN, Variant, is_valid
 
 
@@ -106,21 +107,20 @@ def run_layer(
     with autocast.off(device):
         if gain_ih is not None:
             tensors = (normalized_products(tensors[0], tensors[1], gain_ih, lengths), None, *tensors[2:])
-        differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        # Not by torch.compiler.is_exporting(): before torch 2.12 that is also true of whatever is compiled.
-        if torch.compiler._is_exporting_flag:
-            differentiable = False  # a program exported takes no Function along, only what it would keep
-        if differentiable or transforms.active():
-            function = TracedLSTMFunction if torch.compiler.is_compiling() else LSTMFunction
-            y, h_n, c_n, _, _ = function.apply(chosen, *tensors, lengths, *masks, reverse, variant.cell_clip)
-        else:
-            beyond = () if variant is PLAIN else (tensors[8], *masks, variant.cell_clip)
+        beyond = () if variant is PLAIN else (tensors[8], *masks, variant.cell_clip)
+        if torch.compiler.is_compiling():  # a program keeps the operator, whose kernels find its derivatives
             y, h_n, c_n, _, _ = forward_op[chosen](*tensors[:8], lengths, reverse, False, *beyond)
+        elif requires_grad(tensors) or tracing.transformed():
+            arguments = *tensors, lengths, *masks, reverse, variant.cell_clip
+            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *arguments)
+        else:
+            with below_autograd():
+                y, h_n, c_n, _, _ = forward_op[chosen](*tensors[:8], lengths, reverse, False, *beyond)
     return y, (h_n, c_n)
 
 
 def normalized_products(x: Tensor, weight_ih: Tensor, gain: Tensor, lengths: Tensor | None) -> Tensor:
     """W_ih x_t of every step through its layer norm, [T, B, 4H], which waits for no recurrence."""
     if lengths is not None:  # padding may be NaN, and 0 * NaN is NaN
-        x = torch.where(is_valid(lengths, len(x)), x, torch.zeros_like(x))
+        x = torch.where(is_valid(lengths, x.shape[0]), x, torch.zeros_like(x))
     return F.layer_norm(F.linear(x, weight_ih), gain.shape, gain, eps=EPS)

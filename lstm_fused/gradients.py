@@ -6,8 +6,9 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from lstm_fused.products import add_product, eager_on_cpu, outer_sum, product
+from lstm_fused.products import add_product, outer_sum, product, rows
 from lstm_fused.reference import accumulation_dtype, is_valid, normalized, previous, time_steps
+from lstm_fused.tracing import has_values_on_cpu
 
 Item = TypeVar("Item")
 # Where no more than this share of all steps lies within their sequences, the products leave out the others.
@@ -42,7 +43,7 @@ def product_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, W_ih and W_hh where needed: each is one product over all steps of all rows."""
     dx = d_weight_ih = d_weight_hh = None
-    steps = None if lengths is None else steps_to_gather(lengths, len(x))
+    steps = None if lengths is None else steps_to_gather(lengths, x.shape[0])
     if lengths is None or steps is None:
         if needs.x:
             dx = dxw if weight_ih is None else product(dxw, weight_ih)
@@ -53,7 +54,7 @@ def product_gradients(
     else:
         da = gather(dxw, steps)
         if needs.x:
-            dx = dxw if weight_ih is None else spread(product(da, weight_ih), steps, len(x), len(h0))
+            dx = dxw if weight_ih is None else spread(product(da, weight_ih), steps, *y.shape[:2])
         if needs.weight_ih:
             d_weight_ih = outer_sum(da, gather(x, steps))
         if needs.weight_hh:
@@ -64,7 +65,7 @@ def product_gradients(
 
 def steps_to_gather(lengths: Tensor, T: int) -> Tensor | None:
     """The steps within their sequences, [N] of T * B; None where to gather them costs more than it saves."""
-    if not eager_on_cpu(lengths):
+    if not has_values_on_cpu(lengths):
         return None
     steps = is_valid(lengths, T).flatten().nonzero().squeeze(1)
     return steps if len(steps) <= GATHERED * T * len(lengths) else None
@@ -72,7 +73,7 @@ def steps_to_gather(lengths: Tensor, T: int) -> Tensor | None:
 
 def gather(tensor: Tensor, steps: Tensor) -> Tensor:
     """Some of the steps of all rows: of [T, B, N] as many of a batch of one."""
-    return tensor.flatten(0, 1).index_select(0, steps)[:, None]
+    return rows(tensor).index_select(0, steps)[:, None]
 
 
 def gather_previous(y: Tensor, h0: Tensor, steps: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
@@ -94,7 +95,7 @@ def spread(gathered: Tensor, steps: Tensor, T: int, B: int) -> Tensor:
 def weight_ih_gradient(dxw: Tensor, x: Tensor, lengths: Tensor | None) -> Tensor:
     """Sum over t of da_tᵀ x_t, [4H, I]."""
     if lengths is not None:  # padding may be NaN, and 0 * NaN is NaN
-        x = torch.where(is_valid(lengths, len(x)), x, torch.zeros_like(x))
+        x = torch.where(is_valid(lengths, x.shape[0]), x, torch.zeros_like(x))
     return outer_sum(dxw, x)
 
 
@@ -104,7 +105,7 @@ def weight_hh_gradient(dhw: Tensor, y: Tensor, h0: Tensor, lengths: Tensor | Non
         return outer_sum(dhw, previous(y, h0, lengths, reverse))
     # Without a shifted copy of y: the first step is added apart.
     first, later, earlier = (dhw[-1:], dhw[:-1], y[1:]) if reverse else (dhw[:1], dhw[1:], y[:-1])
-    return add_product(outer_sum(later, earlier), first.flatten(0, 1).T, h0[: len(first) * len(h0)])
+    return add_product(outer_sum(later, earlier), rows(first).T, h0[: first.shape[0] * h0.shape[0]])
 
 
 def recurrent_products(
@@ -138,7 +139,7 @@ def weight_hr_gradient(
     dh = previous(dh, dh.new_zeros(dh.shape[1:]) if dh_n is None else dh_n, lengths, not reverse)
     dh = dh if dy is None else dh + dy
     if lengths is not None:
-        dh = torch.where(is_valid(lengths, len(dh)), dh, torch.zeros_like(dh))
+        dh = torch.where(is_valid(lengths, dh.shape[0]), dh, torch.zeros_like(dh))
     if zoneout_h is not None:
         steps = list(dh.unbind())
         for before, t in reversed(list(pairwise(time_steps(len(dh), reverse)))):

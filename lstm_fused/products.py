@@ -7,6 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lstm_fused.tracing import has_values_on_cpu
+
 ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 # Numbers in a sum over time from which on oneDNN is worth it, where it is the faster at all: at smaller ones
 # it took 0.7 to 1.04 times as long as MKL wished, for it does not split the sum over threads.
@@ -22,7 +24,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 def outer_sum(left: Tensor, right: Tensor) -> Tensor:
     """Sum over t and batch of leftᵀ right: [T, B, M] and [T, B, N] give [M, N]."""
-    left, right = left.flatten(0, 1), right.flatten(0, 1)
+    left, right = rows(left), rows(right)
     if ours_to_choose(left, right):
         numbers = left.shape[1] * right.shape[1]
         if numbers > LARGE and onednn_wins():
@@ -30,6 +32,12 @@ def outer_sum(left: Tensor, right: Tensor) -> Tensor:
         if numbers <= NARROW:
             return (right.T @ left).T.contiguous()
     return left.T @ right
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """The steps of all rows of the batch below each other, [T * B, N]."""
+    T, B, N = tensor.shape
+    return tensor.reshape(T * B, N)  # not flatten, which has no rule in torch.autograd.grad(is_grads_batched=True)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -41,14 +49,8 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 def ours_to_choose(left: Tensor, right: Tensor) -> bool:
     """Whether the libraries differ for these; the compiler has its own ways, and vmap no rule for oneDNN."""
-    plain = eager_on_cpu(left) and left.dtype == right.dtype == torch.float32
+    plain = has_values_on_cpu(left) and left.dtype == right.dtype == torch.float32
     return plain and left.numel() > 0 and right.numel() > 0
-
-
-def eager_on_cpu(tensor: Tensor) -> bool:
-    """Whether values may decide what is done: no graph is made, nothing transformed, no GPU waited for."""
-    watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return tensor.device.type == "cpu" and not watched
 
 
 @cache

@@ -315,7 +315,7 @@ def time_steps(T: int, reverse: bool) -> Iterable[int]:
 
 def previous(states: Tensor, first: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
     """The state each step starts from [T, B, H], given the states after it and the initial one [B, H]."""
-    T = len(states)
+    T = states.shape[0]  # not len, which would fix a symbolic size
     if not reverse:
         return torch.cat([first[None], states[:-1]])[:T]
     shifted = torch.cat([states[1:], first[None]])[:T]

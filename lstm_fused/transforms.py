@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from lstm_fused import reference
 from lstm_fused.gradients import PerInput
@@ -20,7 +19,6 @@ from lstm_fused.reference import Variant
 Tensors = tuple[Tensor, ...]
 Optionals = tuple[Tensor | None, ...]
 Axes = tuple[int | None, ...]
-vjp: Any = torch.func.vjp  # whose type allows for a third result, there only if asked for
 
 # Where each tensor has its batch; weights have none.
 INPUTS = PerInput(
@@ -30,11 +28,6 @@ FIXED = (0, 0, 1, 1)  # lengths, h_mask, zoneout_h, zoneout_c
 OUTPUTS = (1, 0, 0, 1, 1)  # y, h_n, c_n, c, gates
 STATES = (1, 0, 0)  # dy, dh_n, dc_n; dxw, dh0, dc0
 SAVED = (1, 1, 1)  # y, c, gates
-
-
-def active() -> bool:
-    """Whether a transform or forward mode may watch, for which no tensor need require gradients."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def weights_vmapped(dims: Iterable[int | None], axes: Iterable[int | None]) -> bool:
@@ -78,6 +71,26 @@ def unfold(size: int, axes: Axes, tensors: Optionals) -> Optionals:
     )
 
 
+def vmapped(
+    layer: Callable[..., Any], size: int, dims: Axes, tensors: Sequence[Tensor | None], out_axes: Axes
+) -> tuple[Optionals, Axes]:
+    """Run a layer over a batch of calls: its outputs, and where they have the vmapped dimension.
+
+    Args:
+        layer: takes tensors as in `INPUTS` and `FIXED`.
+        size: of the vmapped dimension.
+        dims: where each tensor has it.
+        tensors: what the layer is given.
+        out_axes: where the outputs have their batch; they may be followed by empty ones.
+    """
+    axes = (*INPUTS, *FIXED)
+    if weights_vmapped(dims, axes):
+        return over_slices(layer, size, dims, tensors)
+    outputs = layer(*fold(size, dims, axes, tensors))
+    out_axes = (*out_axes, *(None,) * (len(outputs) - len(out_axes)))
+    return unfold(size, out_axes, outputs), out_axes
+
+
 def in_groups(
     function: Callable[..., PerInput[Tensor | None]],
     needs: PerInput[bool],
@@ -107,6 +120,33 @@ def in_groups(
             for g, axis in zip(found, INPUTS, strict=True)
         )
     )
+
+
+def vjp(function: Callable[..., Tensors], *primals: Tensor) -> tuple[Tensors, Callable[..., Tensors]]:
+    """`torch.func.vjp`; outside of transforms the same by autograd, where hooks may watch what is saved."""
+    if torch._C._are_functorch_transforms_active():
+        outputs, pullback = torch.func.vjp(function, *primals)[:2]
+        return outputs, pullback
+    with torch.enable_grad():
+        # Views, so that a primal computed from another counts by itself.
+        leaves = tuple(p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in primals)
+        outputs = function(*leaves)
+
+    def pullback(cotangents: Tensors) -> Tensors:
+        reached = [(o, d) for o, d in zip(outputs, cotangents, strict=True) if o.requires_grad]
+        if not reached:
+            return tuple(map(torch.zeros_like, leaves))
+        results, given = zip(*reached, strict=True)
+        return torch.autograd.grad(
+            results,
+            leaves,
+            given,
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    return outputs, pullback
 
 
 def refill(places: Iterable[Tensor | None], present: Iterable[Tensor]) -> Optionals:
@@ -171,7 +211,7 @@ def pull(function: Callable[..., Tensors], tensors: Optionals, cotangents: Optio
 def push(function: Callable[..., Tensors], tensors: Optionals, tangents: Optionals) -> Tensors:
     """Forward mode over the same; by reverse mode twice, for plain forward mode does not nest."""
     outputs, pullback = vjp(function, *there(tensors))
-    _, pushforward = vjp(pullback, tuple(map(torch.zeros_like, outputs)))
-    given = or_zeros((d for t, d in zip(tensors, tangents, strict=True) if t is not None), there(tensors))
-    pushed: Tensors = pushforward(given)[0]
-    return pushed
+    _, pushforward = vjp(lambda *cotangents: pullback(cotangents), *map(torch.zeros_like, outputs))
+    return pushforward(
+        or_zeros((d for t, d in zip(tensors, tangents, strict=True) if t is not None), there(tensors))
+    )
