@@ -1,8 +1,4 @@
-"""The derivatives of the operators: autograd Functions, and how the dispatcher finds them.
-
-Eager calls go to `LSTMFunction` directly. A compiled, exported or traced program holds the operators
-themselves, whose autograd and vmap kernels, at the end of this file, lead to the same Functions.
-"""
+"""The autograd Functions around the operators: what is saved, and every derivative."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
+from torch._functorch.utils import unwrap_dead_wrappers
 
 from lstm_fused import autocast, gradients, reference, tracing, transforms
-from lstm_fused.backends import ENGINES
 from lstm_fused.gradients import PerInput
-from lstm_fused.ops import LIBRARY, backward_op, below_autograd, forward_op
+from lstm_fused.ops import backward_op, below_autograd, forward_op
 from lstm_fused.reference import Variant
 from lstm_fused.transforms import Axes, Optionals, Tensors
 
@@ -49,7 +44,9 @@ class LSTMFunction(Function):
     def forward(engine: str, *arguments: Any) -> Tensors:
         *inputs, gain_hh, lengths, h_mask, zoneout_h, zoneout_c, reverse, cell_clip = arguments
         variant = (gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
-        with below_autograd():
+        # Levels of transforms below this one record for themselves.
+        records = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        with torch.set_grad_enabled(records), below_autograd():
             return forward_op[engine](*inputs, lengths, reverse, True, *variant)
 
     @staticmethod
@@ -282,90 +279,3 @@ class LSTMBackwardFunction(Function):
         where = zip(grads, transforms.INPUTS, strict=True)
         out_dims = tuple(None if grad is None else axis or 0 for grad, axis in where)
         return transforms.unfold(info.batch_size, transforms.INPUTS, grads), out_dims
-
-
-def differentiable_forward(
-    engine: str,
-    x: Tensor,
-    weight_ih: Tensor | None,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    peephole: Tensor | None,
-    weight_hr: Tensor | None,
-    h0: Tensor,
-    c0: Tensor,
-    lengths: Tensor | None,
-    reverse: bool,
-    save: bool,
-    gain_hh: Tensor | None = None,
-    h_mask: Tensor | None = None,
-    zoneout_h: Tensor | None = None,
-    zoneout_c: Tensor | None = None,
-    cell_clip: float | None = None,
-) -> Tensors:
-    """The forward operator where derivatives may be asked for: its autograd kernel."""
-    inputs = x, weight_ih, weight_hh, bias, peephole, weight_hr, h0, c0, gain_hh
-    fixed = lengths, h_mask, zoneout_h, zoneout_c
-    if not (tracing.transformed() or requires_grad(inputs)):
-        with below_autograd():
-            variant = gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip
-            return forward_op[engine](*inputs[:8], lengths, reverse, save, *variant)
-    arguments = engine, *inputs, *fixed, reverse, cell_clip
-    if tracing.forward_levels():  # a jvp that transforms cannot be asked for in the middle of one
-        return LSTMFunction.composed(*arguments)
-    with enable_single_level_autograd_function():
-        y, h_n, c_n, c, gates = LSTMFunction.apply_once(*arguments)
-    return (y, h_n, c_n, c, gates) if save else (y, h_n, c_n, c.new_empty(0), gates.new_empty(0))
-
-
-def once_differentiable_backward(engine: str, *arguments: Any) -> Tensors:
-    """The backward operator by itself, which has no derivative: its autograd kernel."""
-    if tracing.transformed():
-        raise RuntimeError(f"lstm_fused::{engine}_backward cannot be transformed; lstm_fused.lstm can")
-    with below_autograd():
-        outputs = backward_op[engine](*arguments)
-    if not requires_grad(arguments):
-        return outputs
-    refuse = torch._C._functions.DelayedError(
-        f"lstm_fused::{engine}_backward has no derivative of its own; that of lstm_fused.lstm has",
-        len(outputs),
-    )
-    return tuple(refuse(*(output.requires_grad_() for output in outputs)))
-
-
-def requires_grad(arguments: Sequence[Any]) -> bool:
-    """Whether autograd is to record what is done with these."""
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
-
-
-def vmapped_forward(engine: str, info: Any, dims: Axes, *arguments: Any) -> tuple[Optionals, Axes]:
-    """The forward operator over a batch of calls: its vmap kernel."""
-    arguments += (None,) * (16 - len(arguments))  # the dispatcher leaves out what is as by default
-    dims += (None,) * (16 - len(dims))
-    reverse, save, cell_clip = arguments[9], arguments[10], arguments[15]
-
-    def call(*tensors: Any) -> Tensors:
-        *inputs, gain_hh, lengths, h_mask, zoneout_h, zoneout_c = tensors
-        variant = gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip
-        return forward_op[engine](*inputs, lengths, reverse, save, *variant)
-
-    def as_in_function(operands: tuple[Any, ...]) -> tuple[Any, ...]:
-        return *operands[:8], operands[11], operands[8], *operands[12:15]
-
-    outputs, axes = transforms.vmapped(
-        call,
-        info.batch_size,
-        as_in_function(dims),
-        as_in_function(arguments),
-        transforms.OUTPUTS if save else transforms.STATES,
-    )
-    return outputs, axes
-
-
-for _engine in ENGINES:
-    _forward, _backward = f"{_engine.name}_forward", f"{_engine.name}_backward"
-    LIBRARY.impl(_forward, partial(differentiable_forward, _engine.name), "Autograd")
-    LIBRARY.impl(_backward, partial(once_differentiable_backward, _engine.name), "Autograd")
-    torch.library.register_vmap(
-        f"lstm_fused::{_forward}", partial(vmapped_forward, _engine.name), lib=LIBRARY
-    )

@@ -9,9 +9,11 @@ from torch import Tensor
 from lstm_fused import autocast, tracing
 from lstm_fused.backends import select
 from lstm_fused.checks import States, check_layer
-from lstm_fused.function import LSTMFunction, requires_grad
+from lstm_fused.dispatch import requires_grad
+from lstm_fused.function import LSTMFunction
+from lstm_fused.layer_norm import layer_norm
 from lstm_fused.ops import below_autograd, forward_op
-from lstm_fused.reference import EPS, PLAIN, Variant, is_valid
+from lstm_fused.reference import PLAIN, Variant, is_valid
 
 
 def lstm(
@@ -108,7 +110,7 @@ def run_layer(
         if gain_ih is not None:
             tensors = (normalized_products(tensors[0], tensors[1], gain_ih, lengths), None, *tensors[2:])
         beyond = () if variant is PLAIN else (tensors[8], *masks, variant.cell_clip)
-        if torch.compiler.is_compiling():  # a program keeps the operator, whose kernels find its derivatives
+        if tracing.recorded():  # the program keeps the operator, whose kernels find its derivatives
             y, h_n, c_n, _, _ = forward_op[chosen](*tensors[:8], lengths, reverse, False, *beyond)
         elif requires_grad(tensors) or tracing.transformed():
             arguments = *tensors, lengths, *masks, reverse, variant.cell_clip
@@ -123,4 +125,4 @@ def normalized_products(x: Tensor, weight_ih: Tensor, gain: Tensor, lengths: Ten
     """W_ih x_t of every step through its layer norm, [T, B, 4H], which waits for no recurrence."""
     if lengths is not None:  # padding may be NaN, and 0 * NaN is NaN
         x = torch.where(is_valid(lengths, x.shape[0]), x, torch.zeros_like(x))
-    return F.layer_norm(F.linear(x, weight_ih), gain.shape, gain, eps=EPS)
+    return layer_norm(F.linear(x, weight_ih), gain)

@@ -111,7 +111,7 @@ def lstm_forward(
     ys, cs, gates = [h] * T, [c] * T, [c] * T
     for t in time_steps(T, reverse):
         hw = (h if mask is None else h * mask).to(wide) @ W_hh.T  # [B, 4H]
-        a = xw[t] + (hw if gain is None else F.layer_norm(hw, (4 * H,), gain.to(wide), eps=EPS))
+        a = xw[t] + (hw if gain is None else layer_norm(hw, gain.to(wide)))
         m, c_t, gates[t] = cell_forward(a, c, p, clip)
         h_t = m if W_hr is None else m @ W_hr.T
         h_t, c_t = zone_out(h_t, h, zoneout_h, t).to(x.dtype), zone_out(c_t, c, zoneout_c, t)
@@ -277,6 +277,16 @@ def cell_before_zoneout(
     i, f, g, _ = gates.to(c.dtype).chunk(4, dim=-1)
     c = f * c_prev + i * g
     return c if clip is None else c.clamp(-clip, clip)
+
+
+def layer_norm(v: Tensor, gain: Tensor) -> Tensor:
+    """Gain * (v - mean) / sqrt(variance + 1e-5) over the last dimension."""
+    recording = torch.is_grad_enabled() and (v.requires_grad or gain.requires_grad)
+    if recording or torch._C._are_functorch_transforms_active():
+        # PyTorch's is wrong from the third derivative on, and in forward over forward mode.
+        wide = accumulation_dtype(v.dtype)
+        return (gain.to(wide) * normalized(v.to(wide))[0]).to(v.dtype)
+    return F.layer_norm(v, gain.shape, gain, eps=EPS)
 
 
 def norm_backward(da: Tensor, hw: Tensor, gain: Tensor) -> Tensor:

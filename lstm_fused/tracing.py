@@ -16,22 +16,21 @@ def forward_levels() -> int:
     return sum(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ())
 
 
+def recorded() -> bool:
+    """Whether a program is made of what is done: compiled, exported or traced."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
 def has_values(tensor: Tensor) -> bool:
-    """Whether the tensor's values can be read here, and what they decide holds for every later call.
+    """Whether the tensor's values can be read here, and what they decide need not hold for another call.
 
-    They cannot on the meta device, of fake tensors, in a transform, or while a graph is made.
+    They cannot on the meta device, of fake tensors, in a transform, or while a program is made.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if recorded() or torch._C._are_functorch_transforms_active():
         return False
-    plain = type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta
-    return plain and not traced()
-
-
-def traced() -> bool:
-    """Whether `make_fx` records what is done."""
-    proxy = torch._C._TorchDispatchModeKey.PROXY
-    recording = torch._C._get_dispatch_mode(proxy), torch._ops._get_dispatch_mode_pre_dispatch(proxy)
-    return recording != (None, None)
+    proxy = torch._C._TorchDispatchModeKey.PROXY  # of make_fx
+    modes = torch._C._get_dispatch_mode(proxy), torch._ops._get_dispatch_mode_pre_dispatch(proxy)
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta and modes == (None, None)
 
 
 def has_values_on_cpu(tensor: Tensor) -> bool:

@@ -125,8 +125,8 @@ def in_groups(
 def vjp(function: Callable[..., Tensors], *primals: Tensor) -> tuple[Tensors, Callable[..., Tensors]]:
     """`torch.func.vjp`; outside of transforms the same by autograd, where hooks may watch what is saved."""
     if torch._C._are_functorch_transforms_active():
-        outputs, pullback = torch.func.vjp(function, *primals)[:2]
-        return outputs, pullback
+        result: Any = torch.func.vjp(function, *primals)  # whose type allows for a third part
+        return result[0], result[1]
     with torch.enable_grad():
         # Views, so that a primal computed from another counts by itself.
         leaves = tuple(p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in primals)
@@ -166,7 +166,7 @@ def or_zeros(tensors: Iterable[Tensor | None], like: Iterable[Tensor]) -> Tensor
 
 
 def layer_maths(
-    inputs: Optionals, fixed: Optionals, reverse: bool, cell_clip: float | None
+    inputs: Sequence[Tensor | None], fixed: Sequence[Tensor | None], reverse: bool, cell_clip: float | None
 ) -> Callable[..., Tensors]:
     """The reference's y, h_n and c_n as a function of the inputs that are there."""
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 SLOW = (
+    "test_orders",
+    "test_programs",
     "test_compile",
     "test_distributed",
     "test_interpreted",

@@ -1,0 +1,106 @@
+"""The operators' autograd and vmap kernels, for programs that hold the operators themselves.
+
+Eager calls go to `LSTMFunction` directly. What is compiled, exported or traced holds operators; when such a
+program is transformed or trained, PyTorch's dispatcher comes here.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+
+from lstm_fused import tracing, transforms
+from lstm_fused.backends import ENGINES
+from lstm_fused.function import LSTMFunction
+from lstm_fused.ops import LIBRARY, backward_op, below_autograd, forward_op
+from lstm_fused.transforms import Axes, Optionals, Tensors
+
+
+def requires_grad(arguments: Iterable[Any]) -> bool:
+    """Whether autograd is to record what is done with these."""
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+
+
+def differentiable_forward(
+    engine: str,
+    x: Tensor,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    weight_hr: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
+    save: bool,
+    gain_hh: Tensor | None = None,
+    h_mask: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
+    cell_clip: float | None = None,
+) -> Tensors:
+    """The forward operator where derivatives may be asked for: its autograd kernel."""
+    inputs = x, weight_ih, weight_hh, bias, peephole, weight_hr, h0, c0, gain_hh
+    fixed = lengths, h_mask, zoneout_h, zoneout_c
+    if not (tracing.transformed() or requires_grad(inputs)):
+        with below_autograd():
+            variant = gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip
+            return forward_op[engine](*inputs[:8], lengths, reverse, save, *variant)
+    arguments = engine, *inputs, *fixed, reverse, cell_clip
+    if tracing.forward_levels():  # a jvp that transforms cannot be asked for in the middle of one
+        return LSTMFunction.composed(*arguments)
+    with enable_single_level_autograd_function():
+        y, h_n, c_n, c, gates = LSTMFunction.apply_once(*arguments)
+    return (y, h_n, c_n, c, gates) if save else (y, h_n, c_n, c.new_empty(0), gates.new_empty(0))
+
+
+def once_differentiable_backward(engine: str, *arguments: Any) -> Tensors:
+    """The backward operator by itself, which has no derivative: its autograd kernel."""
+    if tracing.transformed():
+        raise RuntimeError(f"lstm_fused::{engine}_backward cannot be transformed; lstm_fused.lstm can")
+    with below_autograd():
+        outputs = backward_op[engine](*arguments)
+    if not requires_grad(arguments):
+        return outputs
+    refuse = torch._C._functions.DelayedError(
+        f"lstm_fused::{engine}_backward has no derivative of its own; that of lstm_fused.lstm has",
+        len(outputs),
+    )
+    return tuple(refuse(*(output.requires_grad_() for output in outputs)))
+
+
+def vmapped_forward(engine: str, info: Any, dims: Axes, *arguments: Any) -> tuple[Optionals, Axes]:
+    """The forward operator over a batch of calls: its vmap kernel."""
+    arguments += (None,) * (16 - len(arguments))  # the dispatcher leaves out what is as by default
+    dims += (None,) * (16 - len(dims))
+    reverse, save, cell_clip = arguments[9], arguments[10], arguments[15]
+
+    def call(*tensors: Any) -> Tensors:
+        *inputs, gain_hh, lengths, h_mask, zoneout_h, zoneout_c = tensors
+        variant = gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip
+        return forward_op[engine](*inputs, lengths, reverse, save, *variant)
+
+    def as_in_function(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+        return *operands[:8], operands[11], operands[8], *operands[12:15]
+
+    outputs, axes = transforms.vmapped(
+        call,
+        info.batch_size,
+        as_in_function(dims),
+        as_in_function(arguments),
+        transforms.OUTPUTS if save else transforms.STATES,
+    )
+    return outputs, axes
+
+
+for _engine in ENGINES:
+    _forward, _backward = f"{_engine.name}_forward", f"{_engine.name}_backward"
+    LIBRARY.impl(_forward, partial(differentiable_forward, _engine.name), "Autograd")
+    LIBRARY.impl(_backward, partial(once_differentiable_backward, _engine.name), "Autograd")
+    torch.library.register_vmap(
+        f"lstm_fused::{_forward}", partial(vmapped_forward, _engine.name), lib=LIBRARY
+    )
