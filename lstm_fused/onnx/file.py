@@ -11,6 +11,7 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
+    TensorShapeProto,
     defs,
     external_data_helper,
     helper,
@@ -41,8 +42,8 @@ class File:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if not isinstance(path, (str, os.PathLike)):
-            raise bad("path", "the path of an ONNX file", type(path).__name__)
+        if not isinstance(path, (str, os.PathLike)) or not os.path.isfile(path):
+            raise bad("path", "the path of an ONNX file", repr(path))
         model = load(path)
         graph = model.graph
         self.folder = os.path.dirname(os.path.abspath(os.fspath(path)))
@@ -91,6 +92,7 @@ def load(path: str | os.PathLike[str]) -> ModelProto:
     """The model in a file, which the standard's checker takes; large data beside it is left there."""
     try:
         model = onnx.load(path, load_external_data=False)
+        declare_ranks(model.graph)
         tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
         beside = any(map(external_data_helper.uses_external_data, tensors))
         onnx.checker.check_model(os.fspath(path) if beside else model)
@@ -98,6 +100,15 @@ def load(path: str | os.PathLike[str]) -> ModelProto:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise bad("path", "a valid ONNX file", f"{type(error).__name__}: {' '.join(lines)}") from error
     return model
+
+
+def declare_ranks(graph: GraphProto) -> None:
+    """Say of inputs of unknown rank that they have the rank of a module's; the checker asks for one."""
+    for value in (*graph.input, *graph.output):
+        declared = value.type.tensor_type
+        if value.type.HasField("tensor_type") and not declared.HasField("shape"):
+            integer = declared.elem_type in (TensorProto.INT32, TensorProto.INT64)
+            declared.shape.dim.extend(TensorShapeProto.Dimension() for _ in range(1 if integer else 3))
 
 
 def opset(model: ModelProto) -> int:

@@ -15,6 +15,7 @@ from lstm_fused.onnx.views import DTYPES, KNOWN, Value, is_filled, nonzero, same
 STATES = {"h": 5, "c": 6}  # initial states, and their places among the inputs
 OUTPUTS = ("output", "h_n", "c_n")  # in the order in which a module returns them
 GEMM = {"alpha": (1.0,), "beta": (1.0,), "transA": (0,), "transB": (0, 1)}  # what can be read
+NONE = Value("no tensor")
 
 
 class Initial(NamedTuple):
@@ -57,6 +58,7 @@ class Layers:
         self.lengths: set[str] = set()  # what the nodes have for lengths, "" for nothing
         self.initial: dict[str, list[Initial]] = {"h": [], "c": []}
         self.head: NodeProto | None = None
+        self.logits: Tensor | None = None
         remaining = iter(operations)
         for node in file.nodes:
             kind = file.kind(node)
@@ -92,8 +94,7 @@ class Layers:
 
     def find_layer(self, operation: Operation) -> int:
         """Which layer an LSTM node is, or a direction of."""
-        x = self.tensors.value(operation.input(0))
-        assert x is not None  # the operator requires it
+        x = self.tensors.value(operation.input(0)) or NONE
         steps = x.tensor
         if steps is not None and operation.layout and steps.dim() == 3:
             steps = steps.transpose(0, 1)
@@ -173,8 +174,7 @@ class Layers:
 
     def choose(self, node: NodeProto) -> Value:
         """The last states where sequences have steps and else the initial ones, as `export` writes them."""
-        condition, last, first = (self.tensors.value(name) for name in node.input)
-        assert condition is not None and last is not None and first is not None
+        condition, last, first = (self.tensors.value(name) or NONE for name in node.input)
         lengths = "".join(self.lengths)
         initial = {entry.value.origin for entry in self.initial.get(last.origin[0], []) if entry.value}
         if (
@@ -210,7 +210,8 @@ class Layers:
         if C < 1 or shapes != expected or {DTYPES.get(kind) for kind in types} != {self.kind.dtype}:
             raise bad("path", f"the Gemm to have a weight [C, {H}] and a bias [C] like the LSTM's", shapes)
         self.head = node
-        return Value("logits", self.tensors.source([state.shape[0], C], self.kind.dtype))
+        self.logits = self.tensors.source([state.shape[0], C], self.kind.dtype)
+        return Value("logits", self.logits)
 
     def check_layers(self) -> None:
         """Check that every layer is whole, and that initial states come as a module takes them."""
@@ -252,7 +253,8 @@ class Layers:
             value = self.tensors.value(name)
             which = self.find_output(value)
             dtype = DTYPES.get(info.type.tensor_type.elem_type)
-            if not which or dtype != self.kind.dtype or (name in (*OUTPUTS, "logits") and name != which):
+            misnamed = name in OUTPUTS and which in OUTPUTS and name != which
+            if not which or dtype != self.kind.dtype or misnamed:
                 wanted = "the output, h_n or c_n of a module, or the logits of a classifier"
                 raise bad("path", f"output {name!r} to be {wanted}", self.tensors.describe(value))
             found.append(which)
@@ -270,5 +272,5 @@ class Layers:
             return ""
         if value.origin == origin and any(same(value.tensor, view) for view in views):
             return "output"
-        whole = value.origin in self.last and same(value.tensor, self.last[value.origin])
-        return value.origin if whole or value.origin == "logits" else ""
+        whole = self.logits if value.origin == "logits" else self.last.get(value.origin)
+        return value.origin if whole is not None and same(value.tensor, whole) else ""

@@ -1,6 +1,7 @@
 """What an LSTM node computes: its attributes, and the sizes and types of its weights, which must agree."""
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -84,8 +85,9 @@ def read_operation(file: File, node: NodeProto) -> Operation:
         raise bad("path", f"{sizes} of LSTM {node.name!r} with D = {D} directions", shapes)
     types = {proto.data_type for proto in given.values()}
     if len(types) != 1 or not types <= FLOATS.keys():
-        names = [TensorProto.DataType.Name(kind) for kind in sorted(types)]
-        raise bad("path", f"float16, float32 or float64 in all weights of LSTM {node.name!r}", names)
+        raise bad(
+            "path", f"float16, float32 or float64 in all weights of LSTM {node.name!r}", type_names(types)
+        )
     dtype = FLOATS[types.pop()]
 
     check("hidden_size", values.get("hidden_size", H) == H, f"{H} like its weights")
@@ -100,6 +102,12 @@ def read_operation(file: File, node: NodeProto) -> Operation:
     check("layout", values.get("layout", 0) in (0, 1), "0 or 1")
     coupled = values.get("input_forget", 0) == 1
     return Operation(node, slots, I, H, dtype, coupled, values.get("layout", 0), tuple(given))
+
+
+def type_names(types: Collection[int]) -> str:
+    """What the standard calls types of elements."""
+    known = TensorProto.DataType.items()
+    return " and ".join(name for name, number in known if number in types) or "unknown types"
 
 
 def weight(file: File, node: NodeProto, place: int) -> TensorProto | None:

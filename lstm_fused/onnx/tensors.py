@@ -11,6 +11,7 @@ from lstm_fused.checks import bad
 from lstm_fused.onnx.file import File, attributes
 from lstm_fused.onnx.views import DTYPES, KNOWN, OPERATORS, Call, Value
 
+OPEN = 1000  # sizes at most that a file leaves open
 LARGEST = 2**60  # elements of a tensor: sizes and strides are 64 bits wide
 
 
@@ -26,6 +27,7 @@ class Tensors:
         self.file = file
         self.primes = primes(least)
         self.open: dict[int, str] = {}  # the primes in use, and the name of the size that each stands for
+        self.named: dict[str, int] = {}
         self.inputs: dict[str, Tensor] = {}  # graph inputs, by the origin of their views
         self.values: dict[str, Value] = {}
 
@@ -50,13 +52,10 @@ class Tensors:
         if not info.type.HasField("tensor_type") or declared.elem_type not in DTYPES:
             raise bad("path", f"graph input {info.name!r} to be a tensor of floats or integers", info.type)
         dtype = DTYPES[declared.elem_type]
-        if declared.HasField("shape"):
-            sizes = [
-                dim.dim_value if dim.HasField("dim_value") else self.size(dim.dim_param)
-                for dim in declared.shape.dim
-            ]
-        else:
-            sizes = [self.size("") for _ in range(3 if dtype.is_floating_point else 1)]
+        sizes = [
+            dim.dim_value if dim.HasField("dim_value") else self.size(dim.dim_param)
+            for dim in declared.shape.dim
+        ]
         if any(size < 1 for size in sizes):
             raise bad("path", f"sizes of 1 at least in graph input {info.name!r}", sizes)
         return self.source(sizes, dtype)
@@ -74,11 +73,14 @@ class Tensors:
 
     def size(self, name: str) -> int:
         """A prime for an open size, which may have a name that others have too."""
-        for size, known in self.open.items():
-            if name and known == name:
-                return size
+        if name in self.named:
+            return self.named[name]
+        if len(self.open) == OPEN:
+            raise bad("path", f"{OPEN} open sizes at most", "more")
         size = next(self.primes)
         self.open[size] = name
+        if name:
+            self.named[name] = size
         return size
 
     def fits(self, size: int, expected: int) -> bool:

@@ -75,7 +75,9 @@ class Call(NamedTuple):
         if name in self.attributes:
             return list(self.attributes[name])
         if place < len(self.inputs) and self.inputs[place] is not None:
-            numbers: list[int] = self.known(place).reshape(-1).tolist()
+            tensor = self.known(place)
+            require(tensor.dim() <= 1 and tensor.dtype in (torch.int32, torch.int64), f"no integers {name}")
+            numbers: list[int] = tensor.reshape(-1).tolist()
             return numbers
         require(default is not None, f"no {name}")
         assert default is not None
