@@ -271,7 +271,7 @@ def test_refuses_a_head_over_anything_but_the_last_state(tmp_path):
     squeeze = next(node for node in model.graph.node if node.op_type == "Squeeze")
     squeeze.input[0] = squeeze.input[0].replace("h_n", "c_n")
     onnx.save(model, path)
-    with pytest.raises(ValueError, match="the Gemm to read Y_h of a last LSTM.* got c_n"):
+    with pytest.raises(ValueError, match=r"the Gemm to read Y_h of a last LSTM.* got c_n"):
         from_onnx(path)
 
 

@@ -9,7 +9,21 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import INT32, Graph, H, I, compute
+from onnx_graphs import (
+    H,
+    I,
+    bare,
+    classifier,
+    constant_nodes,
+    coupled,
+    differs,
+    made_of_sizes,
+    one_size,
+    state_inputs,
+    two_layers,
+    two_nodes,
+    weights_as_inputs,
+)
 
 from lstm_fused import LSTM, SequenceClassifier
 from lstm_fused.onnx import export, from_onnx
@@ -39,68 +53,10 @@ ATTRIBUTES = {
 }
 
 
-def by_hand(seed, opset=17, layout=0):
-    """Two layers as PyTorch writes them: states sliced from inputs, outputs squeezed, two Concat."""
-    graph = Graph(seed, opset)
-    x = graph.input("input", *("BT" if layout else "TB"), I)
-    starts = {}
-    for state in "hc":
-        name = graph.input(f"{state}_0", 2, "B", H)
-        for k in (0, 1):
-            bounds = [
-                graph.integers(f"{state}{k}{bound}", n) for bound, n in (("s", k), ("e", k + 1), ("a", 0))
-            ]
-            starts[state, k] = graph.node("Slice", [name, *bounds], f"{state}_0{k}")
-            if layout:
-                starts[state, k] = graph.node(
-                    "Transpose", [starts[state, k]], f"{state}_t{k}", perm=[1, 0, 2]
-                )
-    for k in (0, 1):
-        y = graph.lstm(k, x, (I, H)[k], h=starts["h", k], c=starts["c", k], layout=layout)
-        axes = graph.integers(f"axes{k}", 2 if layout else 1)
-        x = graph.node("Squeeze", [y, axes], f"x{k + 1}")
-    graph.node("Identity", [x], "output")
-    for state in "hc":
-        states = [f"{state}0", f"{state}1"]
-        if layout:
-            states = [graph.node("Transpose", [name], f"{name}t", perm=[1, 0, 2]) for name in states]
-        graph.node("Concat", states, f"{state}_n", axis=0)
-    if not layout:
-        del graph.nodes[[node.op_type for node in graph.nodes].index("LSTM")].attribute[-1]
-    return graph.model("output", "h_n", "c_n")
-
-
-def two_nodes():
-    """A bidirectional layer of a forward and a reverse node."""
-    graph = Graph(3)
-    x = graph.input("input", "T", "B", I)
-    lengths = graph.input("lengths", "B", dtype=INT32)
-    graph.lstm("f", x, lengths=lengths)
-    graph.lstm("r", x, lengths=lengths, direction="reverse")
-    for name in ("yf", "yr"):
-        graph.node("Squeeze", [name, graph.integers(f"{name}_axes", 1)], f"{name}s")
-    graph.node("Concat", ["yfs", "yrs"], "output", axis=2)
-    graph.node("Concat", ["hf", "hr"], "h_n", axis=0)
-    graph.node("Concat", ["cf", "cr"], "c_n", axis=0)
-    return graph.model("output", "h_n", "c_n")
-
-
-def one_size(lengths):
-    """A graph for one T and B, with lengths that are all T where asked for."""
-    graph = Graph(4)
-    x = graph.node("Transpose", [graph.input("input", 3, 6, I)], "steps", perm=[1, 0, 2])
-    n = graph.constant("n", np.full(3, 6, np.int32)) if lengths else ""
-    zeros = graph.constant("zeros", np.zeros((2, 3, H), np.float32))
-    graph.lstm(0, x, D=2, lengths=n, h=zeros)
-    graph.join("y0", "joined", 2 * H)
-    graph.node("Transpose", ["joined"], "output", perm=[1, 0, 2])
-    graph.node("Identity", ["c0"], "c_n")
-    return graph.model("output", "c_n")
-
-
 def originals(folder):
     """The models to change."""
-    models = [by_hand(1), by_hand(2, layout=1), two_nodes(), one_size(False), one_size(True)]
+    models = [two_layers(), two_layers(layout=1), two_nodes(), one_size(), one_size([6] * 3), classifier()]
+    models += [made_of_sizes(), bare(), coupled(2, 1), state_inputs(), weights_as_inputs(), constant_nodes()]
     options = [
         ({}, {}),
         ({"num_layers": 2, "bidirectional": True, "batch_first": True}, {"lengths": True, "states": True}),
@@ -374,51 +330,6 @@ def mutant(models, pick):
             model = changed
             break
     return model.SerializeToString()
-
-
-def draw(model, T, B):
-    """Inputs for a model, of the sizes that it declares."""
-    feed = {}
-    constants = {tensor.name for tensor in model.graph.initializer}
-    sizes = {"T": T, "B": B}
-    for value in model.graph.input:
-        if value.name in constants:
-            continue
-        tensor = value.type.tensor_type
-        dims = [dim.dim_value or sizes.get(dim.dim_param, B) for dim in tensor.shape.dim]
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        if value.name == "lengths":
-            feed[value.name] = np.random.randint(1, T + 1, dims or [B]).astype(dtype)
-        else:
-            feed[value.name] = np.random.normal(size=dims or {"input": (T, B, I)}[value.name]).astype(dtype)
-    return feed
-
-
-def differs(module, model, T, B):
-    """How far the module is from the model, on random inputs of these sizes."""
-    feed = draw(model, T, B)
-    outputs = compute(model, feed)
-    given = {name: torch.tensor(value) for name, value in feed.items()}
-    with torch.no_grad():
-        if isinstance(module, SequenceClassifier):
-            ours = {"logits": module(given["input"], given.get("lengths"))}
-        else:
-            hx = None
-            if "h_0" in given or "c_0" in given:
-                there = given.get("h_0", given.get("c_0"))
-                hx = tuple(given.get(name, torch.zeros_like(there)) for name in ("h_0", "c_0"))
-            y, (h_n, c_n) = module(given["input"], hx, given.get("lengths"))
-            ours = {"output": y, "h_n": h_n, "c_n": c_n}
-    worst = 0.0
-    for name, theirs in outputs.items():
-        candidates = [ours[name]] if name in ours else list(ours.values())
-        distances = [
-            (theirs.reshape(value.shape) - value).abs().nan_to_num(9e9).max().item()
-            for value in candidates
-            if theirs.squeeze().shape == value.squeeze().shape
-        ]
-        worst = max(worst, min(distances, default=9e9))
-    return worst
 
 
 def search(seed, count, folder, verbose=False):

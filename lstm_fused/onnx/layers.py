@@ -253,7 +253,7 @@ class Layers:
             value = self.tensors.value(name)
             which = self.find_output(value)
             dtype = DTYPES.get(info.type.tensor_type.elem_type)
-            misnamed = name in OUTPUTS and which in OUTPUTS and name != which
+            misnamed = which in OUTPUTS and name in (*OUTPUTS, "logits") and name != which
             if not which or dtype != self.kind.dtype or misnamed:
                 wanted = "the output, h_n or c_n of a module, or the logits of a classifier"
                 raise bad("path", f"output {name!r} to be {wanted}", self.tensors.describe(value))
