@@ -129,6 +129,7 @@ def squeeze(call: Call) -> list[Value]:
     """Squeeze."""
     ones = [axis for axis, n in enumerate(call.x.shape) if n == 1]
     axes = call.integers("axes", 1, ones)
+    require(bool(axes) or not ones, "no axes, which may be none or all")
     require(all(call.x.shape[axis] == 1 for axis in axes), "an axis that is not of size 1")
     return call.moved(call.x.squeeze(axes))
 
