@@ -184,12 +184,12 @@ def two_nodes():
     return graph.model("output", "h_n", "c_n")
 
 
-def one_size(lengths=None):
-    """A graph for T = 6 and B = 3, with these lengths and initial states of zeros."""
+def one_size(lengths=None, B=3):
+    """A graph for T = 6 and one B, with these lengths and initial states of zeros."""
     graph = Graph()
-    x = graph.node("Transpose", [graph.input("input", 3, 6, I)], "steps", perm=[1, 0, 2])
+    x = graph.node("Transpose", [graph.input("input", B, 6, I)], "steps", perm=[1, 0, 2])
     n = "" if lengths is None else graph.constant("n", lengths, np.int32)
-    graph.lstm(0, x, D=2, lengths=n, h=graph.constant("zeros", np.zeros((2, 3, H)), np.float32))
+    graph.lstm(0, x, D=2, lengths=n, h=graph.constant("zeros", np.zeros((2, B, H)), np.float32))
     graph.node("Transpose", [graph.join("y0", "joined", 2 * H)], "output", perm=[1, 0, 2])
     graph.node("Identity", ["c0"], "c_n")
     return graph.model("output", "c_n")

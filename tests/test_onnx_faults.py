@@ -69,6 +69,19 @@ def after(name, kind, integers=None, **attributes):
     return change
 
 
+def slice_beyond(name, end, step=1):
+    """Keep the first steps of an output."""
+
+    def change(model):
+        after(name, "Slice", [0])(model)
+        bounds = {"end": end, "axis": 0, "step": step}
+        for bound, value in bounds.items():
+            model.graph.initializer.append(numpy_helper.from_array(np.array([value]), bound))
+        model.graph.node[-1].input.extend(bounds)
+
+    return change
+
+
 def node_input(k, place, name):
     """Set an input of an LSTM node."""
     return lambda model: lstms(model)[k].input.__setitem__(place, name)
@@ -207,6 +220,8 @@ FAULTS = [
     (two_layers, after("h_n", "Reshape", [-1, 2, H]), OUTPUT.format("h_n")),
     (two_layers, after("h_n", "Gather", [1, 0], axis=0), OUTPUT.format("h_n")),
     (two_layers, lambda m: find(m, "h_n").input.append("h0"), OUTPUT.format("h_n")),
+    (two_layers, lambda m: find(m, "h_n").input.__setitem__(1, "c1"), OUTPUT.format("h_n")),
+    (lambda: coupled(2), read_backwards("h_n"), OUTPUT.format("h_n")),
     (two_layers, lambda m: find(m, "h_n").input.pop(), OUTPUT.format("h_n")),
     (two_layers, exchange("h_n", "c_n"), OUTPUT.format("h_n")),
     (bare, lambda m: m.graph.output.reverse(), "outputs in the order of output, h_n, c_n, got"),
@@ -216,6 +231,10 @@ FAULTS = [
     (two_layers, after("output", "Transpose", perm=[1, 0, 2]), OUTPUT.format("output")),
     (two_layers, constant("x2_axes", [0]), OUTPUT.format("output")),
     (one_size, after("output", "Reshape", [6, 3, 2 * H]), OUTPUT.format("output")),
+    (lambda: one_size(B=6), after("output", "Transpose", perm=[1, 0, 2]), OUTPUT.format("output")),
+    (two_layers, slice_beyond("output", 20000), OUTPUT.format("output")),
+    (two_layers, slice_beyond("output", 2**31 - 1, step=2), OUTPUT.format("output")),
+    (bare, after("y0", "Squeeze", []), OUTPUT.format("y0")),
     (one_size, lambda m: find(m, "joined_steps").attribute[0].ints.reverse(), OUTPUT.format("output")),
     (lambda: bare(2), nothing, OUTPUT.format("y0")),
     (lambda: bare(2, layout=1), nothing, OUTPUT.format("y0")),

@@ -165,7 +165,8 @@ class Layers:
                 rows = rows.transpose(0, 1)
             right = rows is not None and rows.dim() == 3 and rows.dtype == operation.dtype
             if rows is not None and right and value.origin == KNOWN:
-                right = rows.shape[::2] == (len(operation.slots), operation.H) and is_filled(rows, 0)
+                shape = (len(operation.slots), B, operation.H)
+                right = all(map(self.tensors.fits, rows.shape, shape)) and is_filled(rows, 0)
             if not right or value.origin not in (KNOWN, *self.tensors.inputs):
                 got = f"{name!r}, {self.tensors.describe(value)}"
                 raise bad("path", f"inputs or zeros as initial states of {operation}", got)
@@ -196,10 +197,10 @@ class Layers:
         for name, value in values.items():
             if value not in GEMM.get(name, ()):
                 raise bad("path", f"{name} of Gemm {node.name!r} to be one of {GEMM.get(name)}", value)
-        x = self.tensors.value(node.input[0])
+        x = self.tensors.value(node.input[0]) or NONE
         state = self.last["h_n"][-1] if self.last else None
-        of_last = x is not None and state is not None and x.origin == "h_n" and same(x.tensor, state)
-        if x is None or state is None or not of_last or self.D == 2 or not self.batch_first:
+        of_last = state is not None and x.origin == "h_n" and same(x.tensor, state)
+        if state is None or not of_last or self.D == 2 or not self.batch_first:
             wanted = "the Gemm to read Y_h of a last LSTM that is forward and batch-first"
             raise bad("path", wanted, self.tensors.describe(x))
         shapes = [list(proto.dims) if (proto := weight(self.file, node, n)) else None for n in (1, 2)]
@@ -243,7 +244,7 @@ class Layers:
             right = right and same(rows, source if own else source.narrow(0, first, n))
         if not right:
             wanted = f"graph inputs [{self.L * self.D}, B, H], row for row, as initial {state}, or none"
-            raise bad("path", wanted, "others")
+            raise bad("path", wanted, ", ".join(self.tensors.describe(entry.value) for entry in entries))
         return origins
 
     def check_outputs(self) -> None:
