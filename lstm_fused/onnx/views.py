@@ -58,10 +58,8 @@ class Call(NamedTuple):
     def tensor(self, place: int) -> Tensor:
         """An input that is understood."""
         value = self.inputs[place] if place < len(self.inputs) else None
-        require(value is not None, f"no input {place}")
-        assert value is not None
-        require(value.tensor is not None, value.origin)
-        assert value.tensor is not None
+        if value is None or value.tensor is None:
+            raise ValueError(value.origin if value else f"no input {place}")
         return value.tensor
 
     def known(self, place: int) -> Tensor:
@@ -79,8 +77,8 @@ class Call(NamedTuple):
             require(tensor.dim() <= 1 and tensor.dtype in (torch.int32, torch.int64), f"no integers {name}")
             numbers: list[int] = tensor.reshape(-1).tolist()
             return numbers
-        require(default is not None, f"no {name}")
-        assert default is not None
+        if default is None:
+            raise ValueError(f"no {name}")
         return default
 
     def moved(self, *tensors: Tensor) -> list[Value]:
@@ -111,7 +109,7 @@ def is_filled(tensor: Tensor, value: float) -> bool:
     for axis, stride in enumerate(tensor.stride()):
         if stride == 0 and tensor.shape[axis] > 1:
             tensor = tensor.narrow(axis, 0, 1)
-    return bool((tensor == value).all())
+    return tensor.numel() > 0 and bool((tensor == value).all())
 
 
 def reshaped(x: Tensor, shape: list[int]) -> Tensor:
