@@ -1,5 +1,7 @@
 """`from_onnx` refuses graphs that compute something else than a module, each for what is wrong with it."""
 
+import tempfile
+
 import numpy as np
 import onnx
 import pytest
@@ -19,7 +21,8 @@ from onnx_graphs import (
     two_nodes,
 )
 
-from lstm_fused.onnx import from_onnx
+from lstm_fused import LSTM
+from lstm_fused.onnx import export, from_onnx
 
 
 def find(model, output):
@@ -62,7 +65,7 @@ def after(name, kind, integers=None, **attributes):
         outputs[list(outputs).index(name)] = "before"
         inputs = ["before"]
         if integers is not None:
-            model.graph.initializer.append(numpy_helper.from_array(np.array(integers), "integers"))
+            model.graph.initializer.append(numpy_helper.from_array(np.array(integers, np.int64), "integers"))
             inputs.append("integers")
         model.graph.node.append(helper.make_node(kind, inputs, [name], **attributes))
 
@@ -162,6 +165,18 @@ def default(model):
     model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 1, I), np.float32), "input"))
 
 
+def exported():
+    """What `export` writes for lengths and states."""
+    with tempfile.TemporaryDirectory() as folder:
+        export(LSTM(I, H, 2), f"{folder}/model.onnx", lengths=True, states=True)
+        return onnx.load(f"{folder}/model.onnx")
+
+
+def first_layer_without_h(model):
+    node_input(0, 5, "")(model)
+    del model.graph.input[1]
+
+
 def unread_input(model):
     model.graph.input.append(helper.make_tensor_value_info("h_0", TensorProto.FLOAT, [1, "B", H]))
 
@@ -222,6 +237,7 @@ FAULTS = [
     (two_layers, lambda m: find(m, "h_n").input.append("h0"), OUTPUT.format("h_n")),
     (two_layers, lambda m: find(m, "h_n").input.__setitem__(1, "c1"), OUTPUT.format("h_n")),
     (lambda: coupled(2), read_backwards("h_n"), OUTPUT.format("h_n")),
+    (lambda: coupled(2), lambda m: find(m, "h_n").input.__setitem__(1, "h0"), OUTPUT.format("h_n")),
     (two_layers, lambda m: find(m, "h_n").input.pop(), OUTPUT.format("h_n")),
     (two_layers, exchange("h_n", "c_n"), OUTPUT.format("h_n")),
     (bare, lambda m: m.graph.output.reverse(), "outputs in the order of output, h_n, c_n, got"),
@@ -250,6 +266,12 @@ FAULTS = [
     (lambda: two_layers(h="c_0", c="h_0"), nothing, ORDER),
     (lambda: two_layers(h="a", c="b"), put_first(2), ORDER),
     (state_inputs, put_first(3), ORDER),
+    (state_inputs, first_layer_without_h, STATES),
+    (exported, lambda m: find(m, "h_n").input.__setitem__(2, "c_0"), OUTPUT.format("h_n")),
+    (exported, lambda m: find(m, "h_n").input.__setitem__(1, "c_n_of_steps"), OUTPUT.format("h_n")),
+    (exported, lambda m: find(m, "h_n").input.__setitem__(2, "h_n_of_steps"), OUTPUT.format("h_n")),
+    (exported, constant("column", [0]), OUTPUT.format("h_n")),
+    (exported, lambda m: find(m, "stepped").input.__setitem__(0, "rows"), OUTPUT.format("h_n")),
     (
         one_size,
         constant("zeros", np.ones((2, 3, H)), np.float32),

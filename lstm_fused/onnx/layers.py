@@ -73,7 +73,7 @@ class Layers:
             else:
                 values = self.tensors.move(kind, node)
             self.tensors.add(node, values)
-        self.check_layers()
+        self.check_states()
         self.check_outputs()
 
     def run(self, operation: Operation) -> list[Value]:
@@ -214,11 +214,8 @@ class Layers:
         self.logits = self.tensors.source([state.shape[0], C], self.kind.dtype)
         return Value("logits", self.logits)
 
-    def check_layers(self) -> None:
-        """Check that every layer is whole, and that initial states come as a module takes them."""
-        for k, layer in enumerate(self.layers):
-            if len(layer) < self.D:
-                raise bad("path", f"{self.D} directions of layer {k}", " and ".join(map(str, layer.values())))
+    def check_states(self) -> None:
+        """Check that initial states come as a module takes them."""
         origins = {state: self.check_initial(state, entries) for state, entries in self.initial.items()}
         order = list(map(graph_input, self.file.inputs))
         h, c = ([order.index(origin) for origin in origins[state]] for state in STATES)
