@@ -131,21 +131,106 @@ def test_arrays_may_be_read_only_lists_or_tensors():
     assert torch.equal(first.weight_hh_l0, second.weight_hh_l0)
 
 
-KERNEL, RECURRENT = draw(I, 4 * H), draw(H, 4 * H)
+KERNEL, RECURRENT, BIAS, PEEPHOLE = draw(I, 4 * H), draw(H, 4 * H), draw(4 * H), draw(H)
+CELL = {"kernel": draw(I + H, 4 * H), "bias": BIAS}
+PEEPHOLES = {f"w_{gate}_diag": PEEPHOLE for gate in "ifo"}
+ARRAYS = r"layers: expected kernel, recurrent kernel, bias and peepholes: \(I, 4H\), .* got \["
+NUMBERS = "layers: expected arrays of numbers, got "
+DTYPES = "expected arrays of one floating-point dtype, got "
+NAMES = r"cells: expected kernel and bias, .* got \["
+SHAPES = r"cells: expected kernel \(I \+ H, 4H\), bias \(4H,\), and peepholes \(H,\), got kernel \("
 
 
 @pytest.mark.parametrize(
-    ("convert", "weights", "message"),
+    ("weights", "message"),
     [
-        (from_keras, [], "layers: expected weights of one layer at least, got none"),
-        (from_keras, [[]], "layers: expected weights of one layer at least, got none"),
-        (from_keras, [[KERNEL, KERNEL]], "layers: expected kernel, recurrent kernel, .* got"),
-        (from_keras, [[KERNEL, RECURRENT, draw(H)]], "layers: expected kernel, recurrent kernel, .* got"),
-        (from_keras, [[KERNEL, RECURRENT]] * 2, "layers: expected layers of one kind, each as wide as"),
-        (from_tensorflow, [{"kernel": KERNEL}], r"cells: expected kernel and bias, .* got \['kernel'\]"),
+        ([], "layers: expected weights of one layer at least, got none"),
+        ([[]], "layers: expected weights of one layer at least, got none"),
+        ([[KERNEL, RECURRENT], []], "layers: expected weights of one layer at least, got none"),
+        ([None], r"layers: expected a list of arrays for each layer, as of get_weights\(\), got NoneType"),
+        ([{"kernel": KERNEL}], "layers: expected a list of arrays for each layer, .* got dict"),
+        (["kernel"], "layers: expected a list of arrays for each layer, .* got str"),
+        ([KERNEL], "layers: expected a list of arrays for each layer, .* got ndarray"),
+        ([[KERNEL]], ARRAYS),
+        ([[KERNEL, KERNEL]], ARRAYS),
+        ([[KERNEL, RECURRENT[:, :-1]]], ARRAYS),
+        ([[KERNEL[:, :-1], RECURRENT]], ARRAYS),
+        ([[KERNEL, RECURRENT, draw(H)]], ARRAYS),
+        ([[KERNEL, RECURRENT, BIAS, PEEPHOLE]], ARRAYS),
+        ([[KERNEL, RECURRENT, 3.0]], ARRAYS),
+        ([[KERNEL, RECURRENT, draw(1, 4 * H)]], ARRAYS),
+        ([[KERNEL[:0], RECURRENT]], ARRAYS),
+        ([[np.zeros((I, 0)), np.zeros((0, 0))]], ARRAYS),
+        ([[BIAS, KERNEL, RECURRENT]], "layers: expected kernel, .* of one or two directions, got"),
+        ([[KERNEL, RECURRENT] * 3], "layers: expected kernel, .* of one or two directions, got"),
+        ([[KERNEL, RECURRENT]] * 2, r"each as wide as the one before, got weight_ih_l1 \(28, 5\) where"),
+        ([[KERNEL, RECURRENT, BIAS], [RECURRENT, RECURRENT]], "layers of one kind, .* got bias_ih_l1 none"),
+        ([[KERNEL, RECURRENT], [RECURRENT, RECURRENT, BIAS]], r"got bias_ih_l1 \(28,\) where .* none"),
+        ([[KERNEL, RECURRENT, KERNEL, RECURRENT, BIAS]], "got bias_ih_l0_reverse .* asks for none"),
+        ([[KERNEL, RECURRENT.astype(np.float32)]], f"layers: {DTYPES}torch.float32, torch.float64"),
+        (
+            [[KERNEL, RECURRENT], [RECURRENT.astype(np.float32)] * 2],
+            f"layers: {DTYPES}torch.float32, torch.float64",
+        ),
+        ([[KERNEL.astype(int), RECURRENT.astype(int)]], f"layers: {DTYPES}torch.int64"),
+        ([[KERNEL.astype(complex), RECURRENT]], f"layers: {DTYPES}torch.complex128, torch.float64"),
+        ([[KERNEL > 0, RECURRENT > 0]], f"layers: {DTYPES}torch.bool"),
+        ([[KERNEL, None]], f"{NUMBERS}NoneType"),
+        ([[KERNEL.astype(object), RECURRENT]], f"{NUMBERS}ndarray: can't convert .*object_"),
+        ([[KERNEL.astype(str), RECURRENT]], f"{NUMBERS}ndarray: can't convert .*str_"),
+        ([[[[1.0, 2.0], [3.0]], RECURRENT]], f"{NUMBERS}list: expected sequence of length 2"),
+        (
+            [[torch.tensor(KERNEL).to_sparse(), RECURRENT]],
+            "layers: expected dense tensors, .* torch.sparse_coo",
+        ),
+        (
+            [[torch.tensor(KERNEL, device="meta"), RECURRENT]],
+            "layers: expected dense tensors, got .* on meta",
+        ),
     ],
-    ids=["no_layer", "no_array", "recurrent", "vectors", "width", "names"],
 )
-def test_refuses_other_weights(convert, weights, message):
+def test_refuses_other_weights_of_keras(weights, message):
     with pytest.raises(ValueError, match=message):
-        convert(*weights)
+        from_keras(*weights)
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([], "cells: expected weights of one layer at least, got none"),
+        ([None], "cells: expected the variables of each cell by name, got NoneType"),
+        ([[KERNEL, BIAS]], "cells: expected the variables of each cell by name, got list"),
+        ([{}], NAMES),
+        ([{"kernel": KERNEL}], NAMES + "'kernel'"),
+        ([{1: KERNEL, "bias": BIAS}], NAMES + "1, 'bias'"),
+        ([CELL | {"w_i_diag": PEEPHOLE}], NAMES + "'kernel', 'bias', 'w_i_diag'"),
+        ([CELL | {"projection/kernel": KERNEL}], NAMES),
+        ([CELL | PEEPHOLES | {"w_f_diag": BIAS}], SHAPES),
+        ([CELL | {"kernel": CELL["kernel"].T}], SHAPES),
+        ([CELL | {"kernel": CELL["kernel"][:H]}], SHAPES),
+        ([CELL | {"kernel": BIAS}], SHAPES),
+        ([CELL | {"kernel": 1.0}], SHAPES),
+        ([CELL | {"bias": 1.0}], SHAPES),
+        ([CELL | {"bias": BIAS[:0]}], SHAPES),
+        ([CELL | {"bias": BIAS[None]}], SHAPES),
+        ([CELL | {"kernel": None}], "cells: expected arrays of numbers, got NoneType"),
+        ([CELL | {"bias": BIAS.astype(np.float32)}], f"cells: {DTYPES}torch.float32, torch.float64"),
+        ([{name: value.astype(int) for name, value in CELL.items()}], f"cells: {DTYPES}torch.int64"),
+        ([CELL, CELL], r"cells: expected layers of one kind, .* got weight_ih_l1 \(28, 5\) where"),
+    ],
+)
+def test_refuses_other_variables_of_tensorflow(cells, message):
+    with pytest.raises(ValueError, match=message):
+        from_tensorflow(*cells)
+
+
+@pytest.mark.parametrize("forget_bias", [float("nan"), float("inf"), None, "1", True, 1j, torch.ones(1)])
+def test_refuses_a_forget_bias_that_is_no_number(forget_bias):
+    with pytest.raises(ValueError, match="forget_bias: expected a finite number, got "):
+        from_tensorflow(CELL, forget_bias=forget_bias)
+
+
+@pytest.mark.parametrize("forget_bias", [2, np.float32(2), np.int64(2)])
+def test_takes_a_forget_bias_of_any_kind_of_number(forget_bias):
+    module, plain = from_tensorflow(CELL, forget_bias=forget_bias), from_tensorflow(CELL, forget_bias=0.0)
+    assert torch.equal(module.bias_ih_l0[H : 2 * H], plain.bias_ih_l0[H : 2 * H] + 2)

@@ -1,12 +1,13 @@
 """`export`: a module as an ONNX file, an LSTM node for each layer."""
 
+import contextlib
 import os
 from typing import Any
 
 import onnx
 import torch
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
-from torch import Tensor
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from lstm_fused.checks import bad
 from lstm_fused.classifier import SequenceClassifier
@@ -14,6 +15,7 @@ from lstm_fused.convert import reorder
 from lstm_fused.module import LSTM
 
 OPSET, IR_VERSION = 17, 8  # of 2022: enough for all that is used here
+LARGEST = 2**31  # bytes
 DTYPES = {
     torch.float16: TensorProto.FLOAT16,
     torch.float32: TensorProto.FLOAT,
@@ -97,16 +99,22 @@ def export(
 
     Raises:
         ValueError: ONNX's LSTM operator cannot express it: a projection, layer norm, zoneout, cell_clip, or
-            another dtype.
+            another dtype; or the file cannot be written, which leaves none there, or the one that was.
     """
+    check_path(path)
+    for argument, flag in (("lengths", lengths), ("states", states)):
+        if not isinstance(flag, bool):
+            raise bad(argument, "True or False", repr(flag))
     head = module.head if isinstance(module, SequenceClassifier) else None
     lstm = module.lstm if isinstance(module, SequenceClassifier) else module
     check_expressible(lstm)
-    if head is not None and states:
-        raise bad("states", "False with a SequenceClassifier, which takes none", states)
+    if head is not None:
+        check_head(head, lstm)
+        if states:
+            raise bad("states", "False with a SequenceClassifier, which takes none", states)
 
     D, L, H = lstm.num_directions, lstm.num_layers, lstm.hidden_size
-    float_type = DTYPES[lstm.get_parameter("weight_ih_l0").dtype]
+    float_type = DTYPES[lstm._parameters_of("l0").weight_ih.dtype]
 
     def value(name: str, *shape: str | int, dtype: int = float_type) -> ValueInfoProto:
         return helper.make_tensor_value_info(name, dtype, shape)
@@ -149,7 +157,9 @@ def export(
     else:
         outputs = [value("logits", "B", head.out_features)]
         last = graph.add("Squeeze", [f"h_n_l{L - 1}", graph.constant("axis", torch.tensor([0]))], ["last"])
-        weights = [graph.constant(f"head_{name}", value) for name, value in head.named_parameters()]
+        weights = [graph.constant("head_weight", head.weight)]
+        if head.bias is not None:
+            weights.append(graph.constant("head_bias", head.bias))
         graph.add("Gemm", [last, *weights], ["logits"], transB=1)
 
     model = helper.make_model(
@@ -158,18 +168,65 @@ def export(
         ir_version=IR_VERSION,
         producer_name="lstm_fused",
     )
+    if model.ByteSize() >= LARGEST:
+        raise bad("module", f"weights of less than {LARGEST} bytes, ONNX's limit of a file", model.ByteSize())
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
+    save(model, os.path.realpath(os.fsdecode(path)))
 
 
-def check_expressible(lstm: LSTM) -> None:
+def save(model: ModelProto, path: str) -> None:
+    """Write a file, of which nothing is seen before it is whole."""
+    folder, name = os.path.split(path)
+    part = os.path.join(folder, f".{os.getpid()}.{name}")  # the end of the name decides on the format
+    try:
+        onnx.save(model, part)
+        os.replace(part, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(part)
+        if isinstance(error, OSError):
+            raise bad("path", "a file that can be written", f"{path}: {error.strerror}") from error
+        raise
+
+
+def check_path(path: object) -> None:
+    """Check that a path may be one of a file."""
+    if not isinstance(path, (str, os.PathLike)) or "\0" in os.fsdecode(path):
+        raise bad("path", "the path of a file", repr(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise bad("path", "the path of a file", f"{os.fspath(path)}, which is none")
+    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+        raise bad("path", "a file in a folder that exists", os.fspath(path))
+
+
+def check_head(head: object, lstm: LSTM) -> None:
+    """Check that a classifier is one still: its parts may have been replaced."""
+    if not isinstance(head, nn.Linear) or head.in_features != lstm.hidden_size or lstm.bidirectional:
+        raise bad("module", "a Linear over one direction's last state in a SequenceClassifier", head)
+    check_values([lstm._parameters_of("l0").weight_ih, head.weight, head.bias])
+
+
+def check_expressible(lstm: object) -> None:
     """Check that ONNX's LSTM operator can compute what this module does."""
+    if not isinstance(lstm, LSTM):
+        kind = type(lstm)
+        wanted = "an LSTM or a SequenceClassifier of lstm_fused"
+        raise bad("module", wanted, f"{kind.__module__}.{kind.__qualname__}")
     if lstm.proj_size:
         raise bad("module", "proj_size=0, for ONNX's LSTM operator has no projection", lstm.proj_size)
     # The operator's own clip is of what the gates' nonlinearities are given, not of c.
     for option in ("layer_norm", "zoneout_h", "zoneout_c", "cell_clip"):
         if getattr(lstm, option):
             raise bad("module", f"no {option}, for ONNX's LSTM operator has none", getattr(lstm, option))
-    dtype = lstm.get_parameter("weight_ih_l0").dtype
-    if dtype not in DTYPES:
-        raise bad("module", "float16, float32 or float64, which ONNX's LSTM operator takes", dtype)
+    suffixes = [suffix for layer in range(lstm.num_layers) for suffix in lstm._suffixes(layer)]
+    check_values([value for suffix in suffixes for value in lstm._parameters_of(suffix)])
+
+
+def check_values(values: list[Tensor | None]) -> None:
+    """Check that parameters are of one dtype that the operator takes, and have values."""
+    dtypes = list(dict.fromkeys(value.dtype for value in values if value is not None))
+    if len(dtypes) > 1 or dtypes[0] not in DTYPES:
+        got = ", ".join(map(str, dtypes))
+        raise bad("module", "one of float16, float32 or float64, which ONNX's LSTM operator takes", got)
+    if any(value is not None and value.is_meta for value in values):
+        raise bad("module", "parameters that have values", "device meta")
