@@ -71,8 +71,6 @@ def test_export_refuses_flags_that_are_none(argument, tmp_path):
     ("path", "message"),
     [
         (".", "the path of a file, got .*, which is none"),
-        ("no/folder/model.onnx", "a file in a folder that exists, got .*model.onnx"),
-        ("x" * 250, "a file that can be written, got .*File name too long"),
         (os.devnull, "the path of a file, got /dev/null, which is none"),
         (None, "the path of a file, got None"),
         (3, "the path of a file, got 3"),
@@ -84,6 +82,16 @@ def test_export_refuses_paths_of_no_file(path, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"path: expected {message}"):
         export(LSTM(5, 7), path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("path", "error"), [("no/model.onnx", FileNotFoundError), ("x" * 300, OSError)])
+def test_what_the_system_refuses_is_its_own_error(path, error, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error):
+        export(LSTM(5, 7), path)
+    with pytest.raises(error):
+        from_onnx(path)
     assert not list(tmp_path.iterdir())
 
 
@@ -99,9 +107,7 @@ def test_an_export_that_fails_leaves_the_file_that_was(error, tmp_path, monkeypa
         raise error
 
     monkeypatch.setattr(onnx, "save", save)
-    message = "path: expected a file that can be written, got .*model.onnx: No space left on device"
-    kind, message = (ValueError, message) if error.args else (KeyboardInterrupt, None)
-    with pytest.raises(kind, match=message):
+    with pytest.raises(type(error)):
         export(LSTM(5, 7, 2), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -126,10 +132,10 @@ def test_export_takes_parametrized_weights_of_either_kind_and_of_the_head(name, 
     torch.testing.assert_close(same(x), model(x))
 
 
-@pytest.mark.parametrize("path", [".", "no.onnx", None, 3, b"model.onnx", os.devnull, "a\0b", ""])
+@pytest.mark.parametrize("path", [None, 3, b"model.onnx", os.devnull, "a\0b"])
 def test_from_onnx_refuses_paths_of_no_file(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"path: expected the path of an ONNX file, got "):
+    with pytest.raises(ValueError, match=r"path: expected (the path of an|a valid) ONNX file, got "):
         from_onnx(path)
 
 

@@ -38,11 +38,12 @@ class File:
         path: the file.
 
     Raises:
+        OSError: it cannot be opened.
         ValueError: it is no ONNX file of the opsets that are understood.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if not isinstance(path, (str, os.PathLike)) or not os.path.isfile(path):
+        if not isinstance(path, (str, os.PathLike)):
             raise bad("path", "the path of an ONNX file", repr(path))
         model = load(path)
         graph = model.graph
@@ -96,7 +97,9 @@ def load(path: str | os.PathLike[str]) -> ModelProto:
         tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
         beside = any(map(external_data_helper.uses_external_data, tensors))
         onnx.checker.check_model(os.fspath(path) if beside else model)
-    except Exception as error:  # the system's, protobuf's and the checker's have no base in common
+    except OSError:
+        raise
+    except Exception as error:  # protobuf's and the checker's have no base in common
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise bad("path", "a valid ONNX file", f"{type(error).__name__}: {' '.join(lines)}") from error
     return model

@@ -28,6 +28,7 @@ def from_onnx(path: str | os.PathLike[str], *, engine: str | None = None) -> LST
         states are arguments of its call, whether or not the graph takes them.
 
     Raises:
+        OSError: the file cannot be opened.
         ValueError: the graph computes something else, or anything that is not understood; the message says
             what.
     """

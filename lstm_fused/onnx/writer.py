@@ -99,7 +99,8 @@ def export(
 
     Raises:
         ValueError: ONNX's LSTM operator cannot express it: a projection, layer norm, zoneout, cell_clip, or
-            another dtype; or the file cannot be written, which leaves none there, or the one that was.
+            another dtype.
+        OSError: the file cannot be written, which leaves none there, or the one that was.
     """
     check_path(path)
     for argument, flag in (("lengths", lengths), ("states", states)):
@@ -181,11 +182,9 @@ def save(model: ModelProto, path: str) -> None:
     try:
         onnx.save(model, part)
         os.replace(part, path)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.remove(part)
-        if isinstance(error, OSError):
-            raise bad("path", "a file that can be written", f"{path}: {error.strerror}") from error
         raise
 
 
@@ -195,8 +194,6 @@ def check_path(path: object) -> None:
         raise bad("path", "the path of a file", repr(path))
     if os.path.exists(path) and not os.path.isfile(path):
         raise bad("path", "the path of a file", f"{os.fspath(path)}, which is none")
-    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
-        raise bad("path", "a file in a folder that exists", os.fspath(path))
 
 
 def check_head(head: object, lstm: LSTM) -> None:
