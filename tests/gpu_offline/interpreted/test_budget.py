@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_fused import products, reference
 from lstm_fused.backends import FLOATS, short
-from lstm_fused.gradients import PerInput
 from lstm_fused.function import LSTMBackwardFunction
+from lstm_fused.gradients import PerInput
 
 # These only look at memory or set it aside.
 FREE = {
