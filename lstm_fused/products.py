@@ -1,13 +1,20 @@
 """Large matrix products, by whichever of torch's libraries is fastest at them here."""
 
-import time
-from collections.abc import Callable
-from functools import cache
-
 import torch
 from torch import Tensor
 
-ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+from lstm_fused import cpp
+
+# Which library multiplies floats faster follows from the processor, and is never measured in the user's process:
+# a busy machine would then give other bits. Where there is AVX-512, MKL stops at AVX2 on processors that Intel
+# did not make. GFLOP/s of large products, in times of MKL's: AMD 2.3; Intel 0.9 to 1.05. With AVX2 alone both use
+# the same instructions.
+ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.mkl.is_available()
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and cpp.on_intel() is False
+)
 # Numbers in a sum over time from which on oneDNN is worth it, where it is the faster at all: at smaller ones
 # it took 0.7 to 1.04 times as long as MKL wished, for it does not split the sum over threads.
 LARGE = 2**20
@@ -17,7 +24,7 @@ NARROW = 2**17
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Left [..., K] times right [K, N]."""
-    return onednn(left, right.T) if ours_to_choose(left, right) and onednn_wins() else left @ right
+    return onednn(left, right.T) if ONEDNN and ours_to_choose(left, right) else left @ right
 
 
 def outer_sum(left: Tensor, right: Tensor) -> Tensor:
@@ -25,7 +32,7 @@ def outer_sum(left: Tensor, right: Tensor) -> Tensor:
     left, right = left.flatten(0, 1), right.flatten(0, 1)
     if ours_to_choose(left, right):
         numbers = left.shape[1] * right.shape[1]
-        if numbers > LARGE and onednn_wins():
+        if ONEDNN and numbers > LARGE:
             return onednn(right.T, left.T).T  # faster than the other way round
         if numbers <= NARROW:
             return (right.T @ left).T.contiguous()
@@ -49,27 +56,6 @@ def eager_on_cpu(tensor: Tensor) -> bool:
     """Whether values may decide what is done: no graph is made, nothing transformed, no GPU waited for."""
     watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     return tensor.device.type == "cpu" and not watched
-
-
-@cache
-def onednn_wins() -> bool:
-    """Whether oneDNN beats torch.mm at float32 products on this processor, measured once in a process.
-
-    MKL stops at AVX2 on other makers' processors, where oneDNN was 2.3 times as fast; on Intel's both
-    are as fast. The bar lies far from either, so that one machine always gives one answer.
-    """
-    if not ONEDNN:
-        return False
-    a = torch.ones(512, 512, dtype=torch.float32, device="cpu")
-
-    def seconds(multiply: Callable[[Tensor, Tensor], Tensor]) -> float:
-        start = time.perf_counter()
-        multiply(a, a)
-        return time.perf_counter() - start
-
-    times = [(seconds(torch.mm), seconds(onednn)) for _ in range(6)]
-    mm, other = (float(min(found)) for found in zip(*times, strict=True))
-    return mm > 1.4 * other
 
 
 def onednn(left: Tensor, right: Tensor) -> Tensor:
