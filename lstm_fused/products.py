@@ -5,10 +5,12 @@ from torch import Tensor
 
 from lstm_fused import cpp
 
-# Which library multiplies floats faster follows from the processor, and is never measured in the user's process:
-# a busy machine would then give other bits. Where there is AVX-512, MKL stops at AVX2 on processors that Intel
-# did not make. GFLOP/s of large products, in times of MKL's: AMD 2.3; Intel 0.9 to 1.05. With AVX2 alone both use
-# the same instructions.
+# Which library multiplies floats faster follows from the processor, and is never measured in the process,
+# where other programs would decide which bits come out. Large products took, in times of MKL's:
+#
+#     AVX-512, not by Intel  0.43, for there MKL stops at AVX2
+#     AVX-512, by Intel      0.95 to 1.1
+#     AVX2 alone             not measured: both use the same instructions
 ONEDNN = (
     torch.backends.mkldnn.is_available()
     and torch.backends.mkl.is_available()

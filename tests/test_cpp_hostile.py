@@ -1,4 +1,4 @@
-"""The C++ engine against what nobody should pass: empty tensors, sizes past counting, raw operators' arguments.
+"""The C++ engine against what nobody should pass: tensors of nothing, or of everything, to the operators too.
 
 Each test runs in a process of its own, which may crash.
 """
@@ -165,7 +165,7 @@ def emptied(tensor, rng):
 
 
 def stretched(tensor, rng):
-    """So large, from the same memory, that no address space holds what is made of it, or nobody can count it."""
+    """So large, from the same memory, that no address space holds what is made of it."""
     shape = list(tensor.shape)
     n = rng.randrange(len(shape))
     shape[n] = rng.choice((2**48, 2**52, 2**60 // tensor.numel()))
@@ -181,7 +181,9 @@ HARMS = {
     "transposed": lambda t, _: t.mT.contiguous().mT if t.dim() > 1 else t,
     "backwards": lambda t, _: t.flip(0),
     "every other": lambda t, _: torch.stack([t, t], -1)[..., 0],
-    "from the middle of its memory": lambda t, _: torch.cat([t.flatten(), t.flatten()])[t.numel() :].view_as(t),
+    "from the middle of its memory": lambda t, _: torch.cat([t.flatten(), t.flatten()])[t.numel() :].view_as(
+        t
+    ),
     "expanded": lambda t, _: t[:1].expand_as(t),
     "too short": lambda t, _: t[1:],
     "empty": emptied,
@@ -214,7 +216,7 @@ def harm_arguments(seed, draws):
     torch.set_num_threads(2)
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    refused = 0
+    refused, said = 0, set()
     for n in range(draws):
         both = arguments_of_both(rng)
         which = rng.randrange(2)
@@ -234,13 +236,13 @@ def harm_arguments(seed, draws):
             outputs = operator(*given.values())
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
             refused += 1
-            assert str(error), type(error)
-            assert "bad_alloc" not in str(error)
+            said.add(str(error))
         else:
             for out in outputs:
                 if out.device.type == "cpu" and out.numel() < 2**20:
                     out.sum().item()
     assert draws / 5 < refused < draws
+    assert "" not in said and "std::bad_alloc" not in said
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -42,7 +42,9 @@ def wanted(call, *arguments, **options):
     return float(re.search(r"you tried to allocate (\S+) bytes", str(caught.value))[1])
 
 
-@pytest.mark.parametrize("T", [2**26, 2**34, 2**45])  # past this machine's memory, any address space, counting
+@pytest.mark.parametrize(
+    "T", [2**26, 2**34, 2**45]
+)  # past this machine's memory, any address space, counting
 @pytest.mark.parametrize("save", [False, True])
 def test_sequences_expanded_from_nothing(T, save):
     assert wanted(forward, T, save) >= T * MB
