@@ -104,8 +104,8 @@ CHECKED  := build/sanitize
 sanitize: $(STAMP) ## run the C++ engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PY) setup.py -q build -b $(CHECKED) --build-lib $(CHECKED)/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 $(PY) -m pytest -o pythonpath=$(CHECKED)/lib -p no:cacheprovider \
-	tests/test_engines.py tests/test_cpp.py -k "cpp and not opcheck and not float32 and not instruction_set" $(ARGS)
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PY) -m pytest -o pythonpath=$(CHECKED)/lib -p no:cacheprovider \
+	tests/test_engines.py tests/test_cpp.py tests/test_cpp_hostile.py -k "cpp and not opcheck and not float32 and not instruction_set" $(ARGS)
 
 lint: $(STAMP) ## check style and types
 	ruff check .

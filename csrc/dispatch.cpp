@@ -88,6 +88,14 @@ std::vector<std::string> isas() {
   return names;
 }
 
+bool on_intel() {
+#ifdef __x86_64__
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 const Engine& engine() {
   static const Engine& chosen = choose();
   return chosen;

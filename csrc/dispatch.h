@@ -1,4 +1,4 @@
-// Which compiled engine this machine runs.
+// Which compiled engine this machine runs, and what else is to be known of its processor.
 #pragma once
 
 #include <string>
@@ -14,5 +14,8 @@ const Engine& engine();
 
 // The names of all the sets this machine runs, best first.
 std::vector<std::string> isas();
+
+// Whether Intel made the processor.
+bool on_intel();
 
 }  // namespace lstm_fused

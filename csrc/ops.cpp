@@ -1,4 +1,5 @@
 // The operators of lstm_fused/ops.py: checks what would be unsafe, allocates, and calls the engine.
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -38,6 +39,18 @@ constexpr int64_t rows_that_repay = 128;
 // time at 13 and 33 MB, but a tenth more at 4 MB.
 constexpr size_t streamed_bytes = 8 << 20;
 
+// Refuses sizes whose products would overflow: a tensor may be expanded from nothing, or hold nothing.
+void check_sizes(const Tensor& like, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P) {
+  const auto padded = [](int64_t n) { return static_cast<double>(n) + 128; };  // at most, in workspaces
+  const double rows = static_cast<double>(std::max<int64_t>(T, 2)) * static_cast<double>(B);
+  const double gates = 4 * padded(H), inner = padded(I) + padded(P);
+  const double numbers = rows * (gates + inner) + gates * inner;
+  TORCH_CHECK(numbers < 0x1p59,
+              "lstm_fused: DefaultCPUAllocator: can't allocate memory: you tried to allocate ",
+              numbers * static_cast<double>(like.itemsize()), " bytes, for T = ", T, ", B = ", B, ", I = ", I,
+              ", H = ", H, " and P = ", P);
+}
+
 // Refuses what the engine would misread.
 void check(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype) {
   TORCH_CHECK_VALUE(tensor.device().is_cpu(), "lstm_fused: ", name, " must be on the CPU, got ",
@@ -46,6 +59,10 @@ void check(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::Sc
                     tensor.scalar_type());
   TORCH_CHECK_VALUE(tensor.sizes() == shape, "lstm_fused: ", name, " must have shape ", shape, ", got ",
                     tensor.sizes());
+  const size_t needed = at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize(),
+                                                         tensor.storage_offset());
+  TORCH_CHECK_VALUE(needed <= tensor.storage().nbytes(), "lstm_fused: ", name, " must have a storage of ",
+                    needed, " bytes, got ", tensor.storage().nbytes());
 }
 
 // The same, and makes the tensor contiguous.
@@ -86,9 +103,12 @@ constexpr at::ScalarType dtype_of<double> = at::kDouble;
 template <>
 constexpr at::ScalarType dtype_of<BFloat16> = at::kBFloat16;
 
+// Where a tensor without elements lies: it has no memory, but null tells the engine that there is no tensor.
+alignas(64) char nowhere[1];
+
 template <class Number>
 const Number* data(const Tensor& tensor) {
-  return static_cast<const Number*>(tensor.const_data_ptr());
+  return static_cast<const Number*>(tensor.numel() ? tensor.const_data_ptr() : nowhere);
 }
 
 template <class Number>
@@ -98,7 +118,7 @@ const Number* data(const Maybe& tensor) {
 
 template <class Number>
 Number* out(const Tensor& tensor) {
-  return static_cast<Number*>(tensor.mutable_data_ptr());
+  return static_cast<Number*>(tensor.numel() ? tensor.mutable_data_ptr() : nowhere);
 }
 
 template <class Number>
@@ -106,8 +126,9 @@ Rows<Number> rows_of(const Maybe& tensor) {
   return tensor ? Rows<Number>{data<Number>(*tensor), tensor->stride(0), tensor->stride(1)} : Rows<Number>{};
 }
 
-Sequence sequence(int64_t T, int64_t B, bool reverse, const Maybe& lengths) {
-  return {T, B, reverse, lengths ? lengths->const_data_ptr<int64_t>() : nullptr};
+// Without rows, or channels, no step has anything to do, however many there are.
+Sequence sequence(int64_t T, int64_t B, int64_t channels, bool reverse, const Maybe& lengths) {
+  return {B == 0 || channels == 0 ? 0 : T, B, reverse, data<int64_t>(lengths)};
 }
 
 // Memory for the time of a call.
@@ -157,9 +178,11 @@ Relay<Number> relay(Workspace& space, int64_t B, int64_t N, bool in_parts = fals
   return result;
 }
 
-int threads_for(int64_t products) {
+// For so many products of each of B rows.
+int threads_for(int64_t B, int64_t products) {
   if (at::in_parallel_region()) return 1;
-  return static_cast<int>(std::clamp<int64_t>(products / products_per_thread, 1, at::get_num_threads()));
+  const double useful = static_cast<double>(B) * static_cast<double>(products) / products_per_thread;
+  return static_cast<int>(std::clamp<double>(useful, 1, at::get_num_threads()));
 }
 
 // Whether weights of so many numbers for each thread stay close to it.
@@ -221,17 +244,17 @@ ForwardOutputs forward_as(const Tensor& x, const Maybe& weight_ih, const Tensor&
   const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = c0.size(1), P = h0.size(1);
   const Engine& isa = engine();
   const Packing<Number> packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real<Number>))};
-  const int threads = threads_for(B * 4 * H * (weight_ih ? P + I : P) / together<Number>);
+  const int threads = threads_for(B, 4 * H * (weight_ih ? P + I : P) / together<Number>);
   const Form form = form_for(isa, packing, T, B, weight_ih ? I : 0, H, P, save, threads);
   const int64_t x_steps = weight_ih ? form.x_steps : 0;
 
-  const Tensor y = empty(x, {T, B, P}), h_n = x.new_empty({B, P}), c_n = x.new_empty({B, H});
+  const Tensor y = empty(x, {T, B, P}), h_n = empty(x, {B, P}), c_n = empty(x, {B, H});
   const Tensor c = save ? empty(x, {T, B, H}) : x.new_empty({0});
   const Tensor gates = save ? empty(x, {T, B, 4 * H}) : x.new_empty({0});
 
   Workspace space;
   Forward<Number> f{};
-  f.sequence = sequence(T, B, reverse, lengths);
+  f.sequence = sequence(T, B, H + P, reverse, lengths);
   f.I = I, f.H = H, f.P = P, f.x_steps = x_steps, f.streams = gates.nbytes() > streamed_bytes;
   f.x = rows_of<Number>(x);
   f.weight_ih = data<Number>(weight_ih), f.weight_hh = data<Number>(weight_hh), f.bias = data<Number>(bias);
@@ -280,6 +303,7 @@ ForwardOutputs forward(const Tensor& x, const Maybe& weight_ih, const Tensor& we
                     "lstm_fused: x, h0 and c0 must have 3, 2 and 2 dimensions, got ", x.dim(), ", ", h0.dim(),
                     " and ", c0.dim());
   const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = c0.size(1), P = h0.size(1);
+  check_sizes(x, T, B, I, H, P);
   TORCH_CHECK_VALUE(weight_hr || P == H, "lstm_fused: without weight_hr, h0 must be as wide as c0, ", H,
                     ", got ", P);
   TORCH_CHECK_VALUE(weight_ih || I == 4 * H, "lstm_fused: without weight_ih, x must be [T, B, 4H], got ",
@@ -305,15 +329,15 @@ BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_
   const int64_t T = c.size(0), B = c.size(1), H = c.size(2), P = weight_hh.size(1);
   const Engine& isa = engine();
   const Packing<Number> packing{isa.vector_bytes / static_cast<int64_t>(sizeof(Real<Number>))};
-  const int threads = threads_for(B * 4 * H * P / together<Number>);
+  const int threads = threads_for(B, 4 * H * P / together<Number>);
 
-  const Tensor dxw = empty(c, {T, B, 4 * H}), dh0 = c.new_empty({B, P}), dc0 = c.new_empty({B, H});
+  const Tensor dxw = empty(c, {T, B, 4 * H}), dh0 = empty(c, {B, P}), dc0 = empty(c, {B, H});
   const Tensor dbias = c.new_empty({4 * H}), dpeephole = c.new_empty({3 * H});
   const Tensor dhw = hw ? empty(c, {T, B, 4 * H}) : c.new_empty({0});
 
   Workspace space;
   Backward<Number> f{};
-  f.sequence = sequence(T, B, reverse, lengths);
+  f.sequence = sequence(T, B, H + P, reverse, lengths);
   f.H = H, f.P = P, f.streams = dxw.nbytes() > streamed_bytes;
   f.dy = rows_of<Number>(dy);
   f.dh_n = data<Number>(dh_n), f.dc_n = data<Number>(dc_n);
@@ -351,6 +375,7 @@ BackwardOutputs backward(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_n, 
                     "lstm_fused: c and weight_hh must have 3 and 2 dimensions, got ", c.dim(), " and ",
                     weight_hh.dim(), "; was the forward pass asked to save?");
   const int64_t T = c.size(0), B = c.size(1), H = c.size(2), P = weight_hh.size(1);
+  check_sizes(c, T, B, 0, H, P);
   TORCH_CHECK_VALUE(weight_hr || P == H, "lstm_fused: without weight_hr, weight_hh must be [4H, H], got ",
                     weight_hh.sizes());
   TORCH_CHECK_VALUE(gain_hh.has_value() == hw.has_value(), "lstm_fused: gain_hh and hw go together");
@@ -374,6 +399,7 @@ std::string isa() { return engine().isa; }
 TORCH_LIBRARY_FRAGMENT(lstm_fused, m) {
   m.def("cpp_isa() -> str", isa);
   m.def("cpp_isas() -> str[]", isas);
+  m.def("cpp_on_intel() -> bool", on_intel);
 }
 
 TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {

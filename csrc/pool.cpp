@@ -4,12 +4,12 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/new_empty.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/util/Exception.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <vector>
 
 #ifdef __linux__
@@ -37,13 +37,13 @@ size_t rounded(size_t bytes) {
   return (bytes + unit - 1) / unit * unit;
 }
 
+// Null where there is no more.
 void* fresh(size_t bytes, size_t wanted) {
   void* data = std::aligned_alloc(bytes < large_page ? 64 : large_page, bytes);
-  if (!data) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
   // To map 4 KB at a time costs as much as to compute what is written there. The end, which may be a large
   // page for a few bytes, is left to small ones.
-  if (bytes >= large_page) madvise(data, wanted / large_page * large_page, MADV_HUGEPAGE);
+  if (data && bytes >= large_page) madvise(data, wanted / large_page * large_page, MADV_HUGEPAGE);
 #endif
   return data;
 }
@@ -66,6 +66,9 @@ class Pool final : public c10::Allocator {
   }
 
  private:
+  // As many blocks as may be kept: what is given back needs no memory for that.
+  Pool() { kept_.reserve(most_kept / smallest); }
+
   Block take(size_t wanted) {
     const size_t bytes = rounded(wanted);
     if (const std::unique_lock lock{mutex_, std::try_to_lock}) {
@@ -78,19 +81,30 @@ class Pool final : public c10::Allocator {
           return found;
         }
     }
-    return {fresh(bytes, wanted), bytes};
+    if (void* data = fresh(bytes, wanted)) return {data, bytes};
+    if (const std::unique_lock lock{mutex_, std::try_to_lock}) keep_at_most(0);
+    if (void* data = fresh(bytes, wanted)) return {data, bytes};
+    // In torch's words, for which some programs look, to try again with less.
+    TORCH_CHECK(false, "lstm_fused: DefaultCPUAllocator: can't allocate memory: you tried to allocate ",
+                wanted, " bytes.");
   }
 
   void keep(Block block) {
     const std::unique_lock lock{mutex_, std::try_to_lock};
     if (!lock || block.bytes > most_kept) return std::free(block.data);
+    keep_at_most(most_kept - block.bytes);
     kept_.push_back(block);
     kept_bytes_ += block.bytes;
-    while (kept_bytes_ > most_kept) {
-      std::free(kept_.front().data);
-      kept_bytes_ -= kept_.front().bytes;
-      kept_.erase(kept_.begin());
+  }
+
+  // Frees the longest unused beyond so many bytes. By whoever holds the lock.
+  void keep_at_most(size_t bytes) {
+    auto block = kept_.begin();
+    for (; kept_bytes_ > bytes; ++block) {
+      std::free(block->data);
+      kept_bytes_ -= block->bytes;
     }
+    kept_.erase(kept_.begin(), block);
   }
 
   static void give_back(void* context) {

@@ -9,6 +9,7 @@
 
 #ifdef _OPENMP
 #include <omp.h>
+#include <pthread.h>
 #endif
 
 namespace lstm_fused {
@@ -24,6 +25,13 @@ inline void pause() {
   asm volatile("yield");
 #endif
 }
+
+#ifdef _OPENMP
+// A forked child has none of the pool's threads, but OpenMP would wait for them, in torch's own products too.
+// So whoever forks puts its pool away first, and parent and child each make a new one when they need it.
+[[maybe_unused]] const int pool_ends_at_fork =
+    pthread_atfork([] { omp_pause_resource_all(omp_pause_soft); }, nullptr, nullptr);
+#endif
 
 }  // namespace
 
@@ -47,8 +55,8 @@ void run(int threads, const std::function<void(const Team&)>& body) {
   Barrier everyone;
   std::vector<Barrier> groups(static_cast<size_t>(threads));
 #ifdef _OPENMP
-  // One thread never enters OpenMP: after a fork its pool is gone, and a region would wait for it.
   if (threads > 1) {
+    omp_set_dynamic(0);  // or a busy machine gives fewer threads, and with them other sums
 #pragma omp parallel num_threads(threads)
     body({omp_get_thread_num(), omp_get_num_threads(), &everyone, groups.data()});
     return;

@@ -33,4 +33,9 @@ def isas() -> list[str]:
     return list(torch.ops.lstm_fused.cpp_isas())
 
 
+def on_intel() -> bool | None:
+    """Whether Intel made the processor; None where the library does not load, for nobody else tells."""
+    return bool(torch.ops.lstm_fused.cpp_on_intel()) if _REASON is None else None
+
+
 _REASON = _load()

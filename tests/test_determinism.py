@@ -1,4 +1,10 @@
-"""The same run twice is the same bit for bit; dropout draws what torch.nn.LSTM draws."""
+"""The same run is the same bit for bit, in any process; dropout draws what torch.nn.LSTM draws."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -6,7 +12,7 @@ from cases import DEVICE
 from harness import ENGINES_HERE
 from torch import nn
 
-from lstm_fused import LSTM
+from lstm_fused import LSTM, products
 
 ALL = [engine.name for engine in ENGINES_HERE]
 
@@ -48,3 +54,67 @@ def test_dropout_draws_what_torch_draws(engine, batch_first):
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
     torch.manual_seed(8)
     assert (ours(x)[0] - found[0]).abs().max() > 1e-3
+
+
+# T, B, and a layer's sizes. Of the last, sums over time have so many numbers that oneDNN may form them.
+SIZES = (
+    (9, 64, {"input_size": 28, "hidden_size": 128}),
+    (9, 37, {"input_size": 65, "hidden_size": 130, "proj_size": 30, "bidirectional": True}),
+    (9, 16, {"input_size": 65, "hidden_size": 130, "dtype": torch.bfloat16}),
+    (9, 16, {"input_size": 65, "hidden_size": 130, "dtype": torch.float64}),
+    (6, 16, {"input_size": 530, "hidden_size": 530}),
+)
+
+
+def digest(engine, T, B, sizes):
+    """A digest of the outputs and gradients."""
+    torch.manual_seed(0)
+    module = LSTM(**sizes, engine=engine)
+    x = torch.randn(T, B, sizes["input_size"], dtype=sizes.get("dtype"), requires_grad=True)
+    y, (h, c) = module(x, lengths=torch.randint(T + 1, (B,)))
+    loss = y.sin().sum() + h.sum() + c.cos().sum()
+    found = y, h, c, *torch.autograd.grad(loss, [x, *module.parameters()])
+    parts = [tensor.detach().contiguous().view(torch.uint8).numpy() for tensor in found]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def print_digests():
+    """The digests of each engine and size, also in deterministic mode and with oneDNN, as JSON."""
+    torch.set_num_threads(2)
+    digests = {}
+    for engine in ALL:
+        for deterministic in (False, True):
+            torch.use_deterministic_algorithms(deterministic)
+            for T, B, sizes in SIZES:
+                digests[f"{engine}, {sizes}, {deterministic}"] = digest(engine, T, B, sizes)
+            assert 4 * sizes["hidden_size"] * sizes["input_size"] > products.LARGE
+            products.ONEDNN, chosen = torch.backends.mkldnn.is_available(), products.ONEDNN
+            digests[f"{engine}, {sizes} by oneDNN, {deterministic}"] = digest(engine, T, B, sizes)
+            products.ONEDNN = chosen
+    print(json.dumps(digests))
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="about this machine's processor")
+def test_several_processes_on_a_busy_machine_find_the_same_bits():
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        command = [sys.executable, "-W", "error", __file__]
+        # Threads that wait in a loop would keep the others' processor from them.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_WAIT_POLICY": "passive"}
+        # Two of them may be given fewer threads by OpenMP while the machine is busy.
+        environments = (environment, environment | {"OMP_DYNAMIC": "true"}) * 2
+        processes = [
+            subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for env in environments
+        ]
+        found = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        busy.kill()
+        busy.wait()
+    first, *others = map(json.loads, found)
+    assert len(first) == 12 * len(ALL)
+    for other in others:
+        assert [name for name, digest in first.items() if other[name] != digest] == []
+
+
+if __name__ == "__main__":
+    print_digests()
