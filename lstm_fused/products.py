@@ -45,9 +45,7 @@ def outer_sum(left: Tensor, right: Tensor) -> Tensor:
 def rows(tensor: Tensor) -> Tensor:
     """The steps of all rows of the batch below each other, [T * B, N]."""
     T, B, N = tensor.shape
-    return tensor.reshape(
-        T * B, N
-    )  # not flatten, which has no rule in torch.autograd.grad(is_grads_batched=True)
+    return tensor.reshape(T * B, N)  # flatten has no rule for is_grads_batched of torch.autograd.grad
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
