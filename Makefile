@@ -14,7 +14,7 @@ CSRC   := $(shell find csrc -type f)
 # torch looks for ninja on the PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env train test test-interop bench bench-rivals bench-save bench-compare examples gpu-check bench-gpu \
+.PHONY: help env train test fuzz test-interop bench bench-rivals bench-save bench-compare examples gpu-check bench-gpu \
 	gpu-tune linked gpu-compile sanitize lint format dist clean
 
 help: ## show this list
@@ -32,6 +32,9 @@ examples: $(STAMP) ## run the studies of examples/README.md, about 15 minutes; o
 
 test: $(STAMP) ## run all tests; options: make test ARGS="-k lengths"
 	@$(PY) -m pytest $(ARGS)
+
+fuzz: $(STAMP) ## search random options for faults; options: make fuzz ARGS="--minutes 10 --seed 3"
+	@$(PY) tests/fuzz.py $(ARGS)
 
 test-interop: $(INTEROP) ## compare with Keras and TensorFlow themselves; installs both, 1.3 GB
 	@$(PY) -m pytest tests/interop.py $(ARGS)

@@ -99,18 +99,34 @@ void store_dh(const Backward<Number>& f, const Row<Number>* rows, Column<Number>
   }
 }
 
-// Adds to sums that are kept in double, for they are as long as all steps of all rows.
-inline void add_to(double* sums, Vec<double> v) { store(sums, load(sums) + v); }
+// Adds to a sum in double as long as all steps of all rows; what rounding it loses, exactly, is summed apart.
+template <class T>
+inline void add_exactly(T& sum, T& lost, T v) {
+  const T before = sum;
+  sum += v;
+  const T added = sum - before;
+  lost += (before - (sum - added)) + (v - added);
+}
 
-inline void add_to(double* sums, Vec<float> v) {
+// Adds to sums that are kept in double, and of doubles with what rounding lost, `lost` numbers further on.
+inline void add_to(double* sums, int64_t lost, Vec<double> v) {
+  Vec<double> sum = load(sums), rest = load(sums + lost);
+  add_exactly(sum, rest, v);
+  store(sums, sum);
+  store(sums + lost, rest);
+}
+
+inline void add_to(double* sums, int64_t, Vec<float> v) {
   typedef float Half __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES / 2)));
   Half halves[2];
   __builtin_memcpy(halves, &v, sizeof v);
-  for (int64_t n = 0; n < 2; ++n)
-    add_to(sums + n * lanes<double>, __builtin_convertvector(halves[n], Vec<double>));
+  for (int64_t n = 0; n < 2; ++n) {
+    double* to = sums + n * lanes<double>;
+    store(to, load(to) + __builtin_convertvector(halves[n], Vec<double>));
+  }
 }
 
-// The cell on the tile's sums, the gradients of o * tanh(c) but for dy_t; adds to sums [7, width].
+// The cell on the tile's sums, the gradients of o * tanh(c) but for dy_t; adds to sums [2, 7, width].
 template <bool Varied, class Number>
 void cells(const Backward<Number>& f, int64_t n, int64_t t, const Row<Number>* rows, Tile<Number>& tile,
            bool with_dy, double* sums) {
@@ -152,7 +168,7 @@ void cells(const Backward<Number>& f, int64_t n, int64_t t, const Row<Number>* r
       sum[0] += da.i, sum[1] += da.f, sum[2] += da.g, sum[3] += da.o;
       if (peephole.present) sum[4] += da.i * c_prev, sum[5] += da.f * c_prev, sum[6] += da.o * c;
     }
-    for (int64_t k = 0; k < 7; ++k) add_to(sums + k * f.width + j, sum[k]);
+    for (int64_t k = 0; k < 7; ++k) add_to(sums + k * f.width + j, 7 * f.width, sum[k]);
   }
 }
 
@@ -163,8 +179,13 @@ void finish_sums(const Backward<Number>& f, const Team& team) {
   all.sync();
   for (int64_t k = 0; k < 7; ++k)
     for (int64_t j = all.begin(f.H); j < all.end(f.H); ++j) {
-      double sum = 0;
-      for (int group = 0; group < team.size; ++group) sum += f.sums[(group * 7 + k) * f.width + j];
+      double sum = 0, lost = 0;
+      for (int group = 0; group < team.size; ++group) {
+        const double* of_group = f.sums + (group * 14 + k) * f.width + j;
+        add_exactly(sum, lost, of_group[0]);
+        lost += of_group[7 * f.width];
+      }
+      if (lost == lost) sum += lost;  // not so where a sum is infinite
       const Vec<Real<Number>> value = broadcast(static_cast<Real<Number>>(sum));
       store(k < 4 ? f.dbias + k * f.H + j : f.dpeephole + (k - 4) * f.H + j, value, 1);
     }
@@ -182,9 +203,9 @@ void backward(const Backward<Number>& f, const Team& team) {
   const int64_t h0 = s.begin(h_panels), h1 = s.end(h_panels), p0 = s.begin(p_panels), p1 = s.end(p_panels);
   const int64_t j0 = h0 * panel<Number>, j1 = min(h1 * panel<Number>, H);  // this thread's channels of c
   Row<Number>* rows = f.rows + team.rank * q.B;
-  double* sums = f.sums + (team.rank - s.part) * 7 * f.width;  // the group's, of whom each has its channels
+  double* sums = f.sums + (team.rank - s.part) * 14 * f.width;  // the group's, of whom each has its channels
 
-  for (int64_t j = 0; j < 7 * f.width; ++j) f.sums[team.rank * 7 * f.width + j] = 0;
+  for (int64_t j = 0; j < 14 * f.width; ++j) f.sums[team.rank * 14 * f.width + j] = 0;
   start(f, s);
   pack(f, team);
 

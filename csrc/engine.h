@@ -144,7 +144,7 @@ struct Backward {
   Relay<Number> dh;       // of N = P, unused without weight_hr
   Real<Number>* dcell;    // [B, H], dc of the last step
   Real<Number>* dh_kept;  // [B, P], what passes by the last step, unused without zoneout_h
-  double* sums;           // [threads, 7, width], dbias and dpeephole of each thread's rows
+  double* sums;           // [threads, 2, 7, width], dbias and dpeephole of its rows, and what they lost
   int64_t width;          // H, in whole vectors
   Row<Number>* rows;      // [threads, B]
 };

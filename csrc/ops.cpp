@@ -359,7 +359,7 @@ BackwardOutputs backward_as(const Maybe& dy, const Maybe& dh_n, const Maybe& dc_
   f.dcell = space.take<Real<Number>>(B * H);
   f.dh_kept = space.take<Real<Number>>(asked.zoneout_h ? B * P : 0);
   f.width = (H + packing.lanes - 1) / packing.lanes * packing.lanes;
-  f.sums = space.take<double>(threads * 7 * f.width);
+  f.sums = space.take<double>(threads * 14 * f.width);
   f.rows = space.take<Row<Number>>(threads * B);
   run(threads, [&](const Team& team) { isa.backward(f, team); });
   return {dxw, dh0, dc0, dbias, dpeephole, dhw};

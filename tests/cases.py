@@ -160,14 +160,19 @@ def make_lengths(case: Case, device: str = DEVICE) -> Tensor | None:
 
 
 def make_tensors(
-    case: Case, dtype: torch.dtype, seed: int = 0, device: str = DEVICE
+    case: Case, dtype: torch.dtype, seed: int = 0, device: str = DEVICE, near: int = 0
 ) -> dict[str, Tensor | None]:
-    """The differentiable inputs of a case, by name; the same numbers everywhere but for rounding."""
+    """The differentiable inputs of a case, by name; the same numbers everywhere but for rounding.
+
+    With ``near``, a neighbour of that draw: two thirds of its numbers are changed by a hundredth or less.
+    """
     T, B, I, H, P = case.T, case.B, case.I, case.H, case.P or case.H
-    generator = torch.Generator().manual_seed(seed)
+    generator, nearby = (torch.Generator().manual_seed(n) for n in (seed, near))
 
     def draw(*shape: int, scale: float) -> Tensor:
         values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") * scale
+        if near:
+            values *= 1 + 2**-7 * torch.randint(-1, 2, shape, generator=nearby, device="cpu")
         # Exact in every dtype, so that all see one problem.
         values = values.to(torch.float32 if case.fine else torch.bfloat16).to(device, dtype)
         if case.layout == "strided":

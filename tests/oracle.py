@@ -24,8 +24,8 @@ def before_norm(d: Array, n: Array, deviation: Array) -> Array:
     return (d - d.mean() - n * (d * n).mean()) / deviation
 
 
-def oracle(case: Case, t: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:
-    """Outputs y, h_n, c_n of one layer from its inputs ``t``, and the gradients of sum(w * output).
+def oracle(case: Case, t: dict[str, Array], w: dict[str, Array] | None) -> dict[str, Array]:
+    """Outputs y, h_n, c_n of one layer from its inputs ``t``, and the gradients of sum(w * output), if given.
 
     Every row of the batch is run alone, over its own steps: lengths and the reverse direction are a matter
     of which steps those are.
@@ -56,7 +56,7 @@ def oracle(case: Case, t: dict[str, Array], w: dict[str, Array]) -> dict[str, Ar
         past = []
         for s in steps:
             products = W_ih @ t["x"][s, b], W_hh @ (mask[b] * h)
-            norms = [normalized(v) for v in products]
+            norms = [normalized(v) for v in products] if norm else []
             if norm:
                 products = t["gain_ih"] * norms[0][0], t["gain_hh"] * norms[1][0]
             a_i, a_f, a_g, a_o = (products[0] + products[1] + bias).reshape(4, H)
@@ -71,6 +71,8 @@ def oracle(case: Case, t: dict[str, Array], w: dict[str, Array]) -> dict[str, Ar
             y[s, b] = h
             past.append((s, *before, i, f, g, o, cell, m, np.abs(unclipped) <= clip, norms))
         h_n[b], c_n[b] = h, c
+        if w is None:
+            continue
 
         dh, dc = w["h_n"][b].copy(), w["c_n"][b].copy()
         for s, h_prev, c_prev, i, f, g, o, c, m, inside, norms in reversed(past):
@@ -101,4 +103,5 @@ def oracle(case: Case, t: dict[str, Array], w: dict[str, Array]) -> dict[str, Ar
             d["h0"][b], d["c0"][b] = dh, dc
 
     d |= {n: d_bias for n in ("bias_ih", "bias_hh") if n in t}
-    return {"y": y, "h_n": h_n, "c_n": c_n} | {f"d_{n}": value for n, value in d.items()}
+    outputs = {"y": y, "h_n": h_n, "c_n": c_n}
+    return outputs if w is None else outputs | {f"d_{n}": value for n, value in d.items()}

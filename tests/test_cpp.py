@@ -209,6 +209,31 @@ def test_the_operator_refuses_what_would_be_unsafe(name, value, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.skipif(not EXTENDED, reason="numpy has no precision beyond float64 here")
+def test_long_sums_lose_no_digits_in_float64():
+    t = make_tensors(Case("long", T=3000, B=1, I=2, H=5), torch.float64)
+    inputs = (t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], t["peephole"], None, t["h0"], t["c0"])
+    y, *_, c, gates = forward_op["cpp"](*inputs, None, False, True)
+    saved = (c, gates, t["c0"], t["weight_hh"], t["peephole"], None, None, False)
+    dxw, _, _, dbias, *_ = backward_op["cpp"](y.sign(), None, None, *saved)
+    sums = dxw.numpy().astype(np.longdouble)[:, 0].cumsum(0)
+    off = np.abs(dbias.numpy() - sums[-1]) / np.abs(sums).max(0)
+    assert off.max() <= torch.finfo(torch.float64).eps, f"off by {off.max() / 2**-52:.1f} units"
+
+
+@pytest.mark.parametrize("poison", [torch.inf, -torch.inf, torch.nan])
+def test_infinite_sums_stay_infinite_in_float64(poison):
+    t = make_tensors(replace(PLAIN, T=4), torch.float64)
+    inputs = (t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], t["peephole"], None, t["h0"], t["c0"])
+    y, *_, c, gates = forward_op["reference"](*inputs, None, False, True)
+    dy = torch.zeros_like(y)
+    dy[0, 1, 3] = poison
+    saved = (c, gates, t["c0"], t["weight_hh"], t["peephole"], None, None, False)
+    ours, exact = (backward_op[engine](dy, None, None, *saved)[3] for engine in ("cpp", "reference"))
+    assert not exact.isfinite().all()
+    torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
 def test_backward_refuses_a_forward_pass_that_saved_nothing():
     t = operands(replace(PLAIN, T=2, I=5, H=7)) | {"save": False}
     y, h_n, c_n, c, gates = forward_op["cpp"](*t.values())

@@ -1,0 +1,18 @@
+"""A short random search over all options; `make fuzz` runs a longer one."""
+
+import pytest
+from cases import DEVICE
+from fuzz import search
+from oracle import EXTENDED
+
+DRAWS = 25  # for each seed
+# PyTorch's own forward mode calls it.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the search draws engines of the CPU")
+@pytest.mark.skipif(not EXTENDED, reason="numpy has no precision beyond float64 here")
+@pytest.mark.parametrize("seed", range(6))
+def test_random_options_equal_the_oracle(seed):
+    failure = search(seed, 0, DRAWS, lambda *_: False)
+    assert failure is None, failure
