@@ -10,6 +10,7 @@ from lstm_fused import autocast, transforms
 from lstm_fused.backends import select
 from lstm_fused.checks import States, check_layer
 from lstm_fused.ops import LSTMFunction, TracedLSTMFunction, forward_op
+from lstm_fused.options import bound, flag
 from lstm_fused.reference import EPS, PLAIN, Variant, is_valid
 
 
@@ -64,13 +65,13 @@ def lstm(
         The outputs (T, B, P or H), and the last states h_n (B, P or H) and c_n (B, H).
 
     Raises:
-        ValueError: an argument has the wrong rank, size, dtype, device or value, or no such engine exists.
+        ArgumentError: an argument has the wrong rank, size, dtype, device or value, or no such engine exists.
         RuntimeError: the engine cannot serve this device or dtype; the message says why.
     """
-    variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
+    variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, bound("cell_clip", cell_clip))
     weights = weight_ih, weight_hh, bias_ih, bias_hh, peephole, weight_hr
     check_layer(input, *weights, gain_ih, hx, lengths, variant)
-    return run_layer(input, *weights, gain_ih, hx, lengths, reverse, engine, variant)
+    return run_layer(input, *weights, gain_ih, hx, lengths, flag("reverse", reverse), engine, variant)
 
 
 def run_layer(

@@ -11,21 +11,21 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from lstm_fused import masks, parameters
 from lstm_fused.checks import (
     States,
-    bad,
     check_input,
     check_lengths,
+    check_packed,
     check_parameters,
-    check_parts,
-    check_sizes,
     check_states,
-    check_variants,
+    check_torch,
 )
+from lstm_fused.errors import bad
 from lstm_fused.functional import run_layer
+from lstm_fused.options import WithOptions, check_dtype, check_together
 from lstm_fused.parameters import Parameters
 from lstm_fused.reference import Variant
 
 
-class LSTM(nn.Module):
+class LSTM(WithOptions):
     """A drop-in for `torch.nn.LSTM` whose gates see the cell state through peepholes.
 
     The equations, and the papers they come from, stand in `lstm_fused.reference`. Parameters have the names,
@@ -55,9 +55,16 @@ class LSTM(nn.Module):
         cell_clip: bound on the magnitude of c.
         engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that serves.
 
+    Options without parameters, which are batch_first, dropout, the two zoneouts, recurrent_dropout, cell_clip
+    and engine, may be set later too; all are checked whenever they are set.
+
+    A state dict without peepholes, as of torch.nn.LSTM, loads with ``strict=False``: those of each layer and
+    direction whose weights it has become zero, and are among the ``missing_keys``.
+
     Raises:
-        ValueError: a size is not a positive integer, proj_size ≥ hidden_size, a probability or bound is none,
-            or two options exclude each other.
+        ArgumentError: a size is not a positive integer, proj_size ≥ hidden_size, a flag, probability, bound
+            or engine is none, two options exclude each other, or one that made the parameters is changed.
+            It is a ValueError and a RuntimeError; for a wrong type it is a TypeError too.
     """
 
     def __init__(
@@ -84,34 +91,36 @@ class LSTM(nn.Module):
         engine: str | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(input_size, hidden_size, num_layers, dropout, proj_size, bidirectional)
-        check_parts(forget_bias, bias, coupled, layer_norm)
-        check_variants(recurrent_dropout, zoneout_h, zoneout_c, cell_clip)
-        if dropout > 0 and num_layers == 1:
-            warnings.warn(
-                f"dropout={dropout} acts between layers, and there is only one: num_layers=1", stacklevel=2
-            )
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.bias = bias
         self.batch_first = batch_first
-        self.dropout = float(dropout)
+        self.dropout = dropout
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self.peephole = peephole
         self.forget_bias = forget_bias
         self.coupled = coupled
         self.layer_norm = layer_norm
-        self.recurrent_dropout = float(recurrent_dropout)
-        self.zoneout_h = float(zoneout_h)
-        self.zoneout_c = float(zoneout_c)
+        self.recurrent_dropout = recurrent_dropout
+        self.zoneout_h = zoneout_h
+        self.zoneout_c = zoneout_c
         self.cell_clip = cell_clip
         self.engine = engine
+        # As checked and made plain when set.
+        sizes = H, P = self.hidden_size, self.proj_size
+        check_together(*sizes, self.bias, self.forget_bias, self.coupled, self.layer_norm)
+        check_dtype(dtype)
+        if self.dropout > 0 and self.num_layers == 1:
+            warnings.warn(
+                f"dropout={self.dropout} acts between layers, and there is only one: num_layers=1",
+                stacklevel=2,
+            )
 
-        for layer in range(num_layers):
-            I = input_size if layer == 0 else (proj_size or hidden_size) * self.num_directions
-            shapes = parameters.shapes(I, hidden_size, proj_size, bias, peephole, coupled, layer_norm)
+        for layer in range(self.num_layers):
+            I = self.input_size if layer == 0 else (P or H) * self.num_directions
+            shapes = parameters.shapes(I, *sizes, bias, peephole, coupled, layer_norm)
             for suffix in self._suffixes(layer):
                 for name, shape in shapes.items():
                     if shape is not None:
@@ -127,8 +136,12 @@ class LSTM(nn.Module):
             lstm: the module to copy, with its parameters, options, device and mode.
             peephole: whether to add peepholes.
             engine: as for `LSTM`.
+
+        Raises:
+            ArgumentError: this is no torch.nn.LSTM, or one that is parametrized, pruned or of mixed dtypes.
         """
-        parameter = lstm.get_parameter("weight_ih_l0")
+        check_torch(lstm)
+        parameter = next(lstm.parameters())
         module = cls(
             lstm.input_size,
             lstm.hidden_size,
@@ -144,6 +157,9 @@ class LSTM(nn.Module):
             engine=engine,
         )
         weights = lstm.state_dict()
+        plain = {name for name in module.state_dict() if "peephole" not in name}
+        if odd := ", ".join(sorted(plain ^ weights.keys())):
+            raise bad("lstm", "plain parameters, not parametrized, weight-normed or pruned ones", odd)
         for name, own in module.state_dict().items():
             if "peephole" in name:
                 weights[name] = torch.zeros_like(own)
@@ -160,9 +176,11 @@ class LSTM(nn.Module):
             The copy, with the parameters, options, device and mode of this module; coupled gates become four.
 
         Raises:
-            ValueError: a peephole is not zero, or an option has no place there.
+            ArgumentError: a peephole is not zero, a parameter is no plain one, or an option has no place there.
         """
         for name, value in self.named_parameters():
+            if "." in name or name.endswith(("_orig", "_g", "_v")):
+                raise bad(name, "plain parameters, not parametrized, weight-normed or pruned ones", "this")
             if "peephole" in name and value.any():
                 raise bad(name, "zeros, for torch.nn.LSTM has no peepholes", f"up to {value.abs().max():.3g}")
         for option in ("layer_norm", "recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip"):
@@ -226,7 +244,7 @@ class LSTM(nn.Module):
             h_n and c_n, shaped as hx.
 
         Raises:
-            ValueError: an argument has the wrong rank, size, dtype, device or value.
+            ArgumentError: an argument has the wrong rank, size, dtype, device or value.
             RuntimeError: the engine cannot serve this device or dtype; the message says why.
         """
         if isinstance(input, PackedSequence):
@@ -256,6 +274,7 @@ class LSTM(nn.Module):
         """Run over padded sequences, in the packed order; states come and go in the user's order."""
         if lengths is not None:
             raise bad("lengths", "None with a PackedSequence, which has its own", "a tensor")
+        check_packed(input)
         data, batch_sizes, order, back = input
         check_input(data, (2,), "a PackedSequence of data (steps, input_size)", self.input_size)
         if hx is not None:
@@ -325,25 +344,3 @@ class LSTM(nn.Module):
             getattr(self, f"gain_hh_{suffix}") if self.layer_norm else None,
         )
         return parameters.uncoupled(own) if self.coupled else own
-
-    def extra_repr(self) -> str:
-        """The options that differ from their defaults, as torch.nn.LSTM shows them."""
-        defaults = {
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": False,
-            "dropout": 0.0,
-            "bidirectional": False,
-            "proj_size": 0,
-            "peephole": True,
-            "forget_bias": None,
-            "coupled": False,
-            "layer_norm": False,
-            "recurrent_dropout": 0.0,
-            "zoneout_h": 0.0,
-            "zoneout_c": 0.0,
-            "cell_clip": None,
-            "engine": None,
-        }
-        options = [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
-        return ", ".join([f"{self.input_size}, {self.hidden_size}", *options])

@@ -26,7 +26,7 @@ def test_the_cpp_engine_was_built():
 
 
 def test_an_engine_asked_for_is_never_replaced():
-    with pytest.raises(RuntimeError, match="engine 'cpp' can serve float16 on cuda") as caught:
+    with pytest.raises(RuntimeError, match="engine 'cpp' cannot serve float16 on cuda") as caught:
         backends.select("cpp", torch.device("cuda"), torch.float16)
     assert "runs on cpu, not on cuda" in str(caught.value)
     assert "takes bfloat16, float32, float64, not float16" in str(caught.value)
