@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from lstm_fused import cpp, triton
-from lstm_fused.errors import bad, bad_type
+from lstm_fused.errors import bad, bad_type, shown
 from lstm_fused.reference import PLAIN, Variant
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -67,7 +67,7 @@ def named(name: object, argument: str = "engine") -> list[Engine]:
     if not found:
         error = bad if isinstance(name, str) else bad_type
         known = ", ".join(repr(engine.name) for engine in ENGINES)
-        raise error(argument, f"one of {known} or None", repr(name))
+        raise error(argument, f"one of {known} or None", shown(name))
     return found
 
 

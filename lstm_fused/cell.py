@@ -91,9 +91,9 @@ class LSTMCell(WithOptions):
         self.engine = engine
         check_together(self.hidden_size, 0, self.bias, self.forget_bias, self.coupled, self.layer_norm)
         check_dtype(dtype)
-        shapes = parameters.shapes(self.input_size, self.hidden_size, 0, bias, peephole, coupled, layer_norm)
-        del shapes["weight_hr"]
-        for name, shape in shapes.items():
+        for name, shape in self._shapes().items():
+            if name == "weight_hr":
+                continue
             made = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             self.register_parameter(name, made)
         self.reset_parameters()
@@ -124,7 +124,6 @@ class LSTMCell(WithOptions):
             check_states(hx, (shape, shape), (meaning, meaning), input)
             if single:
                 hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
-        check_parameters(self.named_parameters(), input)
         own = Parameters(
             self.weight_ih,
             self.weight_hh,
@@ -135,9 +134,15 @@ class LSTMCell(WithOptions):
             self.gain_ih,
             self.gain_hh,
         )
+        check_parameters(own, self._shapes(), "", input)
         own = parameters.uncoupled(own) if self.coupled else own
         x, H = input[None, None] if single else input[None], self.hidden_size
         drawn = masks.draw(x, H, H, 0.0, self.zoneout_h, self.zoneout_c, self.training)
         variant = Variant.of(own.gain_hh, *drawn, self.cell_clip)
         _, (h, c) = run_layer(x, *own[:7], hx, None, False, self.engine, variant)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
+
+    def _shapes(self) -> dict[str, tuple[int, ...] | None]:
+        """The shapes of the parameters by name."""
+        flags = self.bias, self.peephole, self.coupled, self.layer_norm
+        return parameters.shapes(self.input_size, self.hidden_size, 0, *flags)

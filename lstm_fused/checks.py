@@ -1,6 +1,5 @@
 """All checks of the tensors users pass: each error names the argument, what was expected and what came."""
 
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 from lstm_fused import backends, transforms
 from lstm_fused.autocast import computed_in
 from lstm_fused.errors import bad as bad  # as others import it from here
-from lstm_fused.errors import bad_type
-from lstm_fused.options import shown
+from lstm_fused.errors import bad_type, shown
+from lstm_fused.parameters import Parameters
 from lstm_fused.reference import Variant
 
 States = tuple[Tensor, Tensor]
@@ -206,10 +205,29 @@ def check_layer(
         check_lengths(lengths, B, T)
 
 
-def check_parameters(parameters: Iterable[tuple[str, Tensor]], input: Tensor) -> None:
-    """Check that a module's parameters share the input's device and dtype."""
-    for argument, parameter in parameters:
-        if parameter.dtype != input.dtype and computed_in(parameter) != computed_in(input):
-            raise bad("input", f"{parameter.dtype} like the parameter {argument}", input.dtype)
-        if parameter.device != input.device:
-            raise bad("input", f"device {parameter.device} like the parameter {argument}", input.device)
+def check_parameters(
+    own: Parameters, shapes: dict[str, tuple[int, ...] | None], suffix: str, input: Tensor
+) -> None:
+    """Check the parameters of one layer in one direction, which may be replaced by any tensor.
+
+    Args:
+        own: the parameters.
+        shapes: the shape of each, in their order.
+        suffix: how their names end.
+        input: what they share dtype and device with.
+    """
+    dtype, device = input.dtype, input.device
+    in_order = (*own[:4], own.weight_hr, own.peephole, own.gain_ih, own.gain_hh)
+    for (name, shape), parameter in zip(shapes.items(), in_order, strict=True):
+        if shape is None:
+            continue
+        if not isinstance(parameter, Tensor):
+            raise bad_type(name + suffix, f"a tensor of shape {shape}", type(parameter).__name__)
+        if parameter.layout is not torch.strided or parameter.is_nested:
+            check_dense(name + suffix, parameter)
+        if parameter.shape != shape:
+            raise bad(name + suffix, f"shape {shape}", tuple(parameter.shape))
+        if parameter.dtype != dtype and computed_in(parameter) != computed_in(input):
+            raise bad("input", f"{parameter.dtype} like the parameter {name}{suffix}", dtype)
+        if parameter.device != device:
+            raise bad("input", f"device {parameter.device} like the parameter {name}{suffix}", device)

@@ -20,3 +20,9 @@ def bad(argument: str, expected: str, got: object) -> ArgumentError:
 def bad_type(argument: str, expected: str, got: object) -> ArgumentTypeError:
     """The error for an argument of a wrong type."""
     return ArgumentTypeError(f"{argument}: expected {expected}, got {got}")
+
+
+def shown(value: object) -> str:
+    """A value in one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:56]} ..."

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lstm_fused import masks, parameters
+from lstm_fused import masks, nn_lstm, parameters
 from lstm_fused.checks import (
     States,
     check_input,
@@ -16,7 +16,6 @@ from lstm_fused.checks import (
     check_packed,
     check_parameters,
     check_states,
-    check_torch,
 )
 from lstm_fused.errors import bad
 from lstm_fused.functional import run_layer
@@ -109,8 +108,9 @@ class LSTM(WithOptions):
         self.cell_clip = cell_clip
         self.engine = engine
         # As checked and made plain when set.
-        sizes = H, P = self.hidden_size, self.proj_size
-        check_together(*sizes, self.bias, self.forget_bias, self.coupled, self.layer_norm)
+        check_together(
+            self.hidden_size, self.proj_size, self.bias, self.forget_bias, self.coupled, self.layer_norm
+        )
         check_dtype(dtype)
         if self.dropout > 0 and self.num_layers == 1:
             warnings.warn(
@@ -119,10 +119,8 @@ class LSTM(WithOptions):
             )
 
         for layer in range(self.num_layers):
-            I = self.input_size if layer == 0 else (P or H) * self.num_directions
-            shapes = parameters.shapes(I, *sizes, bias, peephole, coupled, layer_norm)
             for suffix in self._suffixes(layer):
-                for name, shape in shapes.items():
+                for name, shape in self._shapes(layer).items():
                     if shape is not None:
                         parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                         self.register_parameter(f"{name}_{suffix}", parameter)
@@ -140,34 +138,7 @@ class LSTM(WithOptions):
         Raises:
             ArgumentError: this is no torch.nn.LSTM, or one that is parametrized, pruned or of mixed dtypes.
         """
-        check_torch(lstm)
-        parameter = next(lstm.parameters())
-        module = cls(
-            lstm.input_size,
-            lstm.hidden_size,
-            lstm.num_layers,
-            lstm.bias,
-            lstm.batch_first,
-            lstm.dropout,
-            lstm.bidirectional,
-            lstm.proj_size,
-            parameter.device,
-            parameter.dtype,
-            peephole=peephole,
-            engine=engine,
-        )
-        weights = lstm.state_dict()
-        plain = {name for name in module.state_dict() if "peephole" not in name}
-        if odd := ", ".join(sorted(plain ^ weights.keys())):
-            raise bad("lstm", "plain parameters, not parametrized, weight-normed or pruned ones", odd)
-        for name, own in module.state_dict().items():
-            if "peephole" in name:
-                weights[name] = torch.zeros_like(own)
-        module.load_state_dict(weights)
-        for name, own in module.named_parameters():
-            if "peephole" not in name:
-                own.requires_grad_(lstm.get_parameter(name).requires_grad)
-        return module.train(lstm.training)
+        return nn_lstm.copy_of(cls, lstm, peephole, engine)
 
     def to_torch(self) -> nn.LSTM:
         """Copy this into a torch.nn.LSTM, which has no peepholes: ours must have none, or only zeros.
@@ -176,40 +147,9 @@ class LSTM(WithOptions):
             The copy, with the parameters, options, device and mode of this module; coupled gates become four.
 
         Raises:
-            ArgumentError: a peephole is not zero, a parameter is no plain one, or an option has no place there.
+            ArgumentError: a peephole is not zero, a parameter is parametrized, or an option is not there.
         """
-        for name, value in self.named_parameters():
-            if "." in name or name.endswith(("_orig", "_g", "_v")):
-                raise bad(name, "plain parameters, not parametrized, weight-normed or pruned ones", "this")
-            if "peephole" in name and value.any():
-                raise bad(name, "zeros, for torch.nn.LSTM has no peepholes", f"up to {value.abs().max():.3g}")
-        for option in ("layer_norm", "recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip"):
-            if getattr(self, option):
-                raise bad(option, "none, for torch.nn.LSTM has none", getattr(self, option))
-        parameter = self.get_parameter("weight_ih_l0")
-        lstm = nn.LSTM(
-            self.input_size,
-            self.hidden_size,
-            self.num_layers,
-            self.bias,
-            self.batch_first,
-            self.dropout,
-            self.bidirectional,
-            self.proj_size,
-            parameter.device,
-            parameter.dtype,
-        )
-        weights = {
-            f"{name}_{suffix}": value
-            for layer in range(self.num_layers)
-            for suffix in self._suffixes(layer)
-            for name, value in self._parameters_of(suffix)._asdict().items()
-            if value is not None and name != "peephole"
-        }
-        lstm.load_state_dict(weights)
-        for name, copy in lstm.named_parameters():
-            copy.requires_grad_(self.get_parameter(name).requires_grad)
-        return lstm.train(self.training)
+        return nn_lstm.copy_to(self)
 
     @property
     def num_directions(self) -> int:
@@ -289,7 +229,11 @@ class LSTM(WithOptions):
 
     def _run(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
         """All layers over x [T, B, I]; hx has one row for each layer and direction."""
-        check_parameters(self.named_parameters(), x)
+        layers = range(self.num_layers)
+        own = [{suffix: self._own(suffix) for suffix in self._suffixes(layer)} for layer in layers]
+        for layer, directions in enumerate(own):
+            for suffix, given in directions.items():
+                check_parameters(given, self._shapes(layer), f"_{suffix}", x)
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
             lengths = lengths.to(x.device)
@@ -297,17 +241,17 @@ class LSTM(WithOptions):
         rates = self.recurrent_dropout, self.zoneout_h, self.zoneout_c
         h_n: list[Tensor] = []
         c_n: list[Tensor] = []
-        for layer in range(self.num_layers):
+        for layer, directions in enumerate(own):
             if layer > 0 and self.dropout > 0:
                 x = F.dropout(x, self.dropout, self.training)
             ys = []
-            for suffix in self._suffixes(layer):
+            for suffix, given in directions.items():
                 row = len(h_n)
                 h0_c0 = None if hx is None else (hx[0][row], hx[1][row])
-                own = self._parameters_of(suffix)
-                variant = Variant.of(own.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
+                p = parameters.uncoupled(given) if self.coupled else given
+                variant = Variant.of(p.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
                 reverse = suffix.endswith("_reverse")
-                y, (h, c) = run_layer(x, *own[:7], h0_c0, lengths, reverse, self.engine, variant)
+                y, (h, c) = run_layer(x, *p[:7], h0_c0, lengths, reverse, self.engine, variant)
                 ys.append(y)
                 h_n.append(h)
                 c_n.append(c)
@@ -328,12 +272,15 @@ class LSTM(WithOptions):
         """The ends of the names of a layer's parameters, one for each direction."""
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
-    def _parameters_of(self, suffix: str) -> Parameters:
-        """The parameters of one layer in one direction, read anew at every call: they may be parametrized.
+    def _shapes(self, layer: int) -> dict[str, tuple[int, ...] | None]:
+        """The shapes of a layer's parameters in one direction, by the beginnings of their names."""
+        H, P = self.hidden_size, self.proj_size
+        I = self.input_size if layer == 0 else (P or H) * self.num_directions
+        return parameters.shapes(I, H, P, self.bias, self.peephole, self.coupled, self.layer_norm)
 
-        Coupled gates come as all four.
-        """
-        own = Parameters(
+    def _own(self, suffix: str) -> Parameters:
+        """The parameters of one layer in one direction, read anew at every call: they may be parametrized."""
+        return Parameters(
             getattr(self, f"weight_ih_{suffix}"),
             getattr(self, f"weight_hh_{suffix}"),
             getattr(self, f"bias_ih_{suffix}") if self.bias else None,
@@ -343,4 +290,8 @@ class LSTM(WithOptions):
             getattr(self, f"gain_ih_{suffix}") if self.layer_norm else None,
             getattr(self, f"gain_hh_{suffix}") if self.layer_norm else None,
         )
+
+    def _parameters_of(self, suffix: str) -> Parameters:
+        """The same, where coupled gates come as all four."""
+        own = self._own(suffix)
         return parameters.uncoupled(own) if self.coupled else own

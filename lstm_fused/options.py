@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from lstm_fused import backends, parameters
-from lstm_fused.errors import bad, bad_type
+from lstm_fused.errors import bad, bad_type, shown
+
+LIMIT = 2**60  # of sizes, beyond which PyTorch has an overflow in many lines
 
 
 def size(argument: str, value: Any, least: int = 1) -> int:
@@ -21,8 +23,8 @@ def size(argument: str, value: Any, least: int = 1) -> int:
         count = None
     if count is None:
         raise bad_type(argument, expected, shown(value))
-    if count < least:
-        raise bad(argument, expected, count)
+    if not least <= count < LIMIT:
+        raise bad(argument, expected if count < least else expected + " below 2**60", count)
     return count
 
 
@@ -88,12 +90,6 @@ def engine_name(argument: str, value: Any) -> str | None:
     """An engine's name, or None."""
     backends.named(value, argument)
     return None if value is None else str(value)
-
-
-def shown(value: Any) -> str:
-    """A value in one line."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def check_dtype(dtype: Any) -> None:
