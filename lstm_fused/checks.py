@@ -131,8 +131,7 @@ def check_packed(packed: PackedSequence) -> None:
             raise bad("input", expected + f"{name} have shape ({sizes[0]},) on {data.device}", got)
     if order.is_cuda:
         return  # whose kernels assert on the device that an index is within range
-    there_and_back = torch.arange(sizes[0])
-    if not torch.equal(order.sort().values, there_and_back) or not torch.equal(order[back], there_and_back):
+    if order.sort().values.tolist() != list(range(sizes[0])) or order.argsort().tolist() != back.tolist():
         got = f"{shown(order.tolist())} and {shown(back.tolist())}"
         raise bad("input", expected + "sorted_indices and unsorted_indices undo each other", got)
 

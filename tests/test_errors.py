@@ -5,9 +5,12 @@ import re
 import pytest
 import torch
 from harness import pack_sequence
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils.rnn import PackedSequence
 
 import lstm_fused
-from lstm_fused import LSTM, LSTMCell, SequenceClassifier
+from lstm_fused import LSTM, ArgumentError, LSTMCell, SequenceClassifier
 
 X = torch.zeros(4, 3, 5)
 LENGTHS = torch.tensor([4, 2, 1], device="cpu")  # on a GPU, wrong ones are an assertion that ends the process
@@ -15,6 +18,13 @@ LENGTHS = torch.tensor([4, 2, 1], device="cpu")  # on a GPU, wrong ones are an a
 
 def layer(**options):
     return LSTM(5, 7, **options)
+
+
+def replaced(name, value, **options):
+    module = layer(**options)
+    delattr(module, name)
+    module.register_parameter(name, None if value is None else torch.nn.Parameter(value))
+    return module(X)
 
 
 def zeros(*shape, **kind):
@@ -102,7 +112,67 @@ MODULE_ERRORS = {
         "input: expected 5 features",
         "shape (3, 6)",
     ),
-    "engine": (lambda: layer(engine="cudnn")(X), "engine: expected one of", "'cudnn'"),
+    "sparse": (lambda: layer()(X.to_sparse()), "input: expected a dense tensor", "a sparse_coo one"),
+    "nested": (
+        lambda: layer()(torch.nested.nested_tensor([zeros(2, 5), zeros(3, 5)])),
+        "input: expected a dense tensor",
+        "a nested one",
+    ),
+    "jagged": (
+        lambda: layer()(torch.nested.nested_tensor([zeros(2, 5), zeros(3, 5)], layout=torch.jagged)),
+        "input: expected a dense tensor",
+        "a nested one",
+    ),
+    "mkldnn": (lambda: layer()(X.cpu().to_mkldnn()), "input: expected a dense tensor", "a _mkldnn one"),
+    "complex": (lambda: layer()(X + 0j), "input: expected a floating-point dtype", "torch.complex64"),
+    "quantized": (
+        lambda: layer()(torch.quantize_per_tensor(X.cpu(), 0.1, 0, torch.quint8)),
+        "input: expected a floating-point dtype",
+        "torch.quint8",
+    ),
+    "None": (lambda: layer()(None), "input: expected a tensor", "NoneType"),
+    "hx sparse": (
+        lambda: layer()(X, (zeros(1, 3, 7), zeros(1, 3, 7).to_sparse())),
+        "hx[1]: expected a dense tensor",
+        "a sparse_coo one",
+    ),
+    "lengths sparse": (
+        lambda: layer()(X, lengths=LENGTHS.to_sparse()),
+        "lengths: expected a dense tensor",
+        "a sparse_coo one",
+    ),
+    "cell sparse": (
+        lambda: LSTMCell(5, 7)(X[0].to_sparse()),
+        "input: expected a dense tensor",
+        "a sparse_coo one",
+    ),
+    "cell None": (lambda: LSTMCell(5, 7)(None), "input: expected a tensor", "NoneType"),
+    "parameter's shape": (
+        lambda: replaced("weight_hh_l0", zeros(28, 6)),
+        "weight_hh_l0: expected shape (28, 7)",
+        "(28, 6)",
+    ),
+    "bias that would be broadcast": (
+        lambda: replaced("bias_hh_l0", zeros(())),
+        "bias_hh_l0: expected shape (28,)",
+        "()",
+    ),
+    "coupled parameter's shape": (
+        lambda: replaced("weight_ih_l0", zeros(28, 5), coupled=True),
+        "weight_ih_l0: expected shape (21, 5)",
+        "(28, 5)",
+    ),
+    "no parameter": (
+        lambda: replaced("weight_peephole_l0", None),
+        "weight_peephole_l0: expected a tensor of shape (21,)",
+        "NoneType",
+    ),
+    "sparse parameter": (
+        lambda: replaced("weight_hh_l0", zeros(28, 7).to_sparse()),
+        "weight_hh_l0: expected a dense tensor",
+        "a sparse_coo one",
+    ),
+    "engine": (lambda: layer(engine="cudnn"), "engine: expected one of", "'cudnn'"),
     "proj_size": (
         lambda: layer(proj_size=7),
         "proj_size: expected an integer from 0 to less than hidden_size = 7",
@@ -148,6 +218,7 @@ MODULE_ERRORS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:.*quantize")
 @pytest.mark.parametrize("name", MODULE_ERRORS)
 def test_module_errors(name):
     check(*MODULE_ERRORS[name])
@@ -198,6 +269,12 @@ FUNCTIONAL_ERRORS = {
     "zoneout_h": ({"zoneout_h": zeros(3, 7)}, "zoneout_h: expected shape (4, 3, 7)", "(3, 7)"),
     "zoneout_c": ({"zoneout_c": zeros(4, 1, 7)}, "zoneout_c: expected shape (4, 3, 7)", "(4, 1, 7)"),
     "cell_clip": ({"cell_clip": -1}, "cell_clip: expected a positive number or None", "-1"),
+    "reverse": ({"reverse": "no"}, "reverse: expected True or False", "'no'"),
+    "sparse weight": (
+        {"weight_hh": zeros(28, 7).to_sparse()},
+        "weight_hh: expected a dense tensor",
+        "a sparse_coo one",
+    ),
     "engine": ({"engine": "none"}, "engine: expected one of", "'none'"),
 }
 
@@ -209,9 +286,103 @@ def test_functional_errors(name):
 
 
 def check(call, expected, got):
-    with pytest.raises(ValueError, match=re.escape(expected)) as caught:
+    with pytest.raises(ArgumentError, match=re.escape(expected)) as caught:
         call()
-    assert str(caught.value).endswith(f"got {got}"), caught.value
+    said = str(caught.value)
+    assert said.endswith(f"got {got}") and "\n" not in said, said
+
+
+SHARES = {"zoneout_h": (2.0, "2"), "zoneout_c": (-1.0, "-1"), "both": (float("nan"), "nan")}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_shares_are_from_0_to_1(name):
+    # On the CPU: on a GPU, wrong ones are an assertion that ends the process.
+    value, got = SHARES[name]
+    names = ("zoneout_h", "zoneout_c") if name == "both" else (name,)
+    x, weights = X.cpu(), (torch.zeros(28, 5, device="cpu"), torch.zeros(28, 7, device="cpu"))
+    shares = torch.full((4, 3, 7), 0.5, device="cpu")
+    lstm_fused.lstm(x, *weights, **dict.fromkeys(names, shares))
+    shares[2, 1, 3] = value
+    check(
+        lambda: lstm_fused.lstm(x, *weights, **dict.fromkeys(names, shares)),
+        f"{names[0]}: expected values from 0 to 1",
+        got,
+    )
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*deprecated:DeprecationWarning", "ignore:.*should not be instantiated:DeprecationWarning"
+)
+def test_shares_are_read_only_where_they_have_values():
+    weights, shares = (zeros(28, 5), zeros(28, 7)), zeros(4, 3, 7)
+
+    def run(x, shares, weights=weights):
+        return lstm_fused.lstm(x, *weights, zoneout_h=shares)[0]
+
+    assert torch.vmap(run)(X[None], shares[None]).shape == (1, 4, 3, 7)
+    assert torch.func.jvp(lambda x: run(x, shares), (X,), (X,))[1].shape == (4, 3, 7)
+    assert torch.compile(run, fullgraph=True, backend="aot_eager")(X, shares).shape == (4, 3, 7)
+    for mode in ("real", "fake", "symbolic"):
+        graph = make_fx(run, tracing_mode=mode)(X, shares, weights)
+        assert graph(X, shares, weights).shape == (4, 3, 7)
+    meta = [t.to("meta") for t in (X, *weights, shares)]
+    assert lstm_fused.lstm(*meta[:3], zoneout_c=meta[3])[0].is_meta
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(t) for t in (X, *weights, shares)]
+        assert lstm_fused.lstm(*fake[:3], zoneout_h=fake[3])[0].shape == (4, 3, 7)
+
+
+STEPS = torch.zeros(5, 5)
+
+
+def packed(batch_sizes, order=None, back=None, data=STEPS):
+    """A PackedSequence of these parts, as anyone can make it."""
+    parts = (
+        p if isinstance(p, torch.Tensor) or p is None else torch.tensor(p, device="cpu")
+        for p in (order, back)
+    )
+    return PackedSequence(data, torch.as_tensor(batch_sizes, device="cpu"), *parts)
+
+
+PACKED_ERRORS = {
+    "negative": (([3, -2, 4],), "batch_sizes are positive and never grow", "[3, -2, 4]"),
+    "zero": (([3, 2, 0],), "batch_sizes are positive and never grow", "[3, 2, 0]"),
+    "growing": (([2, 3],), "batch_sizes are positive and never grow", "[2, 3]"),
+    "none": ((torch.zeros(0, dtype=torch.int64),), "batch_sizes are positive and never grow", "[]"),
+    "too many": (([3, 3],), "batch_sizes add up to its 5 steps", "6"),
+    "too few": (([3, 1],), "batch_sizes add up to its 5 steps", "4"),
+    "rank": (([[3, 2]],), "batch_sizes are a vector of int64", "torch.int64 of shape (1, 2) on cpu"),
+    "dtype": (([3.0, 2.0],), "batch_sizes are a vector of int64", "torch.float32 of shape (2,) on cpu"),
+    "int32": (
+        (torch.tensor([3, 2], dtype=torch.int32),),
+        "batch_sizes are a vector of int64",
+        "torch.int32 of shape (2,) on cpu",
+    ),
+    "out of range": (([3, 2], [0, 1, 3], [0, 1, 2]), "undo each other", "[0, 1, 3] and [0, 1, 2]"),
+    "negative index": (([3, 2], [0, 1, -1], [0, 1, 2]), "undo each other", "[0, 1, -1] and [0, 1, 2]"),
+    "back out of range": (([3, 2], [0, 1, 2], [0, 1, 3]), "undo each other", "[0, 1, 2] and [0, 1, 3]"),
+    "twice": (([3, 2], [0, 1, 1], [0, 1, 2]), "undo each other", "[0, 1, 1] and [0, 1, 2]"),
+    "no inverse": (([3, 2], [1, 2, 0], [1, 2, 0]), "undo each other", "[1, 2, 0] and [1, 2, 0]"),
+    "back alone": (([3, 2], None, [0, 1, 2]), "are there, or neither", "one"),
+    "length": (([3, 2], [0, 1], [0, 1]), "sorted_indices have shape (3,) on cpu", "shape (2,) on cpu"),
+    "floats": (([3, 2], [0.0, 1.0, 2.0], [0, 1, 2]), "sorted_indices are an integer tensor", "torch.float32"),
+}
+
+
+@pytest.mark.parametrize("name", PACKED_ERRORS)
+def test_packed_sequences_are_what_they_should_be(name):
+    parts, expected, got = PACKED_ERRORS[name]
+    module = layer(device="cpu")
+    broken = packed(*parts, data=STEPS.cpu())
+    for call in (lambda: module(broken), lambda: module(broken, (torch.zeros(1, 3, 7),) * 2)):
+        check(call, "input: expected a PackedSequence whose ", got)
+        check(call, expected, got)
+
+
+def test_packed_sequences_need_tensors():
+    broken = tuple.__new__(PackedSequence, (STEPS, [3, 2], None, None))
+    check(lambda: layer()(broken), "data and batch_sizes are tensors", "Tensor and list")
 
 
 def test_hx_of_meta_module_is_fine():

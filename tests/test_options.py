@@ -30,7 +30,15 @@ VALUES = {
     "batch_first": ([(np.True_, True)], [(1, FLAG), (np.array([True]), FLAG)]),
     "dropout": (
         [(np.float32(0.25), 0.25), (1, 1.0)],
-        [(1.5, SHARE), (-0.1, SHARE), (NAN, SHARE), (True, SHARE), ("0.5", SHARE), (None, SHARE), (1j, SHARE)],
+        [
+            (1.5, SHARE),
+            (-0.1, SHARE),
+            (NAN, SHARE),
+            (True, SHARE),
+            ("0.5", SHARE),
+            (None, SHARE),
+            (1j, SHARE),
+        ],
     ),
     "bidirectional": ([(np.array(True), True)], [(2, FLAG), ("yes", FLAG)]),
     "proj_size": (
@@ -52,7 +60,10 @@ VALUES = {
         [(np.float32(1), 1.0), (3, 3.0)],
         [(-1.0, NUMBER), (0, NUMBER), (NAN, NUMBER), (True, NUMBER)],
     ),
-    "engine": ([(np.str_("cpp"), "cpp"), (None, None)], [("x", "one of 'cpp', 'reference', "), (3, "one of")]),
+    "engine": (
+        [(np.str_("cpp"), "cpp"), (None, None)],
+        [("x", "one of 'cpp', 'reference', "), (3, "one of")],
+    ),
 }
 CLASSES = [LSTM, LSTMCell]
 SETTABLE = [name for name, option in OPTIONS.items() if not option.fixed]
@@ -76,9 +87,8 @@ def each(names, which):
 
 def test_no_option_is_forgotten():
     assert VALUES.keys() == OPTIONS.keys() == LSTM._options.keys()
-    assert SETTABLE == [
-        *("batch_first", "dropout", "recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip", "engine")
-    ]
+    settable = "batch_first", "dropout", "recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip", "engine"
+    assert tuple(SETTABLE) == settable
 
 
 @pytest.mark.filterwarnings("ignore:dropout=.* acts between layers")
