@@ -317,15 +317,15 @@ def test_shares_are_from_0_to_1(name):
 def test_shares_are_read_only_where_they_have_values():
     weights, shares = (zeros(28, 5), zeros(28, 7)), zeros(4, 3, 7)
 
-    def run(x, shares, weights=weights):
+    def run(x, shares, *weights):
         return lstm_fused.lstm(x, *weights, zoneout_h=shares)[0]
 
-    assert torch.vmap(run)(X[None], shares[None]).shape == (1, 4, 3, 7)
-    assert torch.func.jvp(lambda x: run(x, shares), (X,), (X,))[1].shape == (4, 3, 7)
-    assert torch.compile(run, fullgraph=True, backend="aot_eager")(X, shares).shape == (4, 3, 7)
+    assert torch.vmap(lambda x, shares: run(x, shares, *weights))(X[None], shares[None]).shape == (1, 4, 3, 7)
+    assert torch.func.jvp(lambda x: run(x, shares, *weights), (X,), (X,))[1].shape == (4, 3, 7)
+    assert torch.compile(run, fullgraph=True, backend="aot_eager")(X, shares, *weights).shape == (4, 3, 7)
     for mode in ("real", "fake", "symbolic"):
-        graph = make_fx(run, tracing_mode=mode)(X, shares, weights)
-        assert graph(X, shares, weights).shape == (4, 3, 7)
+        graph = make_fx(run, tracing_mode=mode)(X, shares, *weights)
+        assert graph(X, shares, *weights).shape == (4, 3, 7)
     meta = [t.to("meta") for t in (X, *weights, shares)]
     assert lstm_fused.lstm(*meta[:3], zoneout_c=meta[3])[0].is_meta
     with FakeTensorMode() as mode:
