@@ -17,7 +17,7 @@ SLOW = (
 # About this machine's processor, files and programs, which no device changes: tested once, without one.
 ABOUT_THE_HOST = (
     *("test_bench", "test_convert", "test_cpp", "test_distributed", "test_docs", "test_example"),
-    *("test_examples", "test_onnx", "test_packaging", "gpu_offline"),
+    *("test_examples", "test_errors_of_torch", "test_onnx", "test_packaging", "gpu_offline"),
 )
 
 

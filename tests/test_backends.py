@@ -34,6 +34,19 @@ def test_an_engine_asked_for_is_never_replaced():
         lstm_fused.LSTM(5, 7, dtype=torch.float16, engine="cpp")(torch.zeros(4, 3, 5, dtype=torch.float16))
 
 
+def test_an_engine_that_cannot_run_here_says_so():
+    if lstm_fused.engines()["triton"] is None and backends.triton.DEVICE == "cpu":
+        pytest.skip("Triton's interpreter serves on the CPU")
+    for module, x in ((lstm_fused.LSTM, torch.zeros(4, 3, 5)), (lstm_fused.LSTMCell, torch.zeros(3, 5))):
+        with pytest.raises(RuntimeError, match="^engine 'triton' cannot serve float32 on cpu: triton: "):
+            module(5, 7, device="cpu", engine="triton")(x.cpu())
+    for name in ("fast", 3):
+        with pytest.raises(
+            lstm_fused.ArgumentError, match=f"^engine: expected one of 'cpp', .*, got {name!r}$"
+        ):
+            backends.select(name, CPU, torch.float32)
+
+
 def test_a_refusal_lists_every_engine_and_reason(monkeypatch):
     absent = backends.Engine("absent", ("cuda",), (torch.float16,), lambda: "it is not built")
     picky = backends.Engine("picky", None, (torch.float64,), lambda: None)
