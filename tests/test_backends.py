@@ -38,7 +38,7 @@ def test_an_engine_that_cannot_run_here_says_so():
     if lstm_fused.engines()["triton"] is None and backends.triton.DEVICE == "cpu":
         pytest.skip("Triton's interpreter serves on the CPU")
     for module, x in ((lstm_fused.LSTM, torch.zeros(4, 3, 5)), (lstm_fused.LSTMCell, torch.zeros(3, 5))):
-        with pytest.raises(RuntimeError, match="^engine 'triton' cannot serve float32 on cpu: triton: "):
+        with pytest.raises(RuntimeError, match=r"^engine 'triton' cannot serve float32 on cpu: triton: "):
             module(5, 7, device="cpu", engine="triton")(x.cpu())
     for name in ("fast", 3):
         with pytest.raises(
