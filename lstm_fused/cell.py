@@ -124,15 +124,16 @@ class LSTMCell(WithOptions):
             check_states(hx, (shape, shape), (meaning, meaning), input)
             if single:
                 hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
+        read = self._read
         own = Parameters(
-            self.weight_ih,
-            self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-            self.weight_peephole,
+            read("weight_ih"),
+            read("weight_hh"),
+            read("bias_ih") if self.bias else None,
+            read("bias_hh") if self.bias else None,
+            read("weight_peephole") if self.peephole else None,
             None,
-            self.gain_ih,
-            self.gain_hh,
+            read("gain_ih") if self.layer_norm else None,
+            read("gain_hh") if self.layer_norm else None,
         )
         check_parameters(own, self._shapes(), "", input)
         own = parameters.uncoupled(own) if self.coupled else own

@@ -23,7 +23,8 @@ def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning:
     """Check that ``tensor`` has this shape, and the device and (but for autocast) dtype of the input."""
     if not isinstance(tensor, Tensor):
         raise bad_type(argument, f"a tensor of shape {shape} = {meaning}", type(tensor).__name__)
-    check_dense(argument, tensor)
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise not_dense(argument, tensor)
     if tensor.shape != shape:
         raise bad(argument, f"shape {shape} = {meaning}", tuple(tensor.shape))
     if tensor.dtype != like.dtype and computed_in(tensor) != computed_in(like):
@@ -32,18 +33,18 @@ def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning:
         raise bad(argument, f"device {like.device} like the input", tensor.device)
 
 
-def check_dense(argument: str, tensor: Tensor) -> None:
-    """Check that a tensor is a plain one in memory."""
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        kind = "nested" if tensor.is_nested else backends.short(tensor.layout)
-        raise bad(argument, "a dense tensor", f"a {kind} one")
+def not_dense(argument: str, tensor: Tensor) -> Exception:
+    """The error for a tensor that is no plain one in memory; callers ask first, for a call takes longer."""
+    kind = "nested" if tensor.is_nested else backends.short(tensor.layout)
+    return bad(argument, "a dense tensor", f"a {kind} one")
 
 
 def check_input(input: object, ranks: tuple[int, ...], meaning: str, input_size: int) -> None:
     """Check that the input is a floating-point tensor of one of these ranks, ``input_size`` wide."""
     if not isinstance(input, Tensor):
         raise bad_type("input", f"a tensor {meaning}", type(input).__name__)
-    check_dense("input", input)
+    if input.layout is not torch.strided or input.is_nested:
+        raise not_dense("input", input)
     if not input.is_floating_point():
         raise bad("input", "a floating-point dtype", input.dtype)
     if input.dim() not in ranks:
@@ -67,7 +68,8 @@ def check_lengths(lengths: object, batch: int, T: int) -> None:
     """Check the number of valid steps of each sequence."""
     if not isinstance(lengths, Tensor):
         raise bad_type("lengths", f"an integer tensor of shape ({batch},)", type(lengths).__name__)
-    check_dense("lengths", lengths)
+    if lengths.layout is not torch.strided or lengths.is_nested:
+        raise not_dense("lengths", lengths)
     if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise bad("lengths", "an integer dtype", lengths.dtype)
     if lengths.shape != (batch,):
@@ -161,11 +163,12 @@ def check_layer(
 ) -> None:
     """Check everything `lstm_fused.lstm` takes."""
     for argument, weight in (("weight_ih", weight_ih), ("weight_hh", weight_hh)):
-        if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[0] % 4:
-            expected = "a matrix of 4 * hidden_size rows"
-            if not isinstance(weight, Tensor):
-                raise bad_type(argument, expected, type(weight).__name__)
-            check_dense(argument, weight)
+        expected = "a matrix of 4 * hidden_size rows"
+        if not isinstance(weight, Tensor):
+            raise bad_type(argument, expected, type(weight).__name__)
+        if weight.is_nested:
+            raise not_dense(argument, weight)
+        if weight.dim() != 2 or weight.shape[0] % 4:
             raise bad(argument, expected, tuple(weight.shape))
     check_input(input, (3,), "of 3 dimensions (T, B, I)", weight_ih.shape[1])
     T, B, I = input.shape
@@ -195,9 +198,10 @@ def check_layer(
             check_tensor(argument, tensor, shape, meaning, input)
     if (gain_ih is None) != (variant.gain_hh is None):
         raise bad("gain_ih and gain_hh", "both or none", "one of them")
-    for argument, share in (("zoneout_h", variant.zoneout_h), ("zoneout_c", variant.zoneout_c)):
-        if share is not None:
-            check_shares(argument, share)
+    if variant.zoneout_h is not None:
+        check_shares("zoneout_h", variant.zoneout_h)
+    if variant.zoneout_c is not None:
+        check_shares("zoneout_c", variant.zoneout_c)
     if hx is not None:
         check_states(hx, ((B, P), (B, H)), ("(B, proj_size or hidden_size)", "(B, hidden_size)"), input)
     if lengths is not None:
@@ -223,7 +227,7 @@ def check_parameters(
         if not isinstance(parameter, Tensor):
             raise bad_type(name + suffix, f"a tensor of shape {shape}", type(parameter).__name__)
         if parameter.layout is not torch.strided or parameter.is_nested:
-            check_dense(name + suffix, parameter)
+            raise not_dense(name + suffix, parameter)
         if parameter.shape != shape:
             raise bad(name + suffix, f"shape {shape}", tuple(parameter.shape))
         if parameter.dtype != dtype and computed_in(parameter) != computed_in(input):

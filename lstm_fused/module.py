@@ -280,15 +280,16 @@ class LSTM(WithOptions):
 
     def _own(self, suffix: str) -> Parameters:
         """The parameters of one layer in one direction, read anew at every call: they may be parametrized."""
+        read = self._read
         return Parameters(
-            getattr(self, f"weight_ih_{suffix}"),
-            getattr(self, f"weight_hh_{suffix}"),
-            getattr(self, f"bias_ih_{suffix}") if self.bias else None,
-            getattr(self, f"bias_hh_{suffix}") if self.bias else None,
-            getattr(self, f"weight_peephole_{suffix}") if self.peephole else None,
-            getattr(self, f"weight_hr_{suffix}") if self.proj_size else None,
-            getattr(self, f"gain_ih_{suffix}") if self.layer_norm else None,
-            getattr(self, f"gain_hh_{suffix}") if self.layer_norm else None,
+            read(f"weight_ih_{suffix}"),
+            read(f"weight_hh_{suffix}"),
+            read(f"bias_ih_{suffix}") if self.bias else None,
+            read(f"bias_hh_{suffix}") if self.bias else None,
+            read(f"weight_peephole_{suffix}") if self.peephole else None,
+            read(f"weight_hr_{suffix}") if self.proj_size else None,
+            read(f"gain_ih_{suffix}") if self.layer_norm else None,
+            read(f"gain_hh_{suffix}") if self.layer_norm else None,
         )
 
     def _parameters_of(self, suffix: str) -> Parameters:

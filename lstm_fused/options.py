@@ -35,6 +35,8 @@ def size_or_none(argument: str, value: Any) -> int:
 
 def flag(argument: str, value: Any) -> bool:
     """True or False as such; numpy's are too."""
+    if isinstance(value, bool):
+        return value
     if not is_flag(value):
         raise bad_type(argument, "True or False", shown(value))
     return bool(value)
@@ -163,6 +165,11 @@ class WithOptions(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
         assign = local_metadata.get("assign_to_params_buffers", False)
         rest[-1].extend(parameters.zero_absent_peepholes(self, state_dict, prefix, assign))  # the messages
+
+    def _read(self, name: str) -> Any:
+        """A parameter, sooner than by PyTorch's own way, which is left to those that are parametrized."""
+        parameter = self._parameters.get(name)
+        return getattr(self, name) if parameter is None else parameter
 
     def extra_repr(self) -> str:
         """The sizes, and the options that differ from their defaults, as torch.nn.LSTM shows them."""

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -190,8 +191,9 @@ def test_set_later_under_compile():
 def test_function_and_classifier_take_numpy_too():
     weights = torch.randn(28, 5), torch.randn(28, 7)
     x = torch.randn(4, 3, 5)
-    clipped = lstm_fused.lstm(x, *weights, cell_clip=np.float32(0.5), reverse=np.True_)[0]
-    assert torch.equal(clipped, lstm_fused.lstm(x, *weights, cell_clip=0.5, reverse=True)[0])
+    expected = lstm_fused.lstm(x, *weights, cell_clip=0.5, reverse=True)[0]
+    for clip in (np.float32(0.5), np.array(0.5), Fraction(1, 2)):
+        assert torch.equal(lstm_fused.lstm(x, *weights, cell_clip=clip, reverse=np.True_)[0], expected)
     model = SequenceClassifier(np.int64(5), np.int64(7), np.int64(2), np.int64(3), dropout=np.float32(0.5))
     assert model(X.transpose(0, 1)).shape == (3, 3) and model.head.out_features == 3
     assert repr(model.lstm) == "LSTM(5, 7, num_layers=2, batch_first=True, dropout=0.5)"

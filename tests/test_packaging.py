@@ -149,5 +149,7 @@ def test_a_folder_of_the_same_name_does_not_hide_the_package(folder, tmp_path):
     program = "import lstm_fused.kernels; print(lstm_fused.LSTM(3, 4))"
     (tmp_path / "program.py").write_text(program)
     for command in (["-c", program], ["program.py"]):
-        assert run(sys.executable, *command, cwd=tmp_path) == "LSTM(3, 4)\n", "is this environment of make env?"
+        assert run(sys.executable, *command, cwd=tmp_path) == "LSTM(3, 4)\n", (
+            "is this environment of make env?"
+        )
     assert "Instruction set" in run(sys.executable, "-m", "lstm_fused", cwd=tmp_path)
