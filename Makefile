@@ -7,6 +7,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check -q
 STAMP  := $(VENV)/installed
+ON_PATH := $(VENV)/on_path
 INTEROP := $(VENV)/interop
 EVERYONE := $(VENV)/everyone
 CSRC   := $(shell find csrc -type f)
@@ -131,8 +132,15 @@ $(PY):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("make: Python 3.11 or newer is needed; say which with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 
+# setuptools' finder for the package in place stands behind the path, where a folder that is named lstm_fused, as a
+# checkout may be, would win as a package of nothing; on the path itself a package wins over such a folder.
+$(ON_PATH): | $(PY)
+	@$(PY) -c 'import pathlib, sysconfig, sys; \
+	pathlib.Path(sysconfig.get_path("purelib"), "lstm_fused_in_place.pth").write_text(sys.argv[1] + "\n")' "$(CURDIR)"
+	@touch $@
+
 # A change in csrc/ alone compiles again; anything else installs again too.
-$(STAMP): constraints.txt pyproject.toml setup.py $(CSRC) | $(PY)
+$(STAMP): constraints.txt pyproject.toml setup.py $(CSRC) | $(PY) $(ON_PATH)
 	$(if $(filter-out csrc/%,$?),$(INSTALL),$(COMPILE))
 	@touch $@
 

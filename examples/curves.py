@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from files import write_figure
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from trainer import Epoch
@@ -41,4 +42,4 @@ def draw(history: Sequence[Epoch], title: str, path: Path) -> None:
     last = history[-1].test_accuracy
     end = (len(history), last)
     right.annotate(f"{100 * last:.1f} %", end, (0, -16), textcoords="offset points", ha="right", color=TEST)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure, dpi=150)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 from digits import CLASSES, COLUMNS, load
-from train_mnist import read_checkpoint
+from files import or_one_line, write_figure
+from train_mnist import read_checkpoint, reading
 
 import lstm_fused
 from lstm_fused.plot import draw_gates
@@ -30,10 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     layers = settings["num_layers"]
     if not 0 <= args.layer < layers:
         parser.error(f"--layer: {args.out / 'checkpoint.pt'} has layers 0 to {layers - 1}, got {args.layer}")
-    model = lstm_fused.SequenceClassifier(
-        COLUMNS, settings["hidden_size"], layers, CLASSES, peephole=settings["peephole"]
-    ).eval()
-    model.load_state_dict(state["model"])
+    with reading(args.out / "checkpoint.pt"):
+        model = lstm_fused.SequenceClassifier(
+            COLUMNS, settings["hidden_size"], layers, CLASSES, peephole=settings["peephole"]
+        ).eval()
+        model.load_state_dict(state["model"])
 
     _, test = load(settings["limit"])
     x = test.x[test.y == args.digit][0]  # [28, 28]
@@ -43,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     answer = f"read row by row as {read_as} ({100 * probability:.0f} %)"
     figure = draw_gates(gates, input=x, title=f"MNIST digit {args.digit}, {answer}: layer {args.layer}")
     path = args.out / f"gates_{args.digit}.png"
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure, dpi=150)
     print(f"Wrote {path}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(or_one_line(main))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from files import Unusable, make_folder, or_one_line, write, write_figure
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -57,7 +58,10 @@ def options(description: str | None, seeds: int, argv: Sequence[str] | None) -> 
     for name in ("seeds", "jobs"):
         if getattr(args, name) < 1:
             parser.error(f"--{name}: expected at least 1, got {getattr(args, name)}")
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        make_folder(args.out)
+    except Unusable as error:
+        parser.error(f"--out: {error}")
     size_name = "full" if args.full else "quick" if args.quick else "default"
     return Options(size_name, args.seeds, args.jobs, args.out, args.publish)
 
@@ -104,7 +108,7 @@ def start_worker() -> None:
 def until_interrupted(main: Callable[[], int]) -> int:
     """Run a study; the exit status, by Ctrl-C that of a program ended so."""
     try:
-        return main()
+        return or_one_line(main)
     except KeyboardInterrupt:
         print("\nStopped; a study keeps nothing before its end.")
         return 130
@@ -133,20 +137,19 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def report(told: Options, name: str, text: str, figure: Figure) -> None:
     """Print a study's table, and write it and its picture where the options say."""
     print(text)
-    (told.out / f"{name}.md").write_text(text + "\n")
-    figure.savefig(told.out / f"{name}.png", dpi=110)
+    write(told.out / f"{name}.md", f"{text}\n".encode())
+    write_figure(told.out / f"{name}.png", figure, dpi=110)
     print(f"\nWrote {told.out / name}.md and {told.out / name}.png")
     if told.publish:
         picture = README.parent / "pictures" / f"{name}.png"
-        picture.parent.mkdir(exist_ok=True)
-        figure.savefig(picture, dpi=80)
+        make_folder(picture.parent)
+        write_figure(picture, figure, dpi=80)
         made = (
             f"`examples/{name}.py`, {told.size} sizes, seeds from 0 to {told.seeds - 1}, {date.today()}, "
             f"torch {torch.__version__}:"
         )
-        README.write_text(
-            published(README.read_text(), name, f"{made}\n\n{text}\n\n![{name}](pictures/{name}.png)")
-        )
+        page = published(README.read_text(), name, f"{made}\n\n{text}\n\n![{name}](pictures/{name}.png)")
+        write(README, page.encode())
 
 
 def published(page: str, name: str, text: str) -> str:

@@ -12,9 +12,8 @@ import copy
 import io
 import math
 import os
-import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,22 @@ from typing import Any
 import torch
 from curves import draw
 from digits import CLASSES, COLUMNS, PER_CLASS, Digits, load
+from files import Unusable, first_line, make_folder, or_one_line
 from plain_cell import PlainClassifier, race
 from processes import Processes, joined, own_device
 from torch import Tensor, nn
 from tqdm import tqdm
-from trainer import Trainer, train_step
+from trainer import Epoch, Trainer, train_step
 
 import lstm_fused
 from lstm_fused.backends import select
 
 # They decide what is computed, so a resumed run takes them from its checkpoint.
-SETTINGS = ("hidden_size", "num_layers", "peephole", "batch_size", "lr", "seed", "limit")
+POSITIVE: dict[str, Any] = {name: int for name in ("hidden_size", "num_layers", "batch_size", "limit")}
+POSITIVE["lr"] = float
+SETTINGS = {**POSITIVE, "peephole": bool, "seed": int}
 RACE_BATCHES = 30
+NO_CHECKPOINT = "is not a checkpoint of train_mnist.py"
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -55,13 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, state: dict[str, Any] | None, processes: Processes) -> int:
     """The same, with the options checked; of several processes only the first writes anything."""
     torch.manual_seed(args.seed)
+    with contextlib.nullcontext() if state is None else reading(args.out / "checkpoint.pt"):
+        model = lstm_fused.SequenceClassifier(
+            COLUMNS, args.hidden_size, args.num_layers, CLASSES, peephole=args.peephole, engine=args.engine
+        ).to(args.device)
+        trainer = Trainer(model, args.batch_size, args.lr, processes)
+        if state is not None:
+            trainer.restore(state)
+    make_folder(args.out)
     train, test = (part.to(args.device) for part in load(args.limit))
-    model = lstm_fused.SequenceClassifier(
-        COLUMNS, args.hidden_size, args.num_layers, CLASSES, peephole=args.peephole, engine=args.engine
-    ).to(args.device)
-    trainer = Trainer(model, args.batch_size, args.lr, processes)
-    if state is not None:
-        trainer.restore(state)
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     name = f"LSTM{' with peepholes' if args.peephole else ''}, {args.num_layers} × {args.hidden_size} cells"
@@ -70,7 +75,6 @@ def run(args: argparse.Namespace, state: dict[str, Any] | None, processes: Proce
     print(f"engine {args.engine} on {args.device}, CPU threads: {args.threads}, torch {torch.__version__}")
     print(f"{processes.count} processes, each on its share of every batch\n" if processes.count > 1 else "")
 
-    args.out.mkdir(parents=True, exist_ok=True)
     try:
         train_epochs(trainer, train, test, args)
     except KeyboardInterrupt:
@@ -171,12 +175,37 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any
 def read_checkpoint(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     """What `Trainer.save` wrote."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        written = path.read_bytes()
     except FileNotFoundError:
         parser.error(f"--out: there is no {path}; train without --resume first, or name another folder")
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        parser.error(f"--out: {path} is not a checkpoint of train_mnist.py: {error}")
+    except OSError as error:
+        parser.error(f"--out: {path} cannot be read: {error.strerror}")
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged file makes of unpickling, nobody can list
+        parser.error(f"--out: {path} {NO_CHECKPOINT}: {first_line(error)}")
+    try:
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
+        settings, history = state["settings"], state["history"]
+        if settings.keys() != SETTINGS.keys():
+            raise ValueError(f"its settings are {', '.join(settings)}")
+        for key, value in settings.items():
+            if type(value) is not SETTINGS[key] or (key in POSITIVE and value <= 0):
+                raise ValueError(f"{key} is {value!r}")
+        [Epoch(**epoch) for epoch in history]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        parser.error(f"--out: {path} {NO_CHECKPOINT}: {first_line(error)}")
     return state
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say so where what stands in a checkpoint does not fit."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise Unusable(f"{path} {NO_CHECKPOINT}: {first_line(error)}") from None
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -234,4 +263,4 @@ def percent(fraction: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(or_one_line(main))

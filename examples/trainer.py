@@ -1,6 +1,6 @@
 """Training that can stop after any epoch and go on as if it had not."""
 
-import os
+import io
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from digits import Digits, shifted
+from files import write
 from processes import Processes
 from torch import Tensor, nn
 
@@ -69,7 +70,11 @@ class Trainer:
         return self.history[-1]
 
     def save(self, path: Path, settings: dict[str, Any]) -> None:
-        """Write a checkpoint: all that decides how training goes on, and the settings it began with."""
+        """Write a checkpoint: all that decides how training goes on, and the settings it began with.
+
+        Raises:
+            Unusable: it cannot be written.
+        """
         state = {
             "settings": settings,
             "model": self.model.state_dict(),
@@ -78,9 +83,10 @@ class Trainer:
             "random": torch.get_rng_state(),
             "history": [asdict(epoch) for epoch in self.history],
         }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
         # Stopped while this is written, the run still has its checkpoint from before.
-        torch.save(state, path.with_suffix(".new"))
-        os.replace(path.with_suffix(".new"), path)
+        write(path, buffer.getvalue())
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""

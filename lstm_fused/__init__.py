@@ -7,11 +7,12 @@ from types import ModuleType
 from lstm_fused.backends import engines
 from lstm_fused.cell import LSTMCell
 from lstm_fused.classifier import SequenceClassifier
+from lstm_fused.errors import ArgumentError
 from lstm_fused.functional import lstm
 from lstm_fused.gates import Gates, inspect
 from lstm_fused.module import LSTM
 
-__all__ = ["LSTM", "Gates", "LSTMCell", "SequenceClassifier", "engines", "inspect", "lstm"]
+__all__ = ["LSTM", "ArgumentError", "Gates", "LSTMCell", "SequenceClassifier", "engines", "inspect", "lstm"]
 __version__ = version("lstm_fused")
 
 

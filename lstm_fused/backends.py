@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from lstm_fused import cpp, triton
+from lstm_fused.errors import bad, bad_type, shown
 from lstm_fused.reference import PLAIN, Variant
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -56,6 +57,20 @@ ENGINES = (
 )
 
 
+def named(name: object, argument: str = "engine") -> list[Engine]:
+    """The engine of this name, or every engine, the fastest first, for None.
+
+    Raises:
+        ArgumentError: no engine has that name.
+    """
+    found = [engine for engine in ENGINES if name is None or engine.name == name]
+    if not found:
+        error = bad if isinstance(name, str) else bad_type
+        known = ", ".join(repr(engine.name) for engine in ENGINES)
+        raise error(argument, f"one of {known} or None", shown(name))
+    return found
+
+
 def select(name: str | None, device: torch.device, dtype: torch.dtype, variant: Variant = PLAIN) -> str:
     """The engine to use: the one named, which is never replaced by another, or the first that can serve.
 
@@ -66,21 +81,17 @@ def select(name: str | None, device: torch.device, dtype: torch.dtype, variant: 
         variant: what is asked for beyond the textbook.
 
     Raises:
-        ValueError: no engine has that name.
+        ArgumentError: no engine has that name.
         RuntimeError: it, or every engine, cannot serve; the message has each engine's reasons.
     """
-    candidates = [engine for engine in ENGINES if name is None or engine.name == name]
-    if not candidates:
-        known = ", ".join(repr(engine.name) for engine in ENGINES)
-        raise ValueError(f"engine: expected one of {known} or None, got {name!r}")
     refusals = []
-    for engine in candidates:
+    for engine in named(name):
         reasons = engine.why_not(device, dtype, variant)
         if not reasons:
             return engine.name
         refusals.append(f"{engine.name}: {'; '.join(reasons)}")
-    wanted = "no engine" if name is None else f"engine {name!r}"
-    raise RuntimeError(f"{wanted} can serve {short(dtype)} on {device.type}: " + " | ".join(refusals))
+    wanted = "no engine can" if name is None else f"engine {name!r} cannot"
+    raise RuntimeError(f"{wanted} serve {short(dtype)} on {device.type}: " + " | ".join(refusals))
 
 
 def engines() -> dict[str, str | None]:
@@ -88,6 +99,6 @@ def engines() -> dict[str, str | None]:
     return {engine.name: engine.unavailable() for engine in ENGINES}
 
 
-def short(dtype: torch.dtype) -> str:
+def short(kind: torch.dtype | torch.layout) -> str:
     """float32 rather than torch.float32."""
-    return str(dtype).removeprefix("torch.")
+    return str(kind).removeprefix("torch.")

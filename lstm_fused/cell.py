@@ -1,5 +1,7 @@
 """`LSTMCell`: one step at a time, by the same engines."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -8,17 +10,15 @@ from lstm_fused.checks import (
     States,
     check_input,
     check_parameters,
-    check_parts,
-    check_sizes,
     check_states,
-    check_variants,
 )
 from lstm_fused.functional import run_layer
+from lstm_fused.options import OPTIONS, WithOptions, check_dtype, check_together
 from lstm_fused.parameters import Parameters
 from lstm_fused.reference import Variant
 
 
-class LSTMCell(nn.Module):
+class LSTMCell(WithOptions):
     """A drop-in for `torch.nn.LSTMCell` whose gates see the cell state through a peephole.
 
     The equations stand in `lstm_fused.reference`. Parameters are those of torch.nn.LSTMCell, and
@@ -42,10 +42,16 @@ class LSTMCell(nn.Module):
         engine: which engine to use.
 
     Raises:
-        ValueError: a size is not a positive integer, a probability or bound is none, or two options exclude
-            each other.
+        ArgumentError: as for `lstm_fused.LSTM`.
     """
 
+    _options: ClassVar = {
+        name: OPTIONS[name]
+        for name in (
+            *("input_size", "hidden_size", "bias", "peephole", "forget_bias", "coupled", "layer_norm"),
+            *("zoneout_h", "zoneout_c", "cell_clip", "engine"),
+        )
+    }
     weight_ih: Tensor
     weight_hh: Tensor
     bias_ih: Tensor | None
@@ -72,9 +78,6 @@ class LSTMCell(nn.Module):
         engine: str | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(input_size, hidden_size, num_layers=1, dropout=0.0, proj_size=0, bidirectional=False)
-        check_parts(forget_bias, bias, coupled, layer_norm)
-        check_variants(0.0, zoneout_h, zoneout_c, cell_clip)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
@@ -82,13 +85,15 @@ class LSTMCell(nn.Module):
         self.forget_bias = forget_bias
         self.coupled = coupled
         self.layer_norm = layer_norm
-        self.zoneout_h = float(zoneout_h)
-        self.zoneout_c = float(zoneout_c)
+        self.zoneout_h = zoneout_h
+        self.zoneout_c = zoneout_c
         self.cell_clip = cell_clip
         self.engine = engine
-        shapes = parameters.shapes(input_size, hidden_size, 0, bias, peephole, coupled, layer_norm)
-        del shapes["weight_hr"]
-        for name, shape in shapes.items():
+        check_together(self.hidden_size, 0, self.bias, self.forget_bias, self.coupled, self.layer_norm)
+        check_dtype(dtype)
+        for name, shape in self._shapes().items():
+            if name == "weight_hr":
+                continue
             made = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             self.register_parameter(name, made)
         self.reset_parameters()
@@ -108,7 +113,7 @@ class LSTMCell(nn.Module):
             The states after, h and c, shaped as hx.
 
         Raises:
-            ValueError: an argument has the wrong rank, size, dtype or device.
+            ArgumentError: an argument has the wrong rank, size, dtype or device.
             RuntimeError: the engine cannot serve this device or dtype; the message says why.
         """
         check_input(input, (1, 2), "of 1 dimension (input_size,) or 2 (B, input_size)", self.input_size)
@@ -119,17 +124,18 @@ class LSTMCell(nn.Module):
             check_states(hx, (shape, shape), (meaning, meaning), input)
             if single:
                 hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
-        check_parameters(self.named_parameters(), input)
+        read = self._read
         own = Parameters(
-            self.weight_ih,
-            self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-            self.weight_peephole,
+            read("weight_ih"),
+            read("weight_hh"),
+            read("bias_ih") if self.bias else None,
+            read("bias_hh") if self.bias else None,
+            read("weight_peephole") if self.peephole else None,
             None,
-            self.gain_ih,
-            self.gain_hh,
+            read("gain_ih") if self.layer_norm else None,
+            read("gain_hh") if self.layer_norm else None,
         )
+        check_parameters(own, self._shapes(), "", input)
         own = parameters.uncoupled(own) if self.coupled else own
         x, H = input[None, None] if single else input[None], self.hidden_size
         drawn = masks.draw(x, H, H, 0.0, self.zoneout_h, self.zoneout_c, self.training)
@@ -137,18 +143,7 @@ class LSTMCell(nn.Module):
         _, (h, c) = run_layer(x, *own[:7], hx, None, False, self.engine, variant)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
 
-    def extra_repr(self) -> str:
-        """The sizes, and the options that differ from their defaults."""
-        defaults = {
-            "bias": True,
-            "peephole": True,
-            "forget_bias": None,
-            "coupled": False,
-            "layer_norm": False,
-            "zoneout_h": 0.0,
-            "zoneout_c": 0.0,
-            "cell_clip": None,
-            "engine": None,
-        }
-        options = [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
-        return ", ".join([f"{self.input_size}, {self.hidden_size}", *options])
+    def _shapes(self) -> dict[str, tuple[int, ...] | None]:
+        """The shapes of the parameters by name."""
+        flags = self.bias, self.peephole, self.coupled, self.layer_norm
+        return parameters.shapes(self.input_size, self.hidden_size, 0, *flags)

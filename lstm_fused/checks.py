@@ -1,86 +1,29 @@
-"""All checks of what users pass: each error names the argument, what was expected and what came."""
+"""All checks of the tensors users pass: each error names the argument, what was expected and what came."""
 
-from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from lstm_fused import backends
 from lstm_fused.autocast import computed_in
+from lstm_fused.errors import bad as bad  # as others import it from here
+from lstm_fused.errors import bad_type, shown
+from lstm_fused.parameters import Parameters
 from lstm_fused.reference import Variant
 from lstm_fused.tracing import has_values
 
 States = tuple[Tensor, Tensor]
 
 
-def bad(argument: str, expected: str, got: object) -> ValueError:
-    """The error every check raises."""
-    return ValueError(f"{argument}: expected {expected}, got {got}")
-
-
-def check_sizes(
-    input_size: int, hidden_size: int, num_layers: int, dropout: float, proj_size: int, bidirectional: bool
-) -> None:
-    """Check the sizes a module is made with."""
-    for argument, value in (
-        ("input_size", input_size),
-        ("hidden_size", hidden_size),
-        ("num_layers", num_layers),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise bad(argument, "a positive integer", repr(value))
-    if isinstance(proj_size, bool) or not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
-        raise bad("proj_size", f"an integer from 0 to less than hidden_size = {hidden_size}", repr(proj_size))
-    check_probability("dropout", dropout)
-    if not isinstance(bidirectional, bool):
-        raise bad("bidirectional", "True or False", repr(bidirectional))
-
-
-def check_variants(
-    recurrent_dropout: float, zoneout_h: float, zoneout_c: float, cell_clip: float | None
-) -> None:
-    """Check how a module departs from the textbook."""
-    for argument, value in (
-        ("recurrent_dropout", recurrent_dropout),
-        ("zoneout_h", zoneout_h),
-        ("zoneout_c", zoneout_c),
-    ):
-        check_probability(argument, value)
-    check_clip(cell_clip)
-
-
-def check_parts(forget_bias: float | None, bias: bool, coupled: bool, layer_norm: bool) -> None:
-    """Check the kinds of gates that a module is made with."""
-    for argument, flag in (("coupled", coupled), ("layer_norm", layer_norm)):
-        if not isinstance(flag, bool):
-            raise bad(argument, "True or False", repr(flag))
-    if coupled and layer_norm:
-        raise bad("coupled", "False with layer_norm, after which 1 - f is no gate of its own", coupled)
-    if forget_bias is None:
-        return
-    if isinstance(forget_bias, bool) or not isinstance(forget_bias, (int, float)):
-        raise bad("forget_bias", "a number or None", repr(forget_bias))
-    if not bias:
-        raise bad("forget_bias", "None with bias=False", forget_bias)
-
-
-def check_probability(argument: str, value: object) -> None:
-    """Check that this is a probability."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise bad(argument, "a probability from 0 to 1", repr(value))
-
-
-def check_clip(cell_clip: object) -> None:
-    """Check the bound on c."""
-    if cell_clip is None:
-        return
-    if isinstance(cell_clip, bool) or not isinstance(cell_clip, (int, float)) or not cell_clip > 0:
-        raise bad("cell_clip", "a positive number or None", repr(cell_clip))
-
-
 def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning: str, like: Tensor) -> None:
     """Check that ``tensor`` has this shape, and the device and (but for autocast) dtype of the input."""
     if not isinstance(tensor, Tensor):
-        raise bad(argument, f"a tensor of shape {shape} = {meaning}", type(tensor).__name__)
+        raise bad_type(argument, f"a tensor of shape {shape} = {meaning}", type(tensor).__name__)
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise not_dense(argument, tensor)
     if tensor.shape != shape:
         raise bad(argument, f"shape {shape} = {meaning}", tuple(tensor.shape))
     if tensor.dtype != like.dtype and computed_in(tensor) != computed_in(like):
@@ -89,10 +32,18 @@ def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning:
         raise bad(argument, f"device {like.device} like the input", tensor.device)
 
 
+def not_dense(argument: str, tensor: Tensor) -> Exception:
+    """The error for a tensor that is no plain one in memory; callers ask first, for a call takes longer."""
+    kind = "nested" if tensor.is_nested else backends.short(tensor.layout)
+    return bad(argument, "a dense tensor", f"a {kind} one")
+
+
 def check_input(input: object, ranks: tuple[int, ...], meaning: str, input_size: int) -> None:
     """Check that the input is a floating-point tensor of one of these ranks, ``input_size`` wide."""
     if not isinstance(input, Tensor):
-        raise bad("input", f"a tensor {meaning}", type(input).__name__)
+        raise bad_type("input", f"a tensor {meaning}", type(input).__name__)
+    if input.layout is not torch.strided or input.is_nested:
+        raise not_dense("input", input)
     if not input.is_floating_point():
         raise bad("input", "a floating-point dtype", input.dtype)
     if input.dim() not in ranks:
@@ -107,7 +58,7 @@ def check_states(
     """Check the pair of initial states."""
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
         got = type(hx).__name__ + (f" of {len(hx)}" if isinstance(hx, (tuple, list)) else "")
-        raise bad("hx", "a pair (h_0, c_0)", got)
+        raise bad_type("hx", "a pair (h_0, c_0)", got)
     for argument, state, shape, what in zip(("hx[0]", "hx[1]"), hx, shapes, meaning, strict=True):
         check_tensor(argument, state, shape, what, like)
 
@@ -115,7 +66,9 @@ def check_states(
 def check_lengths(lengths: object, batch: int, T: int) -> None:
     """Check the number of valid steps of each sequence."""
     if not isinstance(lengths, Tensor):
-        raise bad("lengths", f"an integer tensor of shape ({batch},)", type(lengths).__name__)
+        raise bad_type("lengths", f"an integer tensor of shape ({batch},)", type(lengths).__name__)
+    if lengths.layout is not torch.strided or lengths.is_nested:
+        raise not_dense("lengths", lengths)
     if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise bad("lengths", "an integer dtype", lengths.dtype)
     if lengths.shape != (batch,):
@@ -128,6 +81,64 @@ def check_lengths(lengths: object, batch: int, T: int) -> None:
         torch._assert_async(inside.all(), f"lengths: expected values from 0 to T = {T}")
     elif not inside.all():
         raise bad("lengths", f"values from 0 to T = {T}", lengths[~inside].tolist())
+
+
+def check_shares(argument: str, shares: Tensor) -> None:
+    """Check that these are shares, where the values can be read."""
+    if not has_values(shares):
+        return
+    inside = (shares >= 0) & (shares <= 1)  # not where NaN
+    if shares.is_cuda:
+        torch._assert_async(inside.all(), f"{argument}: expected values from 0 to 1")
+    elif not inside.all():
+        raise bad(argument, "values from 0 to 1", f"{shares[~inside][0].item():g}")
+
+
+def check_packed(packed: PackedSequence) -> None:
+    """Check what a PackedSequence is made of: PyTorch takes anything, and then reads past its end."""
+    data: Any
+    batch_sizes: Any
+    data, batch_sizes, order, back = packed
+    expected = "a PackedSequence whose "
+    if not isinstance(data, Tensor) or not isinstance(batch_sizes, Tensor):
+        got = f"{type(data).__name__} and {type(batch_sizes).__name__}"
+        raise bad_type("input", expected + "data and batch_sizes are tensors", got)
+    if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or batch_sizes.device.type != "cpu":
+        got = f"{batch_sizes.dtype} of shape {tuple(batch_sizes.shape)} on {batch_sizes.device}"
+        raise bad("input", expected + "batch_sizes are a vector of int64 on the CPU", got)
+    if (order is None) != (back is None):
+        raise bad("input", expected + "sorted_indices and unsorted_indices are there, or neither", "one")
+    if not has_values(batch_sizes):
+        return
+    sizes = batch_sizes.tolist()
+    if not sizes or sizes[-1] < 1 or any(a < b for a, b in pairwise(sizes)):
+        raise bad("input", expected + "batch_sizes are positive and never grow", shown(sizes))
+    if sum(sizes) != len(data):
+        raise bad("input", expected + f"batch_sizes add up to its {len(data)} steps", sum(sizes))
+    if order is None or back is None:
+        return
+    for name, indices in (("sorted_indices", order), ("unsorted_indices", back)):
+        if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
+            got = str(getattr(indices, "dtype", type(indices).__name__))
+            raise bad_type("input", expected + f"{name} are an integer tensor", got)
+        if indices.shape != (sizes[0],) or indices.device != data.device:
+            got = f"shape {tuple(indices.shape)} on {indices.device}"
+            raise bad("input", expected + f"{name} have shape ({sizes[0]},) on {data.device}", got)
+    if order.is_cuda:
+        return  # whose kernels assert on the device that an index is within range
+    if order.sort().values.tolist() != list(range(sizes[0])) or order.argsort().tolist() != back.tolist():
+        got = f"{shown(order.tolist())} and {shown(back.tolist())}"
+        raise bad("input", expected + "sorted_indices and unsorted_indices undo each other", got)
+
+
+def check_torch(lstm: object) -> None:
+    """Check that this is a torch.nn.LSTM, and computes what one does."""
+    if not isinstance(lstm, nn.LSTM):
+        raise bad_type("lstm", "a torch.nn.LSTM", type(lstm).__name__)
+    if type(lstm).forward is not nn.LSTM.forward:
+        raise bad("lstm", "a torch.nn.LSTM", f"{type(lstm).__name__}, a subclass with a forward of its own")
+    if len(made := {f"{parameter.dtype} on {parameter.device}" for parameter in lstm.parameters()}) != 1:
+        raise bad("lstm", "parameters of one dtype on one device", " and ".join(sorted(made)) or "none")
 
 
 def check_layer(
@@ -145,9 +156,13 @@ def check_layer(
 ) -> None:
     """Check everything `lstm_fused.lstm` takes."""
     for argument, weight in (("weight_ih", weight_ih), ("weight_hh", weight_hh)):
-        if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[0] % 4:
-            got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-            raise bad(argument, "a matrix of 4 * hidden_size rows", got)
+        expected = "a matrix of 4 * hidden_size rows"
+        if not isinstance(weight, Tensor):
+            raise bad_type(argument, expected, type(weight).__name__)
+        if weight.is_nested:
+            raise not_dense(argument, weight)
+        if weight.dim() != 2 or weight.shape[0] % 4:
+            raise bad(argument, expected, tuple(weight.shape))
     check_input(input, (3,), "of 3 dimensions (T, B, I)", weight_ih.shape[1])
     T, B, I = input.shape
     H = weight_ih.shape[0] // 4
@@ -176,17 +191,39 @@ def check_layer(
             check_tensor(argument, tensor, shape, meaning, input)
     if (gain_ih is None) != (variant.gain_hh is None):
         raise bad("gain_ih and gain_hh", "both or none", "one of them")
-    check_clip(variant.cell_clip)
+    if variant.zoneout_h is not None:
+        check_shares("zoneout_h", variant.zoneout_h)
+    if variant.zoneout_c is not None:
+        check_shares("zoneout_c", variant.zoneout_c)
     if hx is not None:
         check_states(hx, ((B, P), (B, H)), ("(B, proj_size or hidden_size)", "(B, hidden_size)"), input)
     if lengths is not None:
         check_lengths(lengths, B, T)
 
 
-def check_parameters(parameters: Iterable[tuple[str, Tensor]], input: Tensor) -> None:
-    """Check that a module's parameters share the input's device and dtype."""
-    for argument, parameter in parameters:
-        if parameter.dtype != input.dtype and computed_in(parameter) != computed_in(input):
-            raise bad("input", f"{parameter.dtype} like the parameter {argument}", input.dtype)
-        if parameter.device != input.device:
-            raise bad("input", f"device {parameter.device} like the parameter {argument}", input.device)
+def check_parameters(
+    own: Parameters, shapes: dict[str, tuple[int, ...] | None], suffix: str, input: Tensor
+) -> None:
+    """Check the parameters of one layer in one direction, which may be replaced by any tensor.
+
+    Args:
+        own: the parameters.
+        shapes: the shape of each, in their order.
+        suffix: how their names end.
+        input: what they share dtype and device with.
+    """
+    dtype, device = input.dtype, input.device
+    in_order = (*own[:4], own.weight_hr, own.peephole, own.gain_ih, own.gain_hh)
+    for (name, shape), parameter in zip(shapes.items(), in_order, strict=True):
+        if shape is None:
+            continue
+        if not isinstance(parameter, Tensor):
+            raise bad_type(name + suffix, f"a tensor of shape {shape}", type(parameter).__name__)
+        if parameter.layout is not torch.strided or parameter.is_nested:
+            raise not_dense(name + suffix, parameter)
+        if parameter.shape != shape:
+            raise bad(name + suffix, f"shape {shape}", tuple(parameter.shape))
+        if parameter.dtype != dtype and computed_in(parameter) != computed_in(input):
+            raise bad("input", f"{parameter.dtype} like the parameter {name}{suffix}", dtype)
+        if parameter.device != device:
+            raise bad("input", f"device {parameter.device} like the parameter {name}{suffix}", device)

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from lstm_fused.checks import bad
 from lstm_fused.module import LSTM
+from lstm_fused.options import size
 
 
 class SequenceClassifier(nn.Module):
@@ -19,7 +19,7 @@ class SequenceClassifier(nn.Module):
         engine: as for `lstm_fused.LSTM`.
 
     Raises:
-        ValueError: a size is not a positive integer.
+        ArgumentError: as for `lstm_fused.LSTM`, or num_classes is not a positive integer.
     """
 
     def __init__(
@@ -34,8 +34,7 @@ class SequenceClassifier(nn.Module):
         engine: str | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-            raise bad("num_classes", "a positive integer", repr(num_classes))
+        classes = size("num_classes", num_classes)
         self.lstm = LSTM(
             input_size,
             hidden_size,
@@ -45,7 +44,7 @@ class SequenceClassifier(nn.Module):
             peephole=peephole,
             engine=engine,
         )
-        self.head = nn.Linear(hidden_size, num_classes)
+        self.head = nn.Linear(self.lstm.hidden_size, classes)
 
     def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Score every class.
@@ -58,7 +57,7 @@ class SequenceClassifier(nn.Module):
             The logits, (B, C), or (C,) for one sequence.
 
         Raises:
-            ValueError: an argument has the wrong rank, size, dtype, device or value.
+            ArgumentError: an argument has the wrong rank, size, dtype, device or value.
         """
         _, (h_n, _) = self.lstm(input, lengths=lengths)
         logits: Tensor = self.head(h_n[-1])

@@ -13,6 +13,7 @@ from lstm_fused.dispatch import requires_grad
 from lstm_fused.function import LSTMFunction
 from lstm_fused.layer_norm import layer_norm
 from lstm_fused.ops import below_autograd, forward_op
+from lstm_fused.options import bound, flag
 from lstm_fused.reference import PLAIN, Variant, is_valid
 
 
@@ -67,13 +68,13 @@ def lstm(
         The outputs (T, B, P or H), and the last states h_n (B, P or H) and c_n (B, H).
 
     Raises:
-        ValueError: an argument has the wrong rank, size, dtype, device or value, or no such engine exists.
+        ArgumentError: an argument has the wrong rank, size, dtype, device or value, or no such engine exists.
         RuntimeError: the engine cannot serve this device or dtype; the message says why.
     """
-    variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
+    variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, bound("cell_clip", cell_clip))
     weights = weight_ih, weight_hh, bias_ih, bias_hh, peephole, weight_hr
     check_layer(input, *weights, gain_ih, hx, lengths, variant)
-    return run_layer(input, *weights, gain_ih, hx, lengths, reverse, engine, variant)
+    return run_layer(input, *weights, gain_ih, hx, lengths, flag("reverse", reverse), engine, variant)
 
 
 def run_layer(

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lstm_fused.checks import States, bad
+from lstm_fused.checks import States
+from lstm_fused.errors import bad, bad_type
 from lstm_fused.module import LSTM
 from lstm_fused.ops import SAVE, forward_op
 from lstm_fused.reference import is_valid
@@ -35,7 +36,7 @@ def inspect(
     """Run a module and return what its gates did, past a length zero; no gradient flows.
 
     Args:
-        module: the module, with any engine.
+        module: the module, with any engine; in eval mode if it has dropout or zoneout.
         input: (T, B, I), or (B, T, I) with batch_first, or one sequence (T, I).
         hx: initial states, as the module takes them.
         lengths: valid steps of each sequence, as the module takes them.
@@ -45,8 +46,16 @@ def inspect(
         "l1" and so on.
 
     Raises:
-        ValueError: an argument has the wrong rank, size, dtype, device or value.
+        ArgumentError: the module is no `lstm_fused.LSTM`, or would draw dropout or zoneout at random, or an
+            argument has the wrong rank, size, dtype, device or value.
     """
+    if not isinstance(module, LSTM):
+        raise bad_type("module", "an lstm_fused.LSTM", type(module).__name__)
+    rates = {name: getattr(module, name) for name in ("recurrent_dropout", "zoneout_h", "zoneout_c")}
+    rates["dropout"] = module.dropout if module.num_layers > 1 else 0.0
+    random = ", ".join(f"{name}={rate}" for name, rate in rates.items() if rate)
+    if module.training and random:
+        raise bad("module", "eval mode, where nothing is random", f"training mode with {random}")
     if isinstance(input, PackedSequence):
         raise bad("input", "a padded tensor, with lengths", "a PackedSequence")
     with Saving() as run:

@@ -8,24 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lstm_fused import masks, parameters
+from lstm_fused import masks, nn_lstm, parameters
 from lstm_fused.checks import (
     States,
-    bad,
     check_input,
     check_lengths,
+    check_packed,
     check_parameters,
-    check_parts,
-    check_sizes,
     check_states,
-    check_variants,
 )
+from lstm_fused.errors import bad
 from lstm_fused.functional import run_layer
+from lstm_fused.options import WithOptions, check_dtype, check_together
 from lstm_fused.parameters import Parameters
 from lstm_fused.reference import Variant
 
 
-class LSTM(nn.Module):
+class LSTM(WithOptions):
     """A drop-in for `torch.nn.LSTM` whose gates see the cell state through peepholes.
 
     The equations, and the papers they come from, stand in `lstm_fused.reference`. Parameters have the names,
@@ -55,9 +54,16 @@ class LSTM(nn.Module):
         cell_clip: bound on the magnitude of c.
         engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that serves.
 
+    Options without parameters, which are batch_first, dropout, the two zoneouts, recurrent_dropout, cell_clip
+    and engine, may be set later too; all are checked whenever they are set.
+
+    A state dict without peepholes, as of torch.nn.LSTM, loads with ``strict=False``: those of each layer and
+    direction whose weights it has become zero, and are among the ``missing_keys``.
+
     Raises:
-        ValueError: a size is not a positive integer, proj_size ≥ hidden_size, a probability or bound is none,
-            or two options exclude each other.
+        ArgumentError: a size is not a positive integer, proj_size ≥ hidden_size, a flag, probability, bound
+            or engine is none, two options exclude each other, or one that made the parameters is changed.
+            It is a ValueError and a RuntimeError; for a wrong type it is a TypeError too.
     """
 
     def __init__(
@@ -84,36 +90,37 @@ class LSTM(nn.Module):
         engine: str | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(input_size, hidden_size, num_layers, dropout, proj_size, bidirectional)
-        check_parts(forget_bias, bias, coupled, layer_norm)
-        check_variants(recurrent_dropout, zoneout_h, zoneout_c, cell_clip)
-        if dropout > 0 and num_layers == 1:
-            warnings.warn(
-                f"dropout={dropout} acts between layers, and there is only one: num_layers=1", stacklevel=2
-            )
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.bias = bias
         self.batch_first = batch_first
-        self.dropout = float(dropout)
+        self.dropout = dropout
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self.peephole = peephole
         self.forget_bias = forget_bias
         self.coupled = coupled
         self.layer_norm = layer_norm
-        self.recurrent_dropout = float(recurrent_dropout)
-        self.zoneout_h = float(zoneout_h)
-        self.zoneout_c = float(zoneout_c)
+        self.recurrent_dropout = recurrent_dropout
+        self.zoneout_h = zoneout_h
+        self.zoneout_c = zoneout_c
         self.cell_clip = cell_clip
         self.engine = engine
+        # As checked and made plain when set.
+        check_together(
+            self.hidden_size, self.proj_size, self.bias, self.forget_bias, self.coupled, self.layer_norm
+        )
+        check_dtype(dtype)
+        if self.dropout > 0 and self.num_layers == 1:
+            warnings.warn(
+                f"dropout={self.dropout} acts between layers, and there is only one: num_layers=1",
+                stacklevel=2,
+            )
 
-        for layer in range(num_layers):
-            I = input_size if layer == 0 else (proj_size or hidden_size) * self.num_directions
-            shapes = parameters.shapes(I, hidden_size, proj_size, bias, peephole, coupled, layer_norm)
+        for layer in range(self.num_layers):
             for suffix in self._suffixes(layer):
-                for name, shape in shapes.items():
+                for name, shape in self._shapes(layer).items():
                     if shape is not None:
                         parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                         self.register_parameter(f"{name}_{suffix}", parameter)
@@ -127,31 +134,11 @@ class LSTM(nn.Module):
             lstm: the module to copy, with its parameters, options, device and mode.
             peephole: whether to add peepholes.
             engine: as for `LSTM`.
+
+        Raises:
+            ArgumentError: this is no torch.nn.LSTM, or one that is parametrized, pruned or of mixed dtypes.
         """
-        parameter = lstm.get_parameter("weight_ih_l0")
-        module = cls(
-            lstm.input_size,
-            lstm.hidden_size,
-            lstm.num_layers,
-            lstm.bias,
-            lstm.batch_first,
-            lstm.dropout,
-            lstm.bidirectional,
-            lstm.proj_size,
-            parameter.device,
-            parameter.dtype,
-            peephole=peephole,
-            engine=engine,
-        )
-        weights = lstm.state_dict()
-        for name, own in module.state_dict().items():
-            if "peephole" in name:
-                weights[name] = torch.zeros_like(own)
-        module.load_state_dict(weights)
-        for name, own in module.named_parameters():
-            if "peephole" not in name:
-                own.requires_grad_(lstm.get_parameter(name).requires_grad)
-        return module.train(lstm.training)
+        return nn_lstm.copy_of(cls, lstm, peephole, engine)
 
     def to_torch(self) -> nn.LSTM:
         """Copy this into a torch.nn.LSTM, which has no peepholes: ours must have none, or only zeros.
@@ -160,38 +147,9 @@ class LSTM(nn.Module):
             The copy, with the parameters, options, device and mode of this module; coupled gates become four.
 
         Raises:
-            ValueError: a peephole is not zero, or an option has no place there.
+            ArgumentError: a peephole is not zero, a parameter is parametrized, or an option is not there.
         """
-        for name, value in self.named_parameters():
-            if "peephole" in name and value.any():
-                raise bad(name, "zeros, for torch.nn.LSTM has no peepholes", f"up to {value.abs().max():.3g}")
-        for option in ("layer_norm", "recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip"):
-            if getattr(self, option):
-                raise bad(option, "none, for torch.nn.LSTM has none", getattr(self, option))
-        parameter = self.get_parameter("weight_ih_l0")
-        lstm = nn.LSTM(
-            self.input_size,
-            self.hidden_size,
-            self.num_layers,
-            self.bias,
-            self.batch_first,
-            self.dropout,
-            self.bidirectional,
-            self.proj_size,
-            parameter.device,
-            parameter.dtype,
-        )
-        weights = {
-            f"{name}_{suffix}": value
-            for layer in range(self.num_layers)
-            for suffix in self._suffixes(layer)
-            for name, value in self._parameters_of(suffix)._asdict().items()
-            if value is not None and name != "peephole"
-        }
-        lstm.load_state_dict(weights)
-        for name, copy in lstm.named_parameters():
-            copy.requires_grad_(self.get_parameter(name).requires_grad)
-        return lstm.train(self.training)
+        return nn_lstm.copy_to(self)
 
     @property
     def num_directions(self) -> int:
@@ -226,7 +184,7 @@ class LSTM(nn.Module):
             h_n and c_n, shaped as hx.
 
         Raises:
-            ValueError: an argument has the wrong rank, size, dtype, device or value.
+            ArgumentError: an argument has the wrong rank, size, dtype, device or value.
             RuntimeError: the engine cannot serve this device or dtype; the message says why.
         """
         if isinstance(input, PackedSequence):
@@ -256,6 +214,7 @@ class LSTM(nn.Module):
         """Run over padded sequences, in the packed order; states come and go in the user's order."""
         if lengths is not None:
             raise bad("lengths", "None with a PackedSequence, which has its own", "a tensor")
+        check_packed(input)
         data, batch_sizes, order, back = input
         check_input(data, (2,), "a PackedSequence of data (steps, input_size)", self.input_size)
         if hx is not None:
@@ -270,7 +229,11 @@ class LSTM(nn.Module):
 
     def _run(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
         """All layers over x [T, B, I]; hx has one row for each layer and direction."""
-        check_parameters(self.named_parameters(), x)
+        layers = range(self.num_layers)
+        own = [{suffix: self._own(suffix) for suffix in self._suffixes(layer)} for layer in layers]
+        for layer, directions in enumerate(own):
+            for suffix, given in directions.items():
+                check_parameters(given, self._shapes(layer), f"_{suffix}", x)
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
             lengths = lengths.to(x.device)
@@ -278,17 +241,17 @@ class LSTM(nn.Module):
         rates = self.recurrent_dropout, self.zoneout_h, self.zoneout_c
         h_n: list[Tensor] = []
         c_n: list[Tensor] = []
-        for layer in range(self.num_layers):
+        for layer, directions in enumerate(own):
             if layer > 0 and self.dropout > 0:
                 x = F.dropout(x, self.dropout, self.training)
             ys = []
-            for suffix in self._suffixes(layer):
+            for suffix, given in directions.items():
                 row = len(h_n)
                 h0_c0 = None if hx is None else (hx[0][row], hx[1][row])
-                own = self._parameters_of(suffix)
-                variant = Variant.of(own.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
+                p = parameters.uncoupled(given) if self.coupled else given
+                variant = Variant.of(p.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
                 reverse = suffix.endswith("_reverse")
-                y, (h, c) = run_layer(x, *own[:7], h0_c0, lengths, reverse, self.engine, variant)
+                y, (h, c) = run_layer(x, *p[:7], h0_c0, lengths, reverse, self.engine, variant)
                 ys.append(y)
                 h_n.append(h)
                 c_n.append(c)
@@ -309,41 +272,27 @@ class LSTM(nn.Module):
         """The ends of the names of a layer's parameters, one for each direction."""
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
-    def _parameters_of(self, suffix: str) -> Parameters:
-        """The parameters of one layer in one direction, read anew at every call: they may be parametrized.
+    def _shapes(self, layer: int) -> dict[str, tuple[int, ...] | None]:
+        """The shapes of a layer's parameters in one direction, by the beginnings of their names."""
+        H, P = self.hidden_size, self.proj_size
+        I = self.input_size if layer == 0 else (P or H) * self.num_directions
+        return parameters.shapes(I, H, P, self.bias, self.peephole, self.coupled, self.layer_norm)
 
-        Coupled gates come as all four.
-        """
-        own = Parameters(
-            getattr(self, f"weight_ih_{suffix}"),
-            getattr(self, f"weight_hh_{suffix}"),
-            getattr(self, f"bias_ih_{suffix}") if self.bias else None,
-            getattr(self, f"bias_hh_{suffix}") if self.bias else None,
-            getattr(self, f"weight_peephole_{suffix}") if self.peephole else None,
-            getattr(self, f"weight_hr_{suffix}") if self.proj_size else None,
-            getattr(self, f"gain_ih_{suffix}") if self.layer_norm else None,
-            getattr(self, f"gain_hh_{suffix}") if self.layer_norm else None,
+    def _own(self, suffix: str) -> Parameters:
+        """The parameters of one layer in one direction, read anew at every call: they may be parametrized."""
+        read = self._read
+        return Parameters(
+            read(f"weight_ih_{suffix}"),
+            read(f"weight_hh_{suffix}"),
+            read(f"bias_ih_{suffix}") if self.bias else None,
+            read(f"bias_hh_{suffix}") if self.bias else None,
+            read(f"weight_peephole_{suffix}") if self.peephole else None,
+            read(f"weight_hr_{suffix}") if self.proj_size else None,
+            read(f"gain_ih_{suffix}") if self.layer_norm else None,
+            read(f"gain_hh_{suffix}") if self.layer_norm else None,
         )
-        return parameters.uncoupled(own) if self.coupled else own
 
-    def extra_repr(self) -> str:
-        """The options that differ from their defaults, as torch.nn.LSTM shows them."""
-        defaults = {
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": False,
-            "dropout": 0.0,
-            "bidirectional": False,
-            "proj_size": 0,
-            "peephole": True,
-            "forget_bias": None,
-            "coupled": False,
-            "layer_norm": False,
-            "recurrent_dropout": 0.0,
-            "zoneout_h": 0.0,
-            "zoneout_c": 0.0,
-            "cell_clip": None,
-            "engine": None,
-        }
-        options = [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
-        return ", ".join([f"{self.input_size}, {self.hidden_size}", *options])
+    def _parameters_of(self, suffix: str) -> Parameters:
+        """The same, where coupled gates come as all four."""
+        own = self._own(suffix)
+        return parameters.uncoupled(own) if self.coupled else own

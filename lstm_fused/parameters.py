@@ -1,7 +1,7 @@
 """The parameters of one layer in one direction: names, shapes, first values, and what engines are given."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -52,6 +52,54 @@ def reset(
         if forget_bias is not None and name.startswith("bias"):
             first = 0 if coupled else H
             parameter[first : first + H] = forget_bias if name.startswith("bias_ih") else 0.0
+
+
+PEEPHOLE, WEIGHTS = "weight_peephole", ("weight_ih", "weight_hh")
+
+
+@torch.no_grad()
+def zero_absent_peepholes(
+    module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, assign: bool
+) -> list[str]:
+    """Make those peepholes zero that a state dict lacks while it has the weights of their layer.
+
+    A state dict of torch.nn.LSTM means zeros; the values that a module was made with would be noise.
+
+    Args:
+        module: an LSTM or LSTMCell that was just loaded.
+        state_dict: what it was loaded from.
+        prefix: what stands before its names there.
+        assign: whether parameters were replaced by those of the state dict rather than copied.
+
+    Returns:
+        The messages of what went wrong.
+    """
+
+    def given(name: str) -> list[str]:
+        """The keys that a parameter has there: pruned and parametrized ones have others."""
+        start = prefix + name, f"{prefix}parametrizations.{name}."
+        keys = [start[0], *(f"{start[0]}_{end}" for end in ("orig", "g", "v"))]
+        return [key for key in keys if key in state_dict] + [k for k in state_dict if k.startswith(start[1])]
+
+    def absent(name: str) -> bool:
+        suffix = name.removeprefix(PEEPHOLE)
+        return not given(name) and all(given(weight + suffix) for weight in WEIGHTS)
+
+    for name, own in list(module._parameters.items()):
+        peephole = name.removesuffix("_orig")  # that of a pruned one
+        if own is None or not name.startswith(PEEPHOLE) or not absent(peephole):
+            continue
+        if assign:
+            weight = state_dict[given(WEIGHTS[0] + peephole.removeprefix(PEEPHOLE))[0]]
+            setattr(module, name, nn.Parameter(weight.new_zeros(own.shape), own.requires_grad))
+        else:
+            own.zero_()
+    parametrized = [name for name in getattr(module, "parametrizations", ()) if name.startswith(PEEPHOLE)]
+    return [
+        f"{prefix}{name}: expected in the state dict, for what is parametrized cannot be made zero, got none"
+        for name in parametrized
+        if absent(name)
+    ]
 
 
 def uncoupled(parameters: Parameters) -> Parameters:

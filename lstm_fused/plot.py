@@ -1,10 +1,12 @@
 """The picture of what one sequence made the gates do; needs the package matplotlib."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lstm_fused.checks import bad
+from lstm_fused.errors import bad, bad_type
 from lstm_fused.gates import Gates
 from lstm_fused.reference import previous
 
@@ -42,13 +44,14 @@ def draw_gates(
         The figure, whose ``savefig`` writes it.
 
     Raises:
-        ValueError: the gates are not those of one sequence, or the input has another T.
+        ArgumentError: the gates are not those of one sequence, or the input has another T.
     """
+    check_gates(gates)
     if gates.c.dim() != 2 or not gates.c.numel():
         raise bad("gates", "those of one sequence, (T, H)", f"shape {tuple(gates.c.shape)}")
     T, H = gates.c.shape
-    if input is not None and (input.dim() != 2 or len(input) != T):
-        raise bad("input", f"shape ({T}, I), a row for each step of the gates", tuple(input.shape))
+    if input is not None:
+        check_input(input, T)
     gates = Gates(*(value.detach().cpu().double() for value in gates))
     order = by_likeness(gates)
 
@@ -75,6 +78,23 @@ def draw_gates(
     (beside or [f])[0].set_ylabel("time step", color=GREY)
     f.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
+
+
+def check_gates(gates: object) -> None:
+    """Check that these are the gates of one layer, not all that `lstm_fused.inspect` returns."""
+    if not isinstance(gates, Gates):
+        got = type(gates).__name__
+        if isinstance(gates, Mapping):
+            got += f" with the keys {', '.join(map(repr, gates))}: take the value of one"
+        raise bad_type("gates", "the Gates of one layer", got)
+
+
+def check_input(input: object, T: int) -> None:
+    """Check that this is a sequence of as many steps."""
+    if not isinstance(input, Tensor):
+        raise bad_type("input", f"a tensor of shape ({T}, I)", type(input).__name__)
+    if input.dim() != 2 or len(input) != T:
+        raise bad("input", f"shape ({T}, I), a row for each step of the gates", tuple(input.shape))
 
 
 def draw_image(

@@ -26,12 +26,25 @@ def test_the_cpp_engine_was_built():
 
 
 def test_an_engine_asked_for_is_never_replaced():
-    with pytest.raises(RuntimeError, match="engine 'cpp' can serve float16 on cuda") as caught:
+    with pytest.raises(RuntimeError, match="engine 'cpp' cannot serve float16 on cuda") as caught:
         backends.select("cpp", torch.device("cuda"), torch.float16)
     assert "runs on cpu, not on cuda" in str(caught.value)
     assert "takes bfloat16, float32, float64, not float16" in str(caught.value)
     with pytest.raises(RuntimeError, match="cpp: "):
         lstm_fused.LSTM(5, 7, dtype=torch.float16, engine="cpp")(torch.zeros(4, 3, 5, dtype=torch.float16))
+
+
+def test_an_engine_that_cannot_run_here_says_so():
+    if lstm_fused.engines()["triton"] is None and backends.triton.DEVICE == "cpu":
+        pytest.skip("Triton's interpreter serves on the CPU")
+    for module, x in ((lstm_fused.LSTM, torch.zeros(4, 3, 5)), (lstm_fused.LSTMCell, torch.zeros(3, 5))):
+        with pytest.raises(RuntimeError, match=r"^engine 'triton' cannot serve float32 on cpu: triton: "):
+            module(5, 7, device="cpu", engine="triton")(x.cpu())
+    for name in ("fast", 3):
+        with pytest.raises(
+            lstm_fused.ArgumentError, match=f"^engine: expected one of 'cpp', .*, got {name!r}$"
+        ):
+            backends.select(name, CPU, torch.float32)
 
 
 def test_a_refusal_lists_every_engine_and_reason(monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from harness import pack_sequence
 
 import lstm_fused
-from lstm_fused import LSTM, LSTMCell, SequenceClassifier
+from lstm_fused import LSTM, ArgumentError, LSTMCell, SequenceClassifier
 
 X = torch.zeros(4, 3, 5)
 LENGTHS = torch.tensor([4, 2, 1], device="cpu")  # on a GPU, wrong ones are an assertion that ends the process
@@ -15,6 +15,13 @@ LENGTHS = torch.tensor([4, 2, 1], device="cpu")  # on a GPU, wrong ones are an a
 
 def layer(**options):
     return LSTM(5, 7, **options)
+
+
+def replaced(name, value, **options):
+    module = layer(**options)
+    delattr(module, name)
+    module.register_parameter(name, None if value is None else torch.nn.Parameter(value))
+    return module(X)
 
 
 def zeros(*shape, **kind):
@@ -102,7 +109,67 @@ MODULE_ERRORS = {
         "input: expected 5 features",
         "shape (3, 6)",
     ),
-    "engine": (lambda: layer(engine="cudnn")(X), "engine: expected one of", "'cudnn'"),
+    "sparse": (lambda: layer()(X.to_sparse()), "input: expected a dense tensor", "a sparse_coo one"),
+    "nested": (
+        lambda: layer()(torch.nested.nested_tensor([zeros(2, 5), zeros(3, 5)])),
+        "input: expected a dense tensor",
+        "a nested one",
+    ),
+    "jagged": (
+        lambda: layer()(torch.nested.nested_tensor([zeros(2, 5), zeros(3, 5)], layout=torch.jagged)),
+        "input: expected a dense tensor",
+        "a nested one",
+    ),
+    "mkldnn": (lambda: layer()(X.cpu().to_mkldnn()), "input: expected a dense tensor", "a _mkldnn one"),
+    "complex": (lambda: layer()(X + 0j), "input: expected a floating-point dtype", "torch.complex64"),
+    "quantized": (
+        lambda: layer()(torch.quantize_per_tensor(X.cpu(), 0.1, 0, torch.quint8)),
+        "input: expected a floating-point dtype",
+        "torch.quint8",
+    ),
+    "None": (lambda: layer()(None), "input: expected a tensor", "NoneType"),
+    "hx sparse": (
+        lambda: layer()(X, (zeros(1, 3, 7), zeros(1, 3, 7).to_sparse())),
+        "hx[1]: expected a dense tensor",
+        "a sparse_coo one",
+    ),
+    "lengths sparse": (
+        lambda: layer()(X, lengths=LENGTHS.to_sparse()),
+        "lengths: expected a dense tensor",
+        "a sparse_coo one",
+    ),
+    "cell sparse": (
+        lambda: LSTMCell(5, 7)(X[0].to_sparse()),
+        "input: expected a dense tensor",
+        "a sparse_coo one",
+    ),
+    "cell None": (lambda: LSTMCell(5, 7)(None), "input: expected a tensor", "NoneType"),
+    "parameter's shape": (
+        lambda: replaced("weight_hh_l0", zeros(28, 6)),
+        "weight_hh_l0: expected shape (28, 7)",
+        "(28, 6)",
+    ),
+    "bias that would be broadcast": (
+        lambda: replaced("bias_hh_l0", zeros(())),
+        "bias_hh_l0: expected shape (28,)",
+        "()",
+    ),
+    "coupled parameter's shape": (
+        lambda: replaced("weight_ih_l0", zeros(28, 5), coupled=True),
+        "weight_ih_l0: expected shape (21, 5)",
+        "(28, 5)",
+    ),
+    "no parameter": (
+        lambda: replaced("weight_peephole_l0", None),
+        "weight_peephole_l0: expected a tensor of shape (21,)",
+        "NoneType",
+    ),
+    "sparse parameter": (
+        lambda: replaced("weight_hh_l0", zeros(28, 7).to_sparse()),
+        "weight_hh_l0: expected a dense tensor",
+        "a sparse_coo one",
+    ),
+    "engine": (lambda: layer(engine="cudnn"), "engine: expected one of", "'cudnn'"),
     "proj_size": (
         lambda: layer(proj_size=7),
         "proj_size: expected an integer from 0 to less than hidden_size = 7",
@@ -148,6 +215,7 @@ MODULE_ERRORS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:.*quantize")
 @pytest.mark.parametrize("name", MODULE_ERRORS)
 def test_module_errors(name):
     check(*MODULE_ERRORS[name])
@@ -198,6 +266,12 @@ FUNCTIONAL_ERRORS = {
     "zoneout_h": ({"zoneout_h": zeros(3, 7)}, "zoneout_h: expected shape (4, 3, 7)", "(3, 7)"),
     "zoneout_c": ({"zoneout_c": zeros(4, 1, 7)}, "zoneout_c: expected shape (4, 3, 7)", "(4, 1, 7)"),
     "cell_clip": ({"cell_clip": -1}, "cell_clip: expected a positive number or None", "-1"),
+    "reverse": ({"reverse": "no"}, "reverse: expected True or False", "'no'"),
+    "sparse weight": (
+        {"weight_hh": zeros(28, 7).to_sparse()},
+        "weight_hh: expected a dense tensor",
+        "a sparse_coo one",
+    ),
     "engine": ({"engine": "none"}, "engine: expected one of", "'none'"),
 }
 
@@ -209,9 +283,10 @@ def test_functional_errors(name):
 
 
 def check(call, expected, got):
-    with pytest.raises(ValueError, match=re.escape(expected)) as caught:
+    with pytest.raises(ArgumentError, match=re.escape(expected)) as caught:
         call()
-    assert str(caught.value).endswith(f"got {got}"), caught.value
+    said = str(caught.value)
+    assert said.endswith(f"got {got}") and "\n" not in said, said
 
 
 def test_hx_of_meta_module_is_fine():

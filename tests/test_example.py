@@ -1,5 +1,6 @@
 """The training example through its command line: what it prints, writes, resumes and refuses."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,10 +10,12 @@ import pytest
 import show_gates
 import torch
 import train_mnist
+from files import or_one_line
 from matplotlib.image import imread
 
 SETTINGS = ("--limit=100", "--hidden-size=8", "--batch-size=20", "--lr=0.01", "--seed=3")
 MACHINE = ("--threads=1", "--device=cpu")
+HERE = (f"--threads={torch.get_num_threads()}", "--device=cpu")  # what this process has
 ABSENT = "cuda" if torch.backends.mps.is_available() else "mps"  # no machine has both
 
 
@@ -108,6 +111,107 @@ def test_resume_refuses_what_is_no_checkpoint(tmp_path, capsys):
     (tmp_path / "checkpoint.pt").write_text("not a checkpoint")
     said = refusal("--resume", out=tmp_path, capsys=capsys)
     assert "checkpoint.pt is not a checkpoint of train_mnist.py" in said
+
+
+def changed(state, **parts):
+    """A checkpoint in which parts are others, or are not there."""
+    return {name: value for name, value in (state | parts).items() if value is not None}
+
+
+NO_CHECKPOINTS = {
+    "a list": (lambda state: [1, 2], "it holds a list"),
+    "a tensor": (lambda state: torch.zeros(2), "it holds a Tensor"),
+    "no settings": (lambda state: changed(state, settings=None), "KeyError: 'settings'"),
+    "a setting less": (
+        lambda state: changed(state, settings={"seed": 3}),
+        "its settings are seed",
+    ),
+    "a setting of another kind": (
+        lambda state: changed(state, settings=state["settings"] | {"hidden_size": "8"}),
+        "hidden_size is '8'",
+    ),
+    "a setting that cannot be": (
+        lambda state: changed(state, settings=state["settings"] | {"batch_size": -1}),
+        "batch_size is -1",
+    ),
+    "history": (lambda state: changed(state, history=[{"loss": 1.0}]), "unexpected keyword argument"),
+    "no model": (lambda state: changed(state, model=None), "KeyError: 'model'"),
+    "another model": (
+        lambda state: changed(state, settings=state["settings"] | {"hidden_size": 16}),
+        "Error(s) in loading state_dict for SequenceClassifier:",
+    ),
+    "no optimizer": (lambda state: changed(state, optimizer={}), "KeyError: 'param_groups'"),
+    "random": (lambda state: changed(state, random=torch.zeros(3)), "is not a checkpoint of train_mnist.py"),
+}
+
+
+@pytest.mark.parametrize("name", NO_CHECKPOINTS)
+def test_malformed_checkpoints_are_one_line(name, first, tmp_path, capsys):
+    change, message = NO_CHECKPOINTS[name]
+    path = tmp_path / "checkpoint.pt"
+    torch.save(change(first[2]), path)
+    for program, options in ((train_mnist, ["--resume", *HERE]), (show_gates, [])):
+        if program is show_gates and name in ("no optimizer", "random"):
+            continue  # which it does not read
+        said = one_line(program, *options, out=tmp_path, capsys=capsys)
+        assert message in said and f"{path} is not a checkpoint of train_mnist.py: " in said
+
+
+def test_damaged_checkpoints_are_one_line(first, tmp_path, capsys):
+    path = tmp_path / "checkpoint.pt"
+    whole = (first[0] / "checkpoint.pt").read_bytes()
+    half = len(whole) // 2
+    for damaged in (
+        b"",
+        b"\x80",
+        whole[:-100],
+        whole[:half],
+        whole[half:],
+        whole[:9] + b"?" * 99 + whole[108:],
+    ):
+        path.write_bytes(damaged)
+        said = refusal("--resume", out=tmp_path, capsys=capsys)
+        assert f"{path} is not a checkpoint of train_mnist.py: " in said.splitlines()[-1]
+
+
+def test_a_folder_for_a_checkpoint_is_one_line(tmp_path, capsys):
+    (tmp_path / "checkpoint.pt").mkdir()
+    said = refusal("--resume", out=tmp_path, capsys=capsys)
+    assert f"--out: {tmp_path / 'checkpoint.pt'} cannot be read: Is a directory" in said.splitlines()[-1]
+    said = one_line(train_mnist, *SETTINGS, *HERE, "--epochs=1", out=tmp_path, capsys=capsys)
+    assert said.endswith(f"{tmp_path / 'checkpoint.pt'} cannot be written: Is a directory")
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+@pytest.mark.parametrize("name", ["checkpoint", "curves"])
+def test_a_full_disk_is_one_line_and_leaves_no_rest(name, copy_of_first, capsys, monkeypatch):
+    monkeypatch.setattr(train_mnist, "RACE_BATCHES", 1)
+    path = copy_of_first / f"{name}.{'pt' if name == 'checkpoint' else 'png'}"
+    before = {file.name: file.read_bytes() for file in copy_of_first.iterdir()}
+    (copy_of_first / f"{name}.new").symlink_to("/dev/full")
+    said = one_line(train_mnist, *HERE, "--resume", "--epochs=2", out=copy_of_first, capsys=capsys)
+    assert said.endswith(f"{path} cannot be written: No space left on device")
+    after = {file.name: file.read_bytes() for file in copy_of_first.iterdir()}
+    assert after.keys() == before.keys() and after[path.name] == before[path.name]
+
+
+def test_no_folder_can_be_made_of_a_file(tmp_path, capsys):
+    (tmp_path / "out").write_text("")
+    said = one_line(train_mnist, *SETTINGS, *HERE, "--epochs=1", out=tmp_path / "out", capsys=capsys)
+    assert said.endswith(f"{tmp_path / 'out'} cannot be made a folder: File exists")
+
+
+def one_line(program, *options, out, capsys):
+    """The last line of what a program says that fails; before it is nothing, or how the program is used."""
+    options = (f"--out={out}", *options)
+    try:
+        status = or_one_line(lambda: program.main(options))
+    except SystemExit as stop:
+        status = stop.code
+    *before, last = capsys.readouterr().err.splitlines()
+    assert status in (1, 2) and all(line.startswith(("usage: ", " ")) for line in before), before
+    return last
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,21 @@ def test_ctrl_c_ends_a_study(capsys):
     assert "Stopped" in capsys.readouterr().out
 
 
+def test_a_study_that_cannot_write_says_so_in_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        study.options("", 1, [f"--out={tmp_path / 'file'}"])
+    assert f"--out: {tmp_path / 'file'} cannot be made a folder: File exists" in capsys.readouterr().err
+
+    told = study.Options("quick", 1, 1, tmp_path / "absent", publish=False)
+    figure, _ = study.panels(1, 1, "")
+    assert study.until_interrupted(lambda: study.report(told, "name", "a table", figure)) == 1
+    said = capsys.readouterr()
+    assert "a table" in said.out, "hours of work are told even so"
+    (line,) = said.err.splitlines()
+    assert line.endswith(f"{tmp_path / 'absent' / 'name.md'} cannot be written: No such file or directory")
+
+
 def test_what_is_published_takes_the_place_of_what_was():
     page = study.README.read_text()
     for name in ("look_back", "timing", "japanese_vowels", "char_lm"):

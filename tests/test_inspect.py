@@ -5,7 +5,7 @@ import torch
 from harness import ENGINES_HERE, pack_sequence
 
 import lstm_fused
-from lstm_fused import LSTM, Gates
+from lstm_fused import LSTM, ArgumentError, Gates, LSTMCell, SequenceClassifier
 
 F64 = torch.float64
 
@@ -66,6 +66,45 @@ def test_one_sequence_without_a_batch():
 def test_refuses_a_packed_sequence():
     with pytest.raises(ValueError, match="input: expected a padded tensor, with lengths, got a PackedSeq"):
         lstm_fused.inspect(LSTM(5, 7), pack_sequence([torch.randn(3, 5)]))
+
+
+REFUSED = {
+    "a model": (SequenceClassifier(5, 7, 1, 2), "SequenceClassifier"),
+    "a cell": (LSTMCell(5, 7), "LSTMCell"),
+    "torch's": (torch.nn.LSTM(5, 7), "LSTM"),
+    "none": (None, "NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_inspects_an_lstm_alone(name):
+    module, got = REFUSED[name]
+    with pytest.raises(ArgumentError, match=rf"^module: expected an lstm_fused.LSTM, got {got}$"):
+        lstm_fused.inspect(module, torch.randn(6, 5))
+
+
+@pytest.mark.parametrize("option", ["dropout", "recurrent_dropout", "zoneout_h", "zoneout_c"])
+def test_inspects_nothing_that_is_drawn_at_random(option):
+    module, x = LSTM(5, 7, 2, **{option: 0.5}), torch.randn(6, 5)
+    with pytest.raises(
+        ArgumentError, match=rf"^module: expected eval mode, .*, got training mode with {option}=0.5$"
+    ):
+        lstm_fused.inspect(module, x)
+    assert len(lstm_fused.inspect(module.eval(), x)) == 2
+
+
+@pytest.mark.filterwarnings("ignore:dropout=0.5 acts between layers")
+def test_inspects_in_training_mode_what_has_no_chance_in_it():
+    assert list(lstm_fused.inspect(LSTM(5, 7, dropout=0.5), torch.randn(6, 5))) == ["l0"]
+
+
+def test_picture_is_of_one_layer(draw_gates):
+    of = lstm_fused.inspect(LSTM(5, 7, 2), torch.randn(6, 5))
+    for wrong, got in ((of, "dict with the keys 'l0', 'l1': take the value of one"), (None, "NoneType")):
+        with pytest.raises(ArgumentError, match=f"^gates: expected the Gates of one layer, got {got}$"):
+            draw_gates(wrong)
+    with pytest.raises(ArgumentError, match=r"^input: expected a tensor of shape \(6, I\), got list$"):
+        draw_gates(of["l0"], input=[1.0])
 
 
 def test_picture_shows_every_cell_and_the_shares(draw_gates):

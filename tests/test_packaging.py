@@ -137,3 +137,19 @@ def test_wheel_without_compiler(sdist, tmp_path):
     said = run(python, "-I", "-m", "lstm_fused", cwd=tmp_path)
     assert "not available: not built (no C++ compiler when lstm_fused was installed)" in said
     assert said.count("ready") == 1, said
+
+
+@pytest.mark.parametrize("folder", ["checkout", "anything"])
+def test_a_folder_of_the_same_name_does_not_hide_the_package(folder, tmp_path):
+    """As where a checkout is named lstm_fused, in the folder above it."""
+    if folder == "checkout":
+        (tmp_path / "lstm_fused").symlink_to(ROOT)
+    else:
+        (tmp_path / "lstm_fused" / "notes").mkdir(parents=True)
+    program = "import lstm_fused.kernels; print(lstm_fused.LSTM(3, 4))"
+    (tmp_path / "program.py").write_text(program)
+    for command in (["-c", program], ["program.py"]):
+        assert run(sys.executable, *command, cwd=tmp_path) == "LSTM(3, 4)\n", (
+            "is this environment of make env?"
+        )
+    assert "Instruction set" in run(sys.executable, "-m", "lstm_fused", cwd=tmp_path)

@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing  # teaches ForkingPickler to share tensors
 from cases import DEVICE
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from lstm_fused import LSTM, LSTMCell
 
@@ -148,3 +148,106 @@ def test_shared_memory():
     with torch.no_grad():
         received.weight_hh_l0.mul_(2)
     assert torch.equal(output(module, x), output(received, x)) and not torch.equal(output(module, x), before)
+
+
+def nested(module):
+    """A model that has the module one level down, beside other parameters."""
+    return nn.ModuleDict({"rnn": nn.Sequential(module), "head": nn.Linear(7, 2)}).double()
+
+
+PLAIN = [
+    (nn.LSTM, LSTM, {"num_layers": 2, "bidirectional": True}),
+    (nn.LSTM, LSTM, {"bias": False, "proj_size": 3}),
+    (nn.LSTMCell, LSTMCell, {}),
+]
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(("theirs", "ours", "options"), PLAIN, ids=["LSTM", "projected", "LSTMCell"])
+def test_a_state_dict_of_torch_means_no_peepholes(theirs, ours, options, assign):
+    there, x = theirs(5, 7, dtype=F64, **options), X if ours is LSTM else X[0]
+    for where in (lambda module: module, nested):
+        here = ours(5, 7, dtype=F64, **options)
+        given = where(there).state_dict()
+        model = where(here)
+        names = [name for name in model.state_dict() if "peephole" in name]
+        with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: .*weight_peephole"):
+            model.load_state_dict(given)
+        for parameter in here.parameters():
+            nn.init.uniform_(parameter)
+        found = model.load_state_dict(given, strict=False, assign=assign)
+        assert sorted(found.missing_keys) == sorted(names) and not found.unexpected_keys
+        assert not any("peephole" in name for name in given), "what was given is as it was"
+        torch.testing.assert_close(here(x)[0], there(x)[0], rtol=1e-12, atol=1e-12)
+        assert all(parameter.requires_grad for parameter in here.parameters())
+
+
+def test_peepholes_stay_where_their_layers_weights_are_not_loaded():
+    module, other = make(num_layers=2), LSTM(5, 7, 2, dtype=F64)
+    before = copy.deepcopy(module.state_dict())
+    every = other.state_dict()
+    lacking = {
+        "nothing": {},
+        "another module's": {"head.weight": torch.zeros(2, 7)},
+        "biases": {name: value for name, value in every.items() if "bias" in name},
+        "one weight": {"weight_hh_l1": every["weight_hh_l1"]},
+        "all": every,
+    }
+    for name, given in lacking.items():
+        module.load_state_dict(given, strict=False)
+        for k in (0, 1):
+            key = f"weight_peephole_l{k}"
+            assert torch.equal(module.state_dict()[key], (every if name == "all" else before)[key]), (
+                name,
+                key,
+            )
+    module.load_state_dict(
+        {name: value for name, value in before.items() if name != "weight_peephole_l1"}, strict=False
+    )
+    assert torch.equal(module.weight_peephole_l0, before["weight_peephole_l0"]), "each layer by itself"
+    assert not module.weight_peephole_l1.any()
+
+
+def test_loading_into_meta_frozen_and_coupled_peepholes():
+    given = nn.LSTM(5, 7, dtype=F64).state_dict()
+    module = LSTM(5, 7, dtype=F64, device="meta")
+    module.weight_peephole_l0.requires_grad_(False)
+    module.load_state_dict(given, strict=False, assign=True)
+    assert not module.weight_peephole_l0.requires_grad and not module.weight_peephole_l0.any()
+    assert output(module).shape == (4, 3, 7)
+    coupled, other = make(coupled=True), LSTM(5, 7, dtype=F64, coupled=True, peephole=False)
+    coupled.load_state_dict(other.state_dict(), strict=False)
+    assert torch.equal(output(coupled), output(other))
+    for wrong in (given, other.state_dict()):
+        with pytest.raises(RuntimeError, match="size mismatch for weight_ih_l0"):
+            (coupled if wrong is given else make()).load_state_dict(wrong, strict=False)
+
+
+def test_gains_and_biases_that_lack_stay_as_in_torch():
+    module = make(layer_norm=True)
+    nn.init.constant_(module.gain_ih_l0, 2.0)
+    found = module.load_state_dict(nn.LSTM(5, 7, bias=False, dtype=F64).state_dict(), strict=False)
+    assert {"gain_ih_l0", "gain_hh_l0", "bias_ih_l0", "weight_peephole_l0"} <= set(found.missing_keys)
+    assert (module.gain_ih_l0 == 2).all() and module.bias_ih_l0.any() and not module.weight_peephole_l0.any()
+
+
+def test_loading_beside_parametrized_and_pruned_parameters():
+    given = nn.LSTM(5, 7, dtype=F64).state_dict()
+    module = make()
+    parametrizations.weight_norm(module, "weight_peephole_l0", dim=0)
+    with pytest.raises(
+        RuntimeError, match=r"rnn\.0\.weight_peephole_l0: expected in the state dict, for what is"
+    ):
+        nested(module).load_state_dict(
+            {f"rnn.0.{name}": value for name, value in given.items()}, strict=False
+        )
+    module.load_state_dict(module.state_dict())
+    pruned = make()
+    prune.random_unstructured(pruned, "weight_peephole_l0", amount=0.5)
+    pruned.load_state_dict(given, strict=False)
+    assert not pruned.weight_peephole_l0_orig.any() and not output(pruned).isnan().any()
+    normed = make()
+    parametrizations.weight_norm(normed, "weight_hh_l0", dim=0)
+    state = {name: value for name, value in normed.state_dict().items() if "peephole" not in name}
+    normed.load_state_dict(state, strict=False)
+    assert not normed.weight_peephole_l0.any(), "the weights are there under other names"

@@ -1,0 +1,182 @@
+"""The options of the modules in one table: how each is checked, its default, whether it may change later."""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+
+from lstm_fused import backends, parameters
+from lstm_fused.errors import bad, bad_type, shown
+
+LIMIT = 2**60  # of sizes, beyond which PyTorch has an overflow in many lines
+
+
+def size(argument: str, value: Any, least: int = 1) -> int:
+    """A size as a plain integer; numpy's integers, and tensors and arrays of one, are sizes too."""
+    expected = "a positive integer" if least else "an integer from 0"
+    try:
+        count = None if is_flag(value) or getattr(value, "ndim", 0) != 0 else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        count = None
+    if count is None:
+        raise bad_type(argument, expected, shown(value))
+    if not least <= count < LIMIT:
+        raise bad(argument, expected if count < least else expected + " below 2**60", count)
+    return count
+
+
+def size_or_none(argument: str, value: Any) -> int:
+    """The size of a projection, or 0 for none."""
+    return size(argument, value, least=0)
+
+
+def flag(argument: str, value: Any) -> bool:
+    """True or False as such; numpy's are too."""
+    if isinstance(value, bool):
+        return value
+    if not is_flag(value):
+        raise bad_type(argument, "True or False", shown(value))
+    return bool(value)
+
+
+def is_flag(value: Any) -> bool:
+    """Whether this is True or False, as Python, numpy or PyTorch has them."""
+    if isinstance(value, bool):
+        return True
+    return str(getattr(value, "dtype", "")) in ("bool", "torch.bool") and not getattr(value, "ndim", 1)
+
+
+def number(argument: str, value: Any, expected: str) -> float:
+    """A number as a plain float; numpy's numbers, and tensors and arrays of one, are numbers too."""
+    if isinstance(value, float):
+        return float(value)
+    try:
+        if not is_flag(value) and not isinstance(value, (str, bytes)) and not getattr(value, "ndim", 0):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass
+    raise bad_type(argument, expected, shown(value))
+
+
+def probability(argument: str, value: Any) -> float:
+    """A probability."""
+    expected = "a probability from 0 to 1"
+    if not 0 <= (share := number(argument, value, expected)) <= 1:
+        raise bad(argument, expected, shown(value))
+    return share
+
+
+def bound(argument: str, value: Any) -> float | None:
+    """A bound on the magnitude of c, or None."""
+    expected = "a positive number or None"
+    if value is None:
+        return None
+    if not (magnitude := number(argument, value, expected)) > 0:
+        raise bad(argument, expected, shown(value))
+    return magnitude
+
+
+def first_bias(argument: str, value: Any) -> float | None:
+    """What a bias starts at, or None."""
+    if value is None:
+        return None
+    if not math.isfinite(bias := number(argument, value, "a number or None")):
+        raise bad(argument, "a finite number or None", shown(value))
+    return bias
+
+
+def engine_name(argument: str, value: Any) -> str | None:
+    """An engine's name, or None."""
+    backends.named(value, argument)
+    return None if value is None else str(value)
+
+
+def check_dtype(dtype: Any) -> None:
+    """Check what parameters are made of."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise bad_type("dtype", "a floating-point dtype or None", shown(dtype))
+    if dtype is not None and dtype not in backends.FLOATS:
+        raise bad("dtype", "one of " + ", ".join(map(backends.short, backends.FLOATS)), dtype)
+
+
+def check_together(
+    hidden_size: int, proj_size: int, bias: bool, forget_bias: float | None, coupled: bool, layer_norm: bool
+) -> None:
+    """Check what options mean for each other."""
+    if proj_size >= hidden_size:
+        raise bad("proj_size", f"an integer from 0 to less than hidden_size = {hidden_size}", proj_size)
+    if coupled and layer_norm:
+        raise bad("coupled", "False with layer_norm, after which 1 - f is no gate of its own", coupled)
+    if forget_bias is not None and not bias:
+        raise bad("forget_bias", "None with bias=False", forget_bias)
+
+
+class Option(NamedTuple):
+    """What is known of an option."""
+
+    check: Callable[[str, Any], Any]  # takes its name and a value: the value as a plain one, or an error
+    default: Any
+    fixed: bool = True  # whether the parameters were made by it
+
+
+REQUIRED = object()
+OPTIONS = {
+    "input_size": Option(size, REQUIRED),
+    "hidden_size": Option(size, REQUIRED),
+    "num_layers": Option(size, 1),
+    "bias": Option(flag, True),
+    "batch_first": Option(flag, False, fixed=False),
+    "dropout": Option(probability, 0.0, fixed=False),
+    "bidirectional": Option(flag, False),
+    "proj_size": Option(size_or_none, 0),
+    "peephole": Option(flag, True),
+    "forget_bias": Option(first_bias, None),
+    "coupled": Option(flag, False),
+    "layer_norm": Option(flag, False),
+    "recurrent_dropout": Option(probability, 0.0, fixed=False),
+    "zoneout_h": Option(probability, 0.0, fixed=False),
+    "zoneout_c": Option(probability, 0.0, fixed=False),
+    "cell_clip": Option(bound, None, fixed=False),
+    "engine": Option(engine_name, None, fixed=False),
+}
+
+
+class WithOptions(nn.Module):
+    """A module whose options are checked whenever they are set, and which says what they are."""
+
+    _options: ClassVar[dict[str, Option]] = OPTIONS
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        option = self._options.get(name)
+        if option is not None:
+            value = option.check(name, value)
+            made = self.__dict__.get(name, value)
+            if option.fixed and made != value:
+                raise bad(name, f"{made!r}, for the parameters were made by it", repr(value))
+        super().__setattr__(name, value)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        """Load parameters; peepholes that lack beside weights that do not are zeros, as in torch.nn.LSTM."""
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        rest[-1].extend(parameters.zero_absent_peepholes(self, state_dict, prefix, assign))  # the messages
+
+    def _read(self, name: str) -> Any:
+        """A parameter, sooner than by PyTorch's own way, which is left to those that are parametrized."""
+        parameter = self._parameters.get(name)
+        return getattr(self, name) if parameter is None else parameter
+
+    def extra_repr(self) -> str:
+        """The sizes, and the options that differ from their defaults, as torch.nn.LSTM shows them."""
+        values = {name: getattr(self, name) for name in self._options}
+        shown = [
+            repr(value) if self._options[name].default is REQUIRED else f"{name}={value!r}"
+            for name, value in values.items()
+            if value != self._options[name].default
+        ]
+        return ", ".join(shown)

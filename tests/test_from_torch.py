@@ -1,0 +1,77 @@
+"""What is no plain torch.nn.LSTM, or no plain LSTM of ours, is not copied as if it were."""
+
+import pytest
+import torch
+from torch import nn
+from torch.ao.nn.quantized import dynamic as quantized
+from torch.nn.utils import parametrizations, prune
+
+from lstm_fused import LSTM, ArgumentError
+
+
+class Louder(nn.LSTM):
+    def forward(self, input, hx=None):
+        return super().forward(2 * input, hx)
+
+
+class Renamed(nn.LSTM):
+    pass
+
+
+def normed(lstm):
+    parametrizations.weight_norm(lstm, "weight_hh_l0", dim=0)
+    return lstm
+
+
+def pruned(lstm):
+    prune.random_unstructured(lstm, "weight_hh_l0", amount=0.5)
+    return lstm
+
+
+def on_the_cpu(cls):
+    with torch.device("cpu"):
+        return cls(5, 7)
+
+
+def mixed(lstm):
+    lstm.bias_hh_l0 = nn.Parameter(lstm.bias_hh_l0.double())
+    return lstm
+
+
+NOT_COPIED = {
+    "GRU": (lambda: nn.GRU(5, 7), "a torch.nn.LSTM, got GRU"),
+    "cell": (lambda: nn.LSTMCell(5, 7), "a torch.nn.LSTM, got LSTMCell"),
+    "state dict": (lambda: nn.LSTM(5, 7).state_dict(), "a torch.nn.LSTM, got OrderedDict"),
+    "ours": (lambda: LSTM(5, 7), "a torch.nn.LSTM, got LSTM"),
+    "None": (lambda: None, "a torch.nn.LSTM, got NoneType"),
+    "class": (lambda: nn.LSTM, "a torch.nn.LSTM, got type"),
+    "quantized": (lambda: on_the_cpu(quantized.LSTM), "a torch.nn.LSTM, got LSTM"),
+    "subclass": (lambda: Louder(5, 7), "a torch.nn.LSTM, got Louder, a subclass with a forward of its own"),
+    "weight norm": (lambda: normed(nn.LSTM(5, 7)), "plain parameters, not .*, got .*weight_hh_l0.original0"),
+    "pruned": (
+        lambda: pruned(nn.LSTM(5, 7)),
+        "plain parameters, not .*, got weight_hh_l0, weight_hh_l0_mask",
+    ),
+    "dtypes": (lambda: mixed(nn.LSTM(5, 7)), "parameters of one dtype on one device, got .*float32.* and "),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", NOT_COPIED)
+def test_from_torch_copies_nothing_else(name):
+    lstm, message = NOT_COPIED[name]
+    with pytest.raises(ArgumentError, match=f"^lstm: expected {message}"):
+        LSTM.from_torch(lstm())
+
+
+def test_from_torch_copies_a_subclass_that_computes_the_same():
+    theirs, x = Renamed(5, 7), torch.randn(4, 3, 5)
+    torch.testing.assert_close(LSTM.from_torch(theirs)(x)[0], theirs(x)[0])
+    with pytest.raises(ArgumentError, match="peephole: expected True or False, got 'no'"):
+        LSTM.from_torch(theirs, peephole="no")
+
+
+@pytest.mark.parametrize("change", [normed, pruned])
+def test_to_torch_copies_plain_parameters(change):
+    with pytest.raises(ArgumentError, match=r"weight_hh_l0.*: expected plain parameters, not parametrized"):
+        change(LSTM(5, 7, peephole=False)).to_torch()
