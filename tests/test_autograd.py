@@ -31,8 +31,8 @@ def make(engine, dtype=F64, **options):
 
 
 def sequences(dtype=F64):
-    x = torch.randn(3, 4, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
-    return x.to(dtype).requires_grad_()
+    torch.manual_seed(1)
+    return torch.randn(3, 4, 2, dtype=F64).to(dtype).requires_grad_()
 
 
 def penalty(lstm, x):

@@ -268,7 +268,7 @@ FUNCTIONAL_ERRORS = {
     "cell_clip": ({"cell_clip": -1}, "cell_clip: expected a positive number or None", "-1"),
     "reverse": ({"reverse": "no"}, "reverse: expected True or False", "'no'"),
     "sparse weight": (
-        {"weight_hh": zeros(28, 7).to_sparse()},
+        {"weight_hh": torch.zeros(28, 7, device="cpu").to_sparse()},
         "weight_hh: expected a dense tensor",
         "a sparse_coo one",
     ),
