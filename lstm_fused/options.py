@@ -173,10 +173,11 @@ class WithOptions(nn.Module):
 
     def extra_repr(self) -> str:
         """The sizes, and the options that differ from their defaults, as torch.nn.LSTM shows them."""
-        values = {name: getattr(self, name) for name in self._options}
-        shown = [
-            repr(value) if self._options[name].default is REQUIRED else f"{name}={value!r}"
-            for name, value in values.items()
-            if value != self._options[name].default
-        ]
-        return ", ".join(shown)
+        parts = []
+        for name, option in self._options.items():
+            value = getattr(self, name)
+            if option.default is REQUIRED:
+                parts.append(repr(value))
+            elif value != option.default:
+                parts.append(f"{name}={value!r}")
+        return ", ".join(parts)
