@@ -1,6 +1,7 @@
 """The autograd Functions around the operators: what is saved, and every derivative."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -45,8 +46,8 @@ class LSTMFunction(Function):
         *inputs, gain_hh, lengths, h_mask, zoneout_h, zoneout_c, reverse, cell_clip = arguments
         variant = (gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
         # Levels of transforms below this one record for themselves.
-        records = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-        with torch.set_grad_enabled(records), below_autograd():
+        lower = torch.enable_grad() if torch._C._are_functorch_transforms_active() else nullcontext()
+        with lower, below_autograd():
             return forward_op[engine](*inputs, lengths, reverse, True, *variant)
 
     @staticmethod
