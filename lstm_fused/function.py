@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor as is_batched
 from torch._functorch.utils import unwrap_dead_wrappers
 
 from lstm_fused import autocast, gradients, reference, tracing, transforms
@@ -65,11 +66,9 @@ class LSTMFunction(Function):
         y, _, _, c, gates = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(c, gates)
-        ctx.kept = None
-        if tracing.has_values(y):
-            ctx.kept = Version(y)
-            y = y.data  # without y's version, for which PyTorch would refuse a y that was changed
-        ctx.save_for_backward(*tensors, y, c, gates)
+        # PyTorch would refuse a saved y that was changed in place: what is saved has a version of its own.
+        ctx.kept = Version(y) if tracing.has_values(y) else None
+        ctx.save_for_backward(*tensors, y.clone() if ctx.kept is None else y.data, c, gates)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
@@ -83,7 +82,10 @@ class LSTMFunction(Function):
                 with torch.no_grad():
                     y = LSTMFunction.forward(ctx.engine, *tensors, *ctx.how)[0]
             given = dy, dh_n, dc_n, *tensors, y, c, gates
-            grads = LSTMBackwardFunction.apply(ctx.engine, needs, *ctx.how, (), *given)
+            # Of is_grads_batched, whose tensors lose what a Function records.
+            batched = torch.is_grad_enabled() and any(map(is_batched, transforms.there(given[:3])))
+            function = LSTMBackwardFunction.composed if batched else LSTMBackwardFunction.apply
+            grads = function(ctx.engine, needs, *ctx.how, (), *given)
         return None, *grads, *(None,) * 6
 
     @staticmethod

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from lstm_fused import tracing
-from lstm_fused.reference import EPS, accumulation_dtype, norm_backward, normalized
-from lstm_fused.reference import layer_norm as composed
+from lstm_fused.reference import EPS, accumulation_dtype, composed_layer_norm, norm_backward, normalized
 
 
 def layer_norm(v: Tensor, gain: Tensor) -> Tensor:
     """Gain * (v - mean) / sqrt(variance + 1e-5) over the last dimension of v [T, B, 4H]."""
     if tracing.recorded() or tracing.transformed():
-        return composed(v, gain)
+        return composed_layer_norm(v, gain)
     result: Tensor = LayerNorm.apply(v, gain)[0]
     return result
 

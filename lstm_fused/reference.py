@@ -284,9 +284,16 @@ def layer_norm(v: Tensor, gain: Tensor) -> Tensor:
     recording = torch.is_grad_enabled() and (v.requires_grad or gain.requires_grad)
     if recording or torch._C._are_functorch_transforms_active():
         # PyTorch's is wrong from the third derivative on, and in forward over forward mode.
-        wide = accumulation_dtype(v.dtype)
-        return (gain.to(wide) * normalized(v.to(wide))[0]).to(v.dtype)
+        return composed_layer_norm(v, gain)
     return F.layer_norm(v, gain.shape, gain, eps=EPS)
+
+
+def composed_layer_norm(v: Tensor, gain: Tensor) -> Tensor:
+    """The same, composed of operations that are differentiable any number of times."""
+    wide = accumulation_dtype(v.dtype)
+    if v.dtype == wide:
+        return gain * normalized(v)[0]
+    return (gain.to(wide) * normalized(v.to(wide))[0]).to(v.dtype)
 
 
 def norm_backward(da: Tensor, hw: Tensor, gain: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 
 from lstm_fused import reference
 from lstm_fused.gradients import PerInput
@@ -127,6 +128,7 @@ def vjp(function: Callable[..., Tensors], *primals: Tensor) -> tuple[Tensors, Ca
     if torch._C._are_functorch_transforms_active():
         result: Any = torch.func.vjp(function, *primals)  # whose type allows for a third part
         return result[0], result[1]
+    primals = unwrap_dead_wrappers(primals)  # of levels that have ended
     with torch.enable_grad():
         # Views, so that a primal computed from another counts by itself.
         leaves = tuple(p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in primals)

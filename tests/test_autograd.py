@@ -6,7 +6,7 @@ from harness import ENGINES_HERE
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.func import functional_call
+from torch.func import functional_call, grad, hessian, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
@@ -112,6 +112,25 @@ def test_batched_gradients(engine, options):
 
 @each_engine
 @each_option
+def test_batched_gradients_can_be_differentiated(engine, options):
+    lstm, x = make(engine, **options), sequences()[:2, :2].detach().requires_grad_()
+    found = []
+    for vectorize in (False, True):
+        curvature = torch.autograd.functional.hessian(
+            lambda x: lstm(x)[0].pow(2).sum(), x, create_graph=True, vectorize=vectorize
+        )
+        found.append(gradients(curvature.square().sum(), lstm, x))
+    torch.testing.assert_close(*found)
+    y, leaves = lstm(x)[0], [x, *lstm.parameters()]
+    vs = torch.randn(2, *y.shape, dtype=F64)
+    together = torch.autograd.grad(y, leaves, vs, is_grads_batched=True, create_graph=True)
+    alone = [torch.autograd.grad(y, leaves, v, create_graph=True) for v in vs]
+    sums = [sum(g.square().sum() for g in grads) for grads in (together, [g for one in alone for g in one])]
+    torch.testing.assert_close(*(torch.autograd.grad(value, leaves, retain_graph=True) for value in sums))
+
+
+@each_engine
+@each_option
 def test_gradchecks_of_batched_gradients(engine, options):
     lstm, x = make(engine, **options), sequences()[:2, :2].detach().requires_grad_()
     more = {"check_batched_grad": True, "fast_mode": False}
@@ -132,6 +151,22 @@ def test_outputs_may_be_changed_in_place(engine, options, dtype):
         slope = torch.autograd.grad(loss, [x, *lstm.parameters()], create_graph=True)
         found.append((*slope, *gradients(slope[0].square().sum(), lstm, x)))
     assert all(map(torch.equal, *found))
+
+
+@each_engine
+@each_option
+def test_outputs_may_be_changed_in_place_inside_transforms(engine, options):
+    lstm, x = make(engine, **options), sequences().detach()
+
+    def changed(x):
+        return lstm(x)[0].mul_(2).relu_().square().sum()
+
+    def plainly(x):
+        return (lstm(x)[0] * 2).relu().square().sum()
+
+    for transform in (grad, hessian, lambda f: vmap(grad(f))):
+        given = torch.stack([x, 2 * x]) if transform not in (grad, hessian) else x[:2]
+        torch.testing.assert_close(transform(changed)(given), transform(plainly)(given))
 
 
 @each_engine

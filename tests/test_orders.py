@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import EVERY_VARIANT, PLAIN, Case, make_tensors
 from harness import ENGINES_HERE, call
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import lstm_fused
 from lstm_fused import LSTM, LSTMCell
@@ -140,3 +140,26 @@ def test_a_function_of_plain_tensors_nests_too(engine):
         return lstm_fused.lstm(t["x"], weight_ih, t["weight_hh"], engine=engine)[0].sin().sum()
 
     check(loss, t["weight_ih"], ("FF", "FFF"))
+
+
+@each_engine
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "proj_size": 2, "layer_norm": True}])
+def test_pullbacks_outlive_their_level(engine, options):
+    torch.manual_seed(0)
+    lstm, x = LSTM(2, 3, dtype=F64, engine=engine, **options), torch.randn(3, 2, 2, dtype=F64)
+    v, leaf = torch.randn_like(x), x.clone().requires_grad_()
+
+    def loss(x):
+        return lstm(x)[0].sin().sum()
+
+    slope = torch.autograd.grad(loss(leaf), leaf, create_graph=True)[0]
+    curvature = torch.autograd.grad(slope, leaf, v, create_graph=True)[0]
+    one = torch.ones((), dtype=F64)
+    for first in (grad(loss), lambda x: vjp(loss, x)[1](one)[0]):
+        pullback = vjp(first, x)[1]
+        for _ in range(2):
+            torch.testing.assert_close(pullback(v)[0], curvature, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(vmap(pullback)(v[None])[0][0], curvature, rtol=1e-9, atol=1e-12)
+    bent = vjp(grad(lambda x: (grad(loss)(x) * v).sum()), x)[1](v)[0]
+    third = torch.autograd.grad(curvature, leaf, v)[0]
+    torch.testing.assert_close(bent, third, rtol=1e-9, atol=1e-12)

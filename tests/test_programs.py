@@ -142,6 +142,29 @@ def test_a_traced_program_trains(engine, recording, tmp_path):
 
 
 @each_engine
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "proj_size": 2}], ids=["one", "deep"])
+def test_outputs_changed_in_place_inside_a_compiled_function(engine, options):
+    net, x = make(engine, **options)
+
+    def changed(x):
+        return net.lstm(x)[0].mul_(2).relu_().square().sum()
+
+    compiled = torch.compile(changed, backend="aot_eager", fullgraph=True)
+    slopes = [torch.autograd.grad(f(x), list(net.lstm.parameters())) for f in (compiled, changed)]
+    close(*slopes)
+
+
+@each_engine
+@pytest.mark.parametrize("recording", [True, False], ids=["grad", "no_grad"])
+def test_programs_of_a_layer_norm(engine, recording):
+    net, x = make(engine, layer_norm=True)
+    with torch.set_grad_enabled(recording):
+        programs = torch.jit.trace(net, (x,)), torch.export.export(net, (x,)).module()
+    for program in programs:
+        close(gradients(program, 2 * x), gradients(net, 2 * x))
+
+
+@each_engine
 def test_a_compiled_cell_trains_in_a_loop(engine):
     torch._dynamo.reset()
     cell, x = LSTMCell(3, 4, dtype=F64, engine=engine), torch.randn(3, 2, 3, dtype=F64)
