@@ -24,37 +24,27 @@ def requires_grad(arguments: Iterable[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
 
 
-def differentiable_forward(
-    engine: str,
-    x: Tensor,
-    weight_ih: Tensor | None,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    peephole: Tensor | None,
-    weight_hr: Tensor | None,
-    h0: Tensor,
-    c0: Tensor,
-    lengths: Tensor | None,
-    reverse: bool,
-    save: bool,
-    gain_hh: Tensor | None = None,
-    h_mask: Tensor | None = None,
-    zoneout_h: Tensor | None = None,
-    zoneout_c: Tensor | None = None,
-    cell_clip: float | None = None,
-) -> Tensors:
+def whole(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """All operands of the forward operator; the dispatcher leaves out what is as by default."""
+    return operands + (None,) * (16 - len(operands))
+
+
+def as_in_function(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The tensors among them in the order of `LSTMFunction`: inputs, then lengths and masks."""
+    return *operands[:8], operands[11], operands[8], *operands[12:15]
+
+
+def differentiable_forward(engine: str, *arguments: Any) -> Tensors:
     """The forward operator where derivatives may be asked for: its autograd kernel."""
-    inputs = x, weight_ih, weight_hh, bias, peephole, weight_hr, h0, c0, gain_hh
-    fixed = lengths, h_mask, zoneout_h, zoneout_c
-    if not (tracing.transformed() or requires_grad(inputs)):
+    arguments = whole(arguments)
+    tensors, reverse, save, cell_clip = as_in_function(arguments), *arguments[9:11], arguments[15]
+    if not (tracing.transformed() or requires_grad(tensors[:9])):
         with below_autograd():
-            variant = gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip
-            return forward_op[engine](*inputs[:8], lengths, reverse, save, *variant)
-    arguments = engine, *inputs, *fixed, reverse, cell_clip
+            return forward_op[engine](*arguments)
     if tracing.forward_levels():  # a jvp that transforms cannot be asked for in the middle of one
-        return LSTMFunction.composed(*arguments)
+        return LSTMFunction.composed(engine, *tensors, reverse, cell_clip)
     with enable_single_level_autograd_function():
-        y, h_n, c_n, c, gates = LSTMFunction.apply_once(*arguments)
+        y, h_n, c_n, c, gates = LSTMFunction.apply_once(engine, *tensors, reverse, cell_clip)
     return (y, h_n, c_n, c, gates) if save else (y, h_n, c_n, c.new_empty(0), gates.new_empty(0))
 
 
@@ -75,26 +65,18 @@ def once_differentiable_backward(engine: str, *arguments: Any) -> Tensors:
 
 def vmapped_forward(engine: str, info: Any, dims: Axes, *arguments: Any) -> tuple[Optionals, Axes]:
     """The forward operator over a batch of calls: its vmap kernel."""
-    arguments += (None,) * (16 - len(arguments))  # the dispatcher leaves out what is as by default
-    dims += (None,) * (16 - len(dims))
-    reverse, save, cell_clip = arguments[9], arguments[10], arguments[15]
+    dims, arguments = whole(dims), whole(arguments)
+    reverse, save, cell_clip = *arguments[9:11], arguments[15]
 
     def call(*tensors: Any) -> Tensors:
         *inputs, gain_hh, lengths, h_mask, zoneout_h, zoneout_c = tensors
         variant = gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip
         return forward_op[engine](*inputs, lengths, reverse, save, *variant)
 
-    def as_in_function(operands: tuple[Any, ...]) -> tuple[Any, ...]:
-        return *operands[:8], operands[11], operands[8], *operands[12:15]
-
-    outputs, axes = transforms.vmapped(
-        call,
-        info.batch_size,
-        as_in_function(dims),
-        as_in_function(arguments),
-        transforms.OUTPUTS if save else transforms.STATES,
+    out_axes = transforms.OUTPUTS if save else transforms.STATES
+    return transforms.vmapped(
+        call, info.batch_size, as_in_function(dims), as_in_function(arguments), out_axes
     )
-    return outputs, axes
 
 
 for _engine in ENGINES:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lstm_fused import tracing
-from lstm_fused.reference import EPS, accumulation_dtype, composed_layer_norm, norm_backward, normalized
+from lstm_fused.gradients import gain_hh_gradient
+from lstm_fused.reference import EPS, accumulation_dtype, composed_layer_norm, norm_backward
 
 
 def layer_norm(v: Tensor, gain: Tensor) -> Tensor:
@@ -41,7 +42,6 @@ class LayerNorm(torch.autograd.Function):
                 d, v, gain.shape, mean, rstd, gain, None, needs
             )
             return dv, d_gain
-        wide = accumulation_dtype(v.dtype)
+        dtype, wide = v.dtype, accumulation_dtype(v.dtype)
         d, v, gain = d.to(wide), v.to(wide), gain.to(wide)
-        dv, d_gain = norm_backward(d, v, gain), (d * normalized(v)[0]).sum((0, 1))
-        return dv.to(mean.dtype), d_gain
+        return norm_backward(d, v, gain).to(dtype), gain_hh_gradient(d, v).to(dtype)
