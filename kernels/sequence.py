@@ -1,7 +1,9 @@
 """The sequence as a single launch, of a resident or a cooperative kernel; of that for part of the batch."""
 
 import torch
-from lstm_fused.kernels.choose import Plan
+from functools import cache
+
+from lstm_fused.kernels.choose import Layer, Plan
 from lstm_fused.kernels.cooperative import (
     lstm_backward_cooperative_kernel,
     lstm_forward_cooperative_kernel,
@@ -31,6 +33,16 @@ def forward(
     rows, columns = plan.grid(B, H)
     if plan.kernel == "resident":
         lstm_forward_resident_kernel[(rows,)](*tensors, T, B, H, reverse, **plan.options)
+    elif plan.kernel == "persistent":
+        from lstm_fused.kernels.persistent import lstm_forward_persistent_kernel
+
+        layer = Layer("forward", H, B, y.dtype, plan.precision)
+        width = plan.terms(layer) * plan.num_warps
+        exchange, counters = zeros(y, 2 * rows * plan.BB * width, rows)
+        for first, tiles in plan.waves(rows):
+            lstm_forward_persistent_kernel[(tiles, columns)](
+                *tensors, exchange, counters, late(y), T, B, first, rows, H, reverse, **plan.options
+            )
     else:
         tensors += (y.new_empty(2, B, H), zero_counters(y, rows))
         for first, tiles in plan.waves(rows):
@@ -59,6 +71,18 @@ def backward(
     rows, columns = plan.grid(B, H)
     found = torch.empty_like(c0), torch.empty_like(c0), c0.new_empty(4 * H), c0.new_empty(3 * H)
     tensors = (dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, lengths, dxw, *found)
+    if plan.kernel == "persistent":
+        from lstm_fused.kernels.persistent import lstm_backward_persistent_kernel
+
+        layer = Layer("backward", H, B, gates.dtype, plan.precision)
+        width = plan.terms(layer) * plan.num_warps
+        exchange, counters = zeros(dxw, 2 * rows * plan.BB * width, rows + columns)
+        tensors += (c.new_empty(rows, 7, H), exchange, counters, late(c))
+        for first, tiles in plan.waves(rows):
+            lstm_backward_persistent_kernel[(tiles, columns)](
+                *tensors, T, B, first, rows, H, reverse, **plan.options
+            )
+        return found
     tensors += (c.new_empty(rows, 7, H), zero_counters(c, rows + columns))
     if plan.kernel == "resident":
         lstm_backward_resident_kernel[(rows,)](*tensors, T, B, rows, H, reverse, **plan.options)
@@ -73,3 +97,28 @@ def backward(
 def zero_counters(like: Tensor, number: int) -> Tensor:
     """What programs count their arrivals with; a count that outlived its launch would break the next."""
     return torch.zeros(number, dtype=torch.int32, device=like.device)
+
+
+def zeros(like: Tensor, numbers: int, counters: int) -> tuple[Tensor, Tensor]:
+    """So many numbers of the tensor's dtype, and counters, all zero, from one piece of memory."""
+    words = -(-numbers * like.itemsize // 16) * 4
+    memory = torch.zeros(words + counters, dtype=torch.int32, device=like.device)
+    return memory[:words].view(like.dtype)[:numbers], memory[words:]
+
+
+@cache
+def late_on(device: torch.device) -> Tensor:
+    """A number that a kernel sets when it gives up waiting; the host reads it without asking the card."""
+    return torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+
+
+def late(like: Tensor) -> Tensor:
+    """That number, checked: an earlier launch on this device may have set it."""
+    number = late_on(like.device)
+    if number.item():
+        number.zero_()
+        raise RuntimeError(
+            "a program of an earlier LSTM launch on this card waited for others in vain, so that launch's "
+            "results are wrong; LSTM_FUSED_GPU=step uses kernels that never wait"
+        )
+    return number
