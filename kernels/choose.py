@@ -26,10 +26,13 @@ WAITING = ("persistent", "cooperative")
 # as bench/roofline.py predicts; more than two are not worth it.
 TWICE = {"forward": 1024, "backward": 512}
 
+# The cards with a maximum of two 16-bit numbers in one instruction.
+NATIVE_MAXIMUM = ("sm_90", "sm_100", "sm_103", "sm_120")
+
 # Registers for each thread, where the assembler would rather spill a few than take more on its own.
 ROOMY = 255
-# What a thread of a persistent kernel can hold of operands and sums without spilling, in registers.
-HELD = 208
+# What a thread of a persistent kernel can hold without spilling, in registers: weights, all operands and sums.
+HELD = {"forward": (128, 208), "backward": (96, 176)}
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class Plan:
     num_warps: int
     num_stages: int = 1
     maxnreg: int | None = None
-    AHEAD: int | None = None  # pieces of BK terms that are loaded before the first product
+    PIECES: int | None = None  # of BK terms each, that a warp of a persistent kernel gathers at once
+    POLL: bool = False  # whether it waits for a few words before it gathers all
+    NATIVE: bool = False  # whether the card compares two 16-bit numbers in one instruction
     at_once: int | None = None  # batch tiles of one launch; None: all of them
 
     def grid(self, B: int, N: int) -> tuple[int, int]:
@@ -98,7 +103,7 @@ class Plan:
         if self.kernel in WAITING:
             tiles["launch_cooperative_grid"] = True
         if self.kernel == "persistent":
-            tiles |= {"AHEAD": self.AHEAD, "NUM_WARPS": self.num_warps}
+            tiles |= {"PIECES": self.PIECES, "POLL": self.POLL, "NATIVE": self.NATIVE, "NUM_WARPS": self.num_warps}
         if self.maxnreg is not None and torch.version.hip is None:
             tiles["maxnreg"] = self.maxnreg
         return tiles | {"num_warps": self.num_warps, "num_stages": self.num_stages}
@@ -119,11 +124,13 @@ class Plan:
         K = layer.H if layer.direction == "forward" else 4 * layer.H
         return -(-K // (self.num_warps * self.BK)) * self.BK
 
-    def held(self, layer: Layer) -> int:
-        """Registers of a thread that hold operands and sums in a persistent kernel."""
-        N = self.BH * (4 if layer.direction == "forward" else 1)
-        operands = (self.BB + N) * self.terms(layer) * layer.dtype.itemsize // 128
-        return operands + self.BB * N // (32 if layer.direction == "forward" else 16)
+    def held(self, layer: Layer) -> tuple[int, int]:
+        """Registers of a thread of a persistent kernel that hold weights, and all operands and sums."""
+        forward, size = layer.direction == "forward", layer.dtype.itemsize
+        N = self.BH * (4 if forward else 1)
+        weights = N * self.terms(layer) * size // 128
+        gathered = self.BB * self.BK * (self.PIECES or 0) * size // 128
+        return weights, weights + gathered + self.BB * N // (32 if forward else 16)
 
 
 def plans(kernel: str, layer: Layer) -> Iterator[Plan]:
@@ -139,9 +146,9 @@ def plans(kernel: str, layer: Layer) -> Iterator[Plan]:
     elif kernel == "persistent":
         K = layer.H if layer.direction == "forward" else 4 * layer.H
         BK = 32 if layer.dtype.itemsize == 4 or -(-K // 256) % 2 else 64
-        for BB, BH in ((16, 16), (32, 16), (16, 8), (32, 8)):
+        for BB, BH, parts in product((16, 32), (16, 8), (1, 2, 3)):
             plan = Plan("persistent", layer.precision, BB, BH, BK, 8)
-            yield replace(plan, AHEAD=plan.terms(layer) // BK)
+            yield replace(plan, PIECES=-(-(plan.terms(layer) // BK) // parts))
     else:
         own_products = layer.dtype == torch.float32 and layer.precision == "ieee"  # not on tensor cores
         tight = own_products or (layer.direction == "backward" and layer.H > 768)
@@ -160,8 +167,8 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
             reasons.append("runs on NVIDIA's cards")
         if layer.dtype == torch.float64 or (layer.dtype == torch.float32 and layer.precision == "ieee"):
             reasons.append("takes products that tensor cores form")
-        if plan.held(layer) > HELD:
-            reasons.append(f"would hold {plan.held(layer)} of {HELD} registers")
+        if any(held > most for held, most in zip(plan.held(layer), HELD[layer.direction], strict=True)):
+            reasons.append("would spill registers")
     if layer.projection:
         reasons.append("takes no projection")
     if layer.varied:
@@ -198,7 +205,8 @@ def fitting(kernel: str, layer: Layer, card: Card) -> list[Plan]:
     """The tiles that a kernel can run a layer with, those in the fewest launches first."""
     found = [plan for plan in plans(kernel, layer) if not why_not(plan, layer, card)]
     if kernel in WAITING:
-        found = [replace(plan, at_once=tiles_at_once(plan, layer, card)) for plan in found]
+        native = card.capability in NATIVE_MAXIMUM
+        found = [replace(plan, at_once=tiles_at_once(plan, layer, card), NATIVE=native) for plan in found]
     return sorted(found, key=lambda plan: launches(plan, layer))
 
 

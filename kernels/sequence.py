@@ -3,7 +3,7 @@
 import torch
 from functools import cache
 
-from lstm_fused.kernels.choose import Layer, Plan
+from lstm_fused.kernels.choose import Plan
 from lstm_fused.kernels.cooperative import (
     lstm_backward_cooperative_kernel,
     lstm_forward_cooperative_kernel,
@@ -36,12 +36,10 @@ def forward(
     elif plan.kernel == "persistent":
         from lstm_fused.kernels.persistent import lstm_forward_persistent_kernel
 
-        layer = Layer("forward", H, B, y.dtype, plan.precision)
-        width = plan.terms(layer) * plan.num_warps
-        exchange, counters = zeros(y, 2 * rows * plan.BB * width, rows)
+        exchange = all_ones(y, (T + 1) * rows * plan.BB * columns * plan.BH)
         for first, tiles in plan.waves(rows):
             lstm_forward_persistent_kernel[(tiles, columns)](
-                *tensors, exchange, counters, late(y), T, B, first, rows, H, reverse, **plan.options
+                *tensors, exchange, blank_on(y.device), late(y), T, B, first, rows, H, reverse, **plan.options
             )
     else:
         tensors += (y.new_empty(2, B, H), zero_counters(y, rows))
@@ -74,10 +72,8 @@ def backward(
     if plan.kernel == "persistent":
         from lstm_fused.kernels.persistent import lstm_backward_persistent_kernel
 
-        layer = Layer("backward", H, B, gates.dtype, plan.precision)
-        width = plan.terms(layer) * plan.num_warps
-        exchange, counters = zeros(dxw, 2 * rows * plan.BB * width, rows + columns)
-        tensors += (c.new_empty(rows, 7, H), exchange, counters, late(c))
+        exchange = all_ones(dxw, T * rows * plan.BB * 4 * columns * plan.BH)
+        tensors += (c.new_empty(rows, 7, H), exchange, blank_on(c.device), zero_counters(c, columns), late(c))
         for first, tiles in plan.waves(rows):
             lstm_backward_persistent_kernel[(tiles, columns)](
                 *tensors, T, B, first, rows, H, reverse, **plan.options
@@ -99,11 +95,16 @@ def zero_counters(like: Tensor, number: int) -> Tensor:
     return torch.zeros(number, dtype=torch.int32, device=like.device)
 
 
-def zeros(like: Tensor, numbers: int, counters: int) -> tuple[Tensor, Tensor]:
-    """So many numbers of the tensor's dtype, and counters, all zero, from one piece of memory."""
-    words = -(-numbers * like.itemsize // 16) * 4
-    memory = torch.zeros(words + counters, dtype=torch.int32, device=like.device)
-    return memory[:words].view(like.dtype)[:numbers], memory[words:]
+def all_ones(like: Tensor, numbers: int) -> Tensor:
+    """So many numbers of the tensor's dtype whose bits are all ones, which no program ever publishes."""
+    words = -(-numbers * like.itemsize // 4)
+    return torch.full((words,), -1, dtype=torch.int32, device=like.device).view(like.dtype)
+
+
+@cache
+def blank_on(device: torch.device) -> Tensor:
+    """Zeros, where a program gathers what no program publishes."""
+    return torch.zeros(16, dtype=torch.int32, device=device)
 
 
 @cache
