@@ -76,7 +76,7 @@ def cell_backward(dm, dc, gates, c, c_prev, p, PEEPHOLE: tl.constexpr, CLIP: tl.
 @triton.jit
 def load_peephole(peephole, cols, H: tl.constexpr, WIDE: tl.constexpr):
     """p_i, p_f, p_o of these columns, each [1, BH]; zeros that nobody reads where there are none."""
-    p_i = tl.zeros_like(cols).to(WIDE)
+    p_i = (cols * 0).to(WIDE)
     p_f, p_o = p_i, p_i
     if peephole is not None:
         mask = cols < H

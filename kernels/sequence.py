@@ -34,9 +34,9 @@ def forward(
     if plan.kernel == "resident":
         lstm_forward_resident_kernel[(rows,)](*tensors, T, B, H, reverse, **plan.options)
     elif plan.kernel == "persistent":
-        from lstm_fused.kernels.persistent import lstm_forward_persistent_kernel
+        from lstm_fused.kernels.persistent import RING, lstm_forward_persistent_kernel
 
-        exchange = all_ones(y, (T + 1) * rows * plan.BB * columns * plan.BH)
+        exchange = all_ones(y, RING.value * rows * plan.BB * columns * plan.BH)
         for first, tiles in plan.waves(rows):
             lstm_forward_persistent_kernel[(tiles, columns)](
                 *tensors, exchange, blank_on(y.device), late(y), T, B, first, rows, H, reverse, **plan.options
@@ -70,9 +70,9 @@ def backward(
     found = torch.empty_like(c0), torch.empty_like(c0), c0.new_empty(4 * H), c0.new_empty(3 * H)
     tensors = (dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, lengths, dxw, *found)
     if plan.kernel == "persistent":
-        from lstm_fused.kernels.persistent import lstm_backward_persistent_kernel
+        from lstm_fused.kernels.persistent import RING, lstm_backward_persistent_kernel
 
-        exchange = all_ones(dxw, T * rows * plan.BB * 4 * columns * plan.BH)
+        exchange = all_ones(dxw, RING.value * rows * plan.BB * 4 * columns * plan.BH)
         tensors += (c.new_empty(rows, 7, H), exchange, blank_on(c.device), zero_counters(c, columns), late(c))
         for first, tiles in plan.waves(rows):
             lstm_backward_persistent_kernel[(tiles, columns)](
