@@ -1,13 +1,13 @@
 """How the programs of a persistent kernel hand h or da to one another: through L2, each number its own flag.
 
-A slot of the exchange holds one step. Before a program has published a number, all of its bits are ones; whoever
-gathers it loads it again until they are not. So there is no counter, no barrier and, but for one every `BANK`
-steps, no fence, and a number is on its way as soon as it is known. The slots are few enough to stay in L2, where
-a slot for each step would come back from memory: measured on an H200, docs/gpu.
+A slot of the exchange holds one step. Before a program has published a number, all of its bits are ones;
+whoever gathers it loads it again until they are not. So there is no counter, no barrier and, but for one in
+`BANK` steps, no fence, and a number is on its way as soon as it is known. The slots are few enough to stay in
+L2, where a slot for each step would come back from memory (measured on an H200, docs/gpu).
 
-A program empties its numbers of the steps that all have gathered, `BANK` slots at a time, and then fences. `RING`
-is three banks: after a slot was emptied, every program goes through that fence once more before it gathers from
-the slot, so it cannot see what stood there a round before.
+A program empties its numbers of steps that all have gathered, `BANK` slots at a time, and then fences. `RING`
+is three banks: after a slot was emptied every program goes through that fence once more before it gathers
+from the slot, so it cannot see what stood there a round before.
 """
 
 from triton.experimental import gluon
@@ -23,7 +23,7 @@ def gather_text(pieces, elements, contiguous, size, native):
     """Load pieces of 16 or 8 bytes each, again and again until none of their numbers is all ones.
 
     Args:
-        pieces: how many tensors there are; the operands are what is loaded of each, their pointers, and late's.
+        pieces: how many tensors there are; operands are what is loaded of each, its pointers, and late's.
         elements: numbers of each that a thread has.
         contiguous: how many of these lie together in memory.
         size: bytes of a number, 2 or 4.
@@ -39,14 +39,18 @@ def gather_text(pieces, elements, contiguous, size, native):
                 merge.append(f"max.u32 most, most, {register};")
             elif native:
                 merge.append(f"max.u16x2 most, most, {register};")
-            else:  # a half of x that is all ones is a zero half of ~x, which lends a bit when 1 is taken from it
+            else:  # a half that is all ones is zero in ~x, and borrows when 1 is taken from it
                 merge += [f"not.b32 rest, {register};", "sub.u32 rest, rest, 65537;"]
                 merge += [f"and.b32 rest, rest, {register};", "or.b32 most, most, rest;"]
     if size == 4:
         test = ["setp.eq.u32 stale, most, -1;"]
     elif native:
         test = ["shr.u32 rest, most, 16;", "setp.eq.u32 stale, rest, 65535;"]
-        test += ["and.b32 rest, most, 65535;", "setp.eq.u32 more, rest, 65535;", "or.pred stale, stale, more;"]
+        test += [
+            "and.b32 rest, most, 65535;",
+            "setp.eq.u32 more, rest, 65535;",
+            "or.pred stale, stale, more;",
+        ]
     else:
         test = ["and.b32 rest, most, -2147450880;", "setp.ne.u32 stale, rest, 0;"]
     late = f"[${outputs + pieces * elements}]"
@@ -98,24 +102,22 @@ def gather(
     CONSTRAINTS: gl.constexpr = gather_constraints(len(pointers), ELEMENTS, SIZE)
     KINDS: gl.constexpr = repeated(KIND, len(pointers))
     lates = gl.zeros_like(pointers[0]) + late.to(gl.int64)
-    return gl.inline_asm_elementwise(TEXT, CONSTRAINTS, pointers + (lates,), KINDS, False, ELEMENTS)
+    operands = pointers + (lates,)  # noqa: RUF005, Triton knows no other way
+    return gl.inline_asm_elementwise(TEXT, CONSTRAINTS, operands, KINDS, is_pure=False, pack=ELEMENTS)
 
 
 @gluon.jit
 def publish(pointers, values):
-    """Store numbers for other programs to gather; the pattern that means nothing yet is not among them."""
-    if values.dtype.primitive_bitwidth == 16:
-        bits = values.to(gl.int16, bitcast=True)
-        bits = gl.where(bits == -1, 0x7FFF, bits)
-        gl.inline_asm_elementwise(
-            "st.relaxed.gpu.global.b16 [$1], $2; mov.b32 $0, 0;", "=r,l,h", [pointers.to(gl.int64), bits], gl.int32, False, 1
-        )
-    else:
-        bits = values.to(gl.int32, bitcast=True)
-        bits = gl.where(bits == -1, 0x7FFFFFFF, bits)
-        gl.inline_asm_elementwise(
-            "st.relaxed.gpu.global.b32 [$1], $2; mov.b32 $0, 0;", "=r,l,r", [pointers.to(gl.int64), bits], gl.int32, False, 1
-        )
+    """Store numbers for other programs to gather; NaN are stored as one whose bits are not all ones."""
+    WORD: gl.constexpr = gl.int16 if values.dtype.primitive_bitwidth == 16 else gl.int32
+    TEXT: gl.constexpr = "st.relaxed.gpu.global.b16" if gl.int16 == WORD else "st.relaxed.gpu.global.b32"
+    CONSTRAINTS: gl.constexpr = "=r,l,h" if gl.int16 == WORD else "=r,l,r"
+    bits = values.to(WORD, bitcast=True)
+    bits = gl.where(bits == -1, 0x7FFF if gl.int16 == WORD else 0x7FFFFFFF, bits)
+    operands = pointers.to(gl.int64), bits
+    gl.inline_asm_elementwise(
+        TEXT + " [$1], $2; mov.b32 $0, 0;", CONSTRAINTS, operands, gl.int32, is_pure=False, pack=1
+    )
 
 
 @gluon.jit
@@ -127,7 +129,9 @@ def empty(pointers, KIND: gl.constexpr):
 
 @gluon.jit
 def fence(NUM_WARPS: gl.constexpr):
-    """What this thread stored before is seen by whoever sees what it stores after; and the same of its loads."""
+    """Whoever sees what this thread stores after it sees what it stored before, if they fence too."""
     each: gl.constexpr = gl.BlockedLayout([1], [32], [NUM_WARPS], [0])
     zeros = gl.zeros([32 * NUM_WARPS], gl.int32, each)
-    gl.inline_asm_elementwise("fence.acq_rel.gpu; mov.b32 $0, $1;", "=r,r", [zeros], gl.int32, False, 1)
+    gl.inline_asm_elementwise(
+        "fence.acq_rel.gpu; mov.b32 $0, $1;", "=r,r", [zeros], gl.int32, is_pure=False, pack=1
+    )

@@ -1,9 +1,9 @@
 """The persistent kernels: the cooperative scheme with the recurrent weights in registers, for NVIDIA's cards.
 
-A program owns a tile of hidden columns of some batch rows, for all steps, like a cooperative kernel's. Its warps
-share out the terms of the product (split K): each holds its part of the weights as operands of its matrix
-instructions, loads h (backward: da) from L2 straight into the other operands, and adds up its own terms; the warps'
-sums meet in shared memory. Written in Gluon, where layouts are explicit.
+A program owns a tile of hidden columns of some batch rows, for all steps, like a cooperative kernel's. Its
+warps share out the terms of the product (split K): each holds its part of the weights as operands of its
+matrix instructions, gathers h (backward: da) from L2 straight into the other operands, and adds up its own
+terms; the warps' sums meet in shared memory. Written in Gluon, where layouts are explicit.
 """
 
 from lstm_fused.kernels import cell, sums
@@ -20,6 +20,7 @@ load_peephole = gluon.jit(cell.load_peephole.fn)
 store_gates = gluon.jit(cell.store_gates.fn)
 add_step = gluon.jit(sums.add_step.fn)
 finish = gluon.jit(sums.finish.fn)
+
 
 @gluon.jit(do_not_specialize=["T", "B", "first", "tiles"])
 def lstm_forward_persistent_kernel(
@@ -54,7 +55,9 @@ def lstm_forward_persistent_kernel(
 ):
     """The whole sequence; programs [batch tile, hidden tile]."""
     KIND: gl.constexpr = h0.dtype.element_ty
-    K_WIDTH: gl.constexpr = 16 // (KIND.primitive_bitwidth // 8) if BK % 64 == 0 or KIND.primitive_bitwidth == 32 else BK // 8
+    K_WIDTH: gl.constexpr = (
+        16 // (KIND.primitive_bitwidth // 8) if BK % 64 == 0 or KIND.primitive_bitwidth == 32 else BK // 8
+    )
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
     left: gl.constexpr = gl.DotOperandLayout(0, mma, K_WIDTH)
     right: gl.constexpr = gl.DotOperandLayout(1, mma, K_WIDTH)
@@ -134,8 +137,7 @@ def lstm_forward_persistent_kernel(
         c = gl.where(valid, c_t, c)
         publish(own + (step + 1) % RING * slot, h)
         if (step % BANK == 0) & (step > 0):
-            # All programs have published the h that this step began with, so all have gathered those before it.
-            # They gather from these slots again RING steps later, with one such fence at least in between.
+            # All programs have published the h that this step began with, so all have gathered those before.
             for back in gl.static_range(1, BANK + 1):
                 empty(own + (step - back) % RING * slot, KIND)
             fence(NUM_WARPS)
@@ -148,7 +150,9 @@ def lstm_forward_persistent_kernel(
 
 
 @gluon.jit
-def load_saved(dy, c_all, c0, gates_all, step, T, B, rows, cols, mask, H: gl.constexpr, REVERSE: gl.constexpr):
+def load_saved(
+    dy, c_all, c0, gates_all, step, T, B, rows, cols, mask, H: gl.constexpr, REVERSE: gl.constexpr
+):
     """What the backward pass reads of a step, ``step`` steps before the last: dy, c before it, the gates."""
     t = step if REVERSE else T - 1 - step
     before = t + 1 if REVERSE else t - 1
@@ -201,11 +205,15 @@ def lstm_backward_persistent_kernel(
 ):
     """The whole sequence, from its last step to its first; programs [batch tile, hidden tile]."""
     KIND: gl.constexpr = dxw.dtype.element_ty
-    K_WIDTH: gl.constexpr = 16 // (KIND.primitive_bitwidth // 8) if BK % 64 == 0 or KIND.primitive_bitwidth == 32 else BK // 8
+    K_WIDTH: gl.constexpr = (
+        16 // (KIND.primitive_bitwidth // 8) if BK % 64 == 0 or KIND.primitive_bitwidth == 32 else BK // 8
+    )
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
     left: gl.constexpr = gl.DotOperandLayout(0, mma, K_WIDTH)
     right: gl.constexpr = gl.DotOperandLayout(1, mma, K_WIDTH)
-    sums_of: gl.constexpr = gl.BlockedLayout([NUM_WARPS, 1, 1], [1, 32 // BH, BH], [1, NUM_WARPS, 1], [2, 1, 0])
+    sums_of: gl.constexpr = gl.BlockedLayout(
+        [NUM_WARPS, 1, 1], [1, 32 // BH, BH], [1, NUM_WARPS, 1], [2, 1, 0]
+    )
     cells: gl.constexpr = gl.BlockedLayout([1, 1], [32 // BH, BH], [NUM_WARPS, 1], [1, 0])
     PIECE: gl.constexpr = (4 * H + NUM_WARPS * BK - 1) // (NUM_WARPS * BK) * BK  # terms of one warp
     WIDTH: gl.constexpr = PIECE * NUM_WARPS // 4  # columns of a gate
@@ -249,7 +257,9 @@ def lstm_backward_persistent_kernel(
         dc = gl.load(dc_n + state, mask, other=0).to(gl.float32)
     last = 0 if REVERSE else T - 1
     c = gl.load(c_all + (gl.to_tensor(last).to(gl.int64) * B * H + state), mask, other=0)
-    dy_t, c_prev, i, f, g, o = load_saved(dy, c_all, c0, gates_all, gl.to_tensor(0), T, B, rows, cols, mask, H, REVERSE)
+    dy_t, c_prev, i, f, g, o = load_saved(
+        dy, c_all, c0, gates_all, gl.to_tensor(0), T, B, rows, cols, mask, H, REVERSE
+    )
     sums = (zero, zero, zero, zero, zero, zero, zero)
     for step in range(T):
         t = step if REVERSE else T - 1 - step
@@ -262,7 +272,7 @@ def lstm_backward_persistent_kernel(
         publish(there + 2 * COLUMNS, gl.where(valid, da_g, 0.0).to(KIND))
         publish(there + 3 * COLUMNS, gl.where(valid, da_o, 0.0).to(KIND))
         if (step % BANK == 1) & (step > 1):
-            # All programs have published the da before this one, so all have gathered those before that.
+            # All programs have published the da of the step before, so all have gathered those before it.
             for back in gl.static_range(2, BANK + 2):
                 for gate in gl.static_range(4):
                     empty(own + (step - back) % RING * slot + gate * COLUMNS, KIND)

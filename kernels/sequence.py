@@ -1,8 +1,8 @@
 """The sequence as a single launch, of a resident or a cooperative kernel; of that for part of the batch."""
 
-import torch
 from functools import cache
 
+import torch
 from lstm_fused.kernels.choose import Plan
 from lstm_fused.kernels.cooperative import (
     lstm_backward_cooperative_kernel,
