@@ -17,6 +17,8 @@ EDGES = [
 ]
 # At most, in units in the last place; PyTorch's own sigmoid on a CPU is off by 2.5.
 UNITS = {"sigmoid": 3, "tanh": 3, "quotient": 0.5, "root": 0.5}
+# And by a GPU's own functions: what rounds the exponent, and what the exponential and the division add.
+ROUGH = UNITS | {"sigmoid": 2**9, "tanh": 2**5}
 
 
 @triton.jit
