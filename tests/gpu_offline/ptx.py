@@ -299,15 +299,22 @@ class Block:
             self.write(register, D[:, group + 8 * (n // 2), 2 * lane + n % 2].reshape(-1), active)
 
     def multiply_doubles(self, operands, group, lane):
-        """The same with A [8, 4] and B [4, 8]."""
-        a, b, *c = (self.value(r, "f64").reshape(-1, WARP) for o in operands[1:] for r in registers(o))
-        A, B, C = (np.zeros((len(a), *shape)) for shape in ((8, 4), (4, 8), (8, 8)))
-        A[:, group, lane], B[:, lane, group] = a, b
+        """The same with A [8 or 16, K] and B [K, 8], where K is 4 for each register of B."""
+        a, b, c = ([self.value(r, "f64").reshape(-1, WARP) for r in registers(o)] for o in operands[1:])
+        tall = len(c) // 2
+        A, B, C = (
+            np.zeros((len(a[0]), *s)) for s in ((8 * tall, 4 * len(b)), (4 * len(b), 8), (8 * tall, 8))
+        )
+        for n, fragment in enumerate(a):
+            A[:, group + 8 * (n % tall), lane + 4 * (n // tall)] = fragment
+        for n, fragment in enumerate(b):
+            B[:, lane + 4 * n, group] = fragment
         for n, fragment in enumerate(c):
-            C[:, group, 2 * lane + n] = fragment
+            C[:, group + 8 * (n // 2), 2 * lane + n % 2] = fragment
         D = A @ B + C
         for n, register in enumerate(registers(operands[0])):
-            self.write(register, D[:, group, 2 * lane + n].reshape(-1), np.ones(self.threads, bool))
+            D_n = D[:, group + 8 * (n // 2), 2 * lane + n % 2]
+            self.write(register, D_n.reshape(-1), np.ones(self.threads, bool))
 
     # Memory.
 
