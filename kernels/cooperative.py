@@ -76,6 +76,7 @@ def lstm_forward_cooperative_kernel(
 ):
     """The whole sequence; programs [batch tile, hidden tile]."""
     WIDE: tl.constexpr = xw.dtype.element_ty
+    EXACT: tl.constexpr = weight_hh.dtype.element_ty == tl.float32 and PRECISION == "ieee"
     tile = first + tl.program_id(0)
     rows = tile * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
@@ -113,7 +114,7 @@ def lstm_forward_cooperative_kernel(
         for k in tl.static_range(len(weights)):
             product = tl.dot(h_all[k], weights[k], product, input_precision=PRECISION, out_dtype=WIDE)
 
-        m, c_t, gates = cell_forward(add_product(a, product, BB, BH), c, p, peephole is not None)
+        m, c_t, gates = cell_forward(add_product(a, product, BB, BH), c, p, peephole is not None, EXACT=EXACT)
         h = tl.where(valid, m.to(h.dtype), h)
         c = tl.where(valid, c_t, c)
         # Over what was loaded a step ago, by all: this program has waited for their arrivals since, and each
@@ -156,6 +157,7 @@ def lstm_backward_cooperative_kernel(
 ):
     """The whole sequence, from its last step to its first; programs [batch tile, hidden tile]."""
     WIDE: tl.constexpr = c_all.dtype.element_ty
+    EXACT: tl.constexpr = weight_hh.dtype.element_ty == tl.float32 and PRECISION == "ieee"
     KIND: tl.constexpr = dxw.dtype.element_ty
     tile = first + tl.program_id(0)
     rows = tile * BB + tl.arange(0, BB)
@@ -187,7 +189,8 @@ def lstm_backward_cooperative_kernel(
     for step in range(T):
         t = step if REVERSE else T - 1 - step
         valid = valid_rows(lengths, rows, t, B)
-        da, dc_prev = cell_backward(dh + dy_t, dc, (i, f, g, o), c, c_prev, p, peephole is not None)
+        gates = (i, f, g, o)
+        da, dc_prev = cell_backward(dh + dy_t, dc, gates, c, c_prev, p, peephole is not None, EXACT=EXACT)
         store_gates(dxw + offsets(t, rows, cols, B, 4 * H), da, valid, mask, H)
         arrive(arrived)
         sums = add_step(sums, da, valid, c, c_prev, peephole is not None)
