@@ -42,7 +42,7 @@ def forward(
                 *tensors, exchange, blank_on(y.device), late(y), T, B, first, rows, H, reverse, **plan.options
             )
     else:
-        tensors += (y.new_empty(2, B, H), zero_counters(y, rows))
+        tensors += (y.new_empty(2, B, H), zero_counters(y, rows), late(y))
         for first, tiles in plan.waves(rows):
             lstm_forward_cooperative_kernel[(tiles, columns)](
                 *tensors, T, B, first, H, reverse, **plan.options
@@ -83,6 +83,7 @@ def backward(
     if plan.kernel == "resident":
         lstm_backward_resident_kernel[(rows,)](*tensors, T, B, rows, H, reverse, **plan.options)
     else:
+        tensors += (late(c),)
         for first, tiles in plan.waves(rows):
             lstm_backward_cooperative_kernel[(tiles, columns)](
                 *tensors, T, B, first, rows, H, reverse, **plan.options

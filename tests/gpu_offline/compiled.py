@@ -35,7 +35,7 @@ BATCHES = (16, 64, 256)
 SPILLS = "would spill registers"  # says why_not
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
 OWN = {"fp32": torch.float32}  # products in float32's own precision, which no tensor core forms; not tabled
-POINTERS = {"lengths": "*i64", "arrived": "*i32", "counters": "*i32"}
+POINTERS = {"lengths": "*i64", "arrived": "*i32", "counters": "*i32", "late": "*i32"}
 WIDE_POINTERS = ("xw", "c_state", "c_all", "dh_state", "dc_state", "partials", "hw", "kept")
 INTEGERS = ("T", "B", "t", "t_after", "t_before", "t_zone", "first", "tiles")
 # The instructions worth counting, as nvdisasm spells them.

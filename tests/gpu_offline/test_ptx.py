@@ -88,9 +88,9 @@ def forward(launch, kernel, kind, case):
         launch((rows, 1), tensors, T, B)
     else:
         exchange = torch.full((2, B, H), torch.nan, dtype=y.dtype)
-        arrived = torch.zeros(rows, dtype=torch.int32)
+        arrived, late = torch.zeros(rows, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
         for first in range(rows):
-            launch((1, columns), [*tensors, exchange, arrived], T, B, first)
+            launch((1, columns), [*tensors, exchange, arrived, late], T, B, first)
     return found, list(wanted)
 
 
@@ -118,7 +118,7 @@ def backward(launch, kernel, kind, case):
         launch((rows, 1), tensors, T, B, rows)
     else:
         for first in range(rows):
-            launch((1, columns), tensors, T, B, first, rows)
+            launch((1, columns), [*tensors, torch.zeros(1, dtype=torch.int32)], T, B, first, rows)
     return found, list(wanted)
 
 
