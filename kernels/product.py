@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 from lstm_fused.kernels.cell import index, offsets, valid_rows
-from lstm_fused.kernels.table import pointer, time_of
+from lstm_fused.kernels.table import in_turns, pointer, time_of
 from lstm_fused.kernels.variant import load_share, masked
 
 
@@ -35,9 +35,11 @@ def lstm_recurrent_step_kernel(
     PRECISION: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """W_hh h_{t-1}, for the layer norm of the forward pass; the table as lstm_forward_step_kernel has it."""
-    turn = 0 if KINDS[16] is not None else ((tl.load(table) + node) % 2).to(tl.int32)
+    step = tl.load(table) + node
+    PROJECTED: tl.constexpr = KINDS[16] is not None
     multiply(
-        pointer(table + turn, 5, KINDS, ALIGNED), pointer(table, 1, KINDS, ALIGNED),
+        pointer(table, 5, KINDS, ALIGNED) if PROJECTED else in_turns(table, step, 5, KINDS, ALIGNED),
+        pointer(table, 1, KINDS, ALIGNED),
         pointer(table, 11, KINDS, ALIGNED), None, None, None, 0, 0, B, 4 * H, P, 1, P, True,
         PRECISION, BB, BH, BK,
         pointer(table, 13, KINDS, ALIGNED) if KINDS[13] is not None else None, None, None, None, False,

@@ -21,7 +21,7 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
-from lstm_fused.kernels.table import may_read_table, pointer, time_of, wait_for_step_before
+from lstm_fused.kernels.table import in_turns, may_read_table, pointer, time_of, wait_for_step_before
 from lstm_fused.kernels.variant import add_normalized, load_share, masked
 
 
@@ -47,15 +47,14 @@ def lstm_forward_step_kernel(
     step = tl.load(table) + node
     t = time_of(table, step)
     PROJECTED: tl.constexpr = KINDS[16] is not None
-    turn = 0 if PROJECTED else (step % 2).to(tl.int32)
     xw = pointer(table, 0, KINDS, ALIGNED)  # [T, B, 4H], accumulation dtype
     weight_hh = pointer(table, 1, KINDS, ALIGNED)  # [4H, P]
     bias = pointer(table, 2, KINDS, ALIGNED) if KINDS[2] is not None else None  # [4H]
     peephole = pointer(table, 3, KINDS, ALIGNED) if KINDS[3] is not None else None  # [3H]
     lengths = pointer(table, 4, KINDS, ALIGNED) if KINDS[4] is not None else None  # [B]
     # [B, P] and [B, H], in turns; with a projection the second is o * tanh(c), zero past the lengths.
-    h_prev = pointer(table + turn, 5, KINDS, ALIGNED)
-    h_next = pointer(table - turn, 6, KINDS, ALIGNED)
+    h_prev = pointer(table, 5, KINDS, ALIGNED) if PROJECTED else in_turns(table, step, 5, KINDS, ALIGNED)
+    h_next = pointer(table, 6, KINDS, ALIGNED) if PROJECTED else in_turns(table, step + 1, 5, KINDS, ALIGNED)
     c_state = pointer(table, 7, KINDS, ALIGNED)  # [B, H], read and written
     y = pointer(table, 8, KINDS, ALIGNED) if not PROJECTED else None  # [T, B, H]
     c_all = pointer(table, 9, KINDS, ALIGNED) if KINDS[9] is not None else None  # [T, B, H]
@@ -88,13 +87,15 @@ def lstm_forward_step_kernel(
     wait_for_step_before(PDL)
     c_prev = tl.load(c_state + state, mask, other=0)
     if hw is None:
+        # The first terms come last: while their h is on its way the loop's loads are too.
         h = load_h(h_prev, h_mask, rows, ks, row_mask, B, P)
-        product = tl.dot(h, w, tl.zeros((BB, 4 * BH), WIDE), input_precision=PRECISION, out_dtype=WIDE)
+        product = tl.zeros((BB, 4 * BH), WIDE)
         for k in range(BK, P, BK):
             ks = k + tl.arange(0, BK)
-            h = load_h(h_prev, h_mask, rows, ks, row_mask, B, P)
-            w = tl.load(w_at + ks[:, None], w_mask[None, :] & (ks < P)[:, None], other=0)
-            product = tl.dot(h, w, product, input_precision=PRECISION, out_dtype=WIDE)
+            h_k = load_h(h_prev, h_mask, rows, ks, row_mask, B, P)
+            w_k = tl.load(w_at + ks[:, None], w_mask[None, :] & (ks < P)[:, None], other=0)
+            product = tl.dot(h_k, w_k, product, input_precision=PRECISION, out_dtype=WIDE)
+        product = tl.dot(h, w, product, input_precision=PRECISION, out_dtype=WIDE)
         a = add_product(a, product, BB, BH)
     else:
         a = add_normalized(a, hw, gain_hh, rows, cols, mask, B, H, BB, BK)
@@ -202,12 +203,12 @@ def lstm_backward_step_kernel(
     if t_after >= 0 or dh_state is None:
         start = 0 if dh_state is None else t_after
         da_after = tl.load(left + offsets(start, rows, ks, B, K), row_mask & (ks < K)[None, :], other=0)
-        dh = tl.dot(da_after, w, dh, input_precision=PRECISION, out_dtype=WIDE)
         for k in range(BK, K, BK):
             ks = k + tl.arange(0, BK)
-            da_after = tl.load(left + offsets(start, rows, ks, B, K), row_mask & (ks < K)[None, :], other=0)
-            w = tl.load(w_at + index(ks, K * H)[:, None] * H, (ks < K)[:, None] & col_mask, other=0)
-            dh = tl.dot(da_after, w, dh, input_precision=PRECISION, out_dtype=WIDE)
+            da_k = tl.load(left + offsets(start, rows, ks, B, K), row_mask & (ks < K)[None, :], other=0)
+            w_k = tl.load(w_at + index(ks, K * H)[:, None] * H, (ks < K)[:, None] & col_mask, other=0)
+            dh = tl.dot(da_k, w_k, dh, input_precision=PRECISION, out_dtype=WIDE)
+        dh = tl.dot(da_after, w, dh, input_precision=PRECISION, out_dtype=WIDE)
     if h_mask is not None:
         dh *= tl.load(h_mask + state, mask, other=0).to(WIDE)
     if kept is not None:

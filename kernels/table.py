@@ -12,7 +12,7 @@ HEAD = 4  # numbers before the addresses
 ADDRESSES = 19
 
 
-@triton.jit
+@triton.jit(do_not_specialize=list(range(1, HEAD + ADDRESSES)))
 def lstm_table_kernel(
     table, steps: tl.int64, first: tl.int64, stride: tl.int64,
     a0: tl.int64, a1: tl.int64, a2: tl.int64, a3: tl.int64, a4: tl.int64, a5: tl.int64, a6: tl.int64,
@@ -44,6 +44,16 @@ def time_of(table, step):
 def pointer(table, n, KINDS: tl.constexpr, ALIGNED: tl.constexpr):
     """The n-th address, of a tensor of the n-th dtype."""
     found = tl.load(table + 4 + n).to(tl.pointer_type(KINDS[n]))
+    if ALIGNED:
+        found = tl.multiple_of(found, 16)
+    return found
+
+
+@triton.jit
+def in_turns(table, step, n, KINDS: tl.constexpr, ALIGNED: tl.constexpr):
+    """The n-th address in even steps, the next one in odd steps; both are loaded, to wait for one trip alone."""
+    even, odd = tl.load(table + 4 + n), tl.load(table + 5 + n)
+    found = tl.where(step % 2 == 0, even, odd).to(tl.pointer_type(KINDS[n]))
     if ALIGNED:
         found = tl.multiple_of(found, 16)
     return found
