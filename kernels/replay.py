@@ -123,7 +123,8 @@ class Recorded:
         except (RuntimeError, OSError, AttributeError) as error:
             _broken = True
             # Launched plainly, whatever is wrong with the launches themselves will show.
-            warnings.warn(f"lstm_fused launches step by step, no graph can be: {error}", stacklevel=2)
+            said = f"lstm_fused launches step by step, which is slower, for no graph can be: {error}"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
             return None
         self.graphs[size] = graph
         return graph
@@ -155,8 +156,11 @@ class Graph:
                     lstm_advance_kernel[(1,)](table, size)
                 finally:
                     runtime("StreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
-            runtime("GraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
-            runtime("GraphDestroy", graph)
+            try:
+                flags = ctypes.c_ulonglong(0)
+                runtime("GraphInstantiateWithFlags", ctypes.byref(executable), graph, flags)
+            finally:
+                runtime("GraphDestroy", graph)
         finally:
             runtime("ThreadExchangeStreamCaptureMode", ctypes.byref(mode))
         self.executable = executable
