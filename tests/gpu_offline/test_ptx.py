@@ -23,7 +23,7 @@ KERNELS = ("step", "resident", "cooperative")
 # As small as can be, with the products' loop going round often enough to use each of its buffers again.
 SMALL = {
     ("step", "forward"): Case("small", T=1, B=16, I=3, H=160),
-    ("step", "backward"): Case("small", T=1, B=16, I=3, H=64),
+    ("step", "backward"): Case("small", T=1, B=16, I=3, H=80),
 }
 # The compiler parts two uses of one buffer even where each warp meets only bytes of its own.
 MOST_IDLE = 2
