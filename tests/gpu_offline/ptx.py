@@ -58,6 +58,7 @@ class Machine:
     def __init__(self, seed=0):
         self.random, self.tensors, self.end = random.Random(seed), [], 1 << 20
         self.needed = set()  # positions of barriers that keep two warps apart
+        self.touched, self.early = set(), []  # tensors: of this block; and at each wait for another launch
 
     def put(self, tensor):
         """The address of a tensor, whose memory the programs use; nothing lies close after it."""
@@ -72,6 +73,7 @@ class Machine:
             if start <= first and last <= start + data.size:
                 if (addresses % size).any():
                     raise Fault("misaligned access")
+                self.touched.add(start)
                 return data, addresses.astype(np.int64) - start
         raise Fault(f"access outside the tensors, at {first:#x} to {last:#x}")
 
@@ -154,7 +156,7 @@ class Block:
 
     def run(self):
         """Yields where another block may take over."""
-        at = 0
+        at, self.waited, self.machine.touched = 0, False, set()
         while True:
             predicate, negated, name, qualifiers, operands, line = self.program.instructions[at]
             at += 1
@@ -350,6 +352,14 @@ class Block:
         for n, target in enumerate(targets):
             self.write(target, pairs[:, n].reshape(-1), active)
 
+    def do_stmatrix(self, qualifiers, operands, active):
+        sources = registers(operands[1])
+        assert "trans" not in qualifiers
+        lanes = np.arange(self.threads) % WARP < 8 * len(sources)
+        words = np.stack([self.value(r, "u32").reshape(-1, WARP) for r in sources], 1)
+        index = self.shared.touch(self.address(operands[0])[lanes], 16, self.warp[lanes], write=True)
+        self.shared.data[index] = words.view(np.uint8).reshape(-1, 16)
+
     def do_cp(self, qualifiers, operands, active):
         """Asynchronous copies arrive when they are waited for, not before."""
         if "commit_group" in qualifiers:
@@ -391,6 +401,14 @@ class Block:
             before = cell.copy()
             cell += self.value(operands[2], "u32")[thread]
             self.write(operands[0], np.repeat(before, self.threads), np.arange(self.threads) == thread)
+
+    def do_griddepcontrol(self, qualifiers, operands, active):
+        """Notes what the launch before may still be writing, and that the next one may begin."""
+        if qualifiers == ["wait"]:
+            self.waited = True
+            self.machine.early.append(set(self.machine.touched))
+        elif not self.waited:
+            raise Fault("the next launch may begin while the one before the one before this is running")
 
 
 def registers(operand):

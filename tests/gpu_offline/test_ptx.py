@@ -33,10 +33,9 @@ class Launcher:
     """Launches one compiled kernel in the machine, which holds every tensor it is given."""
 
     def __init__(
-        self, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None, projected=False,
-        card=CARDS[0],
-    ):  # fmt: skip
-        build = Build(kernel, direction, kind, H, card, P)
+        self, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None, projected=False
+    ):
+        build = Build(kernel, direction, kind, H, CARDS[0], P)
         self.compiled = compile_kernel(build, function, projected=projected)
         self.plan, self.machine = build.plan(), Machine(seed)
         self.program = Program(self.compiled.asm["ptx"])
