@@ -52,7 +52,7 @@ def lstm_projection_step_kernel(
     PRECISION: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     SHARED: tl.constexpr = False,
 ):  # fmt: skip
-    """h and y of a step of the forward pass, through W_hr; the table as lstm_forward_step_kernel has it."""
+    """The h and y of a step through W_hr; the table as lstm_forward_step_kernel has it."""
     t = time_of(table, tl.load(table) + node)
     multiply(
         pointer(table, 6, KINDS, ALIGNED), pointer(table, 16, KINDS, ALIGNED),

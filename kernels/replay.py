@@ -77,7 +77,7 @@ def run(steps: Steps, tensors: tuple[Tensor | None, ...], device: torch.device) 
 
 
 def stream_for_graphs(device: torch.device) -> int | None:
-    """The current stream; None where steps are launched one by one: graphs fail, the user captures, no GPU."""
+    """The current stream; None where there can be no graph: no GPU, the user captures, graphs fail."""
     if _broken or device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return None
     return int(torch.cuda.current_stream(device).cuda_stream)
@@ -173,7 +173,7 @@ class Graph:
 
 @cache
 def own_stream(device: torch.device) -> int:
-    """A stream to record on, where nothing ever runs; PyTorch's own streams come from a pool that all share."""
+    """A stream to record on, where nothing ever runs; PyTorch's streams come from a pool that all share."""
     stream = ctypes.c_void_p()
     runtime("StreamCreateWithFlags", ctypes.byref(stream), ctypes.c_uint(NON_BLOCKING))
     return int(stream.value or 0)

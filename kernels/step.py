@@ -1,7 +1,7 @@
 """The step kernels: one launch per time step, for every size and dtype.
 
-A launch's own arguments are the same for every call of a layer, so that a CUDA graph of launches serves all of
-them: addresses stand in a table, and the step is the table's plus the number of the launch, ``node``.
+A launch's own arguments are the same for every call of a layer, so that one CUDA graph serves all of them:
+addresses stand in a table, and the step is the table's plus the number of the launch, ``node``.
 """
 
 import triton

@@ -51,7 +51,7 @@ def pointer(table, n, KINDS: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def in_turns(table, step, n, KINDS: tl.constexpr, ALIGNED: tl.constexpr):
-    """The n-th address in even steps, the next one in odd steps; both are loaded, to wait for one trip alone."""
+    """The n-th address in even steps, the next one in odd steps; loading both takes one trip alone."""
     even, odd = tl.load(table + 4 + n), tl.load(table + 5 + n)
     found = tl.where(step % 2 == 0, even, odd).to(tl.pointer_type(KINDS[n]))
     if ALIGNED:
@@ -62,7 +62,7 @@ def in_turns(table, step, n, KINDS: tl.constexpr, ALIGNED: tl.constexpr):
 @triton.jit
 def may_read_table(node, PDL: tl.constexpr):
     """With programmatic dependent launch: wait for what filled the table, if this launch follows it."""
-    if PDL:
+    if PDL:  # noqa: SIM102, decided by the compiler alone
         if node == 0:
             tl.extra.cuda.gdc_wait()
 

@@ -108,9 +108,7 @@ def kinds(build: Build, varied: bool, projected: bool) -> tuple[Any, ...]:
 
 
 @cache
-def compile_kernel(
-    build: Build, function: Any = None, varied: bool = False, projected: bool = False
-) -> Any:
+def compile_kernel(build: Build, function: Any = None, varied: bool = False, projected: bool = False) -> Any:
     """What Triton makes of it; ``function`` stands in for the kernel, ``varied`` asks for every variant."""
     plan = build.plan()
     assert plan is not None

@@ -5,11 +5,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from compiled import CARDS, Build, compile_kernel  # noqa: E402
-from lstm_fused.kernels import step  # noqa: E402
-from lstm_fused.kernels.table import ADDRESSES, HEAD  # noqa: E402
-from planting import planted  # noqa: E402
-from ptx import Fault, Machine, Program  # noqa: E402
+from compiled import CARDS, Build, compile_kernel
+from lstm_fused.kernels import step
+from lstm_fused.kernels.table import ADDRESSES, HEAD
+from planting import planted
+from ptx import Fault, Machine, Program
 
 T, B, H = 3, 5, 24
 TENSORS = {
@@ -73,7 +73,8 @@ def test_what_is_read_too_early_is_found(direction, tmp_path):
 
 
 def test_a_launch_that_lets_the_next_one_begin_too_early_is_found(tmp_path):
-    module = planted(step, WAIT, "    if PDL:\n        tl.extra.cuda.gdc_launch_dependents()\n" + WAIT, tmp_path)
+    early = "    if PDL:\n        tl.extra.cuda.gdc_launch_dependents()\n"
+    module = planted(step, WAIT, early + WAIT, tmp_path)
     with pytest.raises(Fault, match="may begin"):
         touched_early("forward", module.lstm_forward_step_kernel)
 

@@ -54,7 +54,7 @@ class Launcher:
         self.machine.launch(self.program, grid, values, self.compiled.metadata.shared, positions)
 
     def step(self, grid, tensors, step, T, B, first=0, stride=1, positions=None):
-        """A launch of a step kernel, which takes the tensors' addresses from a table; half of its step too."""
+        """A launch of a step kernel, whose table holds the tensors' addresses and half of the step."""
         addresses = [0 if tensor is None else self.address(tensor) for tensor in tensors]
         self.table[: HEAD + len(addresses)] = torch.tensor([step // 2, T, first, stride, *addresses])
         self(grid, [self.table], step - step // 2, B, positions=positions)
@@ -196,7 +196,7 @@ def test_backward_weights_past_two_to_the_31_numbers():
     dc, c_all = (zeros(1, H, kind=np.float32) for _ in range(2))
     c0, gates, peephole, dxw = (zeros(n, H) for n in (1, 4, 3, 4))
     gates[[1, 3], TILE] = 1  # f and o, with c = 0: then what goes to the c before is all of dh
-    tensors = [None, None, None, None, dc, c_all, c0, gates, peephole, None, dxw, *[None] * 4, weight_hr, dh_t]
+    tensors = [*[None] * 4, dc, c_all, c0, gates, peephole, None, dxw, *[None] * 4, weight_hr, dh_t]
     grid = launch.plan.grid(1, H)
     launch.step(grid, tensors, 0, 1, 1, positions=[(0, grid[1] - 1)])
     wanted = dh_t.float() @ weight_hr[:, TILE].float()
