@@ -16,6 +16,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 KEPT = 64  # layers whose graphs are kept, on each of their streams
 LONGEST = 64  # steps of a graph; shorter ones are half of that, a quarter and so on
-RELAXED = 2  # capture mode: neither this thread nor others keep this one from what PyTorch does besides
+RELAXED = 2  # the capture mode in which a thread may do anything that it does not capture
 NON_BLOCKING = 1  # a stream that does not wait for the default one, nor breaks it while it is captured
 
 
@@ -145,9 +146,7 @@ class Graph:
 
     def __init__(self, steps: Steps, size: int, table: Tensor) -> None:
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-        mode = ctypes.c_int(RELAXED)
-        runtime("ThreadExchangeStreamCaptureMode", ctypes.byref(mode))  # others may be capturing
-        try:
+        with relaxed():
             stream = own_stream(table.device)
             with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=table.device)):
                 runtime("StreamBeginCapture", ctypes.c_void_p(stream), ctypes.c_int(RELAXED))
@@ -161,14 +160,29 @@ class Graph:
                 runtime("GraphInstantiateWithFlags", ctypes.byref(executable), graph, flags)
             finally:
                 runtime("GraphDestroy", graph)
-        finally:
-            runtime("ThreadExchangeStreamCaptureMode", ctypes.byref(mode))
         self.executable = executable
-        weakref.finalize(self, runtime, "GraphExecDestroy", executable).atexit = False
+        weakref.finalize(self, destroy, executable).atexit = False
 
     def replay(self, stream: int) -> None:
         """Run them on a stream."""
         runtime("GraphLaunch", self.executable, ctypes.c_void_p(stream))
+
+
+def destroy(executable: ctypes.c_void_p) -> None:
+    """Give a graph back, when it has run."""
+    with relaxed():
+        runtime("GraphExecDestroy", executable)
+
+
+@contextmanager
+def relaxed() -> Iterator[None]:
+    """What this thread does neither fails nor breaks anything because another thread is capturing."""
+    mode = ctypes.c_int(RELAXED)
+    runtime("ThreadExchangeStreamCaptureMode", ctypes.byref(mode))  # and the mode is what it was before
+    try:
+        yield
+    finally:
+        runtime("ThreadExchangeStreamCaptureMode", ctypes.byref(mode))
 
 
 @cache
