@@ -107,7 +107,7 @@ def input_projection(x: Tensor, weight_ih: Tensor | None, layer: Layer) -> Tenso
         # many rows there are; what this kernel makes of it does not.
         xw = rows.new_empty(len(rows), len(weight_ih))
         plan = next(plans("step", layer))
-        steps.product(plan, dense(rows), dense(weight_ih).T, xw, None, None, None, 0, 0, keep=True)
+        steps.product(plan, dense(rows), dense(weight_ih).T, xw)
     else:
         with torch.autocast(x.device.type, enabled=False):  # it would narrow the sums
             if x.is_cuda and wide != x.dtype:

@@ -1,4 +1,8 @@
-"""The step kernels: one launch per time step, for every size and dtype."""
+"""The step kernels: one launch per time step, for every size and dtype.
+
+A launch's own arguments are the same for every call of a layer, so that one CUDA graph serves all of them:
+addresses stand in a table, and the step is the table's plus the number of the launch, ``node``.
+"""
 
 import triton
 import triton.language as tl
@@ -17,63 +21,85 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
+from lstm_fused.kernels.table import in_turns, may_read_table, pointer, time_of, wait_for_step_before
 from lstm_fused.kernels.variant import add_normalized, load_share, masked
 
 
-@triton.jit(do_not_specialize=["t", "B"])
+@triton.jit(do_not_specialize=["node", "B"])
 def lstm_forward_step_kernel(
-    xw,  # [T, B, 4H], accumulation dtype
-    weight_hh,  # [4H, P]
-    bias,  # [4H] or None
-    peephole,  # [3H] or None
-    lengths,  # [B] or None
-    h_prev,  # [B, P]
-    h_next,  # [B, H]; with a projection o * tanh(c), zero past the lengths
-    c_state,  # [B, H], read and written
-    y,  # [T, B, H], None with a projection
-    c_all,  # [T, B, H] or None
-    gates_all,  # [T, B, 4H] or None
-    t,
+    table,
+    node,
     B,
     H: tl.constexpr,
     P: tl.constexpr,
+    KINDS: tl.constexpr,  # of each address the tensor's dtype, or None
+    ALIGNED: tl.constexpr,  # whether all addresses are multiples of 16 bytes
     PRECISION: tl.constexpr,
     BB: tl.constexpr,
     BH: tl.constexpr,
     BK: tl.constexpr,
-    hw=None,  # [B, 4H], W_hh h_{t-1} in the accumulation dtype, with layer norm
-    gain_hh=None,  # [4H], with layer norm
-    h_mask=None,  # [B, P] or None
-    zoneout_h=None,  # [T, B, H], or SHARED [H], or None; None with a projection
-    zoneout_c=None,  # [T, B, H], or SHARED [H], or None
     CLIP: tl.constexpr = None,
     SHARED: tl.constexpr = False,
+    PDL: tl.constexpr = False,
 ):
-    """h, c and the gates of step t; programs [batch tile, hidden tile]."""
-    WIDE: tl.constexpr = xw.dtype.element_ty
-    EXACT: tl.constexpr = weight_hh.dtype.element_ty == tl.float32 and PRECISION == "ieee"
+    """h, c and the gates of one step; programs [batch tile, hidden tile]."""
+    may_read_table(node, PDL)
+    step = tl.load(table) + node
+    t = time_of(table, step)
+    PROJECTED: tl.constexpr = KINDS[16] is not None
+    xw = pointer(table, 0, KINDS, ALIGNED)  # [T, B, 4H], accumulation dtype
+    weight_hh = pointer(table, 1, KINDS, ALIGNED)  # [4H, P]
+    bias = pointer(table, 2, KINDS, ALIGNED) if KINDS[2] is not None else None  # [4H]
+    peephole = pointer(table, 3, KINDS, ALIGNED) if KINDS[3] is not None else None  # [3H]
+    lengths = pointer(table, 4, KINDS, ALIGNED) if KINDS[4] is not None else None  # [B]
+    # [B, P] and [B, H], in turns; with a projection the second is o * tanh(c), zero past the lengths.
+    h_prev = pointer(table, 5, KINDS, ALIGNED) if PROJECTED else in_turns(table, step, 5, KINDS, ALIGNED)
+    h_next = pointer(table, 6, KINDS, ALIGNED) if PROJECTED else in_turns(table, step + 1, 5, KINDS, ALIGNED)
+    c_state = pointer(table, 7, KINDS, ALIGNED)  # [B, H], read and written
+    y = pointer(table, 8, KINDS, ALIGNED) if not PROJECTED else None  # [T, B, H]
+    c_all = pointer(table, 9, KINDS, ALIGNED) if KINDS[9] is not None else None  # [T, B, H]
+    gates_all = pointer(table, 10, KINDS, ALIGNED) if KINDS[10] is not None else None  # [T, B, 4H]
+    # With layer norm W_hh h_{t-1} [B, 4H] in the accumulation dtype, and the gain [4H].
+    hw = pointer(table, 11, KINDS, ALIGNED) if KINDS[11] is not None else None
+    gain_hh = pointer(table, 12, KINDS, ALIGNED) if KINDS[12] is not None else None
+    h_mask = pointer(table, 13, KINDS, ALIGNED) if KINDS[13] is not None else None  # [B, P]
+    # Each [T, B, H], or SHARED [H]; that of h is left to the projection, if there is one.
+    ZONEOUT_H: tl.constexpr = KINDS[14] is not None and not PROJECTED
+    zoneout_h = pointer(table, 14, KINDS, ALIGNED) if ZONEOUT_H else None
+    zoneout_c = pointer(table, 15, KINDS, ALIGNED) if KINDS[15] is not None else None
+
+    WIDE: tl.constexpr = KINDS[0]
+    EXACT: tl.constexpr = KINDS[1] == tl.float32 and PRECISION == "ieee"
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
     row_mask, mask = (rows < B)[:, None], (rows < B)[:, None] & (cols < H)[None, :]
     state = offsets(0, rows, cols, B, H)
     w_rows, w_mask = gate_rows(tl.program_id(1) * BH, H, BH)
+    w_at = weight_hh + index(w_rows, 4 * H * P)[None, :] * P
+    ks = tl.arange(0, BK)
 
+    # What no step writes.
     if hw is None:
-        product = tl.zeros((BB, 4 * BH), WIDE)
-        for k in range(0, P, BK):
-            ks = k + tl.arange(0, BK)
-            h = tl.load(h_prev + offsets(0, rows, ks, B, P), row_mask & (ks < P)[None, :], other=0)
-            if h_mask is not None:
-                h = masked(h, h_mask, rows, ks, row_mask, B, P)
-            w_at = weight_hh + index(w_rows, 4 * H * P)[None, :] * P + ks[:, None]
-            w = tl.load(w_at, w_mask[None, :] & (ks < P)[:, None], other=0)
-            product = tl.dot(h, w, product, input_precision=PRECISION, out_dtype=WIDE)
-        a = add_product(load_inputs(xw, bias, t, rows, cols, mask, B, H), product, BB, BH)
-    else:
-        a = load_inputs(xw, bias, t, rows, cols, mask, B, H)
-        a = add_normalized(a, hw, gain_hh, rows, cols, mask, B, H, BB, BK)
-    c_prev = tl.load(c_state + state, mask, other=0)
+        w = tl.load(w_at + ks[:, None], w_mask[None, :] & (ks < P)[:, None], other=0)
+    a = load_inputs(xw, bias, t, rows, cols, mask, B, H)
     p = load_peephole(peephole, cols, H, WIDE)
+    valid = valid_rows(lengths, rows, t, B)
+
+    wait_for_step_before(PDL)
+    c_prev = tl.load(c_state + state, mask, other=0)
+    if hw is None:
+        # The first terms come last: while their h is on its way the loop's loads are too.
+        h = load_h(h_prev, h_mask, rows, ks, row_mask, B, P)
+        product = tl.zeros((BB, 4 * BH), WIDE)
+        for k in range(BK, P, BK):
+            ks = k + tl.arange(0, BK)
+            h_k = load_h(h_prev, h_mask, rows, ks, row_mask, B, P)
+            w_k = tl.load(w_at + ks[:, None], w_mask[None, :] & (ks < P)[:, None], other=0)
+            product = tl.dot(h_k, w_k, product, input_precision=PRECISION, out_dtype=WIDE)
+        product = tl.dot(h, w, product, input_precision=PRECISION, out_dtype=WIDE)
+        a = add_product(a, product, BB, BH)
+    else:
+        a = add_normalized(a, hw, gain_hh, rows, cols, mask, B, H, BB, BK)
     h, c, gates = cell_forward(a, c_prev, p, peephole is not None, CLIP, EXACT)
     if zoneout_h is not None:
         share = load_share(zoneout_h, t, rows, cols, mask, B, H, SHARED, WIDE)
@@ -82,7 +108,6 @@ def lstm_forward_step_kernel(
         share = load_share(zoneout_c, t, rows, cols, mask, B, H, SHARED, WIDE)
         c = share * c_prev + (1 - share) * c
 
-    valid = valid_rows(lengths, rows, t, B)
     c = tl.where(valid, c, c_prev)
     tl.store(c_state + state, c, mask)
     save_step(h, c, gates, valid, y, c_all, gates_all, t, rows, cols, mask, B, H)
@@ -94,159 +119,120 @@ def lstm_forward_step_kernel(
     tl.store(h_next + state, h, mask)
 
 
-@triton.jit(do_not_specialize=["t", "t_after", "t_before", "B"])
+@triton.jit
+def load_h(h_prev, h_mask, rows, ks, row_mask, B, P: tl.constexpr):
+    """The columns ks of h_{t-1} as its product with W_hh takes them."""
+    h = tl.load(h_prev + offsets(0, rows, ks, B, P), row_mask & (ks < P)[None, :], other=0)
+    if h_mask is not None:
+        h = masked(h, h_mask, rows, ks, row_mask, B, P)
+    return h
+
+
+@triton.jit(do_not_specialize=["node", "B"])
 def lstm_backward_step_kernel(
-    dy,  # [T, B, H] or None; None with a projection
-    left,  # dxw (with layer norm dhw) [T, B, 4H]; with a projection the whole gradient of W_hr (...), [B, P]
-    weight,  # weight_hh [4H, H]; with a projection weight_hr [P, H]
-    dh_state,  # [B, H], read and written; None with a projection
-    dc_state,  # [B, H], read and written
-    c_all,  # [T, B, H]
-    c0,  # [B, H]
-    gates_all,  # [T, B, 4H]
-    peephole,  # [3H] or None
-    lengths,  # [B] or None
-    dxw,  # [T, B, 4H]
-    t,  # or -1: past the last step, only dh is wanted
-    t_after,  # the step the forward pass took after t, or -1: none
-    t_before,  # the step it took before t, or -1: none
+    table,
+    node,
     B,
     H: tl.constexpr,
-    K: tl.constexpr,
+    P: tl.constexpr,
+    KINDS: tl.constexpr,  # of each address the tensor's dtype, or None
+    ALIGNED: tl.constexpr,  # whether all addresses are multiples of 16 bytes
     PRECISION: tl.constexpr,
     BB: tl.constexpr,
     BH: tl.constexpr,
     BK: tl.constexpr,
-    h_mask=None,  # [B, H] or None; None with a projection, like the next two
-    zoneout_h=None,  # [T, B, H], or SHARED [H], or None
-    kept=None,  # [B, H] with zoneout_h: what it hands on from step to step, read and written
-    zoneout_c=None,  # [T, B, H], or SHARED [H], or None
     CLIP: tl.constexpr = None,
     SHARED: tl.constexpr = False,
+    PDL: tl.constexpr = False,
 ):
-    """Da of step t and the gradient of the c before it; programs [batch tile, hidden tile]."""
-    WIDE: tl.constexpr = c_all.dtype.element_ty
-    EXACT: tl.constexpr = weight.dtype.element_ty == tl.float32 and PRECISION == "ieee"
+    """Da of one step and the gradient of the c before it; programs [batch tile, hidden tile].
+
+    The last launch is one past the last step, and wants dh alone.
+    """
+    may_read_table(node, PDL)
+    step = tl.load(table) + node
+    t, t_after, t_before = time_of(table, step), time_of(table, step - 1), time_of(table, step + 1)
+    PROJECTED: tl.constexpr = KINDS[15] is not None
+    K: tl.constexpr = P if PROJECTED else 4 * H
+    HAS_DY: tl.constexpr = KINDS[0] is not None and not PROJECTED
+    ZONEOUT_H: tl.constexpr = KINDS[12] is not None and not PROJECTED
+    H_MASK: tl.constexpr = KINDS[11] is not None and not PROJECTED
+    dy = pointer(table, 0, KINDS, ALIGNED) if HAS_DY else None  # [T, B, H]
+    # dxw, or with layer norm dhw, [T, B, 4H]; with a projection the whole gradient of what it yields, [B, P].
+    left = pointer(table, 16 if PROJECTED else 1, KINDS, ALIGNED)
+    weight = pointer(table, 15 if PROJECTED else 2, KINDS, ALIGNED)  # weight_hh [4H, H], or weight_hr [P, H]
+    dh_state = pointer(table, 3, KINDS, ALIGNED) if not PROJECTED else None  # [B, H], read and written
+    dc_state = pointer(table, 4, KINDS, ALIGNED)  # [B, H], read and written
+    c_all = pointer(table, 5, KINDS, ALIGNED)  # [T, B, H]
+    c0 = pointer(table, 6, KINDS, ALIGNED)  # [B, H]
+    gates_all = pointer(table, 7, KINDS, ALIGNED)  # [T, B, 4H]
+    peephole = pointer(table, 8, KINDS, ALIGNED) if KINDS[8] is not None else None  # [3H]
+    lengths = pointer(table, 9, KINDS, ALIGNED) if KINDS[9] is not None else None  # [B]
+    dxw = pointer(table, 10, KINDS, ALIGNED)  # [T, B, 4H]
+    h_mask = pointer(table, 11, KINDS, ALIGNED) if H_MASK else None  # [B, H]
+    zoneout_h = pointer(table, 12, KINDS, ALIGNED) if ZONEOUT_H else None  # [T, B, H], or SHARED [H]
+    kept = pointer(table, 13, KINDS, ALIGNED) if ZONEOUT_H else None  # [B, H], handed on, read and written
+    zoneout_c = pointer(table, 14, KINDS, ALIGNED) if KINDS[14] is not None else None  # like zoneout_h
+
+    WIDE: tl.constexpr = KINDS[5]
+    EXACT: tl.constexpr = KINDS[2] == tl.float32 and PRECISION == "ieee"
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
     row_mask, col_mask = (rows < B)[:, None], (cols < H)[None, :]
     mask = row_mask & col_mask
-    state = offsets(0, rows, cols, B, H)
+    there = mask & (t >= 0)
+    state, at = offsets(0, rows, cols, B, H), offsets(t, rows, cols, B, H)
+    w_at = weight + cols[None, :]
+    ks = tl.arange(0, BK)
 
+    # What no step writes.
+    w = tl.load(w_at + index(ks, K * H)[:, None] * H, (ks < K)[:, None] & col_mask, other=0)
+    if dy is not None:
+        dy_t = tl.load(dy + at, there, other=0)
+    c = tl.load(c_all + at, there, other=0)
+    if t_before >= 0:
+        c_prev = tl.load(c_all + offsets(t_before, rows, cols, B, H), there, other=0)
+    else:
+        c_prev = tl.load(c0 + state, there, other=0).to(WIDE)
+    gates = load_gates(gates_all + offsets(t, rows, cols, B, 4 * H), there, H, WIDE)
+    p = load_peephole(peephole, cols, H, WIDE)
+    valid = valid_rows(lengths, rows, t, B)
+    after = valid_rows(lengths, rows, t_after, B) & (t_after >= 0)
+
+    wait_for_step_before(PDL)
+    dc = tl.load(dc_state + state, mask, other=0)
     dh = tl.zeros((BB, BH), WIDE)
     if t_after >= 0 or dh_state is None:
-        for k in range(0, K, BK):
+        start = 0 if dh_state is None else t_after
+        da_after = tl.load(left + offsets(start, rows, ks, B, K), row_mask & (ks < K)[None, :], other=0)
+        for k in range(BK, K, BK):
             ks = k + tl.arange(0, BK)
-            at = offsets(0 if dh_state is None else t_after, rows, ks, B, K)
-            da = tl.load(left + at, row_mask & (ks < K)[None, :], other=0)
-            w_at = weight + index(ks, K * H)[:, None] * H + cols[None, :]
-            w = tl.load(w_at, (ks < K)[:, None] & col_mask, other=0)
-            dh = tl.dot(da, w, dh, input_precision=PRECISION, out_dtype=WIDE)
+            da_k = tl.load(left + offsets(start, rows, ks, B, K), row_mask & (ks < K)[None, :], other=0)
+            w_k = tl.load(w_at + index(ks, K * H)[:, None] * H, (ks < K)[:, None] & col_mask, other=0)
+            dh = tl.dot(da_k, w_k, dh, input_precision=PRECISION, out_dtype=WIDE)
+        dh = tl.dot(da_after, w, dh, input_precision=PRECISION, out_dtype=WIDE)
     if h_mask is not None:
         dh *= tl.load(h_mask + state, mask, other=0).to(WIDE)
     if kept is not None:
         dh += tl.load(kept + state, mask, other=0)
     if dh_state is not None:
-        after = valid_rows(lengths, rows, t_after, B) & (t_after >= 0)
         dh = tl.where(after, dh, tl.load(dh_state + state, mask, other=0))
         tl.store(dh_state + state, dh, mask)
 
-    if t >= 0:
-        at = offsets(t, rows, cols, B, H)
-        if dy is not None:
-            dh += tl.load(dy + at, mask, other=0)
-        if kept is not None:
-            share = load_share(zoneout_h, t, rows, cols, mask, B, H, SHARED, WIDE)
-            tl.store(kept + state, share * dh, mask)
-            dh = (1 - share) * dh
-        dc = tl.load(dc_state + state, mask, other=0)
-        c = tl.load(c_all + at, mask, other=0)
-        if t_before >= 0:
-            c_prev = tl.load(c_all + offsets(t_before, rows, cols, B, H), mask, other=0)
-        else:
-            c_prev = tl.load(c0 + state, mask, other=0).to(WIDE)
-        gates = load_gates(gates_all + offsets(t, rows, cols, B, 4 * H), mask, H, WIDE)
-        p = load_peephole(peephole, cols, H, WIDE)
-        if zoneout_c is not None:
-            share = load_share(zoneout_c, t, rows, cols, mask, B, H, SHARED, WIDE)
-            i, f, g, _o = gates
-            c = clipped(f * c_prev + i * g, CLIP)
-            dc_here = (1 - share) * dc
-            da, dc_prev = cell_backward(dh, dc_here, gates, c, c_prev, p, peephole is not None, CLIP, EXACT)
-            dc_prev += share * dc
-        else:
-            da, dc_prev = cell_backward(dh, dc, gates, c, c_prev, p, peephole is not None, CLIP, EXACT)
-        valid = valid_rows(lengths, rows, t, B)
-        tl.store(dc_state + state, tl.where(valid, dc_prev, dc), mask)
-        store_gates(dxw + offsets(t, rows, cols, B, 4 * H), da, valid, mask, H)
-
-
-@triton.jit(do_not_specialize=["t", "t_zone", "B"])
-def lstm_product_step_kernel(
-    left,  # [B, K]
-    right,  # [K, N], at the strides given
-    state,  # [B, N], read and written
-    addend,  # [B, N] or None
-    out,  # [B, N] or None
-    lengths,  # [B] or None
-    t,  # the step that left belongs to, or -1: there is none
-    t_zone,  # the step that zoneout belongs to, or -1: there is none
-    B,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    STRIDE_K: tl.constexpr,
-    STRIDE_N: tl.constexpr,
-    KEEP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BB: tl.constexpr,
-    BH: tl.constexpr,
-    BK: tl.constexpr,
-    left_mask=None,  # [B, K], what multiplies left, or None
-    mask=None,  # [B, N], what multiplies the product, or None
-    zoneout=None,  # [T, B, N], or SHARED [N], or None: forward of state, backward of out
-    kept=None,  # [B, N] backward with zoneout: what it hands on from step to step, read and written
-    SHARED: tl.constexpr = False,
-):
-    """What a projection or a layer norm adds to each step: state = left right; past the lengths it stays.
-
-    Out is state + addend, or zero past the lengths unless KEEP.
-    """
-    WIDE: tl.constexpr = tl.float64 if left.dtype.element_ty == tl.float64 else tl.float32
-    rows = tl.program_id(0) * BB + tl.arange(0, BB)
-    cols = tl.program_id(1) * BH + tl.arange(0, BH)
-    row_mask, col_mask = (rows < B)[:, None], (cols < N)[None, :]
-    inside = row_mask & col_mask
-    at = offsets(0, rows, cols, B, N)
-
-    value = tl.zeros((BB, BH), WIDE)
-    if t >= 0:
-        for k in range(0, K, BK):
-            ks = k + tl.arange(0, BK)
-            a = tl.load(left + offsets(0, rows, ks, B, K), row_mask & (ks < K)[None, :], other=0)
-            if left_mask is not None:
-                a = masked(a, left_mask, rows, ks, row_mask, B, K)
-            b_at = right + index(ks, K * N)[:, None] * STRIDE_K + index(cols, K * N)[None, :] * STRIDE_N
-            b = tl.load(b_at, (ks < K)[:, None] & col_mask, other=0)
-            value = tl.dot(a, b, value, input_precision=PRECISION, out_dtype=WIDE)
-    before = tl.load(state + at, inside, other=0).to(WIDE)
-    if mask is not None:
-        value *= tl.load(mask + at, inside, other=0).to(WIDE)
+    if dy is not None:
+        dh += dy_t
     if kept is not None:
-        value += tl.load(kept + at, inside, other=0)
-    elif zoneout is not None:
-        share = load_share(zoneout, t_zone, rows, cols, inside, B, N, SHARED, WIDE)
-        value = share * before + (1 - share) * value
-    valid = valid_rows(lengths, rows, t, B) & (t >= 0)
-    value = tl.where(valid, value, before)
-    tl.store(state + at, value.to(state.dtype.element_ty), inside)
-    if out is not None:
-        if addend is not None:
-            value += tl.load(addend + at, inside, other=0)
-        if kept is not None:
-            there = inside & (t_zone >= 0)
-            share = load_share(zoneout, t_zone, rows, cols, there, B, N, SHARED, WIDE)
-            tl.store(kept + at, share * value, there)
-            value = (1 - share) * value
-        if not KEEP:
-            value = tl.where(valid, value, 0)
-        tl.store(out + at, value.to(out.dtype.element_ty), inside)
+        share = load_share(zoneout_h, t, rows, cols, there, B, H, SHARED, WIDE)
+        tl.store(kept + state, share * dh, there)
+        dh = (1 - share) * dh
+    if zoneout_c is not None:
+        share = load_share(zoneout_c, t, rows, cols, there, B, H, SHARED, WIDE)
+        i, f, g, _o = gates
+        c = clipped(f * c_prev + i * g, CLIP)
+        dc_here = (1 - share) * dc
+        da, dc_prev = cell_backward(dh, dc_here, gates, c, c_prev, p, peephole is not None, CLIP, EXACT)
+        dc_prev += share * dc
+    else:
+        da, dc_prev = cell_backward(dh, dc, gates, c, c_prev, p, peephole is not None, CLIP, EXACT)
+    tl.store(dc_state + state, tl.where(valid, dc_prev, dc), there)
+    store_gates(dxw + offsets(t, rows, cols, B, 4 * H), da, valid, there, H)

@@ -1,18 +1,23 @@
 """The sequence as one launch of a step kernel per time step."""
 
+from functools import cache
 from typing import Any
 
+import torch
+import triton.language as tl
 from lstm_fused.kernels.choose import Plan
-from lstm_fused.kernels.replay import replay
-from lstm_fused.kernels.step import (
-    lstm_backward_step_kernel,
-    lstm_forward_step_kernel,
-    lstm_product_step_kernel,
+from lstm_fused.kernels.product import (
+    lstm_gradient_step_kernel,
+    lstm_product_kernel,
+    lstm_projection_step_kernel,
+    lstm_recurrent_step_kernel,
 )
+from lstm_fused.kernels.replay import Launch, Steps, run
+from lstm_fused.kernels.step import lstm_backward_step_kernel, lstm_forward_step_kernel
 from lstm_fused.kernels.variant import lstm_norm_step_kernel
 from torch import Tensor
 
-from lstm_fused.reference import Variant, time_steps
+from lstm_fused.reference import Variant
 
 
 def forward(
@@ -37,41 +42,23 @@ def forward(
     c_state = c0.to(xw.dtype, copy=True)
     gain_hh, h_mask, zoneout_h, zoneout_c, clip, shared = dense_variant(variant)
     hw = None if gain_hh is None else xw.new_empty(B, 4 * H)
-    of_h: dict[str, Any] = {"zoneout": zoneout_h, "SHARED": shared}
-    of_cell = {"hw": hw, "gain_hh": gain_hh, "h_mask": h_mask, "zoneout_c": zoneout_c}
-    of_cell |= {"zoneout_h": zoneout_h if weight_hr is None else None, "CLIP": clip, "SHARED": shared}
-
-    def run() -> None:
-        h_in, h_out = h, h_next
-        for t in time_steps(T, reverse):
-            if hw is not None:
-                product(plan, h_in, weight_hh.T, hw, None, None, None, 0, t, keep=True, left_mask=h_mask)
-            lstm_forward_step_kernel[plan.grid(B, H)](
-                xw,
-                weight_hh,
-                bias,
-                peephole,
-                lengths,
-                h_in,
-                h_out,
-                c_state,
-                y if weight_hr is None else None,
-                c,
-                gates,
-                t,
-                B,
-                H,
-                P,
-                **plan.options,
-                **of_cell,
-            )
-            if weight_hr is None:
-                h_in, h_out = h_out, h_in
-            else:
-                product(plan, h_next, weight_hr.T, h, None, y[t], lengths, t, t, keep=False, **of_h)
-
-    tensors = xw, weight_hh, bias, peephole, weight_hr, lengths, h, h_next, c_state, y, c, gates
-    replay(run, plan, *tensors, reverse, gain_hh, h_mask, zoneout_h, zoneout_c, shared, clip, hw)
+    tensors = (
+        *(xw, weight_hh, bias, peephole, lengths, h, h_next, c_state, y, c, gates),
+        *(hw, gain_hh, h_mask, zoneout_h, zoneout_c, weight_hr),
+    )
+    sizes = {"B": B, "H": H, "P": P} | of_tensors(tensors)
+    of_cell = sizes | plan.options | {"CLIP": clip, "SHARED": shared}
+    if hw is None and weight_hr is None:
+        of_cell |= dependent_launch(h0.device)
+    launches = [Launch(lstm_forward_step_kernel, plan.grid(B, H), items(of_cell))]
+    if hw is not None:
+        of_product = items(sizes | plan.options)
+        launches.insert(0, Launch(lstm_recurrent_step_kernel, plan.grid(B, 4 * H), of_product))
+    if weight_hr is not None:
+        of_product = items(sizes | plan.options | {"SHARED": shared})
+        launches.append(Launch(lstm_projection_step_kernel, plan.grid(B, P), of_product))
+    first, stride = (T - 1, -1) if reverse else (0, 1)
+    run(Steps(tuple(launches), T, T, first, stride), tensors, h0.device)
     return (h_next if weight_hr is None and T % 2 else h), c_state.to(c0.dtype)
 
 
@@ -100,76 +87,56 @@ def backward(
     dh_t = None if weight_hr is None else gates.new_empty(B, P)
     gain_hh, h_mask, zoneout_h, zoneout_c, clip, shared = dense_variant(variant)
     kept = None if zoneout_h is None else c.new_zeros(B, P)
-    of_cell = {"zoneout_c": zoneout_c, "CLIP": clip, "SHARED": shared}
-    of_h: dict[str, Any] = {"mask": h_mask, "zoneout": zoneout_h, "kept": kept, "SHARED": shared}
-    if weight_hr is None:
-        of_cell |= {"h_mask": h_mask, "zoneout_h": zoneout_h, "kept": kept}
-    handed_on = dxw if hw is None else dhw
-
-    def run() -> None:
-        order = [-1, *time_steps(T, reverse), -1]
-        for s in range(T, -1, -1):
-            t_before, t, t_after = (order[s - 1] if s else -1), order[s], order[s + 1]
-            if dh_t is not None:
-                addend = None if dy is None or t < 0 else dy[t]
-                da = handed_on[t_after]
-                product(plan, da, weight_hh, dh, addend, dh_t, lengths, t_after, t, keep=True, **of_h)
-                if t < 0:
-                    break
-            lstm_backward_step_kernel[plan.grid(B, H)](
-                dy if weight_hr is None else None,
-                handed_on if dh_t is None else dh_t,
-                weight_hh if weight_hr is None else weight_hr,
-                dh if weight_hr is None else None,
-                dc,
-                c,
-                c0,
-                gates,
-                peephole,
-                lengths,
-                dxw,
-                t,
-                t_after,
-                t_before,
-                B,
-                H,
-                4 * H if weight_hr is None else P,
-                **plan.options,
-                **of_cell,
-            )
-            if hw is not None and t >= 0:
-                tiles = {"BB": plan.BB, "BK": plan.BK, "num_warps": plan.num_warps}
-                lstm_norm_step_kernel[plan.grid(B, H)[:1]](dxw, hw, gain_hh, dhw, t, B, 4 * H, **tiles)
-
-    tensors = dy, weight_hh, weight_hr, dh, dc, dh_t, c, c0, gates, peephole, lengths, dxw
-    more = gain_hh, h_mask, zoneout_h, zoneout_c, shared, clip, kept, hw, dhw
-    replay(run, plan, *tensors, reverse, *more)
+    tensors = (
+        *(dy, dxw if hw is None else dhw, weight_hh, dh, dc, c, c0, gates, peephole, lengths, dxw),
+        *(h_mask, zoneout_h, kept, zoneout_c, weight_hr, dh_t, hw, gain_hh),
+    )
+    sizes = {"B": B, "H": H} | of_tensors(tensors)
+    of_cell = sizes | {"P": P, "CLIP": clip, "SHARED": shared} | plan.options
+    if hw is None and weight_hr is None:
+        of_cell |= dependent_launch(c.device)
+    launches = [Launch(lstm_backward_step_kernel, plan.grid(B, H), items(of_cell))]
+    if weight_hr is not None:
+        of_product = items(sizes | {"P": P, "SHARED": shared} | plan.options)
+        launches.insert(0, Launch(lstm_gradient_step_kernel, plan.grid(B, P), of_product))
+    if hw is not None:
+        tiles = {"BB": plan.BB, "BK": plan.BK, "num_warps": plan.num_warps}
+        launches.append(Launch(lstm_norm_step_kernel, plan.grid(B, H)[:1], items(sizes | tiles)))
+    first, stride = (0, 1) if reverse else (T - 1, -1)
+    # One launch more, for what the first step hands on to h0.
+    run(Steps(tuple(launches), T + 1, T, first, stride), tensors, c.device)
     return dh.to(gates.dtype), dc.to(gates.dtype)
+
+
+def of_tensors(tensors: tuple[Tensor | None, ...]) -> dict[str, Any]:
+    """What kernels that read addresses must know of the tensors there."""
+    kinds = tuple(None if tensor is None else getattr(tl, str(tensor.dtype)[6:]) for tensor in tensors)
+    aligned = all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors)
+    return {"KINDS": kinds, "ALIGNED": aligned}
+
+
+def items(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Options as what can be compared and kept."""
+    return tuple(options.items())
+
+
+@cache
+def dependent_launch(device: torch.device) -> dict[str, bool]:
+    """How a launch may begin before the one before it has ended, where a card can do so."""
+    able = device.type == "cuda" and torch.version.hip is None
+    able = able and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"PDL": True, "launch_pdl": True} if able else {}
 
 
 def product(
     plan: Plan,
     left: Tensor,  # [B, K]
     right: Tensor,  # [K, N]
-    state: Tensor,  # [B, N]
-    addend: Tensor | None,  # [B, N]
-    out: Tensor | None,  # [B, N]
-    lengths: Tensor | None,  # [B]
-    t: int,
-    t_zone: int,
-    keep: bool,
-    left_mask: Tensor | None = None,  # [B, K]
-    mask: Tensor | None = None,  # [B, N]
-    zoneout: Tensor | None = None,  # [T, B, N]; [N] if SHARED
-    kept: Tensor | None = None,  # [B, N]
-    SHARED: bool = False,
+    out: Tensor,  # [B, N]
 ) -> None:
-    """The part of a step that a projection or a layer norm adds; see its kernel."""
+    """Out = left right."""
     (B, K), N = left.shape, right.shape[1]
-    tensors = left, right, state, addend, out, lengths
-    numbers = t, t_zone, B, N, K, *right.stride(), keep
-    variant = {"left_mask": left_mask, "mask": mask, "zoneout": zoneout, "kept": kept, "SHARED": SHARED}
-    lstm_product_step_kernel[plan.grid(B, N)](*tensors, *numbers, **plan.options, **variant)
+    lstm_product_kernel[plan.grid(B, N)](left, right, out, B, N, K, *right.stride(), **plan.options)
 
 
 def dense_variant(variant: Variant) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 from lstm_fused.kernels.cell import load_gates, offsets, quotient, root
+from lstm_fused.kernels.table import pointer, time_of
 
 EPS = tl.constexpr(1e-5)  # of lstm_fused.reference
 
@@ -60,37 +61,40 @@ def add_normalized(
     return a_i, a_f, a_g, a_o
 
 
-@triton.jit(do_not_specialize=["t", "B"])
+@triton.jit(do_not_specialize=["node", "B"])
 def lstm_norm_step_kernel(
-    dxw,  # [T, B, N], N = 4H
-    hw,  # [T, B, N], accumulation dtype
-    gain,  # [N]
-    dhw,  # [T, B, N]
-    t,
-    B,
-    N: tl.constexpr,
-    BB: tl.constexpr,
+    table, node, B, H: tl.constexpr, KINDS: tl.constexpr, ALIGNED: tl.constexpr, BB: tl.constexpr,
     BK: tl.constexpr,
-):
-    """Da of step t through the layer norm: the gradient of W_hh h_{t-1}; programs [batch tile]."""
-    WIDE: tl.constexpr = hw.dtype.element_ty
-    rows = tl.program_id(0) * BB + tl.arange(0, BB)
-    start = tl.cast(t, tl.int64) * B * N
-    mean, rstd = statistics(hw + start, rows, B, N, BB, BK)
-    total = tl.zeros((BB, BK), WIDE)
-    along = tl.zeros((BB, BK), WIDE)
-    for n in range(0, N, BK):
-        d, normal = scaled(dxw + start, hw + start, gain, mean, rstd, rows, n + tl.arange(0, BK), B, N)
-        total += d
-        along += d * normal
-    total_mean = quotient(tl.sum(total, 1)[:, None], N)
-    along_mean = quotient(tl.sum(along, 1)[:, None], N)
-    for n in range(0, N, BK):
-        cols = n + tl.arange(0, BK)
-        d, normal = scaled(dxw + start, hw + start, gain, mean, rstd, rows, cols, B, N)
-        d = rstd * (d - total_mean - normal * along_mean)
-        mask = (rows < B)[:, None] & (cols < N)[None, :]
-        tl.store(dhw + offsets(t, rows, cols, B, N), d.to(dhw.dtype.element_ty), mask)
+):  # fmt: skip
+    """Da of a step through the layer norm: the gradient of W_hh h_{t-1}; programs [batch tile].
+
+    The table as lstm_backward_step_kernel has it.
+    """
+    N: tl.constexpr = 4 * H
+    WIDE: tl.constexpr = KINDS[17]
+    t = time_of(table, tl.load(table) + node)
+    if t >= 0:
+        rows = tl.program_id(0) * BB + tl.arange(0, BB)
+        start = tl.cast(t, tl.int64) * B * N
+        dxw = pointer(table, 10, KINDS, ALIGNED) + start  # [B, N]
+        hw = pointer(table, 17, KINDS, ALIGNED) + start  # [B, N], accumulation dtype
+        gain = pointer(table, 18, KINDS, ALIGNED)  # [N]
+        dhw = pointer(table, 1, KINDS, ALIGNED) + start  # [B, N]
+        mean, rstd = statistics(hw, rows, B, N, BB, BK)
+        total = tl.zeros((BB, BK), WIDE)
+        along = tl.zeros((BB, BK), WIDE)
+        for n in range(0, N, BK):
+            d, normal = scaled(dxw, hw, gain, mean, rstd, rows, n + tl.arange(0, BK), B, N)
+            total += d
+            along += d * normal
+        total_mean = quotient(tl.sum(total, 1)[:, None], N)
+        along_mean = quotient(tl.sum(along, 1)[:, None], N)
+        for n in range(0, N, BK):
+            cols = n + tl.arange(0, BK)
+            d, normal = scaled(dxw, hw, gain, mean, rstd, rows, cols, B, N)
+            d = rstd * (d - total_mean - normal * along_mean)
+            mask = (rows < B)[:, None] & (cols < N)[None, :]
+            tl.store(dhw + offsets(0, rows, cols, B, N), d.to(dhw.dtype.element_ty), mask)
 
 
 @triton.jit

@@ -1,5 +1,8 @@
 """What only a GPU has: graphs, streams, launches that must fit, tensors past 2^31 numbers."""
 
+from collections import Counter, OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from cases import Case, make_tensors
@@ -17,28 +20,128 @@ def forward(engine, t, save=True):
 
 
 def backward(engine, t, out):
-    return backward_op[engine](*out, t["c0"], t["weight_hh"], t["peephole"], None, None, False)
+    return backward_op[engine](*out, t["c0"], t["weight_hh"], t["peephole"], t["weight_hr"], None, False)
 
 
-def test_graphs_follow_what_the_tensors_hold(monkeypatch):
-    # The second call with the same memory is captured, the third replayed: each must see the new numbers.
-    case = Case("graph", T=5, B=3, I=4, H=9)
-    t = make_tensors(case, torch.float64)
-    replay._graphs.clear()
+@pytest.fixture
+def recorded(monkeypatch):
+    """The sizes of the graphs that were recorded, from none on."""
+    found = []
+    plain = replay.Graph.__init__
+
+    def record(self, steps, size, table):
+        plain(self, steps, size, table)
+        found.append(size)
+
+    monkeypatch.setattr(replay.Graph, "__init__", record)
+    monkeypatch.setattr(replay, "_recorded", OrderedDict())
+    monkeypatch.setattr(replay, "_broken", False)
+    return found
+
+
+def check(t, rtol=1e-10, atol=1e-12):
+    """Both directions."""
+    exact = forward("reference", t)
+    torch.testing.assert_close(tuple(forward("triton", t)), tuple(exact), rtol=rtol, atol=atol)
+    wanted = tuple(backward("reference", t, exact))
+    torch.testing.assert_close(tuple(backward("triton", t, exact)), wanted, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("P", [0, 4])
+def test_one_graph_serves_every_address_and_number_of_steps(P, monkeypatch, recorded):
+    kept = []  # so that every call finds its tensors elsewhere
     with running("step", monkeypatch):
-        for turn in range(6):
-            t["h0"].fill_(turn)
+        for T in (5, 5, 5, 2, 70, 1, 200):
+            t = make_tensors(Case("graph", T=T, B=3, I=4, H=9, P=P), torch.float64)
             t["x"].mul_(-0.5)
-            ours, exact = forward("triton", t), forward("reference", t)
-            torch.testing.assert_close(tuple(ours), tuple(exact), rtol=1e-10, atol=1e-12)
-            torch.testing.assert_close(
-                tuple(backward("triton", t, exact)),
-                tuple(backward("reference", t, exact)),
-                rtol=1e-10,
-                atol=1e-12,
-            )
-            del ours, exact
-    assert any(graph is not None for graph in replay._graphs.values()), "no call was captured"
+            t["h0"].fill_(len(kept))
+            check(t)
+            kept.append(t)
+    assert Counter(recorded) == dict.fromkeys((1, 2, 4, 8, 64), 2), "each once in each direction"
+
+
+def test_the_same_bits_launched_and_from_graphs(monkeypatch, recorded):
+    t = make_tensors(Case("bits", T=150, B=20, I=4, H=96), torch.bfloat16)
+    with running("step", monkeypatch):
+        first = forward("triton", t)
+        gradients = backward("triton", t, first)
+        for _ in range(20):
+            again = forward("triton", t)
+            assert all(map(torch.equal, again, first))
+            assert all(map(torch.equal, backward("triton", t, again), gradients))
+    assert recorded
+
+
+def test_two_streams_at_once(monkeypatch, recorded):
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    tensors = [make_tensors(Case("streams", T=100, B=3, I=4, H=9), torch.float64) for _ in streams]
+    tensors[1]["x"].neg_()
+    with running("step", monkeypatch):
+        wanted = [forward("triton", t) for t in tensors]
+        found = []
+        torch.cuda.synchronize()
+        for turn in range(12):
+            with torch.cuda.stream(streams[turn % 2]):
+                found.append(forward("triton", tensors[turn % 2]))
+        torch.cuda.synchronize()
+    for turn, out in enumerate(found):
+        assert all(map(torch.equal, out, wanted[turn % 2])), turn
+    assert len({key[2] for key in replay._recorded}) == 3, "graphs of each stream"
+
+
+def test_two_threads_on_one_stream(monkeypatch, recorded):
+    tensors = [make_tensors(Case("threads", T=100, B=3, I=4, H=9), torch.float64) for _ in range(2)]
+    tensors[1]["x"].neg_()
+    with running("step", monkeypatch):
+        wanted = [forward("triton", t) for t in tensors]
+        forward("triton", tensors[0])
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda turn: forward("triton", tensors[turn % 2]), range(40)))
+        torch.cuda.synchronize()
+    for turn, out in enumerate(found):
+        assert all(map(torch.equal, out, wanted[turn % 2])), turn
+
+
+def test_a_capture_that_fails_leaves_nothing_behind(monkeypatch, recorded):
+    t = make_tensors(Case("failing", T=5, B=3, I=4, H=9), torch.float64)
+    plain = replay.Steps.launch
+    captures = []
+
+    def launch(self, table, count):
+        if torch.cuda.is_current_stream_capturing():
+            captures.append(count)
+            torch.cuda.current_stream().synchronize()  # not allowed there
+        plain(self, table, count)
+
+    monkeypatch.setattr(replay.Steps, "launch", launch)
+    with running("step", monkeypatch):
+        check(t)
+        with pytest.warns(RuntimeWarning, match="no graph can be"):
+            check(t)
+        check(t)
+    assert len(captures) == 1 and not recorded
+    x = torch.ones(1000, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        doubled = x * 2
+    graph.replay()
+    assert doubled.sum().item() == 2000
+
+
+@pytest.mark.parametrize("sizes", [{"T": 0, "B": 3}, {"T": 4, "B": 0}], ids=["no_steps", "empty_batch"])
+def test_empty_sequences_between_others(sizes, monkeypatch, recorded):
+    with running("step", monkeypatch):
+        for _ in range(3):
+            for case in (Case("some", T=4, B=3, I=4, H=9), Case("empty", I=4, H=9, **sizes)):
+                check(make_tensors(case, torch.float64))
+    assert recorded
+
+
+def test_a_stream_to_record_on_that_no_user_can_have():
+    own = replay.own_stream(torch.device("cuda", torch.cuda.current_device()))
+    pool = {torch.cuda.Stream(priority=p).cuda_stream for p in (0, -1) for _ in range(64)}
+    assert own and own not in pool
 
 
 @pytest.mark.parametrize("kernel", choose.KERNELS)

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from lstm_fused.kernels import cooperative, resident, step
 from lstm_fused.kernels.choose import CARDS, Card, Layer, Plan, fitting, plans, why_not
 from triton.backends.compiler import GPUTarget
@@ -35,9 +36,15 @@ BATCHES = (16, 64, 256)
 SPILLS = "would spill registers"  # says why_not
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
 OWN = {"fp32": torch.float32}  # products in float32's own precision, which no tensor core forms; not tabled
-POINTERS = {"lengths": "*i64", "arrived": "*i32", "counters": "*i32", "late": "*i32"}
-WIDE_POINTERS = ("xw", "c_state", "c_all", "dh_state", "dc_state", "partials", "hw", "kept")
-INTEGERS = ("T", "B", "t", "t_after", "t_before", "t_zone", "first", "tiles")
+POINTERS = {"lengths": "*i64", "arrived": "*i32", "counters": "*i32", "late": "*i32", "table": "*i64"}
+WIDE_POINTERS = ("xw", "c_all", "partials")
+INTEGERS = ("T", "B", "node", "first", "tiles", "steps")
+# What the step kernels' tables hold the addresses of, an x of the layer's dtype, a w wide; then what variants
+# add, and what projections do. See lstm_fused.kernels.step.
+TABLES = {
+    "forward": ("wxxx-xxwxwx", "wxxxx", "-", "x"),
+    "backward": ("xxxwwwxxx-x", "xxwx", "--", "xx"),
+}
 # The instructions worth counting, as nvdisasm spells them.
 MIX = {
     "tensor": r"\b(?:HMMA|HGMMA|DMMA|UTC\w*MMA)\b",
@@ -59,7 +66,7 @@ class Build:
     kind: str
     H: int
     card: Card
-    P: int = 0  # of a projection, if there is one
+    P: int = 0  # of h, where it is not H
     B: int = BATCHES[0]
     tiles: Plan | None = None  # None: those that the table picks
 
@@ -120,8 +127,20 @@ def refused() -> Iterator[Build]:
                 yield replace(build, tiles=plan)
 
 
+def kinds(build: Build, varied: bool, projected: bool) -> tuple[Any, ...]:
+    """The dtypes of what a step kernel's table holds the addresses of."""
+    plain, variant, no_projection, projection = TABLES[build.direction]
+    letters = plain + (variant if varied else "-" * len(variant))
+    letters += projection if projected else no_projection
+    if build.direction == "backward":
+        letters += "wx" if varied else "--"  # of the layer norm
+    io = getattr(tl, {"tf32": "float32"}.get(build.kind) or str((KINDS | OWN)[build.kind])[6:])
+    wide = tl.float64 if io == tl.float64 else tl.float32
+    return tuple({"x": io, "w": wide, "-": None}[letter] for letter in letters)
+
+
 @cache
-def compile_kernel(build: Build, function: Any = None, varied: bool = False) -> Any:
+def compile_kernel(build: Build, function: Any = None, varied: bool = False, projected: bool = False) -> Any:
     """What Triton makes of it; ``function`` stands in for the kernel, ``varied`` asks for every variant."""
     plan = build.plan()
     assert plan is not None
@@ -132,7 +151,10 @@ def compile_kernel(build: Build, function: Any = None, varied: bool = False) -> 
     if varied:
         constants = {"CLIP": 0.7, "SHARED": False}
     constants |= {"lengths": None, "H": H, "P": build.P or H, "K": K, "REVERSE": False}
-    constants |= {"N": 4 * H, "STRIDE_K": 1, "STRIDE_N": K, "KEEP": True}
+    constants |= {"N": 4 * H, "STRIDE_K": 1, "STRIDE_N": K}
+    # Programmatic dependent launch is for steps of one launch.
+    pdl = build.card.capability in ("sm_90", "sm_100") and not varied and not projected
+    constants |= {"KINDS": kinds(build, varied, projected), "ALIGNED": True, "PDL": pdl}
     constants |= {name: value for name, value in plan.options.items() if name.isupper()}
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     io = {"tf32": "fp32"}.get(build.kind, build.kind)
@@ -153,6 +175,8 @@ def compile_kernel(build: Build, function: Any = None, varied: bool = False) -> 
     amd = arch.startswith("gfx")
     target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch[3:]), 32)
     options = {name: value for name, value in plan.options.items() if name.islower()}
+    if build.kernel == "step" and pdl:
+        options["launch_pdl"] = True
     return triton.compile(source, target=target, options=options)
 
 

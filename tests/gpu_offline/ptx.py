@@ -59,6 +59,7 @@ class Machine:
     def __init__(self, seed=0):
         self.random, self.tensors, self.end = random.Random(seed), [], 1 << 20
         self.needed = set()  # positions of barriers that keep two warps apart
+        self.touched, self.early = set(), []  # tensors: of this block; and at each wait for another launch
 
     def put(self, tensor):
         """The address of a tensor, whose memory the programs use; nothing lies close after it."""
@@ -73,6 +74,7 @@ class Machine:
             if start <= first and last <= start + data.size:
                 if (addresses % size).any():
                     raise Fault("misaligned access")
+                self.touched.add(start)
                 return data, addresses.astype(np.int64) - start
         raise Fault(f"access outside the tensors, at {first:#x} to {last:#x}")
 
@@ -155,7 +157,7 @@ class Block:
 
     def run(self):
         """Yields where another block may take over."""
-        at = 0
+        at, self.waited, self.machine.touched = 0, False, set()
         while True:
             predicate, negated, name, qualifiers, operands, line = self.program.instructions[at]
             at += 1
@@ -407,6 +409,14 @@ class Block:
             before = cell.copy()
             cell += self.value(operands[2], "u32")[thread]
             self.write(operands[0], np.repeat(before, self.threads), np.arange(self.threads) == thread)
+
+    def do_griddepcontrol(self, qualifiers, operands, active):
+        """Notes what the launch before may still be writing, and that the next one may begin."""
+        if qualifiers == ["wait"]:
+            self.waited = True
+            self.machine.early.append(set(self.machine.touched))
+        elif not self.waited:
+            raise Fault("the next launch may begin while the one before the one before this is running")
 
 
 def registers(operand):

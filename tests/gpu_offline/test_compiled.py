@@ -1,5 +1,6 @@
 """A sample of the kernels compiled for cards that are not here; `make gpu-compile` does all of them."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ triton = pytest.importorskip("triton")
 
 import compiled  # noqa: E402
 from compiled import CARDS, TABLE, Build, compile_kernel, faults, matrix, measure, resources  # noqa: E402
-from lstm_fused.kernels import choose, cooperative, resident, step, variant  # noqa: E402
+from lstm_fused.kernels import choose, cooperative, product, resident, variant  # noqa: E402
 from planting import planted  # noqa: E402
 
 A100, H100, B200, MI300X = CARDS
@@ -46,12 +47,14 @@ def test_products_in_the_precision_of_float32_compile(build):
 @pytest.mark.parametrize("kind", ["bf16", "fp64"])
 def test_every_variant_compiles(kind):
     for direction, functions in {
-        "forward": (None, variant.lstm_norm_step_kernel, step.lstm_product_step_kernel),
-        "backward": (None,),
+        "forward": (None, product.lstm_recurrent_step_kernel, product.lstm_projection_step_kernel),
+        "backward": (None, product.lstm_gradient_step_kernel, variant.lstm_norm_step_kernel),
     }.items():
-        build = Build("step", direction, kind, 64, H100)
-        for function in functions:
-            found = resources(compile_kernel(build, function, varied=True))
+        for function, projected in itertools.product(functions, (False, True)):
+            if function in (product.lstm_projection_step_kernel, product.lstm_gradient_step_kernel):
+                projected = True
+            build = Build("step", direction, kind, 64, H100, P=32 * projected)
+            found = resources(compile_kernel(build, function, varied=True, projected=projected))
             assert not found.spilled and not found.mix.get("spill"), (direction, function)
 
 

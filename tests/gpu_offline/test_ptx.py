@@ -10,7 +10,8 @@ triton = pytest.importorskip("triton")
 
 from cases import Case, make_tensors  # noqa: E402
 from compiled import CARDS, Build, compile_kernel  # noqa: E402
-from lstm_fused.kernels import step, variant  # noqa: E402
+from lstm_fused.kernels import product, step, variant  # noqa: E402
+from lstm_fused.kernels.table import ADDRESSES, HEAD  # noqa: E402
 from points import BLOCK, ROUGH, UNITS, check_points, functions_kernel, points  # noqa: E402
 from ptx import Fault, Machine, Program  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -30,7 +31,7 @@ KERNELS = ("step", "resident", "cooperative")
 # As small as can be, with the products' loop going round often enough to use each of its buffers again.
 SMALL = {
     ("step", "forward"): Case("small", T=1, B=16, I=3, H=160),
-    ("step", "backward"): Case("small", T=1, B=16, I=3, H=64),
+    ("step", "backward"): Case("small", T=1, B=16, I=3, H=80),
 }
 # The compiler parts two uses of one buffer even where each warp meets only bytes of its own.
 MOST_IDLE = 2
@@ -44,14 +45,17 @@ def card(request):
 class Launcher:
     """Launches one compiled kernel in the machine, which holds every tensor it is given."""
 
-    def __init__(self, card, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None):
+    def __init__(
+        self, card, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None, projected=False
+    ):
         build = Build(kernel, direction, kind, H, card, P)
-        self.compiled, self.plan, self.machine = compile_kernel(build, function), build.plan(), Machine(seed)
+        self.compiled = compile_kernel(build, function, projected=projected)
+        self.plan, self.machine = build.plan(), Machine(seed)
         self.program = Program(self.compiled.asm["ptx"])
         self.barriers = [n for n, (_, _, name, *_) in enumerate(self.program.instructions) if name == "bar"]
         if left_out is not None:
             self.program.instructions[left_out] = NOTHING
-        self.addresses = {}
+        self.addresses, self.table = {}, torch.zeros(HEAD + ADDRESSES, dtype=torch.int64)
 
     def address(self, tensor):
         if id(tensor) not in self.addresses:
@@ -61,6 +65,12 @@ class Launcher:
     def __call__(self, grid, tensors, *numbers, positions=None):
         values = [*map(self.address, tensors), *numbers]
         self.machine.launch(self.program, grid, values, self.compiled.metadata.shared, positions)
+
+    def step(self, grid, tensors, step, T, B, first=0, stride=1, positions=None):
+        """A launch of a step kernel, whose table holds the tensors' addresses and half of the step."""
+        addresses = [0 if tensor is None else self.address(tensor) for tensor in tensors]
+        self.table[: HEAD + len(addresses)] = torch.tensor([step // 2, T, first, stride, *addresses])
+        self(grid, [self.table], step - step // 2, B, positions=positions)
 
 
 NOTHING = (None, False, "mov", ["u32"], ["%nothing", "0"], "nothing")
@@ -78,10 +88,9 @@ def forward(launch, kernel, kind, case):
     rows, columns = launch.plan.grid(B, H)
     if kernel == "step":
         h, h_next, c_state = t["h0"], h_n, t["c0"].to(wide)
-        for now in range(T):
-            launch((rows, columns), [xw, *weights, h, h_next, c_state, y, c, gates], now, B)
-            h, h_next = h_next, (torch.full_like(h_n, torch.nan) if now == 0 else h)
-        found[1:3] = h, c_state.to(c_n.dtype)
+        for step in range(T):
+            launch.step((rows, columns), [xw, *weights, None, h, h_next, c_state, y, c, gates], step, T, B)
+        found[1:3] = (h_next if T % 2 else h), c_state.to(c_n.dtype)
         return found, list(wanted)
     tensors = [xw, *weights, t["h0"], t["c0"], h_n, c_n, y, c, gates]
     if kernel == "resident":
@@ -106,10 +115,9 @@ def backward(launch, kernel, kind, case):
     rows, columns = launch.plan.grid(B, H)
     if kernel == "step":
         dh, dc = out.h_n.to(out.c.dtype), out.c_n.to(out.c.dtype)
-        for now in range(T - 1, -2, -1):
-            tensors = [out.y, dxw, t["weight_hh"], dh, dc, out.c, t["c0"], out.gates, t["peephole"], dxw]
-            after = now + 1 if now + 1 < T else -1
-            launch((rows, columns), tensors, now, after, max(now - 1, -1), B)
+        tensors = [out.y, dxw, t["weight_hh"], dh, dc, out.c, t["c0"], out.gates, t["peephole"], None, dxw]
+        for step in range(T + 1):
+            launch.step((rows, columns), tensors, step, T, B, T - 1, -1)
         return [dxw, dh.to(dh0.dtype), dc.to(dc0.dtype)], list(wanted[:3])
     partials = torch.full((rows, 7, H), torch.nan, dtype=out.c.dtype)
     counters = torch.zeros(rows + columns, dtype=torch.int32)
@@ -137,18 +145,34 @@ def test_compiled_code_gives_what_the_reference_gives(card, kernel, direction, k
 
 
 @pytest.mark.parametrize("kind", list(DTYPES))
-def test_the_product_of_a_step(card, kind):
+def test_a_product(card, kind):
     B, K, H = 17, 40, 11
-    launch = Launcher(card, "step", "forward", kind, H, P=K, function=step.lstm_product_step_kernel)
+    launch = Launcher(card, "step", "forward", kind, H, P=K, function=product.lstm_product_kernel)
     torch.manual_seed(0)
-    shapes = (B, K), (4 * H, K), (B, 4 * H)
-    left, right, addend = ((torch.randn(shape) / 2).to(DTYPES[kind]) for shape in shapes)
-    state, out = torch.full_like(addend, torch.nan), torch.full_like(addend, torch.nan)
-    launch(launch.plan.grid(B, 4 * H), [left, right, state, addend, out], 0, 0, B)
+    left, right = ((torch.randn(shape) / 2).to(DTYPES[kind]) for shape in ((B, K), (4 * H, K)))
+    out = left.new_full((B, 4 * H), torch.nan)
+    launch(launch.plan.grid(B, 4 * H), [left, right, out], B)
     wanted = left.double() @ right.double().T
     tolerance = TOLERANCE[kind]
-    torch.testing.assert_close(state.double(), wanted, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(out.double(), wanted + addend.double(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", list(DTYPES))
+def test_the_projection_of_a_step(card, kind):
+    T, B, P, H = 2, 17, 11, 40
+    function = product.lstm_projection_step_kernel
+    launch = Launcher(card, "step", "forward", kind, H, P=P, function=function, projected=True)
+    torch.manual_seed(0)
+    m, weight_hr = ((torch.randn(shape) / 2).to(DTYPES[kind]) for shape in ((B, H), (P, H)))
+    h, y = (m.new_full(shape, torch.nan) for shape in ((B, P), (T, B, P)))
+    tensors = [None] * 17
+    tensors[5], tensors[6], tensors[8], tensors[16] = h, m, y, weight_hr
+    launch.step(launch.plan.grid(B, P), tensors, 1, T, B)
+    wanted = m.double() @ weight_hr.double().T
+    tolerance = TOLERANCE[kind]
+    for found in (h, y[1]):
+        torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance)
+    assert y[0].isnan().all()
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -207,27 +231,28 @@ def test_forward_weights_past_two_to_the_31_numbers(card):
     assert weight_hh.numel() > 2**31
     xw, c_state, c_all = (zeros(n, H, kind=np.float32) for n in (4, 1, 1))
     bias, peephole, h_next, y = (zeros(n, H) for n in (4, 3, 1, 1))
-    tensors = [xw, weight_hh, bias, peephole, h, h_next, c_state, y, c_all, gates]
+    tensors = [xw, weight_hh, bias, peephole, None, h, h_next, c_state, y, c_all, gates]
     grid = launch.plan.grid(1, H)
-    launch(grid, tensors, 0, 1, positions=[(0, grid[1] - 1)])
+    launch.step(grid, tensors, 0, 1, 1, positions=[(0, grid[1] - 1)])
     a_i, a_f, a_g, a_o = torch.einsum("gnp,p->gn", weight_hh[:, TILE].float(), h[0].float())
     wanted = torch.stack((a_i.sigmoid(), a_f.sigmoid(), a_g.tanh(), a_o.sigmoid()))
     torch.testing.assert_close(gates[:, TILE].float(), wanted, rtol=4e-3, atol=4e-3)
 
 
 def test_backward_weights_past_two_to_the_31_numbers(card):
-    H, K = WIDE, 2112
-    launch = Launcher(card, "step", "backward", "fp16", H, P=K)
-    weight, da = zeros(K, H), torch.randn(1, K).half()
-    weight[-32:, TILE] = torch.randn(32, 16) / 6
-    assert weight.numel() > 2**31
-    dh, dc, c_all = (zeros(1, H, kind=np.float32) for _ in range(3))
-    dy, c0, gates, peephole, dxw = (zeros(n, H) for n in (1, 1, 4, 3, 4))
-    tensors = [dy, da, weight, dh, dc, c_all, c0, gates, peephole, dxw]
+    H, P = WIDE, 2112
+    launch = Launcher(card, "step", "backward", "fp16", H, P=P, projected=True)
+    weight_hr, dh_t = zeros(P, H), torch.randn(1, P).half()
+    weight_hr[-32:, TILE] = torch.randn(32, 16) / 6
+    assert weight_hr.numel() > 2**31
+    dc, c_all = (zeros(1, H, kind=np.float32) for _ in range(2))
+    c0, gates, peephole, dxw = (zeros(n, H) for n in (1, 4, 3, 4))
+    gates[[1, 3], TILE] = 1  # f and o, with c = 0: then what goes to the c before is all of dh
+    tensors = [*[None] * 4, dc, c_all, c0, gates, peephole, None, dxw, *[None] * 4, weight_hr, dh_t]
     grid = launch.plan.grid(1, H)
-    launch(grid, tensors, 0, 0, -1, 1, positions=[(0, grid[1] - 1)])
-    wanted = da.float() @ weight[:, TILE].float()
-    torch.testing.assert_close(dh[:, TILE], wanted, rtol=4e-3, atol=4e-3)
+    launch.step(grid, tensors, 0, 1, 1, positions=[(0, grid[1] - 1)])
+    wanted = dh_t.float() @ weight_hr[:, TILE].float()
+    torch.testing.assert_close(dc[:, TILE], wanted, rtol=4e-3, atol=4e-3)
 
 
 @pytest.mark.parametrize("kernel", ["resident", "cooperative"])

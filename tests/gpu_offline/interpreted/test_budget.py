@@ -50,7 +50,7 @@ class Count(TorchDispatchMode):
 
 
 # W_ih x of all steps: in float64 by a product of ours, whose rows do not depend on how many there are.
-PROJECTION = dict.fromkeys(FLOATS, "mm") | {torch.float64: "lstm_product_step_kernel"}
+PROJECTION = dict.fromkeys(FLOATS, "mm") | {torch.float64: "lstm_product_kernel"}
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=short)

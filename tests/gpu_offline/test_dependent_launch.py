@@ -1,0 +1,89 @@
+"""Step kernels that begin while the step before still runs: what they touch before they wait for it."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from compiled import CARDS, Build, compile_kernel
+from lstm_fused.kernels import step
+from lstm_fused.kernels.table import ADDRESSES, HEAD
+from planting import planted
+from ptx import Fault, Machine, Program
+
+T, B, H = 3, 5, 24
+TENSORS = {
+    "forward": (
+        *("xw", "weight_hh", "bias", "peephole", None, "h", "h_next", "c_state", "y", "c_all"),
+        "gates_all",
+    ),
+    "backward": (
+        *("dy", "dxw", "weight_hh", "dh_state", "dc_state", "c_all", "c0", "gates_all", "peephole", None),
+        "dxw",
+    ),
+}
+SHAPES = {
+    **dict.fromkeys(("h", "h_next", "c_state", "dh_state", "dc_state", "c0"), (B, H)),
+    **dict.fromkeys(("dy", "y", "c_all"), (T, B, H)),
+    **dict.fromkeys(("xw", "dxw", "gates_all"), (T, B, 4 * H)),
+    **{"weight_hh": (4 * H, H), "bias": (4 * H,), "peephole": (3 * H,)},
+}
+WIDE = ("xw", "c_all", "c_state", "dh_state", "dc_state")
+# Nothing of this is written by a step.
+GIVEN = {
+    "forward": {"table", "xw", "weight_hh", "bias", "peephole"},
+    "backward": {"table", "dy", "weight_hh", "c_all", "c0", "gates_all", "peephole"},
+}
+WAIT = "    wait_for_step_before(PDL)\n"
+
+
+def touched_early(direction, function=None, node=T - 1):
+    """What a launch touches before it waits for the first time."""
+    build = Build("step", direction, "bf16", H, CARDS[1])
+    compiled, machine = compile_kernel(build, function), Machine()
+    names = dict.fromkeys(name for name in TENSORS[direction] if name)
+    tensors = {
+        name: torch.zeros(SHAPES[name], dtype=torch.float32 if name in WIDE else torch.bfloat16)
+        for name in names
+    }
+    tensors["table"] = table = torch.zeros(HEAD + ADDRESSES, dtype=torch.int64)
+    places = {name: machine.put(tensor) for name, tensor in tensors.items()}
+    addresses = [places[name] if name else 0 for name in TENSORS[direction]]
+    first, stride = (0, 1) if direction == "forward" else (T - 1, -1)
+    table[: HEAD + len(addresses)] = torch.tensor([0, T, first, stride, *addresses])
+    program = Program(compiled.asm["ptx"])
+    machine.launch(program, build.plan().grid(B, H), [places["table"], node, B], compiled.metadata.shared)
+    assert compiled.metadata.launch_pdl
+    return {name for name, place in places.items() if place in machine.early[0]}
+
+
+@pytest.mark.parametrize("direction", list(GIVEN))
+def test_only_what_no_step_writes_is_read_before_the_wait(direction):
+    assert touched_early(direction) == GIVEN[direction]
+
+
+@pytest.mark.parametrize("direction", list(GIVEN))
+def test_what_is_read_too_early_is_found(direction, tmp_path):
+    state = {"forward": "c_state", "backward": "dc_state"}[direction]
+    load = f"    c_prev = tl.load({state}" if direction == "forward" else f"    dc = tl.load({state}"
+    line = load + " + state, mask, other=0)\n"
+    module = planted(step, WAIT + line, line + WAIT, tmp_path)
+    function = getattr(module, f"lstm_{direction}_step_kernel")
+    assert touched_early(direction, function) == GIVEN[direction] | {state}
+
+
+def test_a_launch_that_lets_the_next_one_begin_too_early_is_found(tmp_path):
+    early = "    if PDL:\n        tl.extra.cuda.gdc_launch_dependents()\n"
+    module = planted(step, WAIT, early + WAIT, tmp_path)
+    with pytest.raises(Fault, match="may begin"):
+        touched_early("forward", module.lstm_forward_step_kernel)
+
+
+@pytest.mark.parametrize("direction", list(GIVEN))
+def test_the_first_launch_waits_for_its_table(direction):
+    assert not touched_early(direction, node=0)
+
+
+def test_a_first_launch_that_does_not_wait_is_found(tmp_path):
+    module = planted(step, "    may_read_table(node, PDL)\n", "", tmp_path)
+    assert touched_early("forward", module.lstm_forward_step_kernel, 0) == GIVEN["forward"]
