@@ -208,9 +208,13 @@ def test_nothing_is_approximate_in_float32(card, kernel, direction):
     assert approximate_lines(compile_kernel(replace(build, kind="bf16")))
 
 
-@pytest.mark.parametrize("function", [step.lstm_forward_step_kernel, variant.lstm_norm_step_kernel])
-def test_nor_in_a_layer_norm(card, function):
-    build = Build("step", "forward", "fp32", 40, card)
+@pytest.mark.parametrize(
+    ("direction", "function"),
+    [("forward", step.lstm_forward_step_kernel), ("backward", variant.lstm_norm_step_kernel)],
+    ids=("forward", "backward"),
+)
+def test_nor_in_a_layer_norm(card, direction, function):
+    build = Build("step", direction, "fp32", 40, card)
     assert not approximate_lines(compile_kernel(build, function, varied=True))
 
 
