@@ -1,0 +1,328 @@
+"""A day's own programs: python -m bench.gpu.looks probe | smoke KERNEL | grid NAME | numbers SIZES | profile.
+
+A line that starts with BAD says what is wrong; the exit status is 1 then.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from functools import partial
+from importlib import import_module
+from itertools import chain
+
+import torch
+from lstm_fused.kernels import choose
+from torch import Tensor
+
+import lstm_fused
+from bench.check import largest
+from bench.gpu import rows, speed
+from bench.gpu.machine import describe, timed
+from bench.gpu.tune import kernel_named, kernel_times, operators
+from bench.rivals import torch_lstm
+from lstm_fused.backends import short
+from lstm_fused.triton import INTERPRETED
+from tests.cases import Case, make_lengths, make_tensors
+
+# In units of the step-by-step engine's own error: rounding gives a few, the smallest mistake thousands.
+WRONG = 30
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+BF16, FP16 = torch.bfloat16, torch.float16
+# Kernel, H, B, dtype and rows of a tile (None: as chosen): many programs, and more rows than fit at once.
+GRIDS = {
+    "96": ("cooperative", 768, 16, BF16, None),
+    "128": ("cooperative", 1024, 16, BF16, None),
+    "256": ("cooperative", 512, 64, BF16, 16),
+    "32-rows": ("cooperative", 1024, 64, BF16, 32),
+    "64-rows": ("cooperative", 512, 256, FP16, 64),
+    "waves": ("cooperative", 512, 1500, FP16, None),
+    "two-at-once": ("cooperative", 256, 16, FP16, None),
+    "graph": ("cooperative", 256, 16, BF16, None),
+    "step": ("step", 768, 256, BF16, None),
+    "step-graph": ("step", 256, 64, FP16, None),
+    "resident": ("resident", 128, 500, BF16, None),
+}
+REPEATS = 200
+Outcome = tuple[Tensor, ...]
+
+
+def probe(device: str) -> bool:
+    """What this machine is."""
+    if device == "cuda":
+        # Before anything else, for even this may hang.
+        facts = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,memory.used,memory.total"
+        with suppress(OSError):
+            subprocess.run(["nvidia-smi", f"--query-gpu={facts}", "--format=csv"], check=False)
+    machine = describe(device)
+    print(machine, flush=True)
+    rows.add("machine", **asdict(machine), processors=os.cpu_count(), node=platform.machine())
+    if device == "cuda":
+        print(torch.cuda.get_device_properties(0))
+    return True
+
+
+def smoke(kernel: str, device: str, small: bool) -> bool:
+    """The smallest problems in every dtype, plain and with all that a layer may be given."""
+    plain = Case("H5_B3", T=3, B=3, I=4, H=5)
+    uneven = replace(plain, name="H5_B3_lengths_reverse", lengths=(3, 0, 2), reverse=True)
+    lengths = tuple(n % 4 for n in range(17))
+    tiles = Case("H19_B17_lengths_reverse", T=3, B=17, I=4, H=19, lengths=lengths, reverse=True)
+    cases = (plain, uneven) if small else (plain, tiles)
+    engine, named = (None, None) if kernel == "default" else ("triton", kernel)
+    with kernel_named(named):
+        return all(
+            [
+                judge(f"{kernel} {c.name} {short(d)}", partial(error_of, engine, c, d, device))
+                for c in cases
+                for d in DTYPES
+            ]
+        )
+
+
+def judge(name: str, error: Callable[[], float], limit: float = WRONG) -> bool:
+    """Say how far off it is; False if that is too far, or if it cannot be told."""
+    try:
+        found = error()
+    except Exception as problem:  # the next one may run
+        print(f"BAD {name}: {type(problem).__name__}: {str(problem)[:500]}", flush=True)
+        rows.add("look", name=name, right=False, problem=f"{type(problem).__name__}: {str(problem)[:500]}")
+        return False
+    right = found <= limit
+    print(
+        f"{'ok ' if right else 'BAD'} {name}: off by {found:.3g} times the reference's own error", flush=True
+    )
+    rows.add("look", name=name, right=right, error=found)
+    return right
+
+
+def error_of(engine: str | None, case: Case, dtype: torch.dtype, device: str) -> float:
+    """The largest error of any output or gradient, in units of the step-by-step engine's in that dtype."""
+    exact = outcome("reference", case, torch.float64, device)
+    rounded = outcome("reference", case, dtype, device)
+    found = outcome(engine, case, dtype, device)
+    tf32 = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    unit = 2**-11 if tf32 else torch.finfo(dtype).eps / 2
+    worst = 0.0
+    for ours, reference, value in zip(found, rounded, exact, strict=True):
+        off = largest(ours.double() - value) / max(
+            largest(reference.double() - value), largest(value) * unit, 1e-300
+        )
+        worst = off if not off <= worst else worst  # a NaN stays
+    return worst
+
+
+def outcome(engine: str | None, case: Case, dtype: torch.dtype, device: str) -> Outcome:
+    """Outputs and gradients; the gradients of the outputs are the outputs of another draw."""
+    tensors = {n: t for n, t in make_tensors(case, dtype, device=device).items() if t is not None}
+    leaves = [t.requires_grad_() for t in tensors.values()]
+    hx = tensors.pop("h0"), tensors.pop("c0")
+    given = make_lengths(case, device)
+    y, (h_n, c_n) = lstm_fused.lstm(
+        tensors["x"],
+        tensors["weight_ih"],
+        tensors["weight_hh"],
+        tensors["bias_ih"],
+        tensors["bias_hh"],
+        peephole=tensors["peephole"],
+        hx=hx,
+        lengths=given,
+        reverse=case.reverse,
+        engine=engine,
+    )
+    generator = torch.Generator().manual_seed(1)
+    douts = [torch.randn(t.shape, generator=generator).bfloat16().to(device, dtype) for t in (y, h_n, c_n)]
+    return (y.detach(), h_n.detach(), c_n.detach(), *torch.autograd.grad((y, h_n, c_n), leaves, douts))
+
+
+def grid(name: str, device: str, small: bool) -> bool:
+    """Many programs at once: right, and every time the same bits."""
+    kernel, H, B, dtype, tile = GRIDS[name]
+    case = Case(name, T=2, B=3, I=3, H=5) if small else Case(name, T=32, B=B, I=64, H=H)
+    with kernel_named(kernel), tiles_of(tile):
+        try:
+            for direction in ("forward", "backward"):
+                layer = choose.Layer(direction, case.H, case.B, dtype, "ieee")
+                card = choose.card_at(torch.device(device, 0) if device == "cuda" else torch.device(device))
+                plan = choose.choose(layer, card, kernel)
+                print(f"{direction}: {plan}, grid {plan.grid(case.B, case.H)}", flush=True)
+        except RuntimeError as refusal:  # with these tiles
+            print(f"not run: {refusal}")
+            rows.add("look", name=f"grid {name}", right=None, problem=str(refusal)[:300])
+            return True
+        right = judge(
+            f"{kernel} {name}, H {case.H}, B {case.B}, {short(dtype)}",
+            partial(error_of, "triton", case, dtype, device),
+        )
+        right &= same_bits(name, operators(case, dtype, device), 2 if small else REPEATS)
+        if device == "cuda" and "graph" in name:
+            right &= captured(name, operators(case, dtype, device))
+        if name == "two-at-once":
+            right &= two_at_once(name, operators(case, dtype, device))
+    return right
+
+
+@contextmanager
+def tiles_of(height: int | None) -> Iterator[None]:
+    """Let the table offer tiles of so many rows alone."""
+    every = choose.plans
+    if height is not None:
+        choose.plans = lambda kernel, layer: (plan for plan in every(kernel, layer) if height == plan.BB)
+    try:
+        yield
+    finally:
+        choose.plans = every
+
+
+Calls = dict[str, Callable[[], object]]
+
+
+def tensors_of(found: object) -> list[Tensor]:
+    """Those that a call gave."""
+    assert isinstance(found, tuple | list)
+    return [t for t in found if isinstance(t, Tensor)]
+
+
+def same_bits(name: str, calls: Calls, repeats: int) -> bool:
+    """Whether a call gives the same every time."""
+
+    def differing() -> float:
+        other = 0
+        for call in calls.values():
+            first = tensors_of(call())
+            for _ in range(repeats):
+                other += not all(map(torch.equal, first, tensors_of(call())))
+        return float(other)
+
+    return judge(f"{name}, launches of {2 * repeats} that differ in bits", differing, 0)
+
+
+def captured(name: str, calls: Calls) -> bool:
+    """Whether a graph of the user's gives the same; a launch that cannot be captured is no fault."""
+
+    def differing() -> float:
+        other = 0
+        for call in calls.values():
+            wanted = tensors_of(call())
+            graph = torch.cuda.CUDAGraph()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph):
+                found = tensors_of(call())
+            for _ in range(20):
+                graph.replay()
+            torch.cuda.synchronize()
+            other += not all(map(torch.equal, found, wanted))
+        return float(other)
+
+    return judge(f"{name}, graphs that differ", differing, 0)
+
+
+def two_at_once(name: str, calls: Calls) -> bool:
+    """Whether launches that wait for their own programs get along on two streams."""
+
+    def differing() -> float:
+        other = 0
+        streams = [torch.cuda.Stream() for _ in range(2)]
+        for call in calls.values():
+            wanted = tensors_of(call())
+            torch.cuda.synchronize()
+            for _ in range(50):
+                found = []
+                for stream in streams:
+                    with torch.cuda.stream(stream):
+                        found.append(tensors_of(call()))
+                torch.cuda.synchronize()
+                other += sum(not all(map(torch.equal, one, wanted)) for one in found)
+        return float(other)
+
+    return judge(f"{name}, launches on two streams that differ", differing, 0)
+
+
+def numbers(sizes: list[str], device: str, small: bool, once: bool, without: list[str]) -> bool:
+    """Ours and nn.LSTM in turn, then each kernel by itself; ``once`` only compiles what that takes."""
+    torch.set_float32_matmul_precision("high")
+    known = {case.name: case for case in chain(speed.SIZES, speed.TINY)}
+    names = [name for name in choose.KERNELS if name not in without]
+    contenders = {speed.CUDNN: speed.Contender(torch_lstm), speed.OURS: speed.ours()}
+    contenders |= {f"{speed.OURS}, {name}": speed.ours(name) for name in names}
+    right = True
+    for case, dtype in (
+        (known[name], dtype) for name in sizes for dtype in speed.DTYPES[: 1 if small else 2]
+    ):
+        size = {"T": case.T, "B": case.B, "I": case.I, "H": case.H, "dtype": short(dtype)}
+
+        def ready(name: str, what: str, milliseconds: float, size: dict[str, object] = size) -> None:
+            print(f"{size} {name}, {what}: {milliseconds:.3f} ms at first", flush=True)
+            if not once:
+                rows.add("first time", **size, who=name, what=what, milliseconds=milliseconds)
+
+        row = speed.measure(case, dtype, device, contenders, small or once, ready)
+        for name, reason in row.left_out.items():
+            refused = "cannot run" in reason
+            print(f"{'left out' if refused else 'BAD'} {size} {name}: {reason}", flush=True)
+            right &= refused
+        if once:
+            continue
+        rows.add("speed", **asdict(row))
+        for what, times in row.milliseconds.items():
+            print(
+                f"{size} {what} ms: " + ", ".join(f"{who} {time:.3f}" for who, time in times.items()),
+                flush=True,
+            )
+        steps = replace(case, T=min(case.T, 256))
+        for direction, call in operators(steps, dtype, device).items():
+            times, problems = kernel_times(call, device, (3, 0.0) if small else (5, 0.1), without)
+            times = {name: time / steps.T for name, time in times.items()}
+            rows.add("kernels", **size, direction=direction, microseconds=times, problems=problems)
+            print(f"{size} {direction} us per step: {times} {problems or ''}", flush=True)
+    return right
+
+
+def profile(device: str, small: bool, plain: bool) -> bool:
+    """Where the time of the layer's two directions goes; plain, for a profiler outside."""
+    case = Case("tiny", T=2, B=3, I=3, H=5) if small else Case("profiled", T=64, B=16, I=768, H=768)
+    with kernel_named("cooperative"):
+        calls = operators(case, BF16, device)
+        if plain:
+            for call in calls.values():
+                timed(call, device)
+            return True
+        for call in calls.values():
+            call()
+        with torch.profiler.profile() as seen:
+            for call in calls.values():
+                timed(call, device)
+    print(seen.key_averages().table(row_limit=30))
+    return True
+
+
+def main() -> None:
+    """Do what is asked."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.looks", description=__doc__)
+    parser.add_argument("what", choices=("probe", "smoke", "grid", "numbers", "profile"))
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--once", action="store_true")
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--without", nargs="*", default=[])
+    given = parser.parse_args()
+    if INTERPRETED:
+        import_module("tests.gpu_offline.interpreted.mending")  # of its bfloat16
+    device, small = given.device, given.small
+    run = {
+        "probe": lambda: probe(device),
+        "smoke": lambda: all([smoke(name, device, small) for name in given.names]),
+        "grid": lambda: all([grid(name, device, small) for name in given.names]),
+        "numbers": lambda: numbers(given.names, device, small, given.once, given.without),
+        "profile": lambda: profile(device, small, given.plain),
+    }
+    sys.exit(not run[given.what]())
+
+
+if __name__ == "__main__":
+    main()
