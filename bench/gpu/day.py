@@ -1,9 +1,9 @@
 """A day on a GPU that is at hand for minutes: python3 -m bench.gpu.day --out FOLDER.
 
-It is run in the repository's root, and needs Python with torch, Triton and pytest there; no network, no install. Everything that is run is a process
-group of its own with a limit of its own. FOLDER gets summary.txt, a line for each of them; day.json, all
-numbers; logs.tgz, all that was said. They are written again and again, so that a day that is cut off keeps
-what it had. docs/gpu/README.md says how to read them.
+It is run in the repository's root, with a Python that has torch, Triton and pytest; no network, no install.
+Everything that is run is a process group of its own with a limit of its own. FOLDER gets summary.txt, some
+lines for each of them; day.json, all numbers; logs.tgz, all that was said. They are written again and again,
+so that a day that is cut off keeps what it had. docs/gpu/README.md says how to read them.
 """
 
 import argparse
@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         day.save()
         said = verdict(day.found)
         day.say(said)
-    sys.exit(not said.startswith("verdict: green"))
+    sys.exit(any(job.outcome != "right" for job in day.found if not job.advice))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A day's own programs: python -m bench.gpu.looks probe | smoke KERNEL | grid NAME | numbers SIZES | profile.
+"""A day's own programs: python -m bench.gpu.looks WHAT NAMES, which main lists.
 
 A line that starts with BAD says what is wrong; the exit status is 1 then.
 """
@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
-from itertools import chain
 
 import torch
 from lstm_fused.kernels import choose
@@ -21,10 +20,10 @@ from torch import Tensor
 
 import lstm_fused
 from bench.check import largest
-from bench.gpu import rows, speed
-from bench.gpu.machine import describe, timed
-from bench.gpu.tune import kernel_named, kernel_times, operators
-from bench.rivals import torch_lstm
+from bench.gpu import rows
+from bench.gpu.machine import describe
+from bench.gpu.times import exchange, numbers, profile
+from bench.gpu.tune import kernel_named, operators
 from lstm_fused.backends import short
 from lstm_fused.triton import INTERPRETED
 from tests.cases import Case, make_lengths, make_tensors
@@ -42,6 +41,7 @@ GRIDS = {
     "64-rows": ("cooperative", 512, 256, FP16, 64),
     "waves": ("cooperative", 512, 1500, FP16, None),
     "two-at-once": ("cooperative", 256, 16, FP16, None),
+    "two-too-many": ("cooperative", 512, 64, FP16, None),
     "graph": ("cooperative", 256, 16, BF16, None),
     "step": ("step", 768, 256, BF16, None),
     "step-graph": ("step", 256, 64, FP16, None),
@@ -161,17 +161,19 @@ def grid(name: str, device: str, small: bool) -> bool:
         right &= same_bits(name, operators(case, dtype, device), 2 if small else REPEATS)
         if device == "cuda" and "graph" in name:
             right &= captured(name, operators(case, dtype, device))
-        if name == "two-at-once":
+        if device == "cuda" and name.startswith("two"):
             right &= two_at_once(name, operators(case, dtype, device))
     return right
 
 
 @contextmanager
 def tiles_of(height: int | None) -> Iterator[None]:
-    """Let the table offer tiles of so many rows alone."""
+    """Let the table offer the forward pass tiles of so many rows alone; backward may have none such."""
     every = choose.plans
     if height is not None:
-        choose.plans = lambda kernel, layer: (plan for plan in every(kernel, layer) if height == plan.BB)
+        choose.plans = lambda kernel, layer: (
+            plan for plan in every(kernel, layer) if layer.direction == "backward" or height == plan.BB
+        )
     try:
         yield
     finally:
@@ -202,7 +204,7 @@ def same_bits(name: str, calls: Calls, repeats: int) -> bool:
 
 
 def captured(name: str, calls: Calls) -> bool:
-    """Whether a graph of the user's gives the same; a launch that cannot be captured is no fault."""
+    """Whether a graph of the user's gives the same."""
 
     def differing() -> float:
         other = 0
@@ -242,68 +244,10 @@ def two_at_once(name: str, calls: Calls) -> bool:
     return judge(f"{name}, launches on two streams that differ", differing, 0)
 
 
-def numbers(sizes: list[str], device: str, small: bool, once: bool, without: list[str]) -> bool:
-    """Ours and nn.LSTM in turn, then each kernel by itself; ``once`` only compiles what that takes."""
-    torch.set_float32_matmul_precision("high")
-    known = {case.name: case for case in chain(speed.SIZES, speed.TINY)}
-    names = [name for name in choose.KERNELS if name not in without]
-    contenders = {speed.CUDNN: speed.Contender(torch_lstm), speed.OURS: speed.ours()}
-    contenders |= {f"{speed.OURS}, {name}": speed.ours(name) for name in names}
-    right = True
-    for case, dtype in (
-        (known[name], dtype) for name in sizes for dtype in speed.DTYPES[: 1 if small else 2]
-    ):
-        size = {"T": case.T, "B": case.B, "I": case.I, "H": case.H, "dtype": short(dtype)}
-
-        def ready(name: str, what: str, milliseconds: float, size: dict[str, object] = size) -> None:
-            print(f"{size} {name}, {what}: {milliseconds:.3f} ms at first", flush=True)
-            if not once:
-                rows.add("first time", **size, who=name, what=what, milliseconds=milliseconds)
-
-        row = speed.measure(case, dtype, device, contenders, small or once, ready)
-        for name, reason in row.left_out.items():
-            refused = "cannot run" in reason
-            print(f"{'left out' if refused else 'BAD'} {size} {name}: {reason}", flush=True)
-            right &= refused
-        if once:
-            continue
-        rows.add("speed", **asdict(row))
-        for what, times in row.milliseconds.items():
-            print(
-                f"{size} {what} ms: " + ", ".join(f"{who} {time:.3f}" for who, time in times.items()),
-                flush=True,
-            )
-        steps = replace(case, T=min(case.T, 256))
-        for direction, call in operators(steps, dtype, device).items():
-            times, problems = kernel_times(call, device, (3, 0.0) if small else (5, 0.1), without)
-            times = {name: time / steps.T for name, time in times.items()}
-            rows.add("kernels", **size, direction=direction, microseconds=times, problems=problems)
-            print(f"{size} {direction} us per step: {times} {problems or ''}", flush=True)
-    return right
-
-
-def profile(device: str, small: bool, plain: bool) -> bool:
-    """Where the time of the layer's two directions goes; plain, for a profiler outside."""
-    case = Case("tiny", T=2, B=3, I=3, H=5) if small else Case("profiled", T=64, B=16, I=768, H=768)
-    with kernel_named("cooperative"):
-        calls = operators(case, BF16, device)
-        if plain:
-            for call in calls.values():
-                timed(call, device)
-            return True
-        for call in calls.values():
-            call()
-        with torch.profiler.profile() as seen:
-            for call in calls.values():
-                timed(call, device)
-    print(seen.key_averages().table(row_limit=30))
-    return True
-
-
 def main() -> None:
     """Do what is asked."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.looks", description=__doc__)
-    parser.add_argument("what", choices=("probe", "smoke", "grid", "numbers", "profile"))
+    parser.add_argument("what", choices=("probe", "smoke", "grid", "numbers", "exchange", "profile"))
     parser.add_argument("names", nargs="*")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
@@ -319,6 +263,7 @@ def main() -> None:
         "smoke": lambda: all([smoke(name, device, small) for name in given.names]),
         "grid": lambda: all([grid(name, device, small) for name in given.names]),
         "numbers": lambda: numbers(given.names, device, small, given.once, given.without),
+        "exchange": lambda: exchange(*given.names),
         "profile": lambda: profile(device, small, given.plain),
     }
     sys.exit(not run[given.what]())

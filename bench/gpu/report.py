@@ -85,7 +85,7 @@ def verdict(found: Sequence[Found]) -> str:
     word = "hang" if hung else "wrong" if bad else "green"
     parts = [("hung", hung), ("wrong", bad), ("not done", late)]
     text = "".join(f"; {what}: {', '.join(names)}" for what, names in parts if names)
-    return f"verdict: {word}, {passed} tests passed{text}; next: --second {word}"
+    return f"verdict: {word}, {passed} tests passed{text}"
 
 
 def failures(day: dict[str, Any]) -> list[str]:

@@ -10,16 +10,11 @@ from bench.gpu.commands import SANITIZED, TOOLS, limited, pytest, under
 from bench.gpu.link import ROOT
 
 KERNELS = ("step", "resident", "cooperative")
+# By name, as `bench.gpu.looks` has them, and whose they are.
 GRIDS = {
-    **{"96": "cooperative", "128": "cooperative", "256": "cooperative", "32-rows": "cooperative"},
-    **{
-        "64-rows": "cooperative",
-        "waves": "cooperative",
-        "two-at-once": "cooperative",
-        "graph": "cooperative",
-    },
-    **{"step": "step", "step-graph": "step", "resident": "resident"},
-}  # by name, as `bench.gpu.looks` has them, and whose
+    name: "cooperative"
+    for name in ("96", "128", "256", "32-rows", "64-rows", "waves", "two-at-once", "two-too-many", "graph")
+} | {"step": "step", "step-graph": "step", "resident": "resident"}
 TINY_GRIDS = {"96": "cooperative", "step": "step"}
 SIZES = ("H768_B16", "H256_B64", "H512_B64", "H128_B16")  # of `bench.gpu.speed`, what matters most first
 PARTS = 14  # processes of tests, which leaves two processors of sixteen to the tools
@@ -154,8 +149,8 @@ def exchange_built(place: Place) -> dict[str, Job]:
 
 def exchange(place: Place) -> list[Stage]:
     """That benchmark, if it can be built."""
-    program = str(place.work / "exchange")
-    return [Stage("exchange", 12, {"exchange": Job([program], advice=True)})] if exchange_built(place) else []
+    job = replace(look(place, "exchange", str(place.work / "exchange")), advice=True)
+    return [Stage("exchange", 20, {"exchange": job})] if exchange_built(place) else []
 
 
 def sanitized(place: Place, name: str, command: Sequence[str]) -> dict[str, Job]:
