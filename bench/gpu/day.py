@@ -16,14 +16,14 @@ import tarfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import DEVNULL, run
 from types import FrameType
 
 from bench.gpu import rows, stages
-from bench.gpu.groups import start, wait
+from bench.gpu.groups import Running, start, wait
 from bench.gpu.link import ROOT, link
 from bench.gpu.report import Found, failures, judge, lines, verdict
 from bench.gpu.stages import Place, Stage
@@ -59,20 +59,31 @@ class Day:
         if seconds < LEAST and seconds < stage.seconds:
             self.add(Found(stage.name, stage.name, "not run", None, 0.0, False, said=["no time was left"]))
             return
-        advice = {name: job.advice for name, job in stage.jobs.items()}
-        started = []
-        for name, job in stage.jobs.items():
-            variables = dict(job.variables) | {rows.VARIABLE: str(self.rows / f"{name}.jsonl")}
+        jobs = dict(stage.jobs)
+        end = time.monotonic() + seconds
+
+        def begin(name: str) -> Running | None:
+            variables = {**jobs[name].variables, rows.VARIABLE: str(self.rows / f"{name}.jsonl")}
             try:
-                started.append(start(name, job.command, self.logs / f"{name}.log", variables, ROOT))
+                return start(name, jobs[name].command, self.logs / f"{name}.log", variables, ROOT)
             except OSError as error:
-                self.add(Found(stage.name, name, "died", None, 0.0, job.advice, said=[str(error)]))
-        wait(
-            started,
-            seconds,
-            lambda running: self.add(judge(stage.name, running, advice[running.name])),
-            self.save_now_and_then,
-        )
+                self.add(Found(stage.name, name, "died", None, 0.0, jobs[name].advice, said=[str(error)]))
+                return None
+
+        def done(running: Running) -> Running | None:
+            job = jobs[running.name]
+            found = judge(stage.name, running, job.advice)
+            self.add(found)
+            # A test took the process with it: the others are run without those that were.
+            no_time = running.late or end - time.monotonic() < LEAST
+            if found.at is None or found.at in job.command or no_time:
+                return None
+            rest = [option for test in (*found.seen, found.at) for option in ("--deselect", test)]
+            jobs[f"{running.name}+"] = replace(job, command=[*job.command, *rest])
+            return begin(f"{running.name}+")
+
+        started = [running for name in stage.jobs if (running := begin(name))]
+        wait(started, seconds, done, self.save_now_and_then)
         self.save()
 
     def add(self, found: Found) -> None:

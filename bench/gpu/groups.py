@@ -1,6 +1,7 @@
 """Processes that end whole: each is a group of its own, and what it started ends with it."""
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 QUIET = 15.0  # seconds without a word, after which what runs out of time counts as hung, not as slow
+LAST_WORDS = 2.0  # seconds to say where it was: Python does at SIGABRT, with PYTHONFAULTHANDLER=1
 
 
 @dataclass
@@ -21,7 +23,8 @@ class Running:
     output: Path
     begin: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
-    code: int | None = None  # None: it had to be ended
+    code: int | None = None  # None: it was ended
+    late: bool = False  # it had no time left
     hung: bool = False
 
     @property
@@ -31,16 +34,23 @@ class Running:
 
     def over(self) -> bool:
         """Whether it has ended; then nothing of its group is left."""
-        self.code = self.process.poll()
-        if self.code is None:
+        code = self.process.poll()
+        if code is None:
             return False
+        self.code = None if self.late else code
         self.end()
         return True
+
+    def ask(self) -> None:
+        """Let it say where it is, and end."""
+        self.late = True
+        self.hung = time.time() - self.output.stat().st_mtime > QUIET
+        with suppress(OSError):
+            self.process.send_signal(signal.SIGABRT)
 
     def end(self) -> None:
         """End it and all it started."""
         with suppress(OSError):  # nobody is left
-            self.hung = self.code is None and time.time() - self.output.stat().st_mtime > QUIET
             os.killpg(self.process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):  # a driver may keep it
             self.process.wait(5)
@@ -51,6 +61,7 @@ def start(
     name: str, command: Sequence[str], output: Path, variables: Mapping[str, str], folder: Path
 ) -> Running:
     """Start it in a folder; what it says goes to a file, for a full pipe would stop it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with output.open("wb") as file:
         process = subprocess.Popen(
             command,
@@ -67,7 +78,7 @@ def start(
 def wait(
     started: Sequence[Running],
     seconds: float,
-    done: Callable[[Running], object],
+    done: Callable[[Running], Running | None],
     meanwhile: Callable[[], object] = lambda: None,
 ) -> None:
     """Wait for all of them, and end those that take longer.
@@ -75,7 +86,7 @@ def wait(
     Args:
         started: whom to wait for.
         seconds: how long.
-        done: is told of each one that has ended, as soon as it has.
+        done: is told of each one that has ended, as soon as it has; may start another in its place.
         meanwhile: is called several times a second.
     """
     left = list(started)
@@ -84,11 +95,18 @@ def wait(
         while left and time.monotonic() < limit:
             for running in [running for running in left if running.over()]:
                 left.remove(running)
-                done(running)
+                if another := done(running):
+                    left.append(another)
             meanwhile()
             time.sleep(0.1)
     finally:  # also when this process is told to end
+        late = [running for running in left if not running.over()]
+        for running in late:
+            running.ask()
+        limit = time.monotonic() + LAST_WORDS
+        while time.monotonic() < limit and not all([running.over() for running in late]):
+            time.sleep(0.1)
+        for running in late:
+            running.end()
         for running in left:
-            if not running.over():
-                running.end()
             done(running)

@@ -11,7 +11,8 @@ from bench.gpu.groups import Running
 
 LINES = 12  # of what is wrong in a job, that the summary shows
 TEST = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
-BAD = re.compile(r"^(?:BAD|E  |\w*Error:|CRASHED).*", re.MULTILINE)
+BAD = re.compile(r"^(?:BAD |E  |\w*Error:|!!!).*|Fatal Python error.*|^  File .*lstm_fused.*", re.MULTILINE)
+AFTER = re.compile(r"^=+ (?:FAILURES|ERRORS|warnings summary|slowest|short test)", re.MULTILINE)  # the tests
 TIMED_OUT = "+++ Timeout +++"  # pytest-timeout's
 NONE_TO_RUN = 5  # pytest's exit status
 
@@ -27,7 +28,8 @@ class Found:
     seconds: float
     advice: bool
     tests: dict[str, int] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)  # tests
+    seen: list[str] = field(default_factory=list)  # tests that were run
+    failed: list[str] = field(default_factory=list)
     at: str | None = None  # the test it was at when it ended
     said: list[str] = field(default_factory=list)  # what is wrong, or its last line
 
@@ -45,10 +47,12 @@ def judge(stage: str, running: Running, advice: bool) -> Found:
         outcome = "right"
     else:
         outcome = "wrong" if code == 1 else "died"
-    begun = [line for line in text.splitlines() if re.match(r"tests/\S+::", line)]
-    at = begun[-1].strip() if begun and not TEST.match(begun[-1]) and outcome != "right" else None
+    begun = [line for line in AFTER.split(text)[0].splitlines() if re.match(r"tests/\S+::", line)]
+    at = None
+    if begun and not TEST.match(begun[-1]) and outcome != "right":
+        at = begun[-1].partition(" Fatal Python error")[0].strip()
     last = text.strip().splitlines()[-1:] or ["it said nothing"]
-    said = BAD.findall(text)[:LINES] if outcome != "right" else []
+    said = [] if outcome == "right" else BAD.findall(text)[-LINES:]
     counts = dict(Counter(result for _, result in tests))
     return Found(
         stage,
@@ -58,6 +62,7 @@ def judge(stage: str, running: Running, advice: bool) -> Found:
         round(running.seconds, 1),
         advice,
         counts,
+        [name for name, _ in tests],
         failed,
         at,
         said or last,
@@ -94,5 +99,5 @@ def failures(day: dict[str, Any]) -> list[str]:
     for job in day["jobs"]:
         if job["outcome"] in ("wrong", "died", "hung") and not job["advice"]:
             tests = [*job["failed"], *([job["at"]] if job["at"] else [])]
-            found += [str(name) for name in tests or [job["job"]]]
-    return found
+            found += tests or [job["job"].rstrip("+")]
+    return list(dict.fromkeys(found))

@@ -67,7 +67,8 @@ def test_what_goes_wrong_is_told_and_stops_nothing(place, monkeypatch):
     found = {job.job: job for job in day.found}
     outcomes = {name: job.outcome for name, job in found.items()}
     assert outcomes == {
-        **{"hangs": "hung", "slow": "not done", "wrong": "wrong", "failing": "died", "advice": "wrong"},
+        **{"hangs": "hung", "slow": "not done", "wrong": "wrong", "advice": "wrong"},
+        **{"failing": "died", "failing+": "died"},
         **{"absent": "died", "good": "right", "four": "not run"},
     }
     assert found["failing"].code == -signal.SIGSEGV
@@ -78,7 +79,7 @@ def test_what_goes_wrong_is_told_and_stops_nothing(place, monkeypatch):
     child = int(found["hangs"].said[-1].split()[1])
     assert ends(child), "what a job started outlives it"
     said = report.verdict(day.found)
-    assert said.startswith("verdict: hang, 1 tests passed; hung: hangs; wrong: ") and "advice" not in said
+    assert said.startswith("verdict: hang, 2 tests passed; hung: hangs; wrong: ") and "advice" not in said
 
     written = json.loads((place.out / "day.json").read_text())
     assert [row["name"] for row in written["rows"]] == ["before it hangs", "good"]
@@ -91,6 +92,32 @@ def test_what_goes_wrong_is_told_and_stops_nothing(place, monkeypatch):
         } | {"logs/absent.log"}
     summary = (place.out / "summary.txt").read_text()
     assert "failing                died (SIGSEGV)" in summary and "it was at tests/a.py::crashed" in summary
+
+
+TESTS = """
+import os, time
+def test_right(): pass
+def test_crashes(): os.kill(os.getpid(), 11)
+def test_wrong(): assert 1 == 2
+def test_hangs(): time.sleep(600)
+def test_too(): pass
+"""
+
+
+def test_tests_that_take_their_process_with_them_cost_the_others_nothing(place, monkeypatch, tmp_path):
+    monkeypatch.setattr(groups, "QUIET", 2.0)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(TESTS)
+    command = ["sh", "-c", f'cd {tmp_path}; exec "$0" "$@"', sys.executable, "-m", "pytest", "-v", "tests"]
+    day = Day(place, 60, {})
+    day.run(Stage("tests", 20, {"tests-0": Job(command, {"PYTHONFAULTHANDLER": "1"})}))
+    first, second = day.found
+    assert (first.outcome, first.at) == ("died", "tests/test_it.py::test_crashes")
+    assert (second.outcome, second.at) == ("hung", "tests/test_it.py::test_hangs")
+    assert second.failed == ["tests/test_it.py::test_wrong"]
+    assert any(
+        "in test_hangs" in line for line in (place.work / "logs/tests-0+.log").read_text().splitlines()
+    )
 
 
 def test_a_job_that_ends_leaves_nobody(tmp_path):
