@@ -20,12 +20,13 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import DEVNULL, run
+from textwrap import indent
 from types import FrameType
 
 from bench.gpu import rows, stages
 from bench.gpu.groups import Running, start, wait
 from bench.gpu.link import ROOT, link
-from bench.gpu.report import Found, failures, judge, lines, verdict
+from bench.gpu.report import Found, failures, judge, lines, seen, verdict
 from bench.gpu.stages import Place, Stage
 
 SAVE = 5.0  # seconds between two savings
@@ -55,7 +56,7 @@ class Day:
 
     def run(self, stage: Stage) -> None:
         """Run a stage within its time, and what is left of the whole."""
-        seconds = min(stage.seconds, self.end - time.monotonic())
+        seconds = min(stage.seconds, self.end - time.monotonic() - stage.leaves)
         if seconds < LEAST and seconds < stage.seconds:
             self.add(Found(stage.name, stage.name, "not run", None, 0.0, False, said=["no time was left"]))
             return
@@ -74,6 +75,8 @@ class Day:
             job = jobs[running.name]
             found = judge(stage.name, running, job.advice)
             self.add(found)
+            if job.shown:
+                self.say(indent(running.text.strip(), "    "))
             # A test took the process with it: the others are run without those that were.
             no_time = running.late or end - time.monotonic() < LEAST
             if found.at is None or found.at in job.command or no_time:
@@ -106,7 +109,9 @@ class Day:
         """Write day.json and logs.tgz; a reader never sees half of one."""
         self.saved = time.monotonic()
         day = {**self.about, "jobs": [asdict(found) for found in self.found], "rows": rows.read(self.rows)}
-        for folder in (self.place.work, self.place.out):
+        # What follows looks into what was first.
+        folders = [self.place.out, *[self.place.work] * (self.about.get("second") not in ("green", "wrong"))]
+        for folder in folders:
             replace_file(folder / "day.json", json.dumps(day, indent=1).encode())
         pack(self.place.out / "logs.tgz", sorted(self.logs.iterdir()))
         compiled = self.place.compiled
@@ -169,13 +174,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def planned(given: argparse.Namespace, place: Place) -> list[Stage]:
     """The stages that are asked for."""
+    last = place.work / "day.json"
+    earlier = json.loads(last.read_text()) if last.exists() else {"jobs": []}
     if given.second == "green":
-        return stages.green(place)
+        return stages.green(place, seen(earlier))
     if given.second == "hang":
         return stages.hang(place)
     if given.second == "wrong":
-        last = place.work / "day.json"
-        failing = given.failing or (failures(json.loads(last.read_text())) if last.exists() else [])
+        failing = given.failing or failures(earlier)
         if not failing:
             sys.exit(f"nothing failed that is known of: {last} names nothing, nor does --failing")
         return stages.wrong(place, failing)

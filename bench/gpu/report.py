@@ -11,7 +11,7 @@ from bench.gpu.groups import Running
 
 LINES = 12  # of what is wrong in a job, that the summary shows
 TEST = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
-BAD = re.compile(r"^(?:BAD |E  |\w*Error:|!!!).*|Fatal Python error.*|^  File .*lstm_fused.*", re.MULTILINE)
+BAD = re.compile(r"^(?:BAD |E  |\w*Error:|! ?\w).*|Fatal Python error.*|^  File .*lstm_fused.*", re.MULTILINE)
 AFTER = re.compile(r"^=+ (?:FAILURES|ERRORS|warnings summary|slowest|short test)", re.MULTILINE)  # the tests
 TIMED_OUT = "+++ Timeout +++"  # pytest-timeout's
 NONE_TO_RUN = 5  # pytest's exit status
@@ -77,7 +77,8 @@ def lines(found: Found) -> list[str]:
     head = f"{found.job:<22} {found.outcome}{ended}{advice} after {found.seconds:.0f} s{counts}"
     rest = [f"failed: {name}" for name in found.failed[:LINES]]
     rest += [f"it was at {found.at}"] * (found.at is not None)
-    return [head, *(f"    {line[:300]}" for line in (*rest, *found.said))]
+    rest += found.said if found.outcome != "right" else []
+    return [head, *(f"    {line[:300]}" for line in rest)]
 
 
 def verdict(found: Sequence[Found]) -> str:
@@ -101,3 +102,12 @@ def failures(day: dict[str, Any]) -> list[str]:
             tests = [*job["failed"], *([job["at"]] if job["at"] else [])]
             found += tests or [job["job"].rstrip("+")]
     return list(dict.fromkeys(found))
+
+
+def seen(day: dict[str, Any]) -> dict[str, list[str]]:
+    """The tests that each job of an earlier day has run, or that it did not survive."""
+    found: dict[str, list[str]] = {}
+    for job in day["jobs"]:
+        broken = [job["at"]] if job["at"] and job["outcome"] != "not done" else []
+        found.setdefault(job["job"].rstrip("+"), []).extend([*job["seen"], *broken])
+    return found

@@ -15,7 +15,9 @@ from lstm_fused.backends import short
 from tests.cases import Case
 
 
-def numbers(sizes: list[str], device: str, small: bool, once: bool, without: list[str]) -> bool:
+def numbers(
+    sizes: list[str], dtypes: list[str], device: str, small: bool, once: bool, without: list[str]
+) -> bool:
     """Ours and nn.LSTM in turn, then each kernel by itself; ``once`` only compiles what that takes."""
     torch.set_float32_matmul_precision("high")
     known = {case.name: case for case in chain(speed.SIZES, speed.TINY)}
@@ -23,27 +25,26 @@ def numbers(sizes: list[str], device: str, small: bool, once: bool, without: lis
     contenders = {speed.CUDNN: speed.Contender(torch_lstm), speed.OURS: speed.ours()}
     contenders |= {f"{speed.OURS}, {name}": speed.ours(name) for name in names}
     right = True
-    for case, dtype in (
-        (known[name], dtype) for name in sizes for dtype in speed.DTYPES[: 1 if small else 2]
-    ):
+    for case, dtype in ((known[name], getattr(torch, dtype)) for name in sizes for dtype in dtypes):
         size = {"T": case.T, "B": case.B, "I": case.I, "H": case.H, "dtype": short(dtype)}
 
         def ready(name: str, what: str, milliseconds: float, size: dict[str, object] = size) -> None:
-            print(f"{size} {name}, {what}: {milliseconds:.3f} ms at first", flush=True)
+            print(f"{name} {what} at first: {milliseconds:.3f} ms", flush=True)
             if not once:
                 rows.add("first time", **size, who=name, what=what, milliseconds=milliseconds)
 
+        print(f"{short(dtype)} T {case.T} B {case.B} H {case.H}", flush=True)
         row = speed.measure(case, dtype, device, contenders, small or once, ready)
         for name, reason in row.left_out.items():
             refused = "cannot run" in reason
-            print(f"{'left out' if refused else 'BAD'} {size} {name}: {reason}", flush=True)
+            print(f"{'left out' if refused else 'BAD'} {name}: {reason}", flush=True)
             right &= refused
         if once:
             continue
         rows.add("speed", **asdict(row))
         for what, times in row.milliseconds.items():
             print(
-                f"{size} {what} ms: " + ", ".join(f"{who} {time:.3f}" for who, time in times.items()),
+                f"{what} ms: " + ", ".join(f"{who} {time:.3f}" for who, time in times.items()),
                 flush=True,
             )
         steps = replace(case, T=min(case.T, 256))
@@ -51,7 +52,8 @@ def numbers(sizes: list[str], device: str, small: bool, once: bool, without: lis
             times, problems = kernel_times(call, device, (3, 0.0) if small else (5, 0.1), without)
             times = {name: time / steps.T for name, time in times.items()}
             rows.add("kernels", **size, direction=direction, microseconds=times, problems=problems)
-            print(f"{size} {direction} us per step: {times} {problems or ''}", flush=True)
+            shown = ", ".join(f"{name} {time:.2f}" for name, time in times.items())
+            print(f"{direction} us per step: {shown} {problems or ''}", flush=True)
     return right
 
 

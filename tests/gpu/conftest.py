@@ -23,5 +23,6 @@ def pytest_runtest_makereport(item):
         try:
             torch.cuda.synchronize()
         except RuntimeError as error:  # then all that follow would fail too
-            pytest.exit(f"{item.nodeid} leaves the GPU unusable for this process: {error}", returncode=3)
+            said = f"{item.nodeid} leaves the GPU unusable for this process: {error}\n{report.longreprtext}"
+            pytest.exit(said, returncode=3)
     return report
