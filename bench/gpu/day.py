@@ -53,6 +53,7 @@ class Day:
         place.out.mkdir(parents=True, exist_ok=True)
         self.found: list[Found] = []
         self.saved = 0.0
+        self.stopped = False  # by a signal
 
     def run(self, stage: Stage) -> None:
         """Run a stage within its time, and what is left of the whole."""
@@ -101,9 +102,15 @@ class Day:
             print(text, file=summary)
 
     def save_now_and_then(self) -> None:
-        """Save, if the last time is some seconds ago."""
+        """Save, if the last time is some seconds ago; end if that is asked for."""
+        if self.stopped:
+            raise KeyboardInterrupt
         if time.monotonic() - self.saved > SAVE:
             self.save()
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """End soon, but not between the start of a process and the note of it."""
+        self.stopped = True
 
     def save(self) -> None:
         """Write day.json and logs.tgz; a reader never sees half of one."""
@@ -188,15 +195,9 @@ def planned(given: argparse.Namespace, place: Place) -> list[Stage]:
     return stages.first(place)
 
 
-def stop(number: int, frame: FrameType | None) -> None:
-    """End as at Ctrl-C, so that no process is left."""
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stages that are asked for; the exit status is 1 unless all is green."""
     given = parse(argv)
-    signal.signal(signal.SIGTERM, stop)
     place = Place(given.device, given.small, given.work.resolve(), given.out.resolve())
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(place.linked), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -217,10 +218,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         given.seconds,
         {"date": begin, "commit": given.commit or commit(), "second": given.second or ""},
     )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, day.stop)
     link(place.linked)
     day.say(f"{begin}, commit {day.about['commit']}{', second: ' + given.second if given.second else ''}")
     try:
         for stage in plan:
+            day.save_now_and_then()
             if given.only is None or stage.name in given.only:
                 day.run(stage)
     finally:

@@ -132,7 +132,6 @@ def test_a_job_that_ends_leaves_nobody(tmp_path):
 
 
 def test_a_day_that_is_told_to_end_keeps_what_it_has(tmp_path):
-    """A hang of a whole day: SIGTERM, and nothing is left running."""
     out, work = tmp_path / "out", tmp_path / "work"
     command = [
         sys.executable,
@@ -196,7 +195,8 @@ def test_stages_name_what_there_is(place):
     assert set(stages.KERNELS) == set(choose.KERNELS)
     assert {name: grid[0] for name, grid in looks.GRIDS.items()} == stages.GRIDS
     assert set(stages.SIZES) <= {case.name for case in speed.SIZES}
-    assert sum(stage.seconds for stage in stages.first(Place("cuda", False, place.work, place.out))) < 540
+    every = stages.first(Place("cuda", False, place.work, place.out))
+    assert sum(stage.seconds for stage in every if stage.name != "tests") < 360  # of 420
 
 
 def test_after_a_hang_no_program_waits_for_another(place):
