@@ -1,5 +1,6 @@
 """What a day on a GPU consists of: stages in their order, each of jobs that run side by side."""
 
+import ast
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,13 +10,27 @@ from pathlib import Path
 from bench.gpu.commands import SANITIZED, TOOLS, limited, pytest, under
 from bench.gpu.link import ROOT
 
-KERNELS = ("step", "resident", "cooperative")
-# By name, as `bench.gpu.looks` has them, and whose they are.
+
+def named(constant: str) -> tuple[str, ...]:
+    """A tuple of kernels' names in kernels/choose.py, read without what that needs."""
+    for node in ast.parse((ROOT / "kernels/choose.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == constant:
+            return tuple(ast.literal_eval(node.value))
+    raise ValueError(f"kernels/choose.py names no {constant}")
+
+
+KERNELS = named("KERNELS")
+WAITING = named("WAITING")  # whose programs wait for each other
+GLUON = ("persistent",)  # which Triton's interpreter does not run
+# Shapes of grids, by name as `bench.gpu.looks` has them; those of a line in one process.
 GRIDS = {
-    name: "cooperative"
-    for name in ("96", "128", "256", "32-rows", "64-rows", "waves", "two-at-once", "two-too-many", "graph")
-} | {"step": "step", "step-graph": "step", "resident": "resident"}
-TINY_GRIDS = {"96": "cooperative", "step": "step"}
+    **dict.fromkeys(
+        WAITING,
+        (("96", "graph"), ("128", "two-at-once"), ("256", "two-too-many"), ("tiles-32", "tiles-64", "waves")),
+    ),
+    "step": (("wide", "graph"),),
+    "resident": (("rows",),),
+}
 SIZES = ("H768_B16", "H256_B64", "H512_B64", "H128_B16")  # of `bench.gpu.speed`, what matters most first
 DTYPES = ("bfloat16", "float16")
 PARTS = 14  # processes of tests, which leaves two processors of sixteen to the tools
@@ -83,14 +98,15 @@ class Place:
 
 def first(place: Place, kernels: Sequence[str] = KERNELS) -> list[Stage]:
     """What is run first, the quickest answers first; about 420 s."""
-    waiting = "cooperative" in kernels
+    waiting = any(kernel in kernels for kernel in WAITING)
+    kernels = [kernel for kernel in kernels if place.device == "cuda" or kernel not in GLUON]
     smoke = {f"smoke-{kernel}": look(place, "smoke", kernel) for kernel in kernels}
     # By default: whatever the package itself makes of the card.
     smoke["smoke-default"] = look(place, "smoke", "default", variables={} if waiting else NO_WAITING)
     grids = {
-        f"grid-{name}": look(place, "grid", name)
-        for name, kernel in (TINY_GRIDS if place.small else GRIDS).items()
-        if kernel in kernels
+        f"grid-{kernel}-{shapes[0]}": look(place, "grid", kernel, *shapes)
+        for kernel in kernels
+        for shapes in (GRIDS[kernel][:1] if place.small else GRIDS[kernel])
     }
     # What the numbers take is compiled beside the grids, for then the card is shared anyway.
     warm = {
@@ -124,7 +140,7 @@ def look(place: Place, *arguments: str, variables: Mapping[str, str] = UNCHECKED
 
 def numbers(place: Place, waiting: bool, *arguments: str) -> Job:
     """Times of everyone at a size."""
-    without = [] if waiting else ["--without", "cooperative"]
+    without = [] if waiting else ["--without", *WAITING]
     job = look(place, "numbers", *arguments, *without, variables=UNCHECKED if waiting else NO_WAITING)
     return replace(job, shown="--once" not in arguments)
 
@@ -137,7 +153,7 @@ def tests(place: Place, waiting: bool) -> Stage:
             170,
             {"tests-0": Job(pytest(place.device, "-v", *ONE_TEST, "tests/gpu", "-k", "same_bits"))},
         )
-    chosen = f"not {PAST_31}" + " and not cooperative" * (not waiting)
+    chosen = " and ".join([f"not {PAST_31}", *left_out(waiting)])
     command = pytest(place.device, "-v", *ONE_TEST, "tests/gpu", "-k", chosen)
     variables = UNCHECKED if waiting else NO_WAITING
     jobs = {f"tests-{k}": Job([*command, "--part", f"{k}/{PARTS}"], variables) for k in range(PARTS)}
@@ -147,11 +163,16 @@ def tests(place: Place, waiting: bool) -> Stage:
     )
 
 
+def left_out(waiting: bool) -> list[str]:
+    """What pytest is to leave out."""
+    return [] if waiting else [f"not {kernel}" for kernel in WAITING]
+
+
 def past_31(place: Place, waiting: bool) -> list[Stage]:
     """Tensors past 2^31 numbers, alone."""
     if place.device != "cuda":
         return []
-    chosen = PAST_31 + " and not cooperative" * (not waiting)
+    chosen = " and ".join([PAST_31, *left_out(waiting)])
     return [
         Stage(
             "past-31", 40, {"past-31": Job(pytest(place.device, "-v", *ONE_TEST, "tests/gpu", "-k", chosen))}
@@ -235,12 +256,12 @@ def green(place: Place, seen: Mapping[str, Sequence[str]]) -> list[Stage]:
 
 
 def profile(place: Place) -> Job:
-    """The cooperative kernel at its first size under Nsight Compute, or by PyTorch's own profiler."""
+    """The chosen kernel at its first size under Nsight Compute, or by PyTorch's own profiler."""
     job = look(place, "profile")
     program = shutil.which("ncu") or shutil.which("/usr/local/cuda/bin/ncu")
     if program is None or place.device != "cuda":
         return replace(job, advice=True)
-    options = ["--clock-control", "none", "--set", "full", "-k", "regex:cooperative", "-c", "2"]
+    options = ["--clock-control", "none", "--set", "full", "-k", "regex:lstm_", "-c", "2"]
     return replace(job, command=[program, *options, *job.command, "--plain"], advice=True)
 
 
@@ -266,5 +287,5 @@ def wrong(place: Place, failed: Sequence[str]) -> list[Stage]:
 
 
 def hang(place: Place) -> list[Stage]:
-    """The second command, where something hung: all but the kernel whose programs wait for each other."""
-    return first(place, [kernel for kernel in KERNELS if kernel != "cooperative"])
+    """The second command, where something hung: all but the kernels whose programs wait for each other."""
+    return first(place, [kernel for kernel in KERNELS if kernel not in WAITING])

@@ -9,7 +9,7 @@ from lstm_fused.kernels import choose
 
 from bench.gpu import rows, speed
 from bench.gpu.machine import timed
-from bench.gpu.tune import kernel_named, kernel_times, operators
+from bench.gpu.tune import kernel_times, operators
 from bench.rivals import torch_lstm
 from lstm_fused.backends import short
 from tests.cases import Case
@@ -60,17 +60,16 @@ def numbers(
 def profile(device: str, small: bool, plain: bool) -> bool:
     """Where the time of the layer's two directions goes; plain, for a profiler outside."""
     case = Case("tiny", T=2, B=3, I=3, H=5) if small else Case("profiled", T=64, B=16, I=768, H=768)
-    with kernel_named("cooperative"):
-        calls = operators(case, torch.bfloat16, device)
-        if plain:
-            for call in calls.values():
-                timed(call, device)
-            return True
+    calls = operators(case, torch.bfloat16, device)
+    if plain:
         for call in calls.values():
-            call()
-        with torch.profiler.profile() as seen:
-            for call in calls.values():
-                timed(call, device)
+            timed(call, device)
+        return True
+    for call in calls.values():
+        call()
+    with torch.profiler.profile() as seen:
+        for call in calls.values():
+            timed(call, device)
     print(seen.key_averages().table(row_limit=30))
     return True
 
