@@ -19,8 +19,8 @@ def tanh(x):
     """-E / (2 + E) with E = exp(-2 |x|) - 1, near zero by its Taylor series: 1 - exp would cancel there."""
     TERMS: tl.constexpr = 17 if x.dtype == tl.float64 else 9
     r = -2 * tl.abs(x)
-    series = tl.full(x.shape, 1, x.dtype)
-    for n in tl.static_range(TERMS, 1, -1):
+    series = r * (1 / TERMS) + 1
+    for n in tl.static_range(TERMS - 1, 1, -1):
         series = series * (r * (1 / n)) + 1
     e = tl.where(r > -0.7, r * series, tl.exp(r) - 1)
     return tl.where(x < 0, e, -e) / (2 + e)

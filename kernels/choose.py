@@ -16,17 +16,23 @@ from typing import Any
 import torch
 from lstm_fused.kernels.tuned import TUNED
 
-KERNELS = ("resident", "cooperative", "step")  # the fastest that fits is taken, so it stands first
-# But for layers wider and batches no larger than that, which a kernel that shares out rows alone would leave
-# most of the card idle; so bench/roofline.py predicts.
-FEW_ROWS, FEW_FIRST = (64, 256), ("cooperative", "resident", "step")
+# The fastest that fits is taken, so it stands first.
+KERNELS = ("persistent", "cooperative", "resident", "step")
+
+# The kernels whose programs wait for one another, and so must be on the card all at once.
+WAITING = ("persistent", "cooperative")
 
 # Up to which H a batch that does not fit at once is better run in two cooperative launches than step by step,
 # as bench/roofline.py predicts; more than two are not worth it.
 TWICE = {"forward": 1024, "backward": 512}
 
+# The cards with a maximum of two 16-bit numbers in one instruction.
+NATIVE_MAXIMUM = ("sm_90", "sm_100", "sm_103", "sm_120")
+
 # Registers for each thread, where the assembler would rather spill a few than take more on its own.
 ROOMY = 255
+# What a thread of a persistent kernel can hold without spilling, in registers: weights, all operands and sums.
+HELD = {"forward": (128, 208), "backward": (96, 176)}
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,9 @@ class Plan:
     num_warps: int
     num_stages: int = 1
     maxnreg: int | None = None
+    PIECES: int | None = None  # of BK terms each, that a warp of a persistent kernel gathers at once
+    POLL: bool = False  # whether it waits for a few words before it gathers all
+    NATIVE: bool = False  # whether the card compares two 16-bit numbers in one instruction
     at_once: int | None = None  # batch tiles of one launch; None: all of them
 
     def grid(self, B: int, N: int) -> tuple[int, int]:
@@ -91,8 +100,10 @@ class Plan:
         tiles = {"PRECISION": self.precision, "BB": self.BB, "BH": self.BH}
         if self.kernel != "resident":
             tiles["BK"] = self.BK
-        if self.kernel == "cooperative":
+        if self.kernel in WAITING:
             tiles["launch_cooperative_grid"] = True
+        if self.kernel == "persistent":
+            tiles |= {"PIECES": self.PIECES, "POLL": self.POLL, "NATIVE": self.NATIVE, "NUM_WARPS": self.num_warps}
         if self.maxnreg is not None and torch.version.hip is None:
             tiles["maxnreg"] = self.maxnreg
         return tiles | {"num_warps": self.num_warps, "num_stages": self.num_stages}
@@ -100,11 +111,26 @@ class Plan:
     def shared(self, layer: Layer) -> int:
         """Bytes of shared memory; the ahead-of-time compiles hold it against what the compiler takes."""
         size, K = layer.dtype.itemsize, -(-layer.H // self.BK) * self.BK
+        if self.kernel == "persistent":
+            return 4 * self.num_warps * self.BB * self.BH * (4 if layer.direction == "forward" else 1)
         if self.kernel == "resident":
             return 4 * self.BH * self.BH * size + (20 << 10)
         if layer.direction == "forward":
             return (4 * self.BH + self.BB) * K * size + (2 << 10)
         return 4 * (K * self.BH + self.BB * max(self.BK, self.BH)) * size + (2 << 10)
+
+    def terms(self, layer: Layer) -> int:
+        """Terms of a product that one warp of a persistent kernel forms."""
+        K = layer.H if layer.direction == "forward" else 4 * layer.H
+        return -(-K // (self.num_warps * self.BK)) * self.BK
+
+    def held(self, layer: Layer) -> tuple[int, int]:
+        """Registers of a thread of a persistent kernel that hold weights, and all operands and sums."""
+        forward, size = layer.direction == "forward", layer.dtype.itemsize
+        N = self.BH * (4 if forward else 1)
+        weights = N * self.terms(layer) * size // 128
+        gathered = self.BB * self.BK * (self.PIECES or 0) * size // 128
+        return weights, weights + gathered + self.BB * N // (32 if forward else 16)
 
 
 def plans(kernel: str, layer: Layer) -> Iterator[Plan]:
@@ -117,6 +143,12 @@ def plans(kernel: str, layer: Layer) -> Iterator[Plan]:
         width = max(16, 1 << (layer.H - 1).bit_length())
         num_warps = 8 if width > 32 else 4
         yield Plan("resident", layer.precision, 16, width, width, num_warps, maxnreg=ROOMY)
+    elif kernel == "persistent":
+        K = layer.H if layer.direction == "forward" else 4 * layer.H
+        BK = 32 if layer.dtype.itemsize == 4 or -(-K // 256) % 2 else 64
+        for BB, BH, parts in product((16, 32), (16, 8), (1, 2, 3)):
+            plan = Plan("persistent", layer.precision, BB, BH, BK, 8)
+            yield replace(plan, PIECES=-(-(plan.terms(layer) // BK) // parts))
     else:
         own_products = layer.dtype == torch.float32 and layer.precision == "ieee"  # not on tensor cores
         tight = own_products or (layer.direction == "backward" and layer.H > 768)
@@ -130,6 +162,13 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     if plan.kernel == "step":
         return []
     reasons = []
+    if plan.kernel == "persistent":
+        if card.capability.startswith("gfx"):
+            reasons.append("runs on NVIDIA's cards")
+        if layer.dtype == torch.float64 or (layer.dtype == torch.float32 and layer.precision == "ieee"):
+            reasons.append("takes products that tensor cores form")
+        if any(held > most for held, most in zip(plan.held(layer), HELD[layer.direction], strict=True)):
+            reasons.append("would spill registers")
     if layer.projection:
         reasons.append("takes no projection")
     if layer.varied:
@@ -149,13 +188,15 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
         reasons.append("would spill registers")
     if plan.shared(layer) > card.shared_per_block:
         reasons.append(f"needs {plan.shared(layer)} of {card.shared_per_block} bytes of shared memory")
-    elif plan.kernel == "cooperative" and tiles_at_once(plan, layer, card) == 0:
+    elif plan.kernel in WAITING and tiles_at_once(plan, layer, card) == 0:
         reasons.append(f"needs {plan.grid(layer.B, layer.H)[1]} programs at once")
     return reasons
 
 
 def tiles_at_once(plan: Plan, layer: Layer, card: Card) -> int:
     """How many batch tiles are on the card at once: registers allow a multiprocessor two programs."""
+    if plan.kernel == "persistent":
+        return card.sms // plan.grid(layer.B, layer.H)[1]
     programs = card.sms * min(2, card.shared_per_sm // (plan.shared(layer) + 1024))
     return programs // plan.grid(layer.B, layer.H)[1]
 
@@ -163,8 +204,9 @@ def tiles_at_once(plan: Plan, layer: Layer, card: Card) -> int:
 def fitting(kernel: str, layer: Layer, card: Card) -> list[Plan]:
     """The tiles that a kernel can run a layer with, those in the fewest launches first."""
     found = [plan for plan in plans(kernel, layer) if not why_not(plan, layer, card)]
-    if kernel == "cooperative":
-        found = [replace(plan, at_once=tiles_at_once(plan, layer, card)) for plan in found]
+    if kernel in WAITING:
+        native = card.capability in NATIVE_MAXIMUM
+        found = [replace(plan, at_once=tiles_at_once(plan, layer, card), NATIVE=native) for plan in found]
     return sorted(found, key=lambda plan: launches(plan, layer))
 
 
@@ -189,8 +231,7 @@ def choose(layer: Layer, card: Card, kernel: str | None = None) -> Plan:
     if kernel is not None and kernel not in KERNELS:
         raise ValueError(f"kernel: expected one of {KERNELS} or None, got {kernel!r}")
     best = measured(layer, card)
-    usual = FEW_FIRST if FEW_ROWS[0] < layer.H and FEW_ROWS[1] >= layer.B else KERNELS
-    order = sorted(usual, key=lambda name: name != best) if kernel is None else [kernel]
+    order = sorted(KERNELS, key=lambda name: name != best) if kernel is None else [kernel]
     for name in order:
         for plan in fitting(name, layer, card):
             if name in (kernel, best) or launches(plan, layer) <= 1 + (TWICE[layer.direction] >= layer.H):

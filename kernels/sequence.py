@@ -1,6 +1,8 @@
 """The sequence as a single launch, of a resident or a cooperative kernel; of that for part of the batch."""
 
 import torch
+from functools import cache
+
 from lstm_fused.kernels.choose import Plan
 from lstm_fused.kernels.cooperative import (
     lstm_backward_cooperative_kernel,
@@ -31,6 +33,14 @@ def forward(
     rows, columns = plan.grid(B, H)
     if plan.kernel == "resident":
         lstm_forward_resident_kernel[(rows,)](*tensors, T, B, H, reverse, **plan.options)
+    elif plan.kernel == "persistent":
+        from lstm_fused.kernels.persistent import lstm_forward_persistent_kernel
+
+        exchange = all_ones(y, (T + 1) * rows * plan.BB * columns * plan.BH)
+        for first, tiles in plan.waves(rows):
+            lstm_forward_persistent_kernel[(tiles, columns)](
+                *tensors, exchange, blank_on(y.device), late(y), T, B, first, rows, H, reverse, **plan.options
+            )
     else:
         tensors += (y.new_empty(2, B, H), zero_counters(y, rows))
         for first, tiles in plan.waves(rows):
@@ -59,6 +69,16 @@ def backward(
     rows, columns = plan.grid(B, H)
     found = torch.empty_like(c0), torch.empty_like(c0), c0.new_empty(4 * H), c0.new_empty(3 * H)
     tensors = (dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, lengths, dxw, *found)
+    if plan.kernel == "persistent":
+        from lstm_fused.kernels.persistent import lstm_backward_persistent_kernel
+
+        exchange = all_ones(dxw, T * rows * plan.BB * 4 * columns * plan.BH)
+        tensors += (c.new_empty(rows, 7, H), exchange, blank_on(c.device), zero_counters(c, columns), late(c))
+        for first, tiles in plan.waves(rows):
+            lstm_backward_persistent_kernel[(tiles, columns)](
+                *tensors, T, B, first, rows, H, reverse, **plan.options
+            )
+        return found
     tensors += (c.new_empty(rows, 7, H), zero_counters(c, rows + columns))
     if plan.kernel == "resident":
         lstm_backward_resident_kernel[(rows,)](*tensors, T, B, rows, H, reverse, **plan.options)
@@ -73,3 +93,33 @@ def backward(
 def zero_counters(like: Tensor, number: int) -> Tensor:
     """What programs count their arrivals with; a count that outlived its launch would break the next."""
     return torch.zeros(number, dtype=torch.int32, device=like.device)
+
+
+def all_ones(like: Tensor, numbers: int) -> Tensor:
+    """So many numbers of the tensor's dtype whose bits are all ones, which no program ever publishes."""
+    words = -(-numbers * like.itemsize // 4)
+    return torch.full((words,), -1, dtype=torch.int32, device=like.device).view(like.dtype)
+
+
+@cache
+def blank_on(device: torch.device) -> Tensor:
+    """Zeros, where a program gathers what no program publishes."""
+    return torch.zeros(16, dtype=torch.int32, device=device)
+
+
+@cache
+def late_on(device: torch.device) -> Tensor:
+    """A number that a kernel sets when it gives up waiting; the host reads it without asking the card."""
+    return torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+
+
+def late(like: Tensor) -> Tensor:
+    """That number, checked: an earlier launch on this device may have set it."""
+    number = late_on(like.device)
+    if number.item():
+        number.zero_()
+        raise RuntimeError(
+            "a program of an earlier LSTM launch on this card waited for others in vain, so that launch's "
+            "results are wrong; LSTM_FUSED_GPU=step uses kernels that never wait"
+        )
+    return number
