@@ -33,9 +33,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 BF16, FP16 = torch.bfloat16, torch.float16
 # H, B, dtype and rows of a tile (None: as chosen): many programs, and more rows than fit at once.
 GRIDS = {
-    "96": (768, 16, BF16, None),
-    "128": (1024, 16, BF16, None),
-    "256": (512, 64, BF16, 16),
+    "H768": (768, 16, BF16, None),
+    "H1024": (1024, 16, BF16, None),
+    "H512": (512, 64, BF16, 16),
     "tiles-32": (1024, 64, BF16, 32),
     "tiles-64": (512, 256, FP16, 64),
     "waves": (512, 1500, FP16, None),

@@ -26,7 +26,12 @@ GLUON = ("persistent",)  # which Triton's interpreter does not run
 GRIDS = {
     **dict.fromkeys(
         WAITING,
-        (("96", "graph"), ("128", "two-at-once"), ("256", "two-too-many"), ("tiles-32", "tiles-64", "waves")),
+        (
+            ("H768", "graph"),
+            ("H1024", "two-at-once"),
+            ("H512", "two-too-many"),
+            ("tiles-32", "tiles-64", "waves"),
+        ),
     ),
     "step": (("wide", "graph"),),
     "resident": (("rows",),),
@@ -117,7 +122,7 @@ def first(place: Place, kernels: Sequence[str] = KERNELS) -> list[Stage]:
     timed = [
         Stage(
             f"numbers-{size}",
-            40,
+            120 if place.small else 40,
             {f"numbers-{size}": numbers(place, waiting, size, "--dtypes", *place.dtypes)},
         )
         for size in place.sizes
