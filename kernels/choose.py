@@ -163,7 +163,7 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
         return []
     reasons = []
     if plan.kernel == "persistent":
-        if card.capability.startswith("gfx"):
+        if not card.capability.startswith("sm_"):
             reasons.append("runs on NVIDIA's cards")
         if layer.dtype == torch.float64 or (layer.dtype == torch.float32 and layer.precision == "ieee"):
             reasons.append("takes products that tensor cores form")
@@ -260,9 +260,9 @@ def named() -> str | None:
 
 @cache
 def card_at(device: torch.device) -> Card:
-    """The card of a device; for the interpreter's CPU, the one the table was made for."""
+    """The card of a device; for the interpreter's CPU, which runs no Gluon, all but what that needs."""
     if device.type == "cpu":
-        return CARDS[1]
+        return replace(CARDS[1], capability="interpreter")
     p = torch.cuda.get_device_properties(device)
     arch = f"sm_{p.major}{p.minor}" if torch.version.hip is None else p.gcnArchName.split(":")[0]
     return Card(
