@@ -16,10 +16,10 @@ CSRC   := $(shell find csrc -type f)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help env train test fuzz test-interop bench bench-rivals bench-save bench-compare examples gpu-check bench-gpu \
-	gpu-tune linked gpu-compile sanitize lint format dist clean
+	gpu-tune linked gpu-compile gpu-compile-oldest gpu-offline sanitize lint format dist clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 env: $(STAMP) ## set up .venv: pinned dependencies, the package in place, its C++ extension
 
@@ -94,8 +94,27 @@ linked:
 	    { tail -3 build/linked.log; echo "make: going on without the C++ engine; see build/linked.log"; } \
 	fi
 
+# constraints.txt holds the newest Triton; these have the oldest, which comes with torch 2.11, unless PYTHON= names a
+# Python with another.
+OLDEST := $(VENV)/triton-3.6.0
+ifeq ($(origin PYTHON),command line)
+OLD_READY := linked
+OLD_PY    := $(GPU_PY)
+OLD_WHERE := -W default -o pythonpath="build/linked . examples"
+else
+OLD_READY := $(OLDEST)/installed
+OLD_PY    := PYTHONPATH="$(CURDIR)/$(OLDEST)" $(PY)
+endif
+
 gpu-compile: $(STAMP) ## compile every kernel the table may pick, for every card, and compare; about 25 minutes
-	@cd tests/gpu_offline && ../../$(PY) compiled.py
+	@cd tests/gpu_offline && ../../$(PY) compiled.py $(ARGS)
+
+gpu-compile-oldest: $(OLD_READY) ## the same with the oldest Triton, or with another: PYTHON=python3
+	@$(OLD_PY) tests/gpu_offline/compiled.py $(ARGS)
+
+gpu-offline: NEEDS += pytest
+gpu-offline: $(OLD_READY) ## run what the oldest Triton compiles, in place of a GPU; another one's: PYTHON=python3
+	@$(OLD_PY) -m pytest $(OLD_WHERE) -p no:cacheprovider tests/gpu_offline/test_ptx.py $(ARGS)
 
 # A second build, apart; Python itself is not built with the sanitizers, so their runtime is loaded before it.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
@@ -151,6 +170,11 @@ $(EVERYONE): $(STAMP)
 	@echo "Installing oneDNN, JAX and TensorFlow ..."
 	@$(PIP) install -c constraints.txt jax tensorflow-cpu \
 	"onednn-cpu-gomp; platform_system == 'Linux' and platform_machine == 'x86_64'"
+	@touch $@
+
+$(OLDEST)/installed: | $(STAMP)
+	@echo "Installing Triton 3.6.0 apart, 180 MB ..."
+	@$(PIP) install --upgrade --no-deps --target $(OLDEST) triton==3.6.0
 	@touch $@
 
 define INSTALL

@@ -9,21 +9,66 @@ import triton.language as tl
 
 
 @triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x))."""
-    return 1 / (1 + tl.exp(-x))
+def quotient(x, y):
+    """The quotient, rounded to the nearest; a GPU's own in float32 may be off by two units."""
+    if (x + y).dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
 
 
 @triton.jit
-def tanh(x):
-    """-E / (2 + E) with E = exp(-2 |x|) - 1, near zero by its Taylor series: 1 - exp would cancel there."""
-    TERMS: tl.constexpr = 17 if x.dtype == tl.float64 else 9
-    r = -2 * tl.abs(x)
-    series = r * (1 / TERMS) + 1
-    for n in tl.static_range(TERMS - 1, 1, -1):
-        series = series * (r * (1 / n)) + 1
-    e = tl.where(r > -0.7, r * series, tl.exp(r) - 1)
-    return tl.where(x < 0, e, -e) / (2 + e)
+def root(x):
+    """The square root, rounded to the nearest."""
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt_rn(x)
+
+
+@triton.jit
+def exp_parts(x):
+    """exp(x) in float32 as s (1 + e), s a power of two, infinite from 88.4 on; below -87 x counts as -87.
+
+    By additions and products alone: a GPU's own exp is off by more than the bound on float32 allows.
+    """
+    ROUND: tl.constexpr = 12582912.0  # 1.5 * 2^23, where neighbours lie 1 apart
+    x = tl.where(x > 89, 89.0, tl.where(x < -87, -87.0, x))  # NaN stays
+    shifted = x * 1.4426950408889634 + ROUND
+    s = ((shifted.to(tl.int32, bitcast=True) << 23) + (127 << 23)).to(tl.float32, bitcast=True)
+    n = shifted - ROUND
+    r = (x - n * 0.693145751953125) - n * 1.428606820309417e-6  # ln 2; n times its first part is exact
+    series = r * (1 / 7) + 1
+    for k in tl.static_range(6, 1, -1):
+        series = series * (r * (1 / k)) + 1
+    return s, r * series
+
+
+@triton.jit
+def sigmoid(x, EXACT: tl.constexpr = True):
+    """1 / (1 + exp(-x)); not EXACT: by a GPU's own exp and division, good enough for half precision."""
+    if EXACT and x.dtype == tl.float32:
+        s, e = exp_parts(-x)
+        return quotient(1, 1 + s * (1 + e))
+    else:
+        return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def tanh(x, EXACT: tl.constexpr = True):
+    """(1 - E) / (1 + E) with E = exp(-2 |x|); 1 - E would cancel near zero, so a Taylor series makes it."""
+    if EXACT and x.dtype == tl.float32:
+        s, e = exp_parts(-2 * tl.abs(x))
+        value = quotient((1 - s) - s * e, (1 + s) + s * e)
+        return tl.where(x < 0, -value, value)
+    else:
+        TERMS: tl.constexpr = 17 if x.dtype == tl.float64 else 9
+        r = -2 * tl.abs(x)
+        series = r * (1 / TERMS) + 1
+        for n in tl.static_range(TERMS - 1, 1, -1):
+            series = series * (r * (1 / n)) + 1
+        e = tl.where(r > -0.7, r * series, tl.exp(r) - 1)
+        return tl.where(x < 0, e, -e) / (2 + e)
 
 
 @triton.jit
@@ -35,29 +80,34 @@ def clipped(c, CLIP: tl.constexpr):
 
 
 @triton.jit
-def cell_forward(a, c_prev, p, PEEPHOLE: tl.constexpr, CLIP: tl.constexpr = None):
+def cell_forward(
+    a, c_prev, p, PEEPHOLE: tl.constexpr, CLIP: tl.constexpr = None, EXACT: tl.constexpr = True
+):  # fmt: skip
     """One step from the pre-activations: o * tanh(c), c, and the gates."""
     a_i, a_f, a_g, a_o = a
     p_i, p_f, p_o = p
     if PEEPHOLE:
         a_i += p_i * c_prev
         a_f += p_f * c_prev
-    i = sigmoid(a_i)
-    f = sigmoid(a_f)
-    g = tanh(a_g)
+    i = sigmoid(a_i, EXACT)
+    f = sigmoid(a_f, EXACT)
+    g = tanh(a_g, EXACT)
     c = clipped(f * c_prev + i * g, CLIP)
     if PEEPHOLE:
         a_o += p_o * c
-    o = sigmoid(a_o)
-    return o * tanh(c), c, (i, f, g, o)
+    o = sigmoid(a_o, EXACT)
+    return o * tanh(c, EXACT), c, (i, f, g, o)
 
 
 @triton.jit
-def cell_backward(dm, dc, gates, c, c_prev, p, PEEPHOLE: tl.constexpr, CLIP: tl.constexpr = None):
+def cell_backward(
+    dm, dc, gates, c, c_prev, p, PEEPHOLE: tl.constexpr, CLIP: tl.constexpr = None,
+    EXACT: tl.constexpr = True,
+):  # fmt: skip
     """One step back from the gradients of o * tanh(c) and of c: da of each gate, dc_prev."""
     i, f, g, o = gates
     p_i, p_f, p_o = p
-    s = tanh(c)
+    s = tanh(c, EXACT)
     da_o = dm * s * o * (1 - o)
     dc += dm * o * (1 - s * s)
     if PEEPHOLE:
@@ -76,7 +126,7 @@ def cell_backward(dm, dc, gates, c, c_prev, p, PEEPHOLE: tl.constexpr, CLIP: tl.
 @triton.jit
 def load_peephole(peephole, cols, H: tl.constexpr, WIDE: tl.constexpr):
     """p_i, p_f, p_o of these columns, each [1, BH]; zeros that nobody reads where there are none."""
-    p_i = tl.zeros_like(cols).to(WIDE)
+    p_i = (cols * 0).to(WIDE)
     p_f, p_o = p_i, p_i
     if peephole is not None:
         mask = cols < H

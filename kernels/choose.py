@@ -19,11 +19,19 @@ from lstm_fused.kernels.tuned import TUNED
 # The fastest that fits is taken, so it stands first.
 KERNELS = ("persistent", "cooperative", "resident", "step")
 
+# Tiles of the persistent kernels and their warps, the fastest first: measured on an H200, docs/gpu/h200.md.
+# One gather takes half of the pieces, but all of them where backward there are two at most.
+PERSISTENT_TILES = {
+    "forward": ((16, 16, 4), (16, 16, 8), (16, 32, 8), (32, 16, 8), (16, 8, 8), (32, 8, 8)),
+    "backward": ((16, 16, 8), (16, 32, 8), (32, 16, 8), (16, 8, 8), (32, 8, 8)),
+}
+
 # The kernels whose programs wait for one another, and so must be on the card all at once.
 WAITING = ("persistent", "cooperative")
 
-# Up to which H a batch that does not fit at once is better run in two cooperative launches than step by step,
-# as bench/roofline.py predicts; more than two are not worth it.
+# In how many launches a batch that does not fit at once is still better run than step by step: measured on an
+# H200, docs/gpu/h200.md. Cooperative kernels: in two up to this H, as bench/roofline.py predicts.
+LAUNCHES = {"forward": 2, "backward": 3}
 TWICE = {"forward": 1024, "backward": 512}
 
 # The cards with a maximum of two 16-bit numbers in one instruction.
@@ -31,7 +39,7 @@ NATIVE_MAXIMUM = ("sm_90", "sm_100", "sm_103", "sm_120")
 
 # Registers for each thread, where the assembler would rather spill a few than take more on its own.
 ROOMY = 255
-# What a thread of a persistent kernel can hold without spilling, in registers: weights, all operands and sums.
+# Registers that a thread of a persistent kernel can fill without spilling: with weights, and in all.
 HELD = {"forward": (128, 208), "backward": (96, 176)}
 
 
@@ -81,7 +89,6 @@ class Plan:
     num_stages: int = 1
     maxnreg: int | None = None
     PIECES: int | None = None  # of BK terms each, that a warp of a persistent kernel gathers at once
-    POLL: bool = False  # whether it waits for a few words before it gathers all
     NATIVE: bool = False  # whether the card compares two 16-bit numbers in one instruction
     at_once: int | None = None  # batch tiles of one launch; None: all of them
 
@@ -103,7 +110,7 @@ class Plan:
         if self.kernel in WAITING:
             tiles["launch_cooperative_grid"] = True
         if self.kernel == "persistent":
-            tiles |= {"PIECES": self.PIECES, "POLL": self.POLL, "NATIVE": self.NATIVE, "NUM_WARPS": self.num_warps}
+            tiles |= {"PIECES": self.PIECES, "NATIVE": self.NATIVE, "NUM_WARPS": self.num_warps}
         if self.maxnreg is not None and torch.version.hip is None:
             tiles["maxnreg"] = self.maxnreg
         return tiles | {"num_warps": self.num_warps, "num_stages": self.num_stages}
@@ -144,11 +151,13 @@ def plans(kernel: str, layer: Layer) -> Iterator[Plan]:
         num_warps = 8 if width > 32 else 4
         yield Plan("resident", layer.precision, 16, width, width, num_warps, maxnreg=ROOMY)
     elif kernel == "persistent":
-        K = layer.H if layer.direction == "forward" else 4 * layer.H
-        BK = 32 if layer.dtype.itemsize == 4 or -(-K // 256) % 2 else 64
-        for BB, BH, parts in product((16, 32), (16, 8), (1, 2, 3)):
-            plan = Plan("persistent", layer.precision, BB, BH, BK, 8)
-            yield replace(plan, PIECES=-(-(plan.terms(layer) // BK) // parts))
+        for (BB, BH, num_warps), parts in product(PERSISTENT_TILES[layer.direction], (1, 2, 3)):
+            plan = Plan("persistent", layer.precision, BB, BH, 32, num_warps)
+            if layer.dtype.itemsize == 2 and plan.terms(layer) % 64 == 0:
+                plan = replace(plan, BK=64)  # so that a thread loads 16 bytes at once
+            pieces = plan.terms(layer) // plan.BK
+            if parts > 1 or pieces <= (2 if layer.direction == "backward" else 1):
+                yield replace(plan, PIECES=-(-pieces // parts))
     else:
         own_products = layer.dtype == torch.float32 and layer.precision == "ieee"  # not on tensor cores
         tight = own_products or (layer.direction == "backward" and layer.H > 768)
@@ -234,7 +243,10 @@ def choose(layer: Layer, card: Card, kernel: str | None = None) -> Plan:
     order = sorted(KERNELS, key=lambda name: name != best) if kernel is None else [kernel]
     for name in order:
         for plan in fitting(name, layer, card):
-            if name in (kernel, best) or launches(plan, layer) <= 1 + (TWICE[layer.direction] >= layer.H):
+            few = 1 + (TWICE[layer.direction] >= layer.H)
+            if name == "persistent":
+                few = LAUNCHES[layer.direction]
+            if name in (kernel, best) or launches(plan, layer) <= few:
                 return plan
     reasons = {reason for plan in plans(order[0], layer) for reason in why_not(plan, layer, card)}
     raise RuntimeError(f"kernel {kernel!r} cannot run {layer} on {card.name}: {'; '.join(sorted(reasons))}")
@@ -260,7 +272,7 @@ def named() -> str | None:
 
 @cache
 def card_at(device: torch.device) -> Card:
-    """The card of a device; for the interpreter's CPU, which runs no Gluon, all but what that needs."""
+    """The card of a device; for the interpreter's CPU, one like that the table was made for."""
     if device.type == "cpu":
         return replace(CARDS[1], capability="interpreter")
     p = torch.cuda.get_device_properties(device)

@@ -24,6 +24,8 @@ from lstm_fused.kernels.cell import (
 )
 from lstm_fused.kernels.sums import add_step, finish
 
+POLLS = tl.constexpr(1 << 22)  # some seconds
+
 
 @triton.jit
 def arrive(arrived):
@@ -33,10 +35,20 @@ def arrive(arrived):
 
 
 @triton.jit
-def wait(arrived, count):
-    """Wait for that many arrivals; what was stored before them can be loaded after."""
-    while tl.atomic_add(arrived, 0, sem="acquire") < count:
-        pass
+def wait(arrived, count, polls, late):
+    """Wait for that many arrivals; what was stored before them can be loaded after.
+
+    Whoever polls in vain ``polls`` times gives up and says so. Returns how often to poll the next time.
+    """
+    seen = tl.atomic_add(arrived, 0, sem="acquire")
+    left = polls
+    while (seen < count) & (left > 0):
+        seen = tl.atomic_add(arrived, 0, sem="acquire")
+        left -= 1
+    if seen < count:
+        tl.store(late, 1)
+        polls = 0
+    return polls
 
 
 @triton.jit
@@ -64,6 +76,7 @@ def lstm_forward_cooperative_kernel(
     gates_all,  # [T, B, 4H] or None
     exchange,  # [2, B, H], h before this step and after it, by turns
     arrived,  # [batch tiles], zeros
+    late,  # [1], set where a wait was given up
     T,
     B,
     first,  # batch tile of this launch
@@ -76,6 +89,7 @@ def lstm_forward_cooperative_kernel(
 ):
     """The whole sequence; programs [batch tile, hidden tile]."""
     WIDE: tl.constexpr = xw.dtype.element_ty
+    EXACT: tl.constexpr = weight_hh.dtype.element_ty == tl.float32 and PRECISION == "ieee"
     tile = first + tl.program_id(0)
     rows = tile * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
@@ -97,11 +111,12 @@ def lstm_forward_cooperative_kernel(
     c = tl.load(c0 + state, mask, other=0).to(WIDE)
     tl.store(exchange + state, h, mask)
     arrive(arrived)
+    polls = tl.full((), POLLS, tl.int32)
     for step in range(T):
         t = T - 1 - step if REVERSE else step
         a = load_inputs(xw, bias, t, rows, cols, mask, B, H)
         valid = valid_rows(lengths, rows, t, B)
-        wait(arrived, (step + 1) * tl.num_programs(1))
+        polls = wait(arrived, (step + 1) * tl.num_programs(1), polls, late)
 
         # All loads before the first product: each waits for memory once, not one after the other.
         h_all = ()
@@ -113,7 +128,7 @@ def lstm_forward_cooperative_kernel(
         for k in tl.static_range(len(weights)):
             product = tl.dot(h_all[k], weights[k], product, input_precision=PRECISION, out_dtype=WIDE)
 
-        m, c_t, gates = cell_forward(add_product(a, product, BB, BH), c, p, peephole is not None)
+        m, c_t, gates = cell_forward(add_product(a, product, BB, BH), c, p, peephole is not None, EXACT=EXACT)
         h = tl.where(valid, m.to(h.dtype), h)
         c = tl.where(valid, c_t, c)
         # Over what was loaded a step ago, by all: this program has waited for their arrivals since, and each
@@ -143,6 +158,7 @@ def lstm_backward_cooperative_kernel(
     dpeephole,  # [3H]
     partials,  # [batch tiles, 7, H], accumulation dtype
     counters,  # [batch tiles + hidden tiles], zeros
+    late,  # [1], set where a wait was given up
     T,
     B,
     first,  # batch tile of this launch
@@ -156,6 +172,7 @@ def lstm_backward_cooperative_kernel(
 ):
     """The whole sequence, from its last step to its first; programs [batch tile, hidden tile]."""
     WIDE: tl.constexpr = c_all.dtype.element_ty
+    EXACT: tl.constexpr = weight_hh.dtype.element_ty == tl.float32 and PRECISION == "ieee"
     KIND: tl.constexpr = dxw.dtype.element_ty
     tile = first + tl.program_id(0)
     rows = tile * BB + tl.arange(0, BB)
@@ -184,10 +201,12 @@ def lstm_backward_cooperative_kernel(
     )
     zero = tl.zeros((BB, BH), WIDE)
     sums = (zero, zero, zero, zero, zero, zero, zero)
+    polls = tl.full((), POLLS, tl.int32)
     for step in range(T):
         t = step if REVERSE else T - 1 - step
         valid = valid_rows(lengths, rows, t, B)
-        da, dc_prev = cell_backward(dh + dy_t, dc, (i, f, g, o), c, c_prev, p, peephole is not None)
+        gates = (i, f, g, o)
+        da, dc_prev = cell_backward(dh + dy_t, dc, gates, c, c_prev, p, peephole is not None, EXACT=EXACT)
         store_gates(dxw + offsets(t, rows, cols, B, 4 * H), da, valid, mask, H)
         arrive(arrived)
         sums = add_step(sums, da, valid, c, c_prev, peephole is not None)
@@ -197,7 +216,7 @@ def lstm_backward_cooperative_kernel(
         dy_t, c_prev, i, f, g, o = load_saved(
             dy, c_all, c0, gates_all, step + 1, T, rows, cols, mask & (step + 1 < T), B, H, REVERSE, BB, BH
         )
-        wait(arrived, (step + 1) * tl.num_programs(1))
+        polls = wait(arrived, (step + 1) * tl.num_programs(1), polls, late)
 
         product = tl.zeros((4, BB, BH), WIDE)
         for k in tl.static_range(len(weights)):

@@ -1,195 +1,25 @@
 """The persistent kernels: the cooperative scheme with the recurrent weights in registers, for NVIDIA's cards.
 
-A program owns a tile of hidden columns of some batch rows, for all steps, like a cooperative kernel's. Its warps
-share out the terms of the product (split K): each holds its part of the weights as operands of its matrix
-instructions, loads h (backward: da) from L2 straight into the other operands, and adds up its own terms; the warps'
-sums meet in shared memory. Written in Gluon, where layouts are explicit.
+A program owns a tile of hidden columns of some batch rows, for all steps, like a cooperative kernel's. Its
+warps share out the terms of the product (split K): each holds its part of the weights as operands of its
+matrix instructions, gathers h (backward: da) from L2 straight into the other operands, and adds up its own
+terms; the warps' sums meet in shared memory. Written in Gluon, where layouts are explicit.
 """
 
-import triton.language as tl
 from lstm_fused.kernels import cell, sums
+from lstm_fused.kernels.exchange import BANK, RING, empty, fence, gather, publish
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
-from triton.runtime.jit import constexpr_function
 
+# The equations and the sums are the other kernels' own, compiled for explicit layouts.
 cell_forward = gluon.jit(cell.cell_forward.fn)
 cell_backward = gluon.jit(cell.cell_backward.fn)
+load_gates = gluon.jit(cell.load_gates.fn)
+load_peephole = gluon.jit(cell.load_peephole.fn)
+store_gates = gluon.jit(cell.store_gates.fn)
 add_step = gluon.jit(sums.add_step.fn)
-
-POLLS = gl.constexpr(1 << 22)  # some seconds
-
-
-@constexpr_function
-def gather_text(pieces, elements, contiguous, size, native):
-    """Load pieces of 16 or 8 bytes each, again and again until none of their numbers is all ones.
-
-    Args:
-        pieces: how many tensors there are; the operands are what is loaded of each, their pointers, and late's.
-        elements: numbers of each that a thread has.
-        contiguous: how many of these lie together in memory.
-        size: bytes of a number, 2 or 4.
-        native: whether the card has a maximum of two 16-bit numbers in one instruction.
-    """
-    words, outputs = contiguous * size // 4, pieces * elements * size // 4
-    loads, merge = [], []
-    for n in range(0, pieces * elements, contiguous):
-        registers = [f"${n * size // 4 + word}" for word in range(words)]
-        loads.append(f"ld.relaxed.gpu.global.v{words}.b32 {{{', '.join(registers)}}}, [${outputs + n}];")
-        for register in registers:
-            if size == 4:
-                merge.append(f"max.u32 most, most, {register};")
-            elif native:
-                merge.append(f"max.u16x2 most, most, {register};")
-            else:  # a half of x that is all ones is a zero half of ~x, which lends a bit when 1 is taken from it
-                merge += [f"not.b32 rest, {register};", "sub.u32 rest, rest, 65537;"]
-                merge += [f"and.b32 rest, rest, {register};", "or.b32 most, most, rest;"]
-    if size == 4:
-        test = ["setp.eq.u32 stale, most, -1;"]
-    elif native:
-        test = ["shr.u32 rest, most, 16;", "setp.eq.u32 stale, rest, 65535;"]
-        test += ["and.b32 rest, most, 65535;", "setp.eq.u32 more, rest, 65535;", "or.pred stale, stale, more;"]
-    else:
-        test = ["and.b32 rest, most, -2147450880;", "setp.ne.u32 stale, rest, 0;"]
-    late = f"[${outputs + pieces * elements}]"
-    return "\n".join([
-        "{",
-        ".reg .pred stale, more;",
-        ".reg .b32 polls, most, rest;",
-        "mov.b32 polls, 0;",
-        "poll:",
-        *loads,
-        "mov.b32 most, 0;",
-        *merge,
-        *test,
-        "@!stale bra done;",
-        "add.u32 polls, polls, 1;",
-        "and.b32 rest, polls, 1023;",
-        "setp.ne.u32 more, rest, 0;",
-        "@more bra poll;",
-        f"ld.relaxed.sys.global.b32 rest, {late};",
-        "setp.ne.u32 more, rest, 0;",
-        "@more bra done;",
-        f"setp.lt.u32 more, polls, {POLLS.value};",
-        "@more bra poll;",
-        f"st.relaxed.sys.global.b32 {late}, 1;",
-        "done:",
-        "}",
-    ])  # fmt: skip
-
-
-@constexpr_function
-def gather_constraints(pieces, elements, size):
-    """The operands of `gather_text`."""
-    return ",".join(["=&r"] * (pieces * elements * size // 4) + ["l"] * ((pieces + 1) * elements))
-
-
-@constexpr_function
-def repeated(kind, times):
-    """A tuple of a dtype, for each output of an inline assembly."""
-    return (kind,) * times
-
-
-@gluon.jit
-def gather(
-    pointers, late, KIND: gl.constexpr, ELEMENTS: gl.constexpr, CONTIGUOUS: gl.constexpr, NATIVE: gl.constexpr
-):  # fmt: skip
-    """Load what other programs publish, waiting for it: each number tells by itself whether it is there."""
-    SIZE: gl.constexpr = KIND.primitive_bitwidth // 8
-    TEXT: gl.constexpr = gather_text(len(pointers), ELEMENTS, CONTIGUOUS, SIZE, NATIVE)
-    CONSTRAINTS: gl.constexpr = gather_constraints(len(pointers), ELEMENTS, SIZE)
-    KINDS: gl.constexpr = repeated(KIND, len(pointers))
-    lates = gl.zeros_like(pointers[0]) + late.to(gl.int64)
-    return gl.inline_asm_elementwise(TEXT, CONSTRAINTS, pointers + (lates,), KINDS, False, ELEMENTS)
-
-
-@constexpr_function
-def poll_text():
-    """Load a word again and again until it is not all ones."""
-    return "\n".join([
-        "{",
-        ".reg .pred stale, more;",
-        ".reg .b32 polls, rest;",
-        "mov.b32 polls, 0;",
-        "poll_first:",
-        "ld.relaxed.gpu.global.b32 $0, [$1];",
-        "setp.eq.u32 stale, $0, -1;",
-        "@!stale bra done_first;",
-        "add.u32 polls, polls, 1;",
-        "and.b32 rest, polls, 1023;",
-        "setp.ne.u32 more, rest, 0;",
-        "@more bra poll_first;",
-        "ld.relaxed.sys.global.b32 rest, [$2];",
-        "setp.ne.u32 more, rest, 0;",
-        "@more bra done_first;",
-        f"setp.lt.u32 more, polls, {POLLS.value};",
-        "@more bra poll_first;",
-        "st.relaxed.sys.global.b32 [$2], 1;",
-        "done_first:",
-        "}",
-    ])  # fmt: skip
-
-
-@gluon.jit
-def poll(pointers, late):
-    """Wait in each thread for one word; the rest of what its warp gathers will be there at about that time.
-
-    To gather everything again and again would take the bandwidth that it waits for.
-    """
-    lates = gl.zeros_like(pointers) + late.to(gl.int64)
-    TEXT: gl.constexpr = poll_text()
-    gl.inline_asm_elementwise(TEXT, "=&r,l,l", [pointers, lates], gl.int32, False, 1)
-
-
-@gluon.jit
-def publish(pointers, values):
-    """Store numbers for other programs to gather; the pattern that means nothing yet is not among them."""
-    if values.dtype.primitive_bitwidth == 16:
-        bits = values.to(gl.int16, bitcast=True)
-        bits = gl.where(bits == -1, 0x7FFF, bits)
-        gl.inline_asm_elementwise(
-            "st.relaxed.gpu.global.b16 [$1], $2; mov.b32 $0, 0;", "=r,l,h", [pointers.to(gl.int64), bits], gl.int32, False, 1
-        )
-    else:
-        bits = values.to(gl.int32, bitcast=True)
-        bits = gl.where(bits == -1, 0x7FFFFFFF, bits)
-        gl.inline_asm_elementwise(
-            "st.relaxed.gpu.global.b32 [$1], $2; mov.b32 $0, 0;", "=r,l,r", [pointers.to(gl.int64), bits], gl.int32, False, 1
-        )
-
-
-@gluon.jit
-def four(pointers, mask, H: gl.constexpr):
-    """Four tiles that lie H apart, in float32."""
-    i = gl.load(pointers, mask, other=0).to(gl.float32)
-    f = gl.load(pointers + H, mask, other=0).to(gl.float32)
-    g = gl.load(pointers + 2 * H, mask, other=0).to(gl.float32)
-    o = gl.load(pointers + 3 * H, mask, other=0).to(gl.float32)
-    return i, f, g, o
-
-
-@gluon.jit
-def store_four(pointers, tiles, valid, mask, H: gl.constexpr):
-    """Four tiles, H apart; zeros where the row is not valid."""
-    i, f, g, o = tiles
-    KIND: gl.constexpr = pointers.dtype.element_ty
-    gl.store(pointers, gl.where(valid, i, 0.0).to(KIND), mask)
-    gl.store(pointers + H, gl.where(valid, f, 0.0).to(KIND), mask)
-    gl.store(pointers + 2 * H, gl.where(valid, g, 0.0).to(KIND), mask)
-    gl.store(pointers + 3 * H, gl.where(valid, o, 0.0).to(KIND), mask)
-
-
-@gluon.jit
-def load_peephole(peephole, cols, H: gl.constexpr):
-    """p_i, p_f, p_o of these columns, each [1, BH]."""
-    p_i = gl.zeros_like(cols).to(gl.float32)
-    p_f, p_o = p_i, p_i
-    if peephole is not None:
-        mask = cols < H
-        p_i = gl.load(peephole + cols, mask, other=0).to(gl.float32)
-        p_f = gl.load(peephole + H + cols, mask, other=0).to(gl.float32)
-        p_o = gl.load(peephole + 2 * H + cols, mask, other=0).to(gl.float32)
-    return p_i[None, :], p_f[None, :], p_o[None, :]
+finish = gluon.jit(sums.finish.fn)
 
 
 @gluon.jit(do_not_specialize=["T", "B", "first", "tiles"])
@@ -206,7 +36,7 @@ def lstm_forward_persistent_kernel(
     y,  # [T, B, H]
     c_all,  # [T, B, H] or None
     gates_all,  # [T, B, 4H] or None
-    exchange,  # [T + 1, batch tiles * BB, columns], all ones: h before each step and after the last
+    exchange,  # [RING, batch tiles * BB, columns], all ones: h before each step
     blank,  # [16], zeros
     late,  # [1], set where a wait was given up
     T,
@@ -220,13 +50,14 @@ def lstm_forward_persistent_kernel(
     BH: gl.constexpr,
     BK: gl.constexpr,  # terms of one piece of a warp's operands
     PIECES: gl.constexpr,  # pieces gathered at once
-    POLL: gl.constexpr,  # whether to wait for a few words first
     NATIVE: gl.constexpr,  # whether the card compares two 16-bit numbers at once
     NUM_WARPS: gl.constexpr,
 ):
     """The whole sequence; programs [batch tile, hidden tile]."""
     KIND: gl.constexpr = h0.dtype.element_ty
-    K_WIDTH: gl.constexpr = 16 // (KIND.primitive_bitwidth // 8) if BK % 64 == 0 or KIND.primitive_bitwidth == 32 else BK // 8
+    K_WIDTH: gl.constexpr = (
+        16 // (KIND.primitive_bitwidth // 8) if BK % 64 == 0 or KIND.primitive_bitwidth == 32 else BK // 8
+    )
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
     left: gl.constexpr = gl.DotOperandLayout(0, mma, K_WIDTH)
     right: gl.constexpr = gl.DotOperandLayout(1, mma, K_WIDTH)
@@ -240,7 +71,7 @@ def lstm_forward_persistent_kernel(
     cols = gl.program_id(1) * BH + gl.arange(0, BH, gl.SliceLayout(0, cells))
     mask = (rows < B)[:, None] & (cols < H)[None, :]
     state = rows[:, None].to(gl.int64) * H + cols[None, :]
-    p = load_peephole(peephole, cols, H)
+    p = load_peephole(peephole, cols, H, gl.float32)
 
     n = gl.arange(0, 4 * BH, gl.SliceLayout(0, gl.SliceLayout(1, right)))[None, None, :]
     unit = gl.program_id(1) * BH + n // 4
@@ -256,9 +87,7 @@ def lstm_forward_persistent_kernel(
     ka = ka + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
     COLUMNS: gl.constexpr = (H + BH - 1) // BH * BH
     slot = tiles.to(gl.int64) * (BB * COLUMNS)
-    thread = gl.arange(0, 32 * NUM_WARPS, gl.BlockedLayout([1], [32], [NUM_WARPS], [0]))
-    seen = thread // 32 * PIECE + thread % 32 * PIECE // 64 * 2
-    seen = (tile * BB + thread % BB) * COLUMNS + gl.minimum(seen, COLUMNS - 2)
+
     own = exchange + (rows[:, None] * COLUMNS + cols[None, :])
 
     shared: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8 if BH >= 16 else 4, [2, 1, 0])
@@ -267,7 +96,7 @@ def lstm_forward_persistent_kernel(
     b_i = gl.zeros([1, BH], gl.float32, cells)
     b_f, b_g, b_o = b_i, b_i, b_i
     if bias is not None:
-        b_i, b_f, b_g, b_o = four((bias + cols)[None, :], (cols < H)[None, :], H)
+        b_i, b_f, b_g, b_o = load_gates((bias + cols)[None, :], (cols < H)[None, :], H, gl.float32)
     stop = gl.full([BB], T, gl.int64, gl.SliceLayout(1, cells))
     if lengths is not None:
         stop = gl.load(lengths + rows, rows < B, other=0)
@@ -279,11 +108,9 @@ def lstm_forward_persistent_kernel(
         t = T - 1 - step if REVERSE else step
         at = t.to(gl.int64) * B * H + state
         at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
-        x_i, x_f, x_g, x_o = four(xw + at_gates, mask, H)
+        x_i, x_f, x_g, x_o = load_gates(xw + at_gates, mask, H, gl.float32)
         valid = ((t < stop) & (rows < B))[:, None]
-        now = exchange + step * slot
-        if POLL:
-            poll((now + seen).to(gl.int64), late)
+        now = exchange + step % RING * slot
         product = gl.zeros([NUM_WARPS, BB, 4 * BH], gl.float32, mma)
         for first_k in gl.static_range(0, len(weights), PIECES):
             pointers = ()
@@ -305,20 +132,27 @@ def lstm_forward_persistent_kernel(
         a_g = gl.convert_layout(a_g, cells) + (x_g + b_g)
         a_o = gl.convert_layout(a_o, cells) + (x_o + b_o)
 
-        h_t, c_t, gates = cell_forward((a_i, a_f, a_g, a_o), c, p, peephole is not None)
+        h_t, c_t, gates = cell_forward((a_i, a_f, a_g, a_o), c, p, peephole is not None, EXACT=False)
         h = gl.where(valid, h_t.to(KIND), h)
         c = gl.where(valid, c_t, c)
-        publish(own + (step + 1) * slot, h)
+        publish(own + (step + 1) % RING * slot, h)
+        if (step % BANK == 0) & (step > 0):
+            # All programs have published the h that this step began with, so all have gathered those before.
+            for back in gl.static_range(1, BANK + 1):
+                empty(own + (step - back) % RING * slot, KIND)
+            fence(NUM_WARPS)
         gl.store(y + at, gl.where(valid, h, 0.0).to(KIND), mask)
         if c_all is not None:
             gl.store(c_all + at, c, mask)
-            store_four(gates_all + at_gates, gates, valid, mask, H)
+            store_gates(gates_all + at_gates, gates, valid, mask, H)
     gl.store(h_n + state, h, mask)
     gl.store(c_n + state, c.to(c_n.dtype.element_ty), mask)
 
 
 @gluon.jit
-def load_saved(dy, c_all, c0, gates_all, step, T, B, rows, cols, mask, H: gl.constexpr, REVERSE: gl.constexpr):
+def load_saved(
+    dy, c_all, c0, gates_all, step, T, B, rows, cols, mask, H: gl.constexpr, REVERSE: gl.constexpr
+):
     """What the backward pass reads of a step, ``step`` steps before the last: dy, c before it, the gates."""
     t = step if REVERSE else T - 1 - step
     before = t + 1 if REVERSE else t - 1
@@ -330,28 +164,8 @@ def load_saved(dy, c_all, c0, gates_all, step, T, B, rows, cols, mask, H: gl.con
     c = gl.load(c_all + (before.to(gl.int64) * B * H + state), mask & (not first), other=0)
     c += gl.load(c0 + state, mask & first, other=0).to(gl.float32)
     at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
-    i, f, g, o = four(gates_all + at_gates, mask, H)
+    i, f, g, o = load_gates(gates_all + at_gates, mask, H, gl.float32)
     return dy_t, c, i, f, g, o
-
-
-@gluon.jit
-def finish(sums, partials, finished, dbias, dpeephole, tile, tiles, cols, H: gl.constexpr):
-    """`lstm_fused.kernels.sums.finish`."""
-    KIND: gl.constexpr = dbias.dtype.element_ty
-    mask = cols < H
-    for n in gl.static_range(7):
-        gl.store(partials + (tile * 7 + n) * H + cols, gl.sum(sums[n], 0), mask)
-    tl.debug_barrier()
-    if gl.atomic_add(finished, 1, sem="acq_rel") == tiles - 1:
-        for n in gl.static_range(7):
-            total = gl.zeros_like(cols).to(gl.float32)
-            for other in range(tiles):
-                part = partials + (other * 7 + n) * H + cols
-                total += gl.load(part, mask, other=0, cache_modifier=".cg")
-            if n < 4:
-                gl.store(dbias + n * H + cols, total.to(KIND), mask)
-            else:
-                gl.store(dpeephole + (n - 4) * H + cols, total.to(KIND), mask)
 
 
 @gluon.jit(do_not_specialize=["T", "B", "tiles", "first"])
@@ -371,7 +185,7 @@ def lstm_backward_persistent_kernel(
     dbias,  # [4H]
     dpeephole,  # [3H]
     partials,  # [batch tiles, 7, H], float32
-    exchange,  # [T, batch tiles * BB, 4 * columns], all ones: da of each step
+    exchange,  # [RING, batch tiles * BB, 4 * columns], all ones: da of each step
     blank,  # [16], zeros
     counters,  # [hidden tiles], zeros
     late,  # [1], set where a wait was given up
@@ -386,17 +200,20 @@ def lstm_backward_persistent_kernel(
     BH: gl.constexpr,
     BK: gl.constexpr,  # terms of one piece of a warp's operands
     PIECES: gl.constexpr,  # pieces gathered at once
-    POLL: gl.constexpr,  # whether to wait for a few words first
     NATIVE: gl.constexpr,  # whether the card compares two 16-bit numbers at once
     NUM_WARPS: gl.constexpr,
 ):
     """The whole sequence, from its last step to its first; programs [batch tile, hidden tile]."""
     KIND: gl.constexpr = dxw.dtype.element_ty
-    K_WIDTH: gl.constexpr = 16 // (KIND.primitive_bitwidth // 8) if BK % 64 == 0 or KIND.primitive_bitwidth == 32 else BK // 8
+    K_WIDTH: gl.constexpr = (
+        16 // (KIND.primitive_bitwidth // 8) if BK % 64 == 0 or KIND.primitive_bitwidth == 32 else BK // 8
+    )
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
     left: gl.constexpr = gl.DotOperandLayout(0, mma, K_WIDTH)
     right: gl.constexpr = gl.DotOperandLayout(1, mma, K_WIDTH)
-    sums_of: gl.constexpr = gl.BlockedLayout([NUM_WARPS, 1, 1], [1, 32 // BH, BH], [1, NUM_WARPS, 1], [2, 1, 0])
+    sums_of: gl.constexpr = gl.BlockedLayout(
+        [NUM_WARPS, 1, 1], [1, 32 // BH, BH], [1, NUM_WARPS, 1], [2, 1, 0]
+    )
     cells: gl.constexpr = gl.BlockedLayout([1, 1], [32 // BH, BH], [NUM_WARPS, 1], [1, 0])
     PIECE: gl.constexpr = (4 * H + NUM_WARPS * BK - 1) // (NUM_WARPS * BK) * BK  # terms of one warp
     WIDTH: gl.constexpr = PIECE * NUM_WARPS // 4  # columns of a gate
@@ -406,7 +223,7 @@ def lstm_backward_persistent_kernel(
     cols = gl.program_id(1) * BH + gl.arange(0, BH, gl.SliceLayout(0, cells))
     mask = (rows < B)[:, None] & (cols < H)[None, :]
     state = rows[:, None].to(gl.int64) * H + cols[None, :]
-    p = load_peephole(peephole, cols, H)
+    p = load_peephole(peephole, cols, H, gl.float32)
 
     n = gl.program_id(1) * BH + gl.arange(0, BH, gl.SliceLayout(0, gl.SliceLayout(1, right)))[None, None, :]
     warp = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, right)))[:, None, None]
@@ -423,10 +240,7 @@ def lstm_backward_persistent_kernel(
     unit_a = unit_a + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
     COLUMNS: gl.constexpr = (H + BH - 1) // BH * BH
     slot = tiles.to(gl.int64) * (BB * 4 * COLUMNS)
-    thread = gl.arange(0, 32 * NUM_WARPS, gl.BlockedLayout([1], [32], [NUM_WARPS], [0]))
-    seen = thread // 32 % (NUM_WARPS // 4) * PIECE + thread % 32 * PIECE // 64 * 2
-    seen = thread // (8 * NUM_WARPS) * COLUMNS + gl.minimum(seen, COLUMNS - 2)
-    seen += (tile * BB + thread % BB) * (4 * COLUMNS)
+
     own = exchange + (rows[:, None] * (4 * COLUMNS) + cols[None, :])
 
     shared: gl.constexpr = gl.SwizzledSharedLayout(8, 2, 2, [2, 1, 0])
@@ -443,19 +257,30 @@ def lstm_backward_persistent_kernel(
         dc = gl.load(dc_n + state, mask, other=0).to(gl.float32)
     last = 0 if REVERSE else T - 1
     c = gl.load(c_all + (gl.to_tensor(last).to(gl.int64) * B * H + state), mask, other=0)
-    dy_t, c_prev, i, f, g, o = load_saved(dy, c_all, c0, gates_all, gl.to_tensor(0), T, B, rows, cols, mask, H, REVERSE)
+    dy_t, c_prev, i, f, g, o = load_saved(
+        dy, c_all, c0, gates_all, gl.to_tensor(0), T, B, rows, cols, mask, H, REVERSE
+    )
     sums = (zero, zero, zero, zero, zero, zero, zero)
     for step in range(T):
         t = step if REVERSE else T - 1 - step
         valid = ((t < stop) & (rows < B))[:, None]
-        da, dc_prev = cell_backward(dh + dy_t, dc, (i, f, g, o), c, c_prev, p, peephole is not None)
+        da, dc_prev = cell_backward(
+            dh + dy_t, dc, (i, f, g, o), c, c_prev, p, peephole is not None, EXACT=False
+        )
         da_i, da_f, da_g, da_o = da
-        publish(own + step * slot, gl.where(valid, da_i, 0.0).to(KIND))
-        publish(own + step * slot + COLUMNS, gl.where(valid, da_f, 0.0).to(KIND))
-        publish(own + step * slot + 2 * COLUMNS, gl.where(valid, da_g, 0.0).to(KIND))
-        publish(own + step * slot + 3 * COLUMNS, gl.where(valid, da_o, 0.0).to(KIND))
+        there = own + step % RING * slot
+        publish(there, gl.where(valid, da_i, 0.0).to(KIND))
+        publish(there + COLUMNS, gl.where(valid, da_f, 0.0).to(KIND))
+        publish(there + 2 * COLUMNS, gl.where(valid, da_g, 0.0).to(KIND))
+        publish(there + 3 * COLUMNS, gl.where(valid, da_o, 0.0).to(KIND))
+        if (step % BANK == 1) & (step > 1):
+            # All programs have published the da of the step before, so all have gathered those before it.
+            for back in gl.static_range(2, BANK + 2):
+                for gate in gl.static_range(4):
+                    empty(own + (step - back) % RING * slot + gate * COLUMNS, KIND)
+            fence(NUM_WARPS)
         at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
-        store_four(dxw + at_gates, da, valid, mask, H)
+        store_gates(dxw + at_gates, da, valid, mask, H)
         sums = add_step(sums, da, valid, c, c_prev, peephole is not None)
         dc = gl.where(valid, dc_prev, dc)
         c = c_prev
@@ -463,9 +288,7 @@ def lstm_backward_persistent_kernel(
         dy_t, c_prev, i, f, g, o = load_saved(
             dy, c_all, c0, gates_all, step + 1, T, B, rows, cols, mask & (step + 1 < T), H, REVERSE
         )
-        now = exchange + step * slot
-        if POLL:
-            poll((now + seen).to(gl.int64), late)
+        now = exchange + step % RING * slot
         none = gl.zeros([NUM_WARPS, BB, BH], gl.float32, mma)
         even, odd = none, none
         for first_k in gl.static_range(0, len(weights), PIECES):

@@ -45,6 +45,7 @@ def lstm_forward_resident_kernel(
 ):
     """The whole sequence; programs [batch tile]."""
     WIDE: tl.constexpr = xw.dtype.element_ty
+    EXACT: tl.constexpr = weight_hh.dtype.element_ty == tl.float32 and PRECISION == "ieee"
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     cols = tl.arange(0, BH)
     mask = (rows < B)[:, None] & (cols < H)[None, :]
@@ -67,7 +68,7 @@ def lstm_forward_resident_kernel(
         a_f = tl.dot(h, w_f, a_f, input_precision=PRECISION, out_dtype=WIDE)
         a_g = tl.dot(h, w_g, a_g, input_precision=PRECISION, out_dtype=WIDE)
         a_o = tl.dot(h, w_o, a_o, input_precision=PRECISION, out_dtype=WIDE)
-        m, c_t, gates = cell_forward((a_i, a_f, a_g, a_o), c, p, peephole is not None)
+        m, c_t, gates = cell_forward((a_i, a_f, a_g, a_o), c, p, peephole is not None, EXACT=EXACT)
         valid = valid_rows(lengths, rows, t, B)
         h = tl.where(valid, m.to(h.dtype), h)
         c = tl.where(valid, c_t, c)
@@ -105,6 +106,7 @@ def lstm_backward_resident_kernel(
 ):
     """The whole sequence, from its last step to its first; programs [batch tile]."""
     WIDE: tl.constexpr = c_all.dtype.element_ty
+    EXACT: tl.constexpr = weight_hh.dtype.element_ty == tl.float32 and PRECISION == "ieee"
     KIND: tl.constexpr = dxw.dtype.element_ty
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     cols = tl.arange(0, BH)
@@ -131,7 +133,7 @@ def lstm_backward_resident_kernel(
         dm = dh
         if dy is not None:
             dm += tl.load(dy + offsets(t, rows, cols, B, H), mask, other=0)
-        da, dc_prev = cell_backward(dm, dc, gates, c, c_prev, p, peephole is not None)
+        da, dc_prev = cell_backward(dm, dc, gates, c, c_prev, p, peephole is not None, EXACT=EXACT)
         valid = valid_rows(lengths, rows, t, B)
         store_gates(dxw + offsets(t, rows, cols, B, 4 * H), da, valid, mask, H)
         sums = add_step(sums, da, valid, c, c_prev, peephole is not None)

@@ -1,8 +1,8 @@
 """The sequence as a single launch, of a resident or a cooperative kernel; of that for part of the batch."""
 
-import torch
 from functools import cache
 
+import torch
 from lstm_fused.kernels.choose import Plan
 from lstm_fused.kernels.cooperative import (
     lstm_backward_cooperative_kernel,
@@ -34,15 +34,15 @@ def forward(
     if plan.kernel == "resident":
         lstm_forward_resident_kernel[(rows,)](*tensors, T, B, H, reverse, **plan.options)
     elif plan.kernel == "persistent":
-        from lstm_fused.kernels.persistent import lstm_forward_persistent_kernel
+        from lstm_fused.kernels.persistent import RING, lstm_forward_persistent_kernel
 
-        exchange = all_ones(y, (T + 1) * rows * plan.BB * columns * plan.BH)
+        exchange = all_ones(y, RING.value * rows * plan.BB * columns * plan.BH)
         for first, tiles in plan.waves(rows):
             lstm_forward_persistent_kernel[(tiles, columns)](
                 *tensors, exchange, blank_on(y.device), late(y), T, B, first, rows, H, reverse, **plan.options
             )
     else:
-        tensors += (y.new_empty(2, B, H), zero_counters(y, rows))
+        tensors += (y.new_empty(2, B, H), zero_counters(y, rows), late(y))
         for first, tiles in plan.waves(rows):
             lstm_forward_cooperative_kernel[(tiles, columns)](
                 *tensors, T, B, first, H, reverse, **plan.options
@@ -70,9 +70,9 @@ def backward(
     found = torch.empty_like(c0), torch.empty_like(c0), c0.new_empty(4 * H), c0.new_empty(3 * H)
     tensors = (dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, lengths, dxw, *found)
     if plan.kernel == "persistent":
-        from lstm_fused.kernels.persistent import lstm_backward_persistent_kernel
+        from lstm_fused.kernels.persistent import RING, lstm_backward_persistent_kernel
 
-        exchange = all_ones(dxw, T * rows * plan.BB * 4 * columns * plan.BH)
+        exchange = all_ones(dxw, RING.value * rows * plan.BB * 4 * columns * plan.BH)
         tensors += (c.new_empty(rows, 7, H), exchange, blank_on(c.device), zero_counters(c, columns), late(c))
         for first, tiles in plan.waves(rows):
             lstm_backward_persistent_kernel[(tiles, columns)](
@@ -83,6 +83,7 @@ def backward(
     if plan.kernel == "resident":
         lstm_backward_resident_kernel[(rows,)](*tensors, T, B, rows, H, reverse, **plan.options)
     else:
+        tensors += (late(c),)
         for first, tiles in plan.waves(rows):
             lstm_backward_cooperative_kernel[(tiles, columns)](
                 *tensors, T, B, first, rows, H, reverse, **plan.options

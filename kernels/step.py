@@ -51,6 +51,7 @@ def lstm_forward_step_kernel(
 ):
     """h, c and the gates of step t; programs [batch tile, hidden tile]."""
     WIDE: tl.constexpr = xw.dtype.element_ty
+    EXACT: tl.constexpr = weight_hh.dtype.element_ty == tl.float32 and PRECISION == "ieee"
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
     row_mask, mask = (rows < B)[:, None], (rows < B)[:, None] & (cols < H)[None, :]
@@ -73,7 +74,7 @@ def lstm_forward_step_kernel(
         a = add_normalized(a, hw, gain_hh, rows, cols, mask, B, H, BB, BK)
     c_prev = tl.load(c_state + state, mask, other=0)
     p = load_peephole(peephole, cols, H, WIDE)
-    h, c, gates = cell_forward(a, c_prev, p, peephole is not None, CLIP)
+    h, c, gates = cell_forward(a, c_prev, p, peephole is not None, CLIP, EXACT)
     if zoneout_h is not None:
         share = load_share(zoneout_h, t, rows, cols, mask, B, H, SHARED, WIDE)
         h = share * tl.load(h_prev + state, mask, other=0).to(WIDE) + (1 - share) * h
@@ -125,6 +126,7 @@ def lstm_backward_step_kernel(
 ):
     """Da of step t and the gradient of the c before it; programs [batch tile, hidden tile]."""
     WIDE: tl.constexpr = c_all.dtype.element_ty
+    EXACT: tl.constexpr = weight.dtype.element_ty == tl.float32 and PRECISION == "ieee"
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
     row_mask, col_mask = (rows < B)[:, None], (cols < H)[None, :]
@@ -169,10 +171,11 @@ def lstm_backward_step_kernel(
             share = load_share(zoneout_c, t, rows, cols, mask, B, H, SHARED, WIDE)
             i, f, g, _o = gates
             c = clipped(f * c_prev + i * g, CLIP)
-            da, dc_prev = cell_backward(dh, (1 - share) * dc, gates, c, c_prev, p, peephole is not None, CLIP)
+            dc_here = (1 - share) * dc
+            da, dc_prev = cell_backward(dh, dc_here, gates, c, c_prev, p, peephole is not None, CLIP, EXACT)
             dc_prev += share * dc
         else:
-            da, dc_prev = cell_backward(dh, dc, gates, c, c_prev, p, peephole is not None, CLIP)
+            da, dc_prev = cell_backward(dh, dc, gates, c, c_prev, p, peephole is not None, CLIP, EXACT)
         valid = valid_rows(lengths, rows, t, B)
         tl.store(dc_state + state, tl.where(valid, dc_prev, dc), mask)
         store_gates(dxw + offsets(t, rows, cols, B, 4 * H), da, valid, mask, H)

@@ -33,7 +33,7 @@ def finish(sums, partials, finished, dbias, dpeephole, tile, tiles, cols, H: tl.
     tl.debug_barrier()
     if tl.atomic_add(finished, 1, sem="acq_rel") == tiles - 1:
         for n in tl.static_range(7):
-            total = tl.zeros_like(cols).to(partials.dtype.element_ty)
+            total = (cols * 0).to(partials.dtype.element_ty)
             for other in range(tiles):
                 part = partials + (other * 7 + n) * H + cols
                 total += tl.load(part, mask, other=0, cache_modifier=".cg")

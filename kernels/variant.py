@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from lstm_fused.kernels.cell import load_gates, offsets
+from lstm_fused.kernels.cell import load_gates, offsets, quotient, root
 
 EPS = tl.constexpr(1e-5)  # of lstm_fused.reference
 
@@ -33,14 +33,14 @@ def statistics(hw, rows, B, N: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr)
         cols = n + tl.arange(0, BK)
         mask = (rows < B)[:, None] & (cols < N)[None, :]
         total += tl.load(hw + offsets(0, rows, cols, B, N), mask, other=0)
-    mean = tl.sum(total, 1)[:, None] / N
+    mean = quotient(tl.sum(total, 1)[:, None], N)
     total = tl.zeros((BB, BK), WIDE)
     for n in range(0, N, BK):
         cols = n + tl.arange(0, BK)
         mask = (rows < B)[:, None] & (cols < N)[None, :]
         centred = tl.where(mask, tl.load(hw + offsets(0, rows, cols, B, N), mask, other=0) - mean, 0)
         total += centred * centred
-    return mean, 1 / tl.sqrt(tl.sum(total, 1)[:, None] / N + EPS)
+    return mean, quotient(1, root(quotient(tl.sum(total, 1)[:, None], N) + EPS))
 
 
 @triton.jit
@@ -83,8 +83,8 @@ def lstm_norm_step_kernel(
         d, normal = scaled(dxw + start, hw + start, gain, mean, rstd, rows, n + tl.arange(0, BK), B, N)
         total += d
         along += d * normal
-    total_mean = tl.sum(total, 1)[:, None] / N
-    along_mean = tl.sum(along, 1)[:, None] / N
+    total_mean = quotient(tl.sum(total, 1)[:, None], N)
+    along_mean = quotient(tl.sum(along, 1)[:, None], N)
     for n in range(0, N, BK):
         cols = n + tl.arange(0, BK)
         d, normal = scaled(dxw + start, hw + start, gain, mean, rstd, rows, cols, B, N)

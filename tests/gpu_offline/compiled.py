@@ -1,36 +1,41 @@
 """Kernels compiled for cards that are not here: what they take, what they are made of, what holds for all.
 
 As a program it compiles the whole matrix, holds it against the checked-in table, and with --write replaces
-that table: python tests/gpu_offline/compiled.py [--write] [--only NAME].
+that table: python tests/gpu_offline/compiled.py [--write] [--only NAME] [--missing] [--refused].
 """
 
 import argparse
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from lstm_fused.kernels import cooperative, resident, step
-from lstm_fused.kernels.choose import CARDS, Card, Layer, Plan, fitting
+from lstm_fused.kernels.choose import CARDS, Card, Layer, Plan, fitting, plans, why_not
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 TABLE = Path(__file__).with_name("resources.json")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+WRITTEN_WITH = "3.8.0"  # the Triton whose code the table describes
 SIZES = (64, 128, 256, 512, 768, 1024)
-BATCH = 16
+BATCHES = (16, 64, 256)
+SPILLS = "would spill registers"  # says why_not
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
 OWN = {"fp32": torch.float32}  # products in float32's own precision, which no tensor core forms; not tabled
-POINTERS = {"lengths": "*i64", "arrived": "*i32", "counters": "*i32"}
+POINTERS = {"lengths": "*i64", "arrived": "*i32", "counters": "*i32", "late": "*i32"}
 WIDE_POINTERS = ("xw", "c_state", "c_all", "dh_state", "dc_state", "partials", "hw", "kept")
 INTEGERS = ("T", "B", "t", "t_after", "t_before", "t_zone", "first", "tiles")
 # The instructions worth counting, as nvdisasm spells them.
@@ -55,16 +60,19 @@ class Build:
     H: int
     card: Card
     P: int = 0  # of a projection, if there is one
+    B: int = BATCHES[0]
+    tiles: Plan | None = None  # None: those that the table picks
 
     @property
     def name(self) -> str:
-        return f"{self.kernel} {self.direction} {self.kind} H={self.H} {self.card.capability}"
+        batch = "" if self.B in BATCHES[:1] else f" B={self.B}"
+        tiles = "" if self.tiles is None else f" {self.tiles.BB}x{self.tiles.BH}"
+        return f"{self.kernel} {self.direction} {self.kind} H={self.H}{batch}{tiles} {self.card.capability}"
 
     @property
     def layer(self) -> Layer:
-        return Layer(
-            self.direction, self.H, BATCH, (KINDS | OWN)[self.kind], "tf32" if self.kind == "tf32" else "ieee"
-        )
+        precision = "tf32" if self.kind == "tf32" else "ieee"
+        return Layer(self.direction, self.H, self.B, (KINDS | OWN)[self.kind], precision)
 
     @property
     def function(self) -> Any:
@@ -72,20 +80,44 @@ class Build:
         return getattr(module, f"lstm_{self.direction}_{self.kernel}_kernel")
 
     def plan(self) -> Plan | None:
-        """The tiles the table picks, if this kernel takes this layer on this card."""
-        return next(iter(fitting(self.kernel, self.layer, self.card)), None)
+        """Its tiles, if this kernel takes this layer on this card."""
+        return self.tiles or next(iter(fitting(self.kernel, self.layer, self.card)), None)
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """What the batch decides of what is compiled: builds that agree in it and all else are one."""
+        plan = self.plan()
+        return None if plan is None else plan.options
+
+    def batches(self) -> list["Build"]:
+        """This build for every batch that it serves."""
+        others = [replace(self, B=B) for B in BATCHES]
+        return [other for other in others if other.options == self.options]
+
+
+def layers() -> Iterator[Build]:
+    """Every kernel for every kind of layer and card, at the first batch."""
+    kernels, directions = ("step", "resident", "cooperative"), ("forward", "backward")
+    for card, kernel, direction, kind, H in product(CARDS, kernels, directions, KINDS, SIZES):
+        yield Build(kernel, direction, kind, H, card)
 
 
 def matrix() -> Iterator[Build]:
-    """Everything the table may pick."""
-    for card in CARDS:
-        for kernel in ("step", "resident", "cooperative"):
-            for direction in ("forward", "backward"):
-                for kind in KINDS:
-                    for H in SIZES:
-                        build = Build(kernel, direction, kind, H, card)
-                        if build.plan() is not None:
-                            yield build
+    """Everything the table may pick, each once."""
+    for layer in layers():
+        seen: list[Any] = [None]
+        for build in (replace(layer, B=B) for B in BATCHES):
+            if build.options not in seen:
+                seen.append(build.options)
+                yield build
+
+
+def refused() -> Iterator[Build]:
+    """Everything that is refused because it would spill, and for no other reason."""
+    for build in layers():
+        for plan in plans(build.kernel, build.layer):
+            if why_not(plan, build.layer, build.card) == [SPILLS]:
+                yield replace(build, tiles=plan)
 
 
 @cache
@@ -184,15 +216,23 @@ def faults(build: Build, compiled: Any, found: Resources) -> list[str]:
     if not found.mix["tensor"] and build.kind not in OWN:
         wrong.append("does not use the tensor cores")
     if build.kernel == "cooperative":
-        rows, columns = plan.grid(BATCH, build.H)
-        if rows * columns > card.sms * programs_per_sm(found, plan, card):
-            wrong.append(f"{rows * columns} programs are not on the card at once")
+        programs = max(at_once(served) for served in build.batches())
+        if programs > card.sms * programs_per_sm(found, plan, card):
+            wrong.append(f"{programs} programs are not on the card at once")
     if build.kernel != "step":
         wrong += loop_faults(compiled.asm["ttgir"])
     releases = build.kernel == "cooperative" or (build.kernel, build.direction) == ("resident", "backward")
     if releases and "ptx" in compiled.asm:
         wrong += release_faults(compiled.asm["ptx"])
     return wrong
+
+
+def at_once(build: Build) -> int:
+    """The most programs of one launch."""
+    plan = build.plan()
+    assert plan is not None
+    rows, columns = plan.grid(build.B, build.H)
+    return columns * max(tiles for _, tiles in plan.waves(rows))
 
 
 def programs_per_sm(found: Resources, plan: Plan, card: Card) -> int:
@@ -249,26 +289,46 @@ def measure(build: Build) -> tuple[dict[str, Any], list[str]]:
     return asdict(found), faults(build, compiled, found)
 
 
+def differs(row: dict[str, Any], known: dict[str, Any] | None) -> list[str]:
+    """What a row has of another's; only a Triton that the table was not made with may come close instead."""
+    if known is None:
+        return [f"is not in {TABLE.name}"]
+    if triton.__version__ == WRITTEN_WITH:
+        near = row == known
+    else:
+        near = row["registers"] <= 1.5 * known["registers"] and row["shared"] <= 1.25 * known["shared"]
+    return [] if near else [f"differs from {TABLE.name}: {known}"]
+
+
 def main() -> None:
     """Compile all that may be picked."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--write", action="store_true", help="replace the table by what is found")
     parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--missing", action="store_true", help="rows that the table lacks")
+    parser.add_argument(
+        "--refused", action="store_true", help="instead what is refused for spilling; does it?"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many compile at a time")
     arguments = parser.parse_args()
     known = json.loads(TABLE.read_text()) if TABLE.exists() else {}
-    table: dict[str, Any] = {}
+    builds = list(refused() if arguments.refused else matrix())
+    wanted = [b for b in builds if arguments.only in b.name and not (arguments.missing and b.name in known)]
+    table = dict(known)
     wrong = []
-    for build in matrix():
-        if arguments.only not in build.name:
-            table[build.name] = known.get(build.name)
-            continue
-        table[build.name], bad = measure(build)
-        if not arguments.write and known.get(build.name) != table[build.name]:
-            bad.append(f"differs from {TABLE.name}: {known.get(build.name)}")
-        wrong += [f"{build.name}: {reason}" for reason in bad]
-        print(build.name, table[build.name], *bad, flush=True)
-    if arguments.write:
-        rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in table.items())
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for build, (row, bad) in zip(wanted, pool.map(measure, wanted), strict=True):
+            table[build.name] = row
+            if arguments.refused:
+                spills = any(reason.startswith("spills") for reason in bad)
+                bad = [] if spills else ["does not spill, and is refused"]
+            elif not arguments.write:
+                bad += differs(row, known.get(build.name))
+            wrong += [f"{build.name}: {reason}" for reason in bad]
+            print(build.name, row, *bad, flush=True)
+    if arguments.write and not arguments.refused:
+        kept = [build.name for build in builds if build.name in table]
+        rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(table[name])}" for name in kept)
         TABLE.write_text("{\n" + rows + "\n}\n")
     sys.exit("\n".join(wrong) or None)
 

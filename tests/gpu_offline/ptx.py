@@ -1,16 +1,17 @@
-"""Runs the PTX that Triton makes for sm_80, and watches for what a GPU would let pass.
+"""Runs the PTX that Triton makes for sm_80 and sm_90, and watches for what a GPU would let pass.
 
 All threads of a block take one step together, as numpy arrays; blocks take turns by lot at atomics and
 acquiring loads. Errors: accesses outside the tensors or misaligned; two warps that meet at one byte of
 shared memory, one of them writing, with no barrier between; a release while other warps' stores are not
 behind a barrier; branches on which threads disagree. It also says which barriers something depends on: two
 warps that met at one byte just before and just after. Semantics and the layout of matrix fragments: NVIDIA,
-"PTX ISA", version 8.
+"PTX ISA", version 8. Approximate instructions are as far off as it lets them be.
 """
 
 import random
 import re
 
+import approximate
 import numpy as np
 import torch
 
@@ -239,7 +240,8 @@ class Block:
                 )
             if name == "fma":
                 return sum_of_product(*values)
-            return ARITHMETIC[name](*values)
+            inexact = {"approx", "full"} & set(qualifiers) and values[0].dtype == np.float32
+            return (APPROXIMATE if inexact else ARITHMETIC)[name](*values)
 
     def convert(self, to, kind, operand):
         if kind == "bf16":
@@ -271,8 +273,9 @@ class Block:
         self.write(operands[0], value << (32 - first - width) >> (32 - width), active)
 
     def do_shfl(self, qualifiers, operands, active):
-        assert qualifiers[:2] == ["sync", "bfly"]
-        lanes = np.arange(self.threads) ^ int(operands[2], 0)
+        assert qualifiers[0] == "sync" and operands[3] == "31"
+        lane, here = self.value(operands[2], "u32") % WARP, np.arange(self.threads)
+        lanes = {"bfly": here ^ lane, "idx": here - here % WARP + lane}[qualifiers[1]]
         self.write(operands[0], self.value(operands[1], "u32")[lanes], active)
 
     def do_mma(self, qualifiers, operands, active):
@@ -296,31 +299,36 @@ class Block:
             self.write(register, D[:, group + 8 * (n // 2), 2 * lane + n % 2].reshape(-1), active)
 
     def multiply_doubles(self, operands, group, lane):
-        """The same with A [8, 4] and B [4, 8]."""
-        a, b, *c = (self.value(r, "f64").reshape(-1, WARP) for o in operands[1:] for r in registers(o))
-        A, B, C = (np.zeros((len(a), *shape)) for shape in ((8, 4), (4, 8), (8, 8)))
-        A[:, group, lane], B[:, lane, group] = a, b
+        """The same with A [8 or 16, K] and B [K, 8], where K is 4 for each register of B."""
+        a, b, c = ([self.value(r, "f64").reshape(-1, WARP) for r in registers(o)] for o in operands[1:])
+        tall = len(c) // 2
+        A, B, C = (
+            np.zeros((len(a[0]), *s)) for s in ((8 * tall, 4 * len(b)), (4 * len(b), 8), (8 * tall, 8))
+        )
+        for n, fragment in enumerate(a):
+            A[:, group + 8 * (n % tall), lane + 4 * (n // tall)] = fragment
+        for n, fragment in enumerate(b):
+            B[:, lane + 4 * n, group] = fragment
         for n, fragment in enumerate(c):
-            C[:, group, 2 * lane + n] = fragment
+            C[:, group + 8 * (n // 2), 2 * lane + n % 2] = fragment
         D = A @ B + C
         for n, register in enumerate(registers(operands[0])):
-            self.write(register, D[:, group, 2 * lane + n].reshape(-1), np.ones(self.threads, bool))
+            D_n = D[:, group + 8 * (n // 2), 2 * lane + n % 2]
+            self.write(register, D_n.reshape(-1), np.ones(self.threads, bool))
 
     # Memory.
 
     def do_ld(self, qualifiers, operands, active):
         kind, targets = qualifiers[-1], registers(operands[0])
         if "param" in qualifiers:
-            value = self.value(operands[1], kind)
-            wide = targets[0].startswith("%rd")  # a narrow parameter may go to a wide register
-            return self.write(targets[0], value.astype(f"{value.dtype.kind}8") if wide else value, active)
+            return self.write(targets[0], widened(self.value(operands[1], kind), targets[0]), active)
         size = TYPES[kind].itemsize
         data = np.zeros((self.threads, size * len(targets)), np.uint8)
         if active.any():
             memory, index = self.bytes_at(qualifiers, operands[1], data.shape[1], active, write=False)
             data[active] = memory[index]
         for target, part in zip(targets, data.view(TYPES[kind]).T, strict=True):
-            self.write(target, np.ascontiguousarray(part), active)
+            self.write(target, widened(np.ascontiguousarray(part), target), active)
 
     def do_st(self, qualifiers, operands, active):
         if active.any():
@@ -349,6 +357,14 @@ class Block:
         pairs = np.ascontiguousarray(rows).view(np.uint32).reshape(-1, len(targets), WARP)
         for n, target in enumerate(targets):
             self.write(target, pairs[:, n].reshape(-1), active)
+
+    def do_stmatrix(self, qualifiers, operands, active):
+        sources = registers(operands[1])
+        assert "trans" not in qualifiers
+        lanes = np.arange(self.threads) % WARP < 8 * len(sources)
+        words = np.stack([self.value(r, "u32").reshape(-1, WARP) for r in sources], 1)
+        index = self.shared.touch(self.address(operands[0])[lanes], 16, self.warp[lanes], write=True)
+        self.shared.data[index] = words.view(np.uint8).reshape(-1, 16)
 
     def do_cp(self, qualifiers, operands, active):
         """Asynchronous copies arrive when they are waited for, not before."""
@@ -398,6 +414,12 @@ def registers(operand):
     return operand.strip("{} ").replace(" ", "").split(",")
 
 
+def widened(value, register):
+    """What a load leaves in a register, which may be wider than what was loaded."""
+    wide = register.startswith("%rd") and value.itemsize < 8
+    return value.astype(f"{value.dtype.kind}8") if wide else value
+
+
 def unpack(fragment, kind):
     """The one or two numbers that each register of a matrix fragment holds."""
     if kind == "tf32":  # of whose 32 bits a tensor core reads the upper 19
@@ -430,7 +452,7 @@ ARITHMETIC = {
     "div": np.divide,
     "neg": lambda x: -x if x.dtype.kind == "f" else np.zeros_like(x) - x,
     "abs": np.abs,
-    "ex2": np.exp2,
+    "sqrt": np.sqrt,
     "and": np.bitwise_and,
     "or": np.bitwise_or,
     "xor": np.bitwise_xor,
@@ -438,3 +460,4 @@ ARITHMETIC = {
     "min": np.minimum,
     "max": np.maximum,
 }
+APPROXIMATE = {"ex2": approximate.ex2, "div": approximate.divide, "sqrt": approximate.sqrt}

@@ -1,5 +1,7 @@
 """Compiled kernels, run instruction by instruction, and with each barrier left out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,15 +10,21 @@ triton = pytest.importorskip("triton")
 
 from cases import Case, make_tensors  # noqa: E402
 from compiled import CARDS, Build, compile_kernel  # noqa: E402
-from lstm_fused.kernels import step  # noqa: E402
+from lstm_fused.kernels import step, variant  # noqa: E402
+from points import BLOCK, ROUGH, UNITS, check_points, functions_kernel, points  # noqa: E402
 from ptx import Fault, Machine, Program  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
 
 from bench import roofline  # noqa: E402
 from lstm_fused import reference  # noqa: E402
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
+DTYPES = {
+    **{"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64},
+    "fp32": torch.float32,
+}
 # A product's rounding, and a little more for the steps that follow.
-TOLERANCE = {"fp16": 4e-3, "bf16": 3e-2, "tf32": 4e-3, "fp64": 1e-14}
+TOLERANCE = {"fp16": 4e-3, "bf16": 3e-2, "tf32": 4e-3, "fp64": 1e-14, "fp32": 2e-6}
 NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
 KERNELS = ("step", "resident", "cooperative")
 # As small as can be, with the products' loop going round often enough to use each of its buffers again.
@@ -28,11 +36,16 @@ SMALL = {
 MOST_IDLE = 2
 
 
+@pytest.fixture(params=CARDS[:2], ids=lambda card: card.capability)
+def card(request):
+    return request.param
+
+
 class Launcher:
     """Launches one compiled kernel in the machine, which holds every tensor it is given."""
 
-    def __init__(self, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None):
-        build = Build(kernel, direction, kind, H, CARDS[0], P)
+    def __init__(self, card, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None):
+        build = Build(kernel, direction, kind, H, card, P)
         self.compiled, self.plan, self.machine = compile_kernel(build, function), build.plan(), Machine(seed)
         self.program = Program(self.compiled.asm["ptx"])
         self.barriers = [n for n, (_, _, name, *_) in enumerate(self.program.instructions) if name == "bar"]
@@ -75,9 +88,9 @@ def forward(launch, kernel, kind, case):
         launch((rows, 1), tensors, T, B)
     else:
         exchange = torch.full((2, B, H), torch.nan, dtype=y.dtype)
-        arrived = torch.zeros(rows, dtype=torch.int32)
+        arrived, late = torch.zeros(rows, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
         for first in range(rows):
-            launch((1, columns), [*tensors, exchange, arrived], T, B, first)
+            launch((1, columns), [*tensors, exchange, arrived, late], T, B, first)
     return found, list(wanted)
 
 
@@ -105,7 +118,7 @@ def backward(launch, kernel, kind, case):
         launch((rows, 1), tensors, T, B, rows)
     else:
         for first in range(rows):
-            launch((1, columns), tensors, T, B, first, rows)
+            launch((1, columns), [*tensors, torch.zeros(1, dtype=torch.int32)], T, B, first, rows)
     return found, list(wanted)
 
 
@@ -115,18 +128,18 @@ DIRECTIONS = {"forward": forward, "backward": backward}
 @pytest.mark.parametrize("kind", list(DTYPES))
 @pytest.mark.parametrize("direction", list(DIRECTIONS))
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_compiled_code_gives_what_the_reference_gives(kernel, direction, kind):
+def test_compiled_code_gives_what_the_reference_gives(card, kernel, direction, kind):
     case = Case("odd", T=3, B=17, I=3, H=24 if kind == "fp64" else 40)
-    launch = Launcher(kernel, direction, kind, case.H)
+    launch = Launcher(card, kernel, direction, kind, case.H)
     found, wanted = DIRECTIONS[direction](launch, kernel, kind, case)
     tolerance = TOLERANCE[kind]
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("kind", list(DTYPES))
-def test_the_product_of_a_step(kind):
+def test_the_product_of_a_step(card, kind):
     B, K, H = 17, 40, 11
-    launch = Launcher("step", "forward", kind, H, P=K, function=step.lstm_product_step_kernel)
+    launch = Launcher(card, "step", "forward", kind, H, P=K, function=step.lstm_product_step_kernel)
     torch.manual_seed(0)
     shapes = (B, K), (4 * H, K), (B, 4 * H)
     left, right, addend = ((torch.randn(shape) / 2).to(DTYPES[kind]) for shape in shapes)
@@ -138,6 +151,45 @@ def test_the_product_of_a_step(kind):
     torch.testing.assert_close(out.double(), wanted + addend.double(), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_functions_of_float32(card, exact):
+    x = points(torch.float32, blocks=2)
+    y = torch.full((4 * len(x),), torch.nan)
+    constants = {"EXACT": exact, "BLOCK": BLOCK}
+    signature = {"x": "*fp32", "y": "*fp32", "N": "i32"} | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=functions_kernel, signature=signature, constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", int(card.capability[3:]), 32))
+    machine = Machine()
+    addresses = [machine.put(x), machine.put(y), len(x)]
+    machine.launch(Program(compiled.asm["ptx"]), (len(x) // BLOCK, 1), addresses, 0)
+    if exact:
+        check_points(x, y)
+    else:
+        check_points(x, y, ROUGH)
+        for name in ("sigmoid", "tanh"):
+            with pytest.raises(AssertionError, match=name):
+                check_points(x, y, ROUGH | {name: UNITS[name]})
+
+
+def approximate_lines(compiled):
+    found = Program(compiled.asm["ptx"]).instructions
+    return [line for *_, qualifiers, _, line in found if {"approx", "full"} & set(qualifiers)]
+
+
+@pytest.mark.parametrize("direction", list(DIRECTIONS))
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_is_approximate_in_float32(card, kernel, direction):
+    build = Build(kernel, direction, "fp32", 40, card)
+    assert not approximate_lines(compile_kernel(build))
+    assert approximate_lines(compile_kernel(replace(build, kind="bf16")))
+
+
+@pytest.mark.parametrize("function", [step.lstm_forward_step_kernel, variant.lstm_norm_step_kernel])
+def test_nor_in_a_layer_norm(card, function):
+    build = Build("step", "forward", "fp32", 40, card)
+    assert not approximate_lines(compile_kernel(build, function, varied=True))
+
+
 def zeros(*shape, kind=np.float16):
     """Zeros that take no memory until something else is written there."""
     return torch.from_numpy(np.zeros(shape, kind))
@@ -147,9 +199,9 @@ def zeros(*shape, kind=np.float16):
 WIDE, TILE = 65535 * 16, slice(-16, None)
 
 
-def test_forward_weights_past_two_to_the_31_numbers():
+def test_forward_weights_past_two_to_the_31_numbers(card):
     H, P = WIDE, 528
-    launch = Launcher("step", "forward", "fp16", H, P=P)
+    launch = Launcher(card, "step", "forward", "fp16", H, P=P)
     weight_hh, h, gates = zeros(4, H, P), torch.randn(1, P).half(), zeros(4, H)
     weight_hh[:, TILE] = torch.randn(4, 16, P) / 23
     assert weight_hh.numel() > 2**31
@@ -163,9 +215,9 @@ def test_forward_weights_past_two_to_the_31_numbers():
     torch.testing.assert_close(gates[:, TILE].float(), wanted, rtol=4e-3, atol=4e-3)
 
 
-def test_backward_weights_past_two_to_the_31_numbers():
+def test_backward_weights_past_two_to_the_31_numbers(card):
     H, K = WIDE, 2112
-    launch = Launcher("step", "backward", "fp16", H, P=K)
+    launch = Launcher(card, "step", "backward", "fp16", H, P=K)
     weight, da = zeros(K, H), torch.randn(1, K).half()
     weight[-32:, TILE] = torch.randn(32, 16) / 6
     assert weight.numel() > 2**31
@@ -179,8 +231,8 @@ def test_backward_weights_past_two_to_the_31_numbers():
 
 
 @pytest.mark.parametrize("kernel", ["resident", "cooperative"])
-def test_barriers_after_the_time_loop(kernel):
-    program = Launcher(kernel, "backward", "fp16", 32).program
+def test_barriers_after_the_time_loop(card, kernel):
+    program = Launcher(card, kernel, "backward", "fp16", 32).program
     jumps = [
         (n, program.labels[operands[0]])
         for n, (_, _, name, _, operands, _) in enumerate(program.instructions)
@@ -192,11 +244,11 @@ def test_barriers_after_the_time_loop(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("direction", list(DIRECTIONS))
-def test_each_barrier_is_missed_when_it_is_left_out(kernel, direction):
+def test_each_barrier_is_missed_when_it_is_left_out(card, kernel, direction):
     case = SMALL.get((kernel, direction), Case("small", T=2, B=16, I=3, H=32))
 
     def run(left_out=None):
-        launch = Launcher(kernel, direction, "fp16", case.H, left_out)
+        launch = Launcher(card, kernel, direction, "fp16", case.H, left_out)
         found, _ = DIRECTIONS[direction](launch, kernel, "fp16", case)
         return launch, found
 

@@ -1,7 +1,8 @@
 """Mends the interpreter's bfloat16, which it cuts off instead of rounding and multiplies as integers.
 
-And its speed: it replaces all of Triton's language anew at every call of a function, a third of its time, and
-makes the same table whenever it asks for a dtype.
+Its float32, whose exp, division and root it computes better than a GPU need. And its speed: it replaces all
+of Triton's language anew at every call of a function, a third of its time, and makes the same table whenever
+it asks for a dtype.
 """
 
 from functools import cache
@@ -11,6 +12,8 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from tests.gpu_offline import approximate
 
 torch.set_num_threads(1)
 # As for tensor cores; the interpreter computes tf32 as float32.
@@ -51,6 +54,29 @@ def replace_tensor(tensor, *scope):
 
 
 interpreter._patch_lang_tensor = replace_tensor
+
+
+def as_on_a_gpu(name, function):
+    """Replace an operation of the interpreter's on float32."""
+    plain = getattr(InterpreterBuilder, name)
+
+    def operation(self, *operands):
+        if operands[0].dtype.scalar != tl.float32:
+            return plain(self, *operands)
+        with np.errstate(all="ignore"):
+            return TensorHandle(function(*(operand.data for operand in operands)), tl.float32)
+
+    setattr(InterpreterBuilder, name, operation)
+
+
+for name, function in {
+    "create_exp": approximate.exp,
+    "create_exp2": approximate.ex2,
+    "create_fdiv": approximate.divide,
+    "create_sqrt": approximate.sqrt,
+}.items():
+    as_on_a_gpu(name, function)
+
 
 replace_language, plain_np_dtype = interpreter._patch_lang, cache(interpreter._get_np_dtype)
 
