@@ -84,11 +84,7 @@ linked:
 	sys.version_info >= (3, 11) or sys.exit("make: Python 3.11 or newer is needed"); \
 	lacking = [name for name in sys.argv[1:] if find_spec(name) is None]; \
 	lacking and sys.exit("make: $(PYTHON) lacks " + ", ".join(lacking) + " (torch 2.10, triton 3.6 or newer)")' $(NEEDS)
-	@rm -rf $(LINKED) && mkdir -p $(LINKED)
-	@ln -s $(CURDIR)/lstm_fused/*.py $(CURDIR)/kernels $(LINKED)
-	@mkdir -p $(LINKED)-0.dist-info
-	@{ echo "Metadata-Version: 2.1"; echo "Name: lstm_fused"; \
-	sed -n 's/^version = "\(.*\)"/Version: \1/p' pyproject.toml; } > $(LINKED)-0.dist-info/METADATA
+	@$(PYTHON) bench/gpu/link.py build/linked
 	@if [ -z "$$(find csrc -newer lstm_fused/_cpp.so 2>&1)" ] && \
 	  $(PYTHON) -c 'import torch; torch.ops.load_library("lstm_fused/_cpp.so")' 2> build/linked.log; then \
 	  ln -s $(CURDIR)/lstm_fused/_cpp.so $(LINKED); \
@@ -134,12 +130,12 @@ lint: $(STAMP) ## check style and types
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*.cpp)
+	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*.cpp bench/gpu/*.cu)
 
 format: $(STAMP) ## put everything in the project's style
 	ruff check --fix .
 	ruff format .
-	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*.cpp)
+	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*.cpp bench/gpu/*.cu)
 
 dist: $(STAMP) ## build the wheel and the sdist, in dist/
 	@$(PY) -m build --no-isolation

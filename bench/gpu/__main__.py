@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lstm_fused
 from bench.gpu import check, speed, tune
-from bench.gpu.machine import describe
+from bench.gpu.machine import describe, mend_interpreter
 from bench.machine import ROOT
 from lstm_fused import triton
 
@@ -36,6 +36,7 @@ def main() -> None:
         reason = f"it runs on {triton.DEVICE}, not on {arguments.device}"
     if reason is not None:
         sys.exit(f"verdict: nothing was done, for the Triton engine cannot run here: {reason}")
+    mend_interpreter()
     machine = describe(arguments.device)
     print(machine, flush=True)
     done = []

@@ -2,70 +2,58 @@
 
 import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from bench.gpu.commands import SANITIZED, TOOLS, limited, pytest, under
+from bench.gpu.groups import Running, start, wait
 from bench.gpu.machine import Machine
 from bench.machine import ROOT
 
 TESTS = ("tests",)  # but for what no device changes, which tests/conftest.py leaves out
 SMALL = ("tests/gpu", "-k", "same_bits or (saved and float64)")
-SANITIZED = ("tests/gpu", "-k", "same_bits or (saved and float16)")
-TOOLS = ("memcheck", "racecheck")
 NONE_TO_RUN = 5  # pytest's exit status
 MOST = 16  # processes; each needs a gigabyte of the GPU's memory, and most of their time goes to compiling
-
-
-@dataclass
-class Running:
-    """A process and what it says."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    output: Path
-
-    @property
-    def text(self) -> str:
-        """All it has said so far."""
-        return self.output.read_text(errors="replace")
+PAST_31 = "past_two_to_the_31"  # takes 28 GB each, so one at a time and with nobody beside it
+ALONE = 60.0  # seconds for them
+ONE_TEST = 60  # seconds
 
 
 def run(machine: Machine, device: str, small: bool, seconds: float, out: Path) -> tuple[bool, str]:
-    """Run the tests: whether all is right, and the verdict."""
+    """Run the tests: whether all is right, and the verdict. What each process says is in out/check."""
     if find_spec("pytest") is None:
         return False, f"nothing was checked, for {sys.executable} has no pytest"
-    tests = SMALL if small else TESTS
-    parts = 2 if small else max(1, min(MOST, os.cpu_count() or 1, machine.memory >> 30))
-    wrong: list[str] = []
     begin = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as folder:
-        commands = {f"part {k}": pytest(device, *tests, "--part", f"{k}/{parts}") for k in range(parts)}
-        commands |= {tool: sanitizer(tool, device) for tool in TOOLS if sanitizer(tool, device)}
-        started = [start(name, command, Path(folder)) for name, command in commands.items()]
-        if not any(tool in commands for tool in TOOLS):
-            print("compute-sanitizer is not installed: left out")
-        passed = 0
-        for running in started:
-            try:
-                code = running.process.wait(max(0.0, begin + seconds - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                running.process.kill()
-                running.process.wait()
-                code = None
-            if running.name in TOOLS:
-                wrong += judge_sanitizer(running, code, seconds)
-            else:
-                count = re.findall(r"\b(\d+) passed", running.text)
-                passed += int(count[-1]) if count else 0
-                wrong += judge_tests(running, code, seconds)
+    folder = out / "check"
+    folder.mkdir(parents=True, exist_ok=True)
+    tools = {tool: prefix for tool in TOOLS if (prefix := under(tool, device))}
+    most = min(MOST, os.cpu_count() or 1, machine.memory >> 30) - len(tools)
+    parts = 2 if small else max(1, most)
+    each = partial(pytest, device, "-q", *limited(ONE_TEST))
+    apart = SMALL if small else (*TESTS, "-k", f"not {PAST_31}")
+    commands = {f"part {k}": each(*apart, "--part", f"{k}/{parts}") for k in range(parts)}
+    commands |= {tool: [*prefix, *pytest(device, "-q", *SANITIZED)] for tool, prefix in tools.items()}
+    if not tools:
+        print("compute-sanitizer is not installed: left out")
+    wrong: list[str] = []
+    passed = 0
+
+    def done(running: Running) -> None:
+        nonlocal passed
+        if running.name in TOOLS:
+            print(judge_sanitizer(running, running.code, running.seconds), flush=True)
+            return
+        count = re.findall(r"\b(\d+) passed", running.text)
+        passed += int(count[-1]) if count else 0
+        wrong.extend(judge_tests(running, running.code, running.seconds))
+
+    alone = 0.0 if device != "cuda" or small else ALONE
+    wait([launch(name, command, folder) for name, command in commands.items()], seconds - alone, done)
+    if alone:
+        wait([launch("alone", each("tests/gpu", "-k", PAST_31), folder)], alone, done)
     took = time.monotonic() - begin
     if not passed:
         wrong.append("no test passed")
@@ -74,33 +62,12 @@ def run(machine: Machine, device: str, small: bool, seconds: float, out: Path) -
     return not wrong, f"{judged}, {passed} tests passed in {took:.0f} s"
 
 
-def pytest(device: str, *arguments: str) -> list[str]:
-    """The command that runs tests there; what this Python's own versions warn of is not at stake."""
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    where = " ".join([*paths, ".", "examples"])
-    options = ["-q", "-W", "default", "-p", "no:cacheprovider", "-o", f"pythonpath={where}"]
-    return [sys.executable, "-m", "pytest", *options, "--device", device, *arguments]
-
-
-def sanitizer(tool: str, device: str) -> list[str]:
-    """The command that runs a few tests under it, or none where it is not installed."""
-    program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    if program is None or device != "cuda":
-        return []
-    return [program, "--tool", tool, "--print-limit", "20", *pytest(device, *SANITIZED)]
-
-
-def start(name: str, command: Sequence[str], folder: Path) -> Running:
-    """Start it; what it says goes to a file, for a full pipe would stop it."""
-    output = folder / name.replace(" ", "_")
+def launch(name: str, command: list[str], folder: Path) -> Running:
+    """Start it."""
     variables = {"OMP_NUM_THREADS": "1"}
     if name in TOOLS:  # which see where a tensor ends only if it is an allocation of its own
         variables["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | variables, stdout=file, stderr=subprocess.STDOUT
-        )
-    return Running(name, process, output)
+    return start(name, command, folder / f"{name.replace(' ', '_')}.log", variables, ROOT)
 
 
 def judge_tests(running: Running, code: int | None, seconds: float) -> list[str]:
@@ -114,16 +81,13 @@ def judge_tests(running: Running, code: int | None, seconds: float) -> list[str]
     return failed or [f"{running.name} of the tests ended with {code}"]
 
 
-def judge_sanitizer(running: Running, code: int | None, seconds: float) -> list[str]:
-    """What it found; that it cannot run is said, but is no fault of the kernels."""
+def judge_sanitizer(running: Running, code: int | None, seconds: float) -> str:
+    """What it found; that is advice, for it takes some of Triton's reductions for races."""
     counts = re.findall(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+) (error|hazard)", running.text)
+    found = ", ".join(f"{count} {what}s" for count, what in counts if int(count))
+    name = f"compute-sanitizer, {running.name}"
     if code is None:
-        print(f"compute-sanitizer, {running.name}: not done after {seconds:.0f} s, so it says nothing")
-    elif not counts or "not supported" in running.text:
-        print(f"compute-sanitizer, {running.name}: cannot run here\n{running.text[-1500:]}")
-    elif any(int(count) for count, _ in counts):
-        print(f"\n==== compute-sanitizer, {running.name}\n{running.text[-6000:]}", flush=True)
-        return [f"compute-sanitizer, {running.name}: {count} {what}s" for count, what in counts if int(count)]
-    else:
-        print(f"compute-sanitizer, {running.name}: nothing found")
-    return []
+        return f"{name}: not done after {seconds:.0f} s, so it says nothing"
+    if not counts or "not supported" in running.text:
+        return f"{name}: cannot run here\n{running.text[-1500:]}"
+    return f"\n==== {name}: {found}\n{running.text[-6000:]}" if found else f"{name}: nothing found"

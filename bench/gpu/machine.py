@@ -4,11 +4,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from bench import machine
+from lstm_fused.triton import INTERPRETED
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ def describe(device: str) -> Machine:
         triton_version(),
         host,
     )
+
+
+def mend_interpreter() -> None:
+    """Where there is no GPU, let Triton's interpreter compute bfloat16 as a GPU does."""
+    if INTERPRETED:
+        import_module("tests.gpu_offline.interpreted.mending")
 
 
 def triton_version() -> str:

@@ -2,20 +2,22 @@
 
 import gc
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.check import largest, results
 from bench.everyone import STEPS
 from bench.gpu.machine import Machine, timed
+from bench.gpu.tune import kernel_named
 from bench.rivals import Problem, StepByStep, cell, fused, make_problem, torch_lstm
 from bench.sizes import Setting
 from bench.tables import Column, Table, digits, spread
@@ -31,8 +33,10 @@ SIZES = tuple(
     )
 )
 TINY, TINY_DTYPES = (Case("tiny", T=2, B=3, I=3, H=5),), (torch.float16, torch.float32)
-DTYPES = (torch.bfloat16, torch.float32)  # float32 products in tf32, as cuDNN's are
-COMPILED = 2  # sizes that torch.compile takes part in: it takes half a minute for each
+# cuDNN's fastest kernel takes float16 alone; float32 products are in tf32, as cuDNN's are.
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+COMPILED = 2  # sizes that torch.compile takes part in, in two dtypes: it takes half a minute for each
+WARM = 3  # calls before any is timed: to compile, to capture, to replay
 SLOW_LENGTH = 256  # longer sequences are not run step by step
 OURS, CUDNN, BY_HAND, COMPILE = "lstm_fused", "nn.LSTM", "cell", "torch.compile"
 WRONG = 10  # in units of the step-by-step cell's own error in the same dtype
@@ -72,17 +76,17 @@ def run(machine: Machine, device: str, small: bool, seconds: float, out: Path) -
             if time.monotonic() - begin > seconds:
                 skipped.append(f"{case.name} {short(dtype)}")
                 continue
-            rows.append(measure(case, dtype, device, with_compile=n < COMPILED, brief=small))
+            with_compile = small or (n < COMPILED and dtype != torch.float16)
+            rows.append(measure(case, dtype, device, everyone(case, with_compile, brief=small), brief=small))
             table.row(cells(rows[-1]))
+            write(out / "gpu.json", machine, rows, skipped)
             gc.collect()
     for row in rows:
         for name, reason in row.left_out.items():
             print(f"{row.shape} {row.dtype}: {name} was not timed: {reason}")
     if skipped:
         print(f"no time was left for {', '.join(skipped)}")
-    out.mkdir(parents=True, exist_ok=True)
-    everything = {"machine": asdict(machine), "rows": [asdict(row) for row in rows], "skipped": skipped}
-    (out / "gpu.json").write_text(json.dumps(everything, indent=1) + "\n")
+    write(out / "gpu.json", machine, rows, skipped)
     if rows and find_spec("matplotlib") is not None:
         from bench.gpu import picture
 
@@ -92,37 +96,70 @@ def run(machine: Machine, device: str, small: bool, seconds: float, out: Path) -
     return not refused, verdict(rows) + judged
 
 
-def measure(case: Case, dtype: torch.dtype, device: str, with_compile: bool, brief: bool) -> Row:
-    """Check ours, then race everyone."""
-    problem = on(make_problem(case, Setting(dtype, threads=1, engine="triton")), device)
-    left_out: dict[str, str] = {}
-    makers: dict[str, Callable[[], nn.Module]] = {
-        OURS: lambda: fused(problem, "triton", peephole=True),
-        CUDNN: lambda: torch_lstm(problem),
-    }
+def write(path: Path, machine: Machine, rows: list[Row], skipped: list[str]) -> None:
+    """Write what there is so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    everything = {"machine": asdict(machine), "rows": [asdict(row) for row in rows], "skipped": skipped}
+    path.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who takes part: a module, and the kernel it is held to."""
+
+    make: Callable[[Problem], nn.Module]
+    kernel: str | None = None
+    checked: bool = False  # against the step-by-step cell
+
+
+def ours(kernel: str | None = None) -> Contender:
+    """The layer with one kernel, or with the one that is chosen for it."""
+    return Contender(lambda problem: fused(problem, "triton", peephole=True), kernel, checked=True)
+
+
+def everyone(case: Case, with_compile: bool, brief: bool) -> dict[str, Contender]:
+    """All that are raced at this size."""
+    found = {OURS: ours(), CUDNN: Contender(torch_lstm)}
     if case.T <= SLOW_LENGTH:
-        makers[BY_HAND] = lambda: StepByStep(problem)
+        found[BY_HAND] = Contender(StepByStep)
     if with_compile and case.T <= SLOW_LENGTH:
         torch._dynamo.reset()  # it gives up on a function that it has met in too many shapes
         backend = "eager" if brief else "inductor"
-        makers[COMPILE] = lambda: StepByStep(problem, torch.compile(cell, dynamic=False, backend=backend))
+        compiled = torch.compile(cell, dynamic=False, backend=backend)
+        found[COMPILE] = Contender(lambda problem: StepByStep(problem, compiled))
+    return found
+
+
+def measure(
+    case: Case,
+    dtype: torch.dtype,
+    device: str,
+    contenders: Mapping[str, Contender],
+    brief: bool,
+    ready: Callable[[str, str, float], object] = lambda name, what, milliseconds: None,
+) -> Row:
+    """Check ours, then race everyone.
+
+    Args:
+        case: the size.
+        dtype: of all tensors.
+        device: where.
+        contenders: who takes part, by name.
+        brief: whether to do no more than go through it all.
+        ready: is told of the first time of each, long before the race is over.
+    """
+    problem = on(make_problem(case, Setting(dtype, threads=1, engine="triton")), device)
+    left_out: dict[str, str] = {}
     pace = Pace(2, 0) if brief else Pace(5, 1)
     calls: dict[str, dict[str, Callable[[], float]]] = {what: {} for what in STEPS}
-    for name, make in makers.items():
+    for name, contender in contenders.items():
         try:
-            if name == OURS and (error := worst(case, dtype, device)) > WRONG:
-                raise RuntimeError(f"wrong result, by {error:.0f} times what the step-by-step cell is off by")
-            module = make().to(device)
-            ready = {
-                what: partial(timed, partial(step, module, problem), device) for what, step in STEPS.items()
-            }
-            for call in ready.values():
-                for _ in range(pace.rounds):  # to compile and to capture
-                    call()
+            prepared = prepare(contender, problem, device)
         except Exception as error:  # whatever keeps one contender from running, the others go on
             left_out[name] = f"{type(error).__name__}: {str(error)[:300]}"
         else:
-            for what, call in ready.items():
+            for what, call in prepared.items():
+                ready(name, what, 1e3 * call())
                 calls[what][name] = call
     times = {what: race(taking_part, pace) for what, taking_part in calls.items()}
     return Row(
@@ -140,19 +177,57 @@ def measure(case: Case, dtype: torch.dtype, device: str, with_compile: bool, bri
     )
 
 
-def worst(case: Case, dtype: torch.dtype, device: str) -> float:
-    """The largest error of an output or gradient of ours, in units of the step-by-step cell's."""
-    problem = on(make_problem(replace(case, T=min(case.T, 32)), Setting(dtype, 1, "triton")), device)
+def prepare(contender: Contender, problem: Problem, device: str) -> dict[str, Callable[[], float]]:
+    """Calls that time themselves, after the first ones, by what they do.
+
+    Raises:
+        RuntimeError: its results are wrong.
+    """
+
+    def call(step: Callable[[], object]) -> float:
+        with kernel_named(contender.kernel):
+            return timed(step, device)
+
+    with kernel_named(contender.kernel):
+        if contender.checked and not (error := worst(problem, contender, device)) <= WRONG:
+            raise RuntimeError(f"wrong result, by {error:.0f} times what the step-by-step cell is off by")
+    module = contender.make(problem).to(device)
+    calls: dict[str, Callable[[], float]] = {
+        what: partial(call, partial(step, module, problem)) for what, step in STEPS.items()
+    }
+    for timed_call in calls.values():
+        for _ in range(WARM):
+            timed_call()
+    return calls
+
+
+def worst(problem: Problem, contender: Contender, device: str) -> float:
+    """The largest error of an output or gradient, in units of the step-by-step cell's."""
+    case, dtype = problem.case, problem.setting.dtype
+    short_problem, exact, units = yardstick(replace(case, T=min(case.T, 32)), dtype, device)
+    found = results(contender.make(short_problem).to(device), short_problem)
+    errors = [largest(found[name].double() - value) / units[name] for name, value in exact.items()]
+    return max(error if error == error else math.inf for error in errors)
+
+
+@lru_cache(maxsize=1)
+def yardstick(
+    case: Case, dtype: torch.dtype, device: str
+) -> tuple[Problem, dict[str, Tensor], dict[str, float]]:
+    """A problem, what is right, and what the step-by-step cell is off by in this dtype."""
+    problem = on(make_problem(case, Setting(dtype, 1, "triton")), device)
     wide = problem.to(torch.float64)
     exact = results(StepByStep(wide).to(device), wide)
     cell_off = results(StepByStep(problem).to(device), problem)
-    ours = results(fused(problem, "triton", peephole=True).to(device), problem)
     # Without tf32 a float32 cell would be a yardstick that no tf32 product can meet.
     unit = torch.finfo(dtype).eps / 2 if dtype != torch.float32 else 2**-11
-    return max(
-        largest(ours[name].double() - value)
-        / max(largest(cell_off[name].double() - value), largest(value) * unit)
-        for name, value in exact.items()
+    return (
+        problem,
+        exact,
+        {
+            name: max(largest(cell_off[name].double() - value), largest(value) * unit)
+            for name, value in exact.items()
+        },
     )
 
 

@@ -3,7 +3,7 @@
 import os
 import pprint
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -17,7 +17,9 @@ from lstm_fused.backends import short
 from lstm_fused.ops import backward_op, forward_op
 from tests.cases import Case, make_tensors
 
-SIZES = tuple(product((64, 128, 256, 512, 768, 1024), (16, 64, 256)))
+SIZES = tuple(
+    (H, B) for B in (16, 64, 256) for H in (768, 512, 256, 1024, 128, 64)
+)  # what matters most first
 TINY = ((5, 3),)
 DTYPES = (torch.bfloat16, torch.float32)
 STEPS = 128
@@ -35,31 +37,43 @@ def run(machine: Machine, device: str, small: bool, seconds: float, out: Path) -
     fastest, failed = dict(TUNED), 0
     begin = time.monotonic()
     done = 0
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "tuned.py"
     for (H, B), dtype in product(TINY if small else SIZES, DTYPES):
         if time.monotonic() - begin > seconds:
             print(f"no time was left for H {H}, B {B}, {short(dtype)} and what follows it")
             break
         case = Case("tuned", T=2 if small else STEPS, B=B, I=H, H=H)
-        calls = operators(case, dtype, device)
-        for direction, call in calls.items():
-            times: dict[str, float] = {}
-            for kernel in choose.KERNELS:
-                try:
-                    with kernel_named(kernel):
-                        times[kernel] = 1e3 * milliseconds(call, device, *pace) / case.T
-                except Exception as error:  # a kernel that fails is not chosen, and the others are measured
-                    if "cannot run" not in str(error):
-                        print(f"{kernel} failed: {type(error).__name__}: {str(error)[:500]}")
-                        failed += 1
+        for direction, call in operators(case, dtype, device).items():
+            times, errors = kernel_times(call, device, pace)
+            failed += len(errors)
+            for kernel, error in errors.items():
+                print(f"{kernel} failed: {error}")
             if times:
                 fastest[name, direction, H, B, dtype.itemsize] = min(times, key=lambda kernel: times[kernel])
                 done += 1
-            shown = ", ".join(f"{kernel} {time:.2f}" for kernel, time in times.items())
+            shown = ", ".join(f"{kernel} {time / case.T:.2f}" for kernel, time in times.items())
             print(f"H {H:<4} B {B:<3} {short(dtype):<8} {direction:<8} us per step: {shown}", flush=True)
-    path = out / "tuned.py"
-    path.write_text(HEAD + pprint.pformat(fastest, width=100) + "\n")
+        path.write_text(HEAD + pprint.pformat(fastest, width=100) + "\n")
     judged = f"; {failed} kernels failed" if failed else ""
     return not failed, f"{done} choices measured, written to {path}{judged}"
+
+
+def kernel_times(
+    call: Callable[[], object], device: str, pace: tuple[int, float], left_out: Collection[str] = ()
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Microseconds of a call by each kernel that can run it, and what went wrong with the others."""
+    times, errors = {}, {}
+    for kernel in choose.KERNELS:
+        if kernel in left_out:
+            continue
+        try:
+            with kernel_named(kernel):
+                times[kernel] = 1e3 * milliseconds(call, device, *pace)
+        except Exception as error:  # a kernel that fails is not chosen, and the others are measured
+            if "cannot run" not in str(error):
+                errors[kernel] = f"{type(error).__name__}: {str(error)[:500]}"
+    return times, errors
 
 
 def operators(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable[[], object]]:
@@ -76,10 +90,14 @@ def operators(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable
 
 
 @contextmanager
-def kernel_named(name: str) -> Iterator[None]:
-    """Let the launcher take no other kernel."""
-    os.environ["LSTM_FUSED_KERNEL"] = name
+def kernel_named(name: str | None) -> Iterator[None]:
+    """Let the launcher take no other kernel; None leaves it the choice."""
+    before = os.environ.pop("LSTM_FUSED_KERNEL", None)
+    if name is not None:
+        os.environ["LSTM_FUSED_KERNEL"] = name
     try:
         yield
     finally:
-        del os.environ["LSTM_FUSED_KERNEL"]
+        os.environ.pop("LSTM_FUSED_KERNEL", None)
+        if before is not None:
+            os.environ["LSTM_FUSED_KERNEL"] = before

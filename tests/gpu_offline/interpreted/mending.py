@@ -44,6 +44,18 @@ def create_fp_trunc(self, src, dst_type):
 InterpreterBuilder.create_dot, InterpreterBuilder.create_fp_trunc = create_dot, create_fp_trunc
 
 
+plain_tensor = interpreter._patch_lang_tensor
+
+
+def replace_tensor(tensor, *scope):
+    plain_tensor(tensor, *scope)
+    # Triton 3.6 leaves it to numpy, which since 2.5 takes no array of one number for the number.
+    tensor.__index__ = lambda self: int(self.handle.data.item())
+
+
+interpreter._patch_lang_tensor = replace_tensor
+
+
 def as_on_a_gpu(name, function):
     """Replace an operation of the interpreter's on float32."""
     plain = getattr(InterpreterBuilder, name)

@@ -1,0 +1,37 @@
+"""The commands that run tests on a GPU. Needs nothing but Python."""
+
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+
+SANITIZED = ("tests/gpu", "-k", "same_bits or (saved and float16)")
+# That a test asks too much of the driver is its intent; and reductions whose lanes all store the same number
+# are hazards to racecheck, but no errors.
+TOOLS = {
+    "memcheck": ("--report-api-errors", "no"),
+    "racecheck": ("--racecheck-detect-level", "error"),
+}
+
+
+def pytest(device: str, *arguments: str) -> list[str]:
+    """The command that runs tests there; what this Python's own versions warn of is not at stake."""
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    where = " ".join([*paths, ".", "examples"])
+    options = ["-W", "default", "-p", "no:cacheprovider", "-o", f"pythonpath={where}"]
+    return [sys.executable, "-m", "pytest", *options, "--device", device, *arguments]
+
+
+def limited(seconds: int) -> list[str]:
+    """The options that end a test which takes longer, and the process with it, if pytest can."""
+    if find_spec("pytest_timeout") is None:
+        return []
+    return ["-p", "pytest_timeout", "--timeout", str(seconds), "--timeout-method", "thread"]
+
+
+def under(tool: str, device: str) -> list[str]:
+    """What is put before a command to run it under a tool of compute-sanitizer; none where there is none."""
+    program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if program is None or device != "cuda":
+        return []
+    return [program, "--tool", tool, "--print-limit", "20", *TOOLS[tool]]

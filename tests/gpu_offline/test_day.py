@@ -1,0 +1,226 @@
+"""The day on a GPU, rehearsed: what hangs, crashes or is wrong is told, and what follows it is run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from lstm_fused.kernels import choose
+
+from bench.gpu import groups, looks, report, speed, stages, tables
+from bench.gpu.day import Day
+from bench.gpu.stages import Job, Place, Stage
+
+ROOT = Path(__file__).parents[2]
+ROW = "from bench.gpu import rows; rows.add('look', name='{}')"
+
+
+def python(program):
+    return Job([sys.executable, "-c", program], {"PYTHONPATH": str(ROOT)})
+
+
+def ends(process, seconds=5.0):
+    """Whether a process is gone before so many seconds are over, or nothing but its entry is left."""
+    state = Path(f"/proc/{process}/stat")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place("cpu", True, tmp_path / "work", tmp_path / "out")
+
+
+def test_what_goes_wrong_is_told_and_stops_nothing(place, monkeypatch):
+    monkeypatch.setattr(groups, "QUIET", 1.0)
+    # It starts another process, and neither ever ends.
+    hangs = (
+        "import subprocess, sys, time; "
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+        f"{ROW.format('before it hangs')}; print('child', child.pid, flush=True); time.sleep(600)"
+    )
+    slow = "import time\nwhile True: print('at it', flush=True); time.sleep(0.1)"
+    wrong = "print('BAD 96 programs: off by 9 times'); raise SystemExit(1)"
+    failing = (
+        "print('tests/a.py::right[x y] PASSED [ 33%]\\ntests/a.py::off[x y] FAILED [ 66%]\\n"
+        "tests/a.py::crashed ', flush=True); import os; os.kill(os.getpid(), 11)"
+    )
+    day = Day(place, 60, {"date": "today", "commit": "abc"})
+    day.run(Stage("one", 5, {"hangs": python(hangs), "slow": python(slow), "wrong": python(wrong)}))
+    day.run(Stage("two", 20, {"failing": python(failing), "advice": Job(python(wrong).command, advice=True)}))
+    day.run(Stage("three", 20, {"absent": Job(["/nowhere/to/be/found"]), "good": python(ROW.format("good"))}))
+    day.end = 0
+    day.run(Stage("four", 20, {"late": python("print(1)")}))
+
+    found = {job.job: job for job in day.found}
+    outcomes = {name: job.outcome for name, job in found.items()}
+    assert outcomes == {
+        **{"hangs": "hung", "slow": "not done", "wrong": "wrong", "advice": "wrong"},
+        **{"failing": "died", "failing+": "died"},
+        **{"absent": "died", "good": "right", "four": "not run"},
+    }
+    assert found["failing"].code == -signal.SIGSEGV
+    assert found["failing"].failed == ["tests/a.py::off[x y]"]
+    assert found["failing"].at == "tests/a.py::crashed"
+    assert found["failing"].tests == {"PASSED": 1, "FAILED": 1}
+    assert found["wrong"].said == ["BAD 96 programs: off by 9 times"]
+    child = int(found["hangs"].said[-1].split()[1])
+    assert ends(child), "what a job started outlives it"
+    said = report.verdict(day.found)
+    assert said.startswith("verdict: hang, 2 tests passed; hung: hangs; wrong: ") and "advice" not in said
+
+    written = json.loads((place.out / "day.json").read_text())
+    assert [row["name"] for row in written["rows"]] == ["before it hangs", "good"]
+    tests = {"tests/a.py::off[x y]", "tests/a.py::crashed"}  # in place of their job
+    assert set(report.failures(written)) == {"hangs", "wrong", "absent", *tests}
+    assert sorted(path.name for path in place.out.iterdir()) == ["day.json", "logs.tgz", "summary.txt"]
+    with tarfile.open(place.out / "logs.tgz") as archive:
+        assert set(archive.getnames()) == {
+            f"logs/{name}.log" for name in found if name not in ("four", "absent")
+        } | {"logs/absent.log"}
+    summary = (place.out / "summary.txt").read_text()
+    assert "failing                died (SIGSEGV)" in summary and "it was at tests/a.py::crashed" in summary
+
+
+TESTS = """
+import os, time
+def test_right(): pass
+def test_crashes(): os.kill(os.getpid(), 11)
+def test_wrong(): assert 1 == 2
+def test_hangs(): time.sleep(600)
+def test_too(): pass
+"""
+
+
+def test_tests_that_take_their_process_with_them_cost_the_others_nothing(place, monkeypatch, tmp_path):
+    monkeypatch.setattr(groups, "QUIET", 2.0)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(TESTS)
+    command = ["sh", "-c", f'cd {tmp_path}; exec "$0" "$@"', sys.executable, "-m", "pytest", "-v", "tests"]
+    day = Day(place, 60, {})
+    day.run(Stage("tests", 20, {"tests-0": Job(command, {"PYTHONFAULTHANDLER": "1"})}))
+    first, second = day.found
+    assert (first.outcome, first.at) == ("died", "tests/test_it.py::test_crashes")
+    assert (second.outcome, second.at) == ("hung", "tests/test_it.py::test_hangs")
+    assert second.failed == ["tests/test_it.py::test_wrong"]
+    assert any(
+        "in test_hangs" in line for line in (place.work / "logs/tests-0+.log").read_text().splitlines()
+    )
+
+
+def test_a_job_that_ends_leaves_nobody(tmp_path):
+    program = (
+        "import subprocess, sys; "
+        "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid)"
+    )
+    running = groups.start("parent", [sys.executable, "-c", program], tmp_path / "said", {}, tmp_path)
+    groups.wait([running], 20, lambda running: None)
+    assert running.code == 0 and not running.hung
+    assert ends(int(running.text))
+
+
+def test_a_day_that_is_told_to_end_keeps_what_it_has(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    command = [
+        sys.executable,
+        "-m",
+        "bench.gpu.day",
+        "--device",
+        "cpu",
+        "--small",
+        "--only",
+        "probe",
+        "smoke",
+    ]
+    process = subprocess.Popen(
+        [*command, "--out", str(out), "--work", str(work)],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 60
+    while not (work / "logs" / "smoke-step.log").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) != 0
+    found = {job["job"]: job["outcome"] for job in json.loads((out / "day.json").read_text())["jobs"]}
+    assert found == {"probe": "right", **dict.fromkeys(found.keys() - {"probe"}, "not done")}
+    assert "smoke-step" in found
+    assert "verdict" in (out / "summary.txt").read_text().splitlines()[-1]
+
+
+def test_numbers_become_a_page(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    command = [sys.executable, "-m", "bench.gpu.day", "--device", "cpu", "--small", "--commit", "abc123"]
+    command += ["--only", "probe", "grids", "numbers-tiny", "--out", str(out), "--work", str(work)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verdict: green" in done.stdout
+    page = tables.page(json.loads((out / "day.json").read_text()))
+    assert page.startswith("# Triton's interpreter\n\nMeasured on ") and "at commit abc123" in page
+    layer = "| (2, 3, 3, 5) | bfloat16 | forward |"
+    assert page.count(layer) == 1
+    interpreted = [kernel for kernel in choose.KERNELS if kernel not in stages.GLUON]
+    for name in ("lstm_fused", "nn.LSTM", *(f"lstm_fused, {kernel}" for kernel in interpreted)):
+        assert f"| {name} |" in page
+    assert "| (3, 5) | bfloat16 | backward |" in page
+    assert not [path for path in out.iterdir() if path.is_dir()] and len(list(out.iterdir())) <= 8
+
+
+def test_times_of_a_race_that_was_cut_short_are_kept():
+    size = {"T": 9, "B": 3, "I": 4, "H": 5, "dtype": "float16"}
+    first = [
+        {"kind": "first time", **size, "who": who, "what": "forward", "milliseconds": 2.0}
+        for who in ("nn.LSTM", "lstm_fused")
+    ]
+    assert "| (9, 3, 4, 5) | float16 | forward (first call) | 2.000 | 2.000 | 1.00 |" in "\n".join(
+        tables.layers(first)
+    )
+
+
+def test_stages_name_what_there_is(place):
+    assert (stages.KERNELS, stages.WAITING) == (choose.KERNELS, choose.WAITING)
+    assert stages.GRIDS.keys() == set(choose.KERNELS)
+    assert looks.GRIDS.keys() == {
+        name for kernel in stages.GRIDS for names in stages.GRIDS[kernel] for name in names
+    }
+    assert set(stages.SIZES) <= {case.name for case in speed.SIZES}
+    every = stages.first(Place("cuda", False, place.work, place.out))
+    assert sum(stage.seconds for stage in every if stage.name != "tests") < 360  # of 420
+
+
+def test_after_a_hang_no_program_waits_for_another(place):
+    wide = Place("cuda", False, place.work, place.out)
+    for stage in stages.hang(wide):
+        for name, job in stage.jobs.items():
+            text = " ".join(job.command)
+            for kernel in stages.WAITING:  # all that names the kernel leaves it out
+                assert kernel not in name
+                assert kernel not in text or f"not {kernel}" in text or "--without" in text, name
+            if name.startswith(("numbers", "warm", "tests-", "smoke-default")) and not job.advice:
+                assert job.variables["LSTM_FUSED_GPU"] == "step", name
+
+
+def test_after_wrong_numbers_what_failed_is_run_alone(place):
+    failed = ["smoke-step", *(f"tests/gpu/test_kernels.py::test_x[{n}]" for n in range(40))]
+    again, _ = stages.wrong(place, failed)
+    assert 4 <= len(again.jobs) <= stages.SHOWN
+    commands = [list(job.command) for job in again.jobs.values()]
+    assert commands[0][4:] == list(stages.first(place)[1].jobs["smoke-step"].command)
+    assert commands[1][-1].startswith("tests/gpu/test_kernels.py::test_x[")
+    folders = {job.variables["TRITON_CACHE_DIR"] for job in again.jobs.values()}
+    assert len(folders) == len(again.jobs)
