@@ -25,6 +25,10 @@ FEW_ROWS, FEW_FIRST = (64, 256), ("cooperative", "resident", "step")
 # as bench/roofline.py predicts; more than two are not worth it.
 TWICE = {"forward": 1024, "backward": 512}
 
+# The cards, by name or capability, on which the cooperative kernel has been proven, so that it may be used
+# where nobody asks for it: its programs wait for one another. None so far, for it has run on no card.
+WAITING_PROVEN: tuple[str, ...] = ()
+
 # Registers for each thread, where the assembler would rather spill a few than take more on its own.
 ROOMY = 255
 
@@ -174,13 +178,14 @@ def launches(plan: Plan, layer: Layer) -> int:
 
 
 @cache
-def choose(layer: Layer, card: Card, kernel: str | None = None) -> Plan:
+def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str, ...] = KERNELS) -> Plan:
     """The kernel to run a layer with.
 
     Args:
         layer: what is to be run.
         card: where.
         kernel: the kernel's name; None takes what was measured on this card, else the first that fits.
+        among: the kernels that may be taken for None.
 
     Raises:
         ValueError: no kernel has that name.
@@ -191,6 +196,7 @@ def choose(layer: Layer, card: Card, kernel: str | None = None) -> Plan:
     best = measured(layer, card)
     usual = FEW_FIRST if FEW_ROWS[0] < layer.H and FEW_ROWS[1] >= layer.B else KERNELS
     order = sorted(usual, key=lambda name: name != best) if kernel is None else [kernel]
+    order = [name for name in order if name in (kernel, *among)]
     for name in order:
         for plan in fitting(name, layer, card):
             if name in (kernel, best) or launches(plan, layer) <= 1 + (TWICE[layer.direction] >= layer.H):

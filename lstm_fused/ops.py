@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lstm_fused import reference, triton
-from lstm_fused.backends import ENGINES, Engine
+from lstm_fused.backends import OPERATORS, Engine
 from lstm_fused.reference import Variant
 
 VARIANT = (
@@ -96,23 +96,23 @@ def reference_backward(*arguments: Any) -> reference.Backward:
 
 
 LIBRARY = torch.library.Library("lstm_fused", "FRAGMENT")
-for _engine in ENGINES:
-    LIBRARY.define(f"{_engine.name}_forward{FORWARD}", tags=torch.Tag.pt2_compliant_tag)
-    LIBRARY.define(f"{_engine.name}_backward{BACKWARD}", tags=torch.Tag.pt2_compliant_tag)
-    torch.library.register_fake(
-        f"lstm_fused::{_engine.name}_forward", partial(forward_fake, _engine), lib=LIBRARY
-    )
-    torch.library.register_fake(f"lstm_fused::{_engine.name}_backward", backward_fake, lib=LIBRARY)
+for _name, _engine in OPERATORS.items():
+    LIBRARY.define(f"{_name}_forward{FORWARD}", tags=torch.Tag.pt2_compliant_tag)
+    LIBRARY.define(f"{_name}_backward{BACKWARD}", tags=torch.Tag.pt2_compliant_tag)
+    torch.library.register_fake(f"lstm_fused::{_name}_forward", partial(forward_fake, _engine), lib=LIBRARY)
+    torch.library.register_fake(f"lstm_fused::{_name}_backward", backward_fake, lib=LIBRARY)
 LIBRARY.impl("reference_forward", reference_forward, "CompositeExplicitAutograd")
 LIBRARY.impl("reference_backward", reference_backward, "CompositeExplicitAutograd")
 LIBRARY.impl("triton_forward", triton.forward, triton.DEVICE.upper())
 LIBRARY.impl("triton_backward", triton.backward, triton.DEVICE.upper())
+LIBRARY.impl("triton_or_reference_forward", triton.forward_or_reference, "CompositeExplicitAutograd")
+LIBRARY.impl("triton_or_reference_backward", triton.backward_or_reference, "CompositeExplicitAutograd")
 
 forward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-    engine.name: getattr(torch.ops.lstm_fused, f"{engine.name}_forward").default for engine in ENGINES
+    name: getattr(torch.ops.lstm_fused, f"{name}_forward").default for name in OPERATORS
 }
 backward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-    engine.name: getattr(torch.ops.lstm_fused, f"{engine.name}_backward").default for engine in ENGINES
+    name: getattr(torch.ops.lstm_fused, f"{name}_backward").default for name in OPERATORS
 }
 # An operator called inside of this runs its engine: the kernels of `lstm_fused.function` are not asked.
 below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
