@@ -21,7 +21,7 @@ from lstm_fused.reference import PLAIN, Variant, accumulation_dtype
 T, I = 4, 5
 # How far off a number may be, by bytes of the dtype: in units in the last place of the largest number, or in
 # what one such unit in every operand changes, if that is more. In half precision only h and what is stored is
-# rounded, which comes to half a unit; otherwise sums are too, and a card's exponentials are less exact than ours.
+# rounded, half a unit; else sums are too, three units, and a card's exponentials are less exact than these.
 ALLOWED = {2: 4, 4: 16, 8: 16}
 TF32 = 2**-10
 aten = torch.ops.aten

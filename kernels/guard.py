@@ -81,7 +81,7 @@ def backward(
     variant: Variant,
     hw: Tensor | None = None,  # [T, B, 4H], accumulation dtype
 ) -> Backward:
-    """The backward pass; it may be the reference's where the forward pass was not, and the other way round."""
+    """The backward pass; it may be the reference's where the forward pass was a kernel's, and vice versa."""
     operands = (dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, weight_hr, lengths, reverse, variant, hw)
     plan = plan_for(unasked, "backward", gates, c0, weight_hr, variant)
     return reference.lstm_backward(*operands) if plan is None else launch.backward(*operands, plan)
@@ -95,61 +95,65 @@ def plan_for(
     if len(steps) == 0 or B == 0 or (weight_hr is not None and len(weight_hr) == 0):
         return None  # nothing to launch
     kind = steps.dtype, precision(), weight_hr is not None, variant is not PLAIN
-    asked = unasked, named(), os.environ.get("LSTM_FUSED_GPU")
-    key = direction, H, B, *kind, steps.device, *asked
+    key = direction, H, B, *kind, steps.device, unasked, named(), os.environ.get("LSTM_FUSED_GPU")
     plan = _decided.get(key, UNDECIDED)
     if plan is UNDECIDED:
-        plan, for_good = decide(Layer(direction, H, B, *kind), steps.device, *asked)
+        plan, for_good = decide(Layer(direction, H, B, *kind), steps.device, unasked)
         if for_good:
             _decided[key] = plan
     return plan
 
 
-def decide(
-    layer: Layer, device: torch.device, unasked: bool, kernel: str | None, setting: str | None
-) -> tuple[Plan | None, bool]:
+def setting() -> str:
+    """What LSTM_FUSED_GPU says.
+
+    Raises:
+        ArgumentError: it is none of `SETTINGS`.
+    """
+    given = os.environ.get("LSTM_FUSED_GPU") or "auto"
+    if given not in SETTINGS:
+        raise bad("LSTM_FUSED_GPU", f"one of {', '.join(map(repr, SETTINGS))}", shown(given))
+    return given
+
+
+def decide(layer: Layer, device: torch.device, unasked: bool) -> tuple[Plan | None, bool]:
     """The plan for a layer, or None for the reference; and whether that holds for later calls too.
 
     Raises:
         ArgumentError: LSTM_FUSED_GPU is none of its values.
         RuntimeError: what was asked for by name cannot run here, or was found wrong.
     """
-    setting = setting or "auto"
-    if setting not in SETTINGS:
-        raise bad("LSTM_FUSED_GPU", f"one of {', '.join(map(repr, SETTINGS))}", shown(setting))
-    why_not = triton.unavailable()  # asked again, for the program may come from another machine
-    if unasked and (setting == "off" or why_not is not None):
+    given, why_not = setting(), triton.unavailable()  # asked again: a program may come from another machine
+    if unasked and (given == "off" or why_not is not None):
         return None, True
     if why_not is not None:
         raise RuntimeError(f"engine 'triton' cannot serve: {why_not}")
-    replaceable = unasked and kernel is None
-    plans = candidates(layer, card_at(device), kernel, setting == "step", replaceable)
-    for_good = True
-    for number, plan in enumerate(plans):
-        if setting == "unchecked":
-            return plan, True
+    replaceable = unasked and named() is None
+    plans = candidates(layer, card_at(device), replaceable)
+    if given == "unchecked":
+        return plans[0], True
+    unknown = False
+    for plan, then in zip(plans, [*plans[1:], None], strict=True):
         verdict = judge(plan, layer, device)
-        if verdict is None:  # and none can be had now
-            if not replaceable:
-                return plan, False
-            for_good = False
+        if verdict is None and not replaceable:
+            return plan, False
+        if verdict is None:
+            unknown = True
         elif verdict.right:
-            return plan, for_good
+            return plan, not unknown
         else:
-            wrong = (
-                f"Triton's {plan.kernel} kernel is not right on {verdicts.card_name(device)}: {verdict.said}"
-            )
-            wrong += f" ({verdicts.name(plan, layer)})"
+            wrong = f"Triton's {plan.kernel} kernel was not right on {verdicts.card_name(device)}: "
+            wrong += f"{verdict.said} ({verdicts.name(plan, layer)})"
             if not replaceable:
                 raise RuntimeError(wrong)
-            warn(wrong, plans[number + 1].kernel + " kernel" if number + 1 < len(plans) else "reference")
-    return None, for_good
+            warn(wrong, "reference" if then is None else f"{then.kernel} kernel")
+    return None, not unknown
 
 
-def candidates(layer: Layer, card: Card, kernel: str | None, step: bool, replaceable: bool) -> list[Plan]:
-    """The plans to try, one after the other; one alone where it is not to be replaced."""
-    kernel = kernel or ("step" if step else None)
-    if not replaceable or kernel is not None:
+def candidates(layer: Layer, card: Card, replaceable: bool) -> list[Plan]:
+    """The plans to try, one after the other; one alone if it is not to be replaced."""
+    kernel = named() or ("step" if setting() == "step" else None)
+    if kernel is not None or not replaceable:
         return [choose(layer, card, kernel)]
     plans = choose(layer, card, among=unasked_kernels(card)), choose(layer, card, "step")
     return list(dict.fromkeys(plans))
@@ -191,7 +195,7 @@ def warn(wrong: str, next_choice: str) -> None:
         )
 
 
-# What `python -m lstm_fused --check` checks, and the kinds of numbers with how products of float32 are formed.
+# What `python -m lstm_fused --check` checks: sizes; dtypes, and how products of float32 are formed.
 USUAL = tuple(product((64, 256, 512, 768, 1024), (16, 64)))  # (H, B)
 KINDS = (
     (torch.bfloat16, "ieee"),
@@ -203,7 +207,7 @@ KINDS = (
 
 
 def check_usual(device: torch.device, sizes: tuple[tuple[int, int], ...] = USUAL) -> Iterator[Verdict]:
-    """Check every kernel that fits usual sizes on this card, whatever is on record, and record what is found."""
+    """Check every kernel that fits usual sizes, whatever is on record, and record what is found."""
     card, done = card_at(device), set()
     kernels = [kernel for kernel in KERNELS if kernel != "cooperative" or device.type != "cpu"]
     before = torch.get_float32_matmul_precision()

@@ -57,8 +57,8 @@ ENGINES = (
     *((REFERENCE, TRITON) if triton.INTERPRETED else (TRITON, REFERENCE)),
 )
 
-# Whose operators run an engine that nobody asked for by name, where they are not its own: here those that give
-# way to the reference where a kernel is not known to be right on this card. Both save the same for backward.
+# Whose operators run an engine that nobody asked for by name, where they are not its own: these give way to
+# the reference where a kernel is not known to be right on this card. Both save the same for backward.
 UNASKED = {"triton": "triton_or_reference"}
 # Every pair of operators, and the engine whose shapes and dtypes they have.
 OPERATORS = {engine.name: engine for engine in ENGINES} | {UNASKED["triton"]: TRITON}

@@ -36,7 +36,7 @@ HERE = Here()
 
 @contextmanager
 def vmapping() -> Iterator[None]:
-    """Inside of this, calls are parts of a vmapped one, which nothing else tells once vmap has done its work."""
+    """Inside of this, calls are parts of a vmapped one, which nothing else tells once vmap is done."""
     HERE.vmapped += 1
     try:
         yield
