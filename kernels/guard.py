@@ -92,7 +92,7 @@ def plan_for(
 ) -> Plan | None:
     """The plan for a layer, given a tensor of all steps; None for the reference."""
     B, H = c0.shape
-    if len(steps) == 0 or B == 0 or (weight_hr is not None and len(weight_hr) == 0):
+    if steps.numel() == 0 or (weight_hr is not None and weight_hr.numel() == 0):
         return None  # nothing to launch
     kind = steps.dtype, precision(), weight_hr is not None, variant is not PLAIN
     key = direction, H, B, *kind, steps.device, unasked, named(), os.environ.get("LSTM_FUSED_GPU")
