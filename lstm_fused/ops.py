@@ -95,6 +95,20 @@ def reference_backward(*arguments: Any) -> reference.Backward:
     return result
 
 
+def triton_or_reference_forward(*arguments: Any) -> reference.Forward:
+    """Triton where its kernels are right on this card, else the reference, as of a program made elsewhere."""
+    if triton.serves(arguments[0]):
+        return triton.forward(*arguments, unasked=True)
+    return reference_forward(*arguments)
+
+
+def triton_or_reference_backward(*arguments: Any) -> reference.Backward:
+    """The same, whichever of them the forward pass was."""
+    if triton.serves(arguments[3]):
+        return triton.backward(*arguments, unasked=True)
+    return reference_backward(*arguments)
+
+
 LIBRARY = torch.library.Library("lstm_fused", "FRAGMENT")
 for _name, _engine in OPERATORS.items():
     LIBRARY.define(f"{_name}_forward{FORWARD}", tags=torch.Tag.pt2_compliant_tag)
@@ -105,8 +119,8 @@ LIBRARY.impl("reference_forward", reference_forward, "CompositeExplicitAutograd"
 LIBRARY.impl("reference_backward", reference_backward, "CompositeExplicitAutograd")
 LIBRARY.impl("triton_forward", triton.forward, triton.DEVICE.upper())
 LIBRARY.impl("triton_backward", triton.backward, triton.DEVICE.upper())
-LIBRARY.impl("triton_or_reference_forward", triton.forward_or_reference, "CompositeExplicitAutograd")
-LIBRARY.impl("triton_or_reference_backward", triton.backward_or_reference, "CompositeExplicitAutograd")
+LIBRARY.impl("triton_or_reference_forward", triton_or_reference_forward, "CompositeExplicitAutograd")
+LIBRARY.impl("triton_or_reference_backward", triton_or_reference_backward, "CompositeExplicitAutograd")
 
 forward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     name: getattr(torch.ops.lstm_fused, f"{name}_forward").default for name in OPERATORS

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lstm_fused import reference
 from lstm_fused.reference import Backward, Forward, Variant
 
 INSTALLED = find_spec("triton") is not None  # looked for once: torch.compile cannot trace it
@@ -39,40 +39,26 @@ def why_no_card() -> str | None:
 why_no_card_once = cache(why_no_card)
 
 
-def forward(*operands: Any) -> Forward:
-    """The forward pass by the contract of `lstm_fused.reference`, the operands those of the operator."""
-    return guarded_forward(False, operands)
+def serves(tensor: Tensor) -> bool:
+    """Whether the kernels may be asked to run where this tensor is."""
+    return INSTALLED and tensor.device.type == DEVICE
 
 
-def backward(*operands: Any) -> Backward:
-    """The backward pass by the contract of `lstm_fused.reference`, the operands those of the operator."""
-    return guarded_backward(False, operands)
+def forward(*operands: Any, unasked: bool = False) -> Forward:
+    """The forward pass by the contract of `lstm_fused.reference`.
 
-
-def forward_or_reference(*operands: Any) -> Forward:
-    """The same where its kernels have been seen to be right on this card, else the reference's."""
-    if not INSTALLED or operands[0].device.type != DEVICE:  # as of a program that was made elsewhere
-        return reference.lstm_forward(*operands[:11], Variant(*operands[11:]))
-    return guarded_forward(True, operands)
-
-
-def backward_or_reference(*operands: Any) -> Backward:
-    """The same where its kernels have been seen to be right on this card, else the reference's."""
-    if not INSTALLED or operands[3].device.type != DEVICE:
-        return reference.lstm_backward(*operands[:11], Variant(*operands[11:16]), *operands[16:])
-    return guarded_backward(True, operands)
-
-
-def guarded_forward(unasked: bool, operands: tuple[Any, ...]) -> Forward:
-    """The forward pass; where nobody asked for Triton by name, the reference may take its place."""
+    Args:
+        operands: those of the operator.
+        unasked: whether nobody asked for Triton by name, so that the reference may run in its place.
+    """
     from lstm_fused.kernels import guard
 
     result: Forward = guard.forward(unasked, *operands[:11], Variant.of(*operands[11:]))
     return result
 
 
-def guarded_backward(unasked: bool, operands: tuple[Any, ...]) -> Backward:
-    """The backward pass; where nobody asked for Triton by name, the reference may take its place."""
+def backward(*operands: Any, unasked: bool = False) -> Backward:
+    """The backward pass by the contract of `lstm_fused.reference`; see `forward`."""
     from lstm_fused.kernels import guard
 
     variant = Variant.of(*operands[11:16])
