@@ -32,7 +32,7 @@ def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
     """Run a plan on the small problem; None if there is no memory for it, which says nothing."""
     shares = []
     try:
-        with torch.no_grad(), torch._C._DisableAutocast():
+        with torch.no_grad():
             for reverse in (False, True):
                 operands = problem(plan, layer, reverse)
                 run, exact_run = RUNS[layer.direction]

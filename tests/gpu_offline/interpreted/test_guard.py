@@ -113,14 +113,16 @@ def small():
     return LSTM(3, 5), torch.randn(2, 3, 3)
 
 
-def test_a_plan_is_checked_once_and_used(checks, launched):
+def test_a_plan_is_checked_once_and_used(checks, launched, monkeypatch):
     module, x = small()
     check_right(module, x)
     assert checks == ["forward resident", "backward resident"]
     # A run for each time direction and again for its bits, and the call's own.
     assert launched == ["forward resident"] * 5 + ["backward resident"] * 5
     launched.clear()
-    check_right(module, x)
+    with monkeypatch.context() as patch:
+        patch.setattr(guard, "decide", None)  # a later call looks it up
+        check_right(module, x)
     check_right(LSTM(4, 6), torch.randn(3, 2, 4))  # H in whole tiles is the same
     assert len(checks) == 2 and launched == ["forward resident", "backward resident"] * 2
     check_right(LSTM(4, 17), torch.randn(3, 2, 4))
@@ -197,6 +199,7 @@ def test_what_is_wrong_is_said_once_and_the_step_kernel_runs_instead(fault, said
     assert launched[-2:] == ["forward step"] * 2
     with torch.no_grad():
         assert torch.equal(module(x)[0], y)
+        LSTM(3, 6)(x)  # of the same plan
         module.engine = "reference"
         close(module(x)[0], y)
         module.engine = "triton"
@@ -251,6 +254,15 @@ def test_settings(setting, checks, launched, monkeypatch):
     with torch.no_grad():
         module(x)
     assert launched[-1] == f"forward {kernel or 'resident'}"
+
+
+def test_settings_hold_from_the_next_call_on(launched, monkeypatch):
+    module, x = small()
+    for setting, count in (("unchecked", 1), ("off", 1), ("unchecked", 2)):
+        monkeypatch.setenv("LSTM_FUSED_GPU", setting)
+        with torch.no_grad():
+            module(x)
+        assert len(launched) == count
 
 
 def test_a_wrong_setting_is_refused(monkeypatch):
