@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, state: dict[str, Any] | None, processes: Proce
     name = f"LSTM{' with peepholes' if args.peephole else ''}, {args.num_layers} × {args.hidden_size} cells"
     print(f"{len(train.y):,} MNIST digits to train on and {len(test.y):,} to test, read row by row")
     print(f"{name}, {parameters:,} parameters")
-    print(f"engine {args.engine} on {args.device}, CPU threads: {args.threads}, torch {torch.__version__}")
+    print(f"engine {args.serving} on {args.device}, CPU threads: {args.threads}, torch {torch.__version__}")
     print(f"{processes.count} processes, each on its share of every batch\n" if processes.count > 1 else "")
 
     try:
@@ -166,7 +166,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any
         parser.error(f"--device: PyTorch finds no {args.device} here, only {', '.join(devices)}")
     args.device = own_device(torch.device(devices[-1] if args.device == "auto" else args.device))
     try:
-        args.engine = select(None if args.engine == "auto" else args.engine, args.device, torch.float32)
+        args.engine = None if args.engine == "auto" else args.engine
+        args.serving = select(args.engine, args.device, torch.float32)
     except RuntimeError as error:
         parser.error(f"--engine: {error}")
     return args, state

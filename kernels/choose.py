@@ -37,6 +37,10 @@ TWICE = {"forward": 1024, "backward": 512}
 # The cards with a maximum of two 16-bit numbers in one instruction.
 NATIVE_MAXIMUM = ("sm_90", "sm_100", "sm_103", "sm_120")
 
+# The cards, by name or capability, on which kernels whose programs wait for one another have been proven, so
+# that they may be used where nobody asks for them: an H100 and an H200, docs/gpu/h200.md.
+WAITING_PROVEN: tuple[str, ...] = ("sm_90",)
+
 # Registers for each thread, where the assembler would rather spill a few than take more on its own.
 ROOMY = 255
 # Registers that a thread of a persistent kernel can fill without spilling: with weights, and in all.
@@ -225,13 +229,14 @@ def launches(plan: Plan, layer: Layer) -> int:
 
 
 @cache
-def choose(layer: Layer, card: Card, kernel: str | None = None) -> Plan:
+def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str, ...] = KERNELS) -> Plan:
     """The kernel to run a layer with.
 
     Args:
         layer: what is to be run.
         card: where.
         kernel: the kernel's name; None takes what was measured on this card, else the first that fits.
+        among: the kernels that may be taken for None.
 
     Raises:
         ValueError: no kernel has that name.
@@ -241,6 +246,7 @@ def choose(layer: Layer, card: Card, kernel: str | None = None) -> Plan:
         raise ValueError(f"kernel: expected one of {KERNELS} or None, got {kernel!r}")
     best = measured(layer, card)
     order = sorted(KERNELS, key=lambda name: name != best) if kernel is None else [kernel]
+    order = [name for name in order if name in (kernel, *among)]
     for name in order:
         for plan in fitting(name, layer, card):
             few = 1 + (TWICE[layer.direction] >= layer.H)

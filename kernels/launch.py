@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from lstm_fused.kernels import sequence, steps
-from lstm_fused.kernels.choose import Layer, card_at, choose, named, plans, precision
+from lstm_fused.kernels.choose import Layer, Plan, card_at, choose, named, plans, precision
 from torch import Tensor
 
 from lstm_fused.reference import (
@@ -32,19 +32,21 @@ def forward(
     reverse: bool,
     save: bool,
     variant: Variant = PLAIN,
+    plan: Plan | None = None,
 ) -> Forward:
-    """Run one layer in one direction over the whole sequence."""
+    """Run one layer in one direction over the whole sequence, by this plan or the table's."""
     (T, B, _), H, P = x.shape, c0.shape[1], h0.shape[1]
     y = x.new_empty(T, B, P)
     c = x.new_empty((T, B, H) if save else (0,), dtype=accumulation_dtype(x.dtype))
     gates = x.new_empty((T, B, 4 * H) if save else (0,))
     if y.numel() == 0:
         return Forward(y, h0.clone(), c0.clone(), c, gates)
-    options = weight_hr is not None, bool(variant.names())
-    layer = Layer("forward", H, B, x.dtype, precision(), *options)
-    plan = choose(layer, card_at(x.device), named())
+    if plan is None:
+        options = weight_hr is not None, bool(variant.names())
+        layer = Layer("forward", H, B, x.dtype, precision(), *options)
+        plan = choose(layer, card_at(x.device), named())
     with torch.cuda.device_of(x):
-        xw = input_projection(x, weight_ih, layer)
+        xw = input_projection(x, weight_ih)
         weights = map(dense, (weight_hh, bias, peephole))
         states = map(dense, (h0, c0, lengths))
         saved = (c, gates) if save else (None, None)
@@ -70,6 +72,7 @@ def backward(
     reverse: bool,
     variant: Variant = PLAIN,
     hw: Tensor | None = None,  # [T, B, 4H], accumulation dtype
+    plan: Plan | None = None,
 ) -> Backward:
     """Carry the gradients of y, h_n and c_n (None is zero) back over the whole sequence."""
     B, H = c0.shape
@@ -79,9 +82,10 @@ def backward(
         dh0 = gates.new_zeros(B, weight_hh.shape[1]) if dh_n is None else dh_n.clone()
         dc0 = gates.new_zeros(B, H) if dc_n is None else dc_n.clone()
         return Backward(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3 * H), dhw)
-    options = weight_hr is not None, bool(variant.names())
-    layer = Layer("backward", H, B, gates.dtype, precision(), *options)
-    plan = choose(layer, card_at(c.device), named())
+    if plan is None:
+        options = weight_hr is not None, bool(variant.names())
+        layer = Layer("backward", H, B, gates.dtype, precision(), *options)
+        plan = choose(layer, card_at(c.device), named())
     with torch.cuda.device_of(c):
         douts = map(dense, (dy, dh_n, dc_n))
         saved = map(dense, (c, gates, c0, weight_hh, peephole))
@@ -96,7 +100,7 @@ def backward(
         return Backward(dxw, *found, dhw)
 
 
-def input_projection(x: Tensor, weight_ih: Tensor | None, layer: Layer) -> Tensor:
+def input_projection(x: Tensor, weight_ih: Tensor | None) -> Tensor:
     """W_ih x_t of all steps at once, in the accumulation dtype: [T, B, 4H]."""
     wide = accumulation_dtype(x.dtype)
     if weight_ih is None:
@@ -106,7 +110,7 @@ def input_projection(x: Tensor, weight_ih: Tensor | None, layer: Layer) -> Tenso
         # A sequence in pieces is to equal the whole bit for bit. What a library makes of a row depends on how
         # many rows there are; what this kernel makes of it does not.
         xw = rows.new_empty(len(rows), len(weight_ih))
-        plan = next(plans("step", layer))
+        plan = next(plans("step", Layer("forward", len(weight_ih) // 4, x.shape[1], x.dtype, "ieee")))
         steps.product(plan, dense(rows), dense(weight_ih).T, xw)
     else:
         with torch.autocast(x.device.type, enabled=False):  # it would narrow the sums

@@ -1,16 +1,21 @@
-"""Say which engines run here, and why the others do not: python -m lstm_fused."""
+"""Say which engines run here, why the others do not, and which kernels were right: python -m lstm_fused."""
 
+import argparse
 import platform
+import sys
 
 import torch
 
 import lstm_fused
-from lstm_fused import cpp
+from lstm_fused import cpp, triton
 from lstm_fused.backends import ENGINES, short
 
 
 def main() -> None:
-    """Print the versions and the table of engines."""
+    """Print the versions, the table of engines, and what is on record about the kernels on each card."""
+    parser = argparse.ArgumentParser(prog="python -m lstm_fused", description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="check the kernels at usual sizes, anew")
+    arguments = parser.parse_args()
     print(
         f"lstm_fused {lstm_fused.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     )
@@ -22,6 +27,36 @@ def main() -> None:
         print(f"{'':<10} " + ("ready" if reason is None else f"not available: {reason}"))
     if cpp.unavailable() is None:
         print(f"\nInstruction set of the C++ engine: {cpp.isa()}")
+    reason = triton.unavailable()
+    if reason is None:
+        sys.exit(0 if print_verdicts(arguments.check) else 1)
+    if arguments.check:
+        sys.exit(f"There is nothing to check: {reason}")
+
+
+def print_verdicts(check: bool) -> bool:
+    """Print what is on record about each card, or what a check finds now; whether all is right."""
+    from lstm_fused.kernels import guard, verdicts
+
+    right = True
+    for device in cards():
+        print(f"\n{verdicts.card_name(device)}, driver {verdicts.driver()}; LSTM_FUSED_GPU={guard.setting()}")
+        found = guard.check_usual(device) if check else verdicts.on_record(device)
+        for verdict in found:
+            print(f"{'right' if verdict.right else 'WRONG'}  {verdict.name}: {verdict.said}", flush=True)
+            right &= verdict.right
+        print(f"Verdicts are kept in {verdicts.cache_folder()}")
+    return right
+
+
+def cards() -> list[torch.device]:
+    """The devices that the kernels run on, one for each kind of card."""
+    from lstm_fused.kernels import verdicts
+
+    if triton.DEVICE == "cpu":
+        return [torch.device("cpu")]
+    every = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return list({verdicts.card_name(device): device for device in reversed(every)}.values())
 
 
 if __name__ == "__main__":

@@ -42,7 +42,10 @@ class Engine:
         return reasons
 
 
-# The first that can serve is taken, so the fastest stand first.
+REFERENCE = Engine("reference", None, FLOATS, lambda: None)
+TRITON = Engine("triton", (triton.DEVICE,), FLOATS, triton.unavailable)
+
+# The first that can serve is taken, so the fastest stand first; but Triton's interpreter is for tests alone.
 ENGINES = (
     Engine(
         "cpp",
@@ -51,10 +54,14 @@ ENGINES = (
         cpp.unavailable,
         narrow_c=True,
     ),
-    Engine("reference", None, FLOATS, lambda: None),
-    # Behind the reference, so by name only, until it has run on a GPU: so far it is proven without one.
-    Engine("triton", (triton.DEVICE,), FLOATS, triton.unavailable),
+    *((REFERENCE, TRITON) if triton.INTERPRETED else (TRITON, REFERENCE)),
 )
+
+# Whose operators run an engine that nobody asked for by name, where they are not its own: these give way to
+# the reference where a kernel is not known to be right on this card. Both save the same for backward.
+UNASKED = {"triton": "triton_or_reference"}
+# Every pair of operators, and the engine whose shapes and dtypes they have.
+OPERATORS = {engine.name: engine for engine in ENGINES} | {UNASKED["triton"]: TRITON}
 
 
 def named(name: object, argument: str = "engine") -> list[Engine]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 
 from lstm_fused import tracing, transforms
-from lstm_fused.backends import ENGINES
+from lstm_fused.backends import OPERATORS
 from lstm_fused.function import LSTMFunction
 from lstm_fused.ops import LIBRARY, backward_op, below_autograd, forward_op
 from lstm_fused.transforms import Axes, Optionals, Tensors
@@ -79,10 +79,7 @@ def vmapped_forward(engine: str, info: Any, dims: Axes, *arguments: Any) -> tupl
     )
 
 
-for _engine in ENGINES:
-    _forward, _backward = f"{_engine.name}_forward", f"{_engine.name}_backward"
-    LIBRARY.impl(_forward, partial(differentiable_forward, _engine.name), "Autograd")
-    LIBRARY.impl(_backward, partial(once_differentiable_backward, _engine.name), "Autograd")
-    torch.library.register_vmap(
-        f"lstm_fused::{_forward}", partial(vmapped_forward, _engine.name), lib=LIBRARY
-    )
+for _name in OPERATORS:
+    LIBRARY.impl(f"{_name}_forward", partial(differentiable_forward, _name), "Autograd")
+    LIBRARY.impl(f"{_name}_backward", partial(once_differentiable_backward, _name), "Autograd")
+    torch.library.register_vmap(f"lstm_fused::{_name}_forward", partial(vmapped_forward, _name), lib=LIBRARY)

@@ -273,12 +273,13 @@ class LSTMBackwardFunction(Function):
     def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Optionals, Axes]:
         axes = (*transforms.STATES, *transforms.INPUTS, *transforms.FIXED, *transforms.SAVED)
         engine, needs, reverse, cell_clip, groups, *tensors = arguments
-        if transforms.weights_vmapped(dims[5:], axes):
-            dims = (None,) * 5 + dims[5:]
-            return transforms.over_slices(LSTMBackwardFunction.apply, info.batch_size, dims, arguments)
-        folded = transforms.fold(info.batch_size, dims[5:], axes, tensors)
-        groups = (info.batch_size, *groups)
-        grads = LSTMBackwardFunction.apply(engine, needs, reverse, cell_clip, groups, *folded)
+        with tracing.vmapping():
+            if transforms.weights_vmapped(dims[5:], axes):
+                dims = (None,) * 5 + dims[5:]
+                return transforms.over_slices(LSTMBackwardFunction.apply, info.batch_size, dims, arguments)
+            folded = transforms.fold(info.batch_size, dims[5:], axes, tensors)
+            groups = (info.batch_size, *groups)
+            grads = LSTMBackwardFunction.apply(engine, needs, reverse, cell_clip, groups, *folded)
         where = zip(grads, transforms.INPUTS, strict=True)
         out_dims = tuple(None if grad is None else axis or 0 for grad, axis in where)
         return transforms.unfold(info.batch_size, transforms.INPUTS, grads), out_dims

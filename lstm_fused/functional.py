@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lstm_fused import autocast, tracing
-from lstm_fused.backends import select
+from lstm_fused.backends import UNASKED, select
 from lstm_fused.checks import States, check_layer
 from lstm_fused.dispatch import requires_grad
 from lstm_fused.function import LSTMFunction
@@ -95,6 +95,8 @@ def run_layer(
     """`lstm` for arguments that were checked before."""
     device, dtype = input.device, autocast.computed_in(input)
     chosen = select(engine, device, dtype, variant)
+    if engine is None:
+        chosen = UNASKED.get(chosen, chosen)
     bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
     if hx is None:
         B, H, P = input.shape[1], weight_ih.shape[0] // 4, weight_hh.shape[1]

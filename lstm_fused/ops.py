@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lstm_fused import reference, triton
-from lstm_fused.backends import ENGINES, Engine
+from lstm_fused.backends import OPERATORS, Engine
 from lstm_fused.reference import Variant
 
 VARIANT = (
@@ -95,24 +95,38 @@ def reference_backward(*arguments: Any) -> reference.Backward:
     return result
 
 
+def triton_or_reference_forward(*arguments: Any) -> reference.Forward:
+    """Triton where its kernels are right on this card, else the reference, as of a program made elsewhere."""
+    if triton.serves(arguments[0]):
+        return triton.forward(*arguments, unasked=True)
+    return reference_forward(*arguments)
+
+
+def triton_or_reference_backward(*arguments: Any) -> reference.Backward:
+    """The same, whichever of them the forward pass was."""
+    if triton.serves(arguments[3]):
+        return triton.backward(*arguments, unasked=True)
+    return reference_backward(*arguments)
+
+
 LIBRARY = torch.library.Library("lstm_fused", "FRAGMENT")
-for _engine in ENGINES:
-    LIBRARY.define(f"{_engine.name}_forward{FORWARD}", tags=torch.Tag.pt2_compliant_tag)
-    LIBRARY.define(f"{_engine.name}_backward{BACKWARD}", tags=torch.Tag.pt2_compliant_tag)
-    torch.library.register_fake(
-        f"lstm_fused::{_engine.name}_forward", partial(forward_fake, _engine), lib=LIBRARY
-    )
-    torch.library.register_fake(f"lstm_fused::{_engine.name}_backward", backward_fake, lib=LIBRARY)
+for _name, _engine in OPERATORS.items():
+    LIBRARY.define(f"{_name}_forward{FORWARD}", tags=torch.Tag.pt2_compliant_tag)
+    LIBRARY.define(f"{_name}_backward{BACKWARD}", tags=torch.Tag.pt2_compliant_tag)
+    torch.library.register_fake(f"lstm_fused::{_name}_forward", partial(forward_fake, _engine), lib=LIBRARY)
+    torch.library.register_fake(f"lstm_fused::{_name}_backward", backward_fake, lib=LIBRARY)
 LIBRARY.impl("reference_forward", reference_forward, "CompositeExplicitAutograd")
 LIBRARY.impl("reference_backward", reference_backward, "CompositeExplicitAutograd")
 LIBRARY.impl("triton_forward", triton.forward, triton.DEVICE.upper())
 LIBRARY.impl("triton_backward", triton.backward, triton.DEVICE.upper())
+LIBRARY.impl("triton_or_reference_forward", triton_or_reference_forward, "CompositeExplicitAutograd")
+LIBRARY.impl("triton_or_reference_backward", triton_or_reference_backward, "CompositeExplicitAutograd")
 
 forward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-    engine.name: getattr(torch.ops.lstm_fused, f"{engine.name}_forward").default for engine in ENGINES
+    name: getattr(torch.ops.lstm_fused, f"{name}_forward").default for name in OPERATORS
 }
 backward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-    engine.name: getattr(torch.ops.lstm_fused, f"{engine.name}_backward").default for engine in ENGINES
+    name: getattr(torch.ops.lstm_fused, f"{name}_backward").default for name in OPERATORS
 }
 # An operator called inside of this runs its engine: the kernels of `lstm_fused.function` are not asked.
 below_autograd = torch._C._AutoDispatchBelowADInplaceOrView

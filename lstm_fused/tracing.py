@@ -1,5 +1,9 @@
 """What PyTorch does with a call besides computing it: compile, trace, transform, or fake it."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
@@ -19,6 +23,31 @@ def forward_levels() -> int:
 def recorded() -> bool:
     """Whether a program is made of what is done: compiled, exported or traced."""
     return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
+class Here(threading.local):
+    """What this thread is doing."""
+
+    vmapped = 0  # calls of vmap's, one inside the other
+
+
+HERE = Here()
+
+
+@contextmanager
+def vmapping() -> Iterator[None]:
+    """Inside of this, calls are parts of a vmapped one, which nothing else tells once vmap is done."""
+    HERE.vmapped += 1
+    try:
+        yield
+    finally:
+        HERE.vmapped -= 1
+
+
+def watched() -> bool:
+    """Whether this call is not only computed: a program is made of it, a transform or a mode is at work."""
+    modes = torch._C._len_torch_dispatch_stack()
+    return recorded() or torch._C._are_functorch_transforms_active() or HERE.vmapped > 0 or modes > 0
 
 
 def has_values(tensor: Tensor) -> bool:

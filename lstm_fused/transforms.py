@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
-from lstm_fused import reference
+from lstm_fused import reference, tracing
 from lstm_fused.gradients import PerInput
 from lstm_fused.reference import Variant
 
@@ -85,9 +85,10 @@ def vmapped(
         out_axes: where the outputs have their batch; they may be followed by empty ones.
     """
     axes = (*INPUTS, *FIXED)
-    if weights_vmapped(dims, axes):
-        return over_slices(layer, size, dims, tensors)
-    outputs = layer(*fold(size, dims, axes, tensors))
+    with tracing.vmapping():
+        if weights_vmapped(dims, axes):
+            return over_slices(layer, size, dims, tensors)
+        outputs = layer(*fold(size, dims, axes, tensors))
     out_axes = (*out_axes, *(None,) * (len(outputs) - len(out_axes)))
     return unfold(size, out_axes, outputs), out_axes
 

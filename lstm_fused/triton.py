@@ -1,6 +1,7 @@
 """The GPU engine's Triton kernels, imported when first called; where they cannot run, the reason."""
 
 import os
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from lstm_fused.reference import Backward, Forward, Variant
 
+INSTALLED = find_spec("triton") is not None  # looked for once: torch.compile cannot trace it
+
 # Triton's own switch: kernels run in its interpreter, on the CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"  # PyTorch calls AMD's cards cuda too
@@ -16,10 +19,16 @@ DEVICE = "cpu" if INTERPRETED else "cuda"  # PyTorch calls AMD's cards cuda too
 
 def unavailable() -> str | None:
     """Why the Triton engine cannot be used, or None where it can."""
-    if find_spec("triton") is None:
+    if not INSTALLED:
         return "Triton is not installed"
     if INTERPRETED:
         return None
+    # What is cached cannot be traced, what is traced need not be quick.
+    return why_no_card() if torch.compiler.is_compiling() else why_no_card_once()
+
+
+def why_no_card() -> str | None:
+    """Why there is no card here that the kernels could run on, or None."""
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA or ROCm device"
     if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
@@ -27,59 +36,31 @@ def unavailable() -> str | None:
     return None
 
 
-def forward(
-    x: Tensor,
-    weight_ih: Tensor | None,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    peephole: Tensor | None,
-    weight_hr: Tensor | None,
-    h0: Tensor,
-    c0: Tensor,
-    lengths: Tensor | None,
-    reverse: bool,
-    save: bool,
-    *variant: Any,
-) -> Forward:
-    """The forward pass by the contract of `lstm_fused.reference`."""
-    from lstm_fused.kernels import launch
+why_no_card_once = cache(why_no_card)
 
-    result: Forward = launch.forward(
-        x, weight_ih, weight_hh, bias, peephole, weight_hr, h0, c0, lengths, reverse, save, Variant(*variant)
-    )
+
+def serves(tensor: Tensor) -> bool:
+    """Whether the kernels may be asked to run where this tensor is."""
+    return INSTALLED and tensor.device.type == DEVICE
+
+
+def forward(*operands: Any, unasked: bool = False) -> Forward:
+    """The forward pass by the contract of `lstm_fused.reference`.
+
+    Args:
+        operands: those of the operator.
+        unasked: whether nobody asked for Triton by name, so that the reference may run in its place.
+    """
+    from lstm_fused.kernels import guard
+
+    result: Forward = guard.forward(unasked, *operands[:11], Variant.of(*operands[11:]))
     return result
 
 
-def backward(
-    dy: Tensor | None,
-    dh_n: Tensor | None,
-    dc_n: Tensor | None,
-    c: Tensor,
-    gates: Tensor,
-    c0: Tensor,
-    weight_hh: Tensor,
-    peephole: Tensor | None,
-    weight_hr: Tensor | None,
-    lengths: Tensor | None,
-    reverse: bool,
-    *variant: Any,
-) -> Backward:
-    """The backward pass by the contract of `lstm_fused.reference`."""
-    from lstm_fused.kernels import launch
+def backward(*operands: Any, unasked: bool = False) -> Backward:
+    """The backward pass by the contract of `lstm_fused.reference`; see `forward`."""
+    from lstm_fused.kernels import guard
 
-    result: Backward = launch.backward(
-        dy,
-        dh_n,
-        dc_n,
-        c,
-        gates,
-        c0,
-        weight_hh,
-        peephole,
-        weight_hr,
-        lengths,
-        reverse,
-        Variant(*variant[:5]),
-        *variant[5:],
-    )
+    variant = Variant.of(*operands[11:16])
+    result: Backward = guard.backward(unasked, *operands[:11], variant, *operands[16:])
     return result

@@ -3,12 +3,14 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lstm_fused
-from lstm_fused import backends, cpp
+from lstm_fused import backends, cpp, triton
 
 CPU = torch.device("cpu")
 
@@ -70,6 +72,30 @@ def test_the_engine_named_is_the_one_that_runs(monkeypatch):
     with torch.no_grad():
         lstm_fused.LSTM(5, 7, engine="reference")(torch.zeros(4, 3, 5))
     assert len(called) == 1
+
+
+def test_on_a_gpu_triton_is_taken_and_may_give_way(monkeypatch):
+    ready = replace(backends.TRITON, devices=("cpu",), unavailable=lambda: None)
+    monkeypatch.setattr(backends, "ENGINES", (ready, backends.REFERENCE))
+    assert backends.select(None, CPU, torch.float16) == "triton"
+    ran = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            ran.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    module, x = lstm_fused.LSTM(5, 7), torch.zeros(4, 3, 5)
+    with Seen():
+        y = module(x)[0]
+        y.sum().backward()
+    assert {name for name in ran if name.startswith("lstm_fused")} == {
+        "lstm_fused.triton_or_reference_forward.default",
+        "lstm_fused.triton_or_reference_backward.default",
+    }
+    if not triton.INTERPRETED:  # nor a GPU: then they are the reference
+        module.engine = "reference"
+        assert torch.equal(module(x)[0], y)
 
 
 def run(code):

@@ -1,0 +1,170 @@
+"""Whether a plan is right on the card at hand: a small problem, held against the reference in float64.
+
+Lengths and peepholes are on, and whatever else the layer has; one row more than fits a tile, so that there
+are two tiles; both time directions; each run twice for equal bits, in memory that is filled with NaN before.
+The numbers are always the same ones, and so is the verdict.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lstm_fused.kernels import launch
+from lstm_fused.kernels.choose import Layer, Plan
+from lstm_fused.kernels.verdicts import Verdict
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lstm_fused import reference
+from lstm_fused.reference import PLAIN, Variant, accumulation_dtype
+
+T, I = 4, 5
+# How far off a number may be, by bytes of the dtype: in units in the last place of the largest number, or in
+# what one such unit in every operand changes, if that is more. In half precision only h and what is stored is
+# rounded, half a unit; else sums are too, three units, and a card's exponentials are less exact than these.
+ALLOWED = {2: 4, 4: 16, 8: 16}
+TF32 = 2**-10
+aten = torch.ops.aten
+EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
+
+
+def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
+    """Run a plan on the small problem; None if there is no memory for it, which says nothing."""
+    shares = []
+    try:
+        with torch.no_grad():
+            for reverse in (False, True):
+                operands = problem(plan, layer, reverse)
+                run, exact_run = RUNS[layer.direction]
+                wide = map_tensors(widened, operands)
+                exact, near = exact_run(*wide), exact_run(*map_tensors(nudged, wide, unit(plan, layer)))
+                once, again = (
+                    poisoned(run, map_tensors(Tensor.to, operands, device), plan) for _ in range(2)
+                )
+                for name, found, found_again, wanted, moved in zip(
+                    exact._fields, once, again, exact, near, strict=True
+                ):
+                    off, largest = difference(found, wanted), difference(wanted, torch.zeros_like(wanted))
+                    size = max(unit(plan, layer) * largest, difference(moved, wanted))
+                    allowed = ALLOWED[layer.dtype.itemsize] * size
+                    said = f"{name} is off by {off:.2g} where {allowed:.2g} is allowed, reverse={reverse}"
+                    if off > allowed:
+                        return Verdict(False, said)
+                    if not torch.equal(found, found_again):
+                        return Verdict(False, f"{name} differs from run to run, reverse={reverse}")
+                    shares.append((off / allowed if allowed else 0.0, said))
+    except torch.OutOfMemoryError:
+        return None
+    except Exception as error:  # what a plan does wrong may be anything
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        return Verdict(False, said[:500], lasting=broken(device))
+    return Verdict(True, max(shares)[1])
+
+
+RUNS = {
+    "forward": (launch.forward, reference.lstm_forward),
+    "backward": (launch.backward, reference.lstm_backward),
+}
+
+
+def problem(plan: Plan, layer: Layer, reverse: bool) -> tuple[Any, ...]:
+    """What the layer's direction takes, on the CPU."""
+    B, H = plan.BB + 1, layer.H
+    P = max(1, H // 2) if layer.projection else H
+    generator = torch.Generator().manual_seed(H)
+
+    def uniform(*shape: int, low: float = -1, high: float = 1, wide: bool = False) -> Tensor:
+        drawn = torch.empty(shape, dtype=torch.float64, device="cpu").uniform_(low, high, generator=generator)
+        return drawn.to(accumulation_dtype(layer.dtype) if wide else layer.dtype)
+
+    def weights(rows: int, columns: int) -> Tensor:
+        return uniform(rows, columns, high=(bound := (3 / columns) ** 0.5), low=-bound)
+
+    lengths = (T - 1 - torch.arange(B, device="cpu")) % (T + 1)  # 3 2 1 0 4 ...
+    weight_hh, peephole = weights(4 * H, P), uniform(3 * H)
+    weight_hr = weights(P, H) if layer.projection else None
+    variant, hw = PLAIN, None
+    if layer.varied:
+        gain, h_mask = uniform(4 * H, low=0.5, high=1.5), uniform(B, P).sign().clamp(min=0)
+        zoneouts = uniform(T, B, P, low=0), uniform(T, B, H, low=0)
+        variant, hw = Variant(gain, h_mask, *zoneouts, cell_clip=0.7), uniform(T, B, 4 * H, wide=True)
+    states = uniform(B, P), uniform(B, H)
+    weights_of_cell = weight_hh, uniform(4 * H), peephole, weight_hr
+    forward = (
+        uniform(T, B, I),
+        weights(4 * H, I),
+        *weights_of_cell,
+        *states,
+        lengths,
+        reverse,
+        True,
+        variant,
+    )
+    if layer.direction == "forward":
+        return forward
+    c, gates = reference.lstm_forward(*map_tensors(widened, forward))[3:]
+    saved = c.to(accumulation_dtype(layer.dtype)), gates.to(layer.dtype), states[1]
+    douts = uniform(T, B, P), uniform(B, P), uniform(B, H)
+    return *douts, *saved, weight_hh, peephole, weight_hr, lengths, reverse, variant, hw
+
+
+def map_tensors(change: Callable[..., Tensor], operands: tuple[Any, ...], *how: Any) -> tuple[Any, ...]:
+    """The operands, each tensor changed."""
+
+    def one(operand: Any) -> Any:
+        if isinstance(operand, Variant):
+            return Variant(*map(one, operand))
+        return change(operand, *how) if isinstance(operand, Tensor) else operand
+
+    return tuple(map(one, operands))
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Floating-point numbers as float64."""
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def nudged(tensor: Tensor, by: float) -> Tensor:
+    """The numbers, each changed by a share of it, every other one up."""
+    if not tensor.is_floating_point():
+        return tensor
+    signs = torch.arange(tensor.numel(), device="cpu").view(tensor.shape) % 2 * 2 - 1
+    return tensor * (1 + by * signs)
+
+
+def poisoned(run: Any, operands: tuple[Any, ...], plan: Plan) -> Any:
+    """Run a plan in memory full of NaN."""
+    with Poison():
+        return run(*operands, plan=plan)
+
+
+class Poison(TorchDispatchMode):
+    """Fills what is allocated with NaN, so that what is never written shows."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if function.overloadpacket in EMPTY and made.is_floating_point():
+            made.fill_(torch.nan)
+        return made
+
+
+def difference(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, infinite if there is a NaN, 0 between nothing and nothing."""
+    off = (found.cpu().double() - wanted).abs().nan_to_num(nan=torch.inf)
+    return float(off.max()) if off.numel() else 0.0
+
+
+def unit(plan: Plan, layer: Layer) -> float:
+    """A unit in the last place of 1, in the dtype that products are formed in."""
+    short = layer.dtype == torch.float32 and plan.precision == "tf32"
+    return TF32 if short else torch.finfo(layer.dtype).eps
+
+
+def broken(device: torch.device) -> bool:
+    """Whether the device cannot be used any more in this process: then the next one had better not try."""
+    try:
+        if device.type != "cpu":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False

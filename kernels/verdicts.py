@@ -1,0 +1,151 @@
+"""What was found about plans on this machine, on disk, so that later processes need not check again.
+
+A file for each plan, in a folder for each card, driver, torch, Triton and state of these sources, in the
+user's cache folder, or where LSTM_FUSED_CACHE says. A file that cannot be read is as good as none, and where
+none can be written, each process checks for itself.
+"""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import torch
+import triton
+from lstm_fused.kernels.choose import Layer, Plan, card_at
+
+SOURCES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a plan was right, and the numbers; ``lasting`` if another process would find the same."""
+
+    right: bool
+    said: str
+    lasting: bool = True
+    name: str = ""  # of the plan
+
+
+# What this process has found or read.
+_known: dict[tuple[str, str], Verdict] = {}
+
+
+def find(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
+    """The verdict on a plan, if it is known."""
+    key = machine(device), name(plan, layer)
+    if key not in _known and (folder := cache_folder()) is not None:
+        verdict = read(folder / key[0] / f"{key[1]}.json")
+        if verdict is not None:
+            _known[key] = verdict
+    return _known.get(key)
+
+
+def keep(plan: Plan, layer: Layer, device: torch.device, verdict: Verdict) -> None:
+    """Remember a verdict, on disk if that can be."""
+    key = machine(device), name(plan, layer)
+    _known[key] = verdict
+    if verdict.lasting and (folder := cache_folder()) is not None:
+        write(folder / key[0] / f"{key[1]}.json", verdict)
+
+
+def on_record(device: torch.device) -> list[Verdict]:
+    """All verdicts on disk that hold for a device as it is now."""
+    folder = cache_folder()
+    try:
+        paths = [] if folder is None else sorted((folder / machine(device)).glob("*.json"))
+    except OSError:
+        paths = []
+    return [verdict for path in paths if (verdict := read(path)) is not None]
+
+
+def read(path: Path) -> Verdict | None:
+    """The verdict in a file, or None if there is none."""
+    try:
+        found = json.loads(path.read_text())
+        right, said = found["right"], found["said"]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
+    if not isinstance(right, bool) or not isinstance(said, str):
+        return None
+    return Verdict(right, said, name=path.stem)
+
+
+def write(path: Path, verdict: Verdict) -> None:
+    """Put a verdict into a file, whole or not at all."""
+    part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps({"right": verdict.right, "said": verdict.said}) + "\n")
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+
+
+def cache_folder() -> Path | None:
+    """Where verdicts are kept, or None if the user has no home."""
+    if named := os.environ.get("LSTM_FUSED_CACHE"):
+        return Path(named)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return Path(shared if os.path.isabs(shared) else Path.home() / ".cache") / "lstm_fused"
+    except RuntimeError:
+        return None
+
+
+def name(plan: Plan, layer: Layer) -> str:
+    """What a plan is known by: what is compiled, for H in whole tiles."""
+    width = -(-layer.H // plan.BH) * plan.BH
+    kind = [layer.direction, plan.kernel, str(layer.dtype).removeprefix("torch."), f"H{width}"]
+    kind += ["projection"] * layer.projection + ["variant"] * layer.varied
+    # How many tiles are launched at once is no matter of the code; nor is how products of float32 are formed,
+    # where there are none.
+    other = {"kernel", "at_once"} if layer.dtype == torch.float32 else {"kernel", "at_once", "precision"}
+    kind += [f"{f.name}{getattr(plan, f.name)}" for f in fields(plan) if f.name not in other]
+    return slug("_".join(kind))
+
+
+@cache
+def machine(device: torch.device) -> str:
+    """Everything but the plan that a verdict depends on."""
+    versions = f"{driver()}_torch{torch.__version__}_triton{triton.__version__}_{sources(SOURCES)}"
+    return slug(f"{card_name(device)}_{versions}")
+
+
+def card_name(device: torch.device) -> str:
+    """The card's own name."""
+    return "the interpreter" if device.type == "cpu" else card_at(device).name
+
+
+def driver() -> str:
+    """The driver's version, as far as it can be told without asking another program."""
+    try:
+        of = "/sys/module/amdgpu/version" if torch.version.hip else "/proc/driver/nvidia/version"
+        if found := re.search(r"\d+\.\d[.\d]*", Path(of).read_text()):
+            return found[0]
+    except (OSError, ValueError):
+        pass
+    try:
+        return str(torch._C._cuda_getDriverVersion())  # CUDA's, which is coarser
+    except (AttributeError, RuntimeError):
+        return "unknown"
+
+
+@cache
+def sources(folder: Path) -> str:
+    """A hash of the kernels' sources: what is compiled may change with any of them."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()[:16]
+
+
+def slug(text: str) -> str:
+    """The text as a name for a file."""
+    return re.sub(r"[^\w.+-]+", "-", text)
