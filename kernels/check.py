@@ -6,6 +6,7 @@ The numbers are always the same ones, and so is the verdict.
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from lstm_fused import reference
 from lstm_fused.reference import PLAIN, Variant, accumulation_dtype
 
 T, I = 4, 5
+LONG = 32  # steps, in which a persistent kernel's ring of slots goes round
 # How far off a number may be, by bytes of the dtype: in units in the last place of the largest number, or in
 # what one such unit in every operand changes, if that is more. In half precision only h and what is stored is
 # rounded, half a unit; else sums are too, three units, and a card's exponentials are less exact than these.
@@ -33,8 +35,9 @@ def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
     shares = []
     try:
         with torch.no_grad():
-            for reverse in (False, True):
-                operands = problem(plan, layer, reverse)
+            lengths = (T, LONG) if plan.kernel == "persistent" else (T,)
+            for steps, reverse in product(lengths, (False, True)):
+                operands, where = problem(plan, layer, steps, reverse), f"T={steps}, reverse={reverse}"
                 run, exact_run = RUNS[layer.direction]
                 wide = map_tensors(widened, operands)
                 exact, near = exact_run(*wide), exact_run(*map_tensors(nudged, wide, unit(plan, layer)))
@@ -47,11 +50,11 @@ def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
                     off, largest = difference(found, wanted), difference(wanted, torch.zeros_like(wanted))
                     size = max(unit(plan, layer) * largest, difference(moved, wanted))
                     allowed = ALLOWED[layer.dtype.itemsize] * size
-                    said = f"{name} is off by {off:.2g} where {allowed:.2g} is allowed, reverse={reverse}"
+                    said = f"{name} is off by {off:.2g} where {allowed:.2g} is allowed, {where}"
                     if off > allowed:
                         return Verdict(False, said)
                     if not torch.equal(found, found_again):
-                        return Verdict(False, f"{name} differs from run to run, reverse={reverse}")
+                        return Verdict(False, f"{name} differs from run to run, {where}")
                     shares.append((off / allowed if allowed else 0.0, said))
     except torch.OutOfMemoryError:
         return None
@@ -67,7 +70,7 @@ RUNS = {
 }
 
 
-def problem(plan: Plan, layer: Layer, reverse: bool) -> tuple[Any, ...]:
+def problem(plan: Plan, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
     """What the layer's direction takes, on the CPU."""
     B, H = plan.BB + 1, layer.H
     P = max(1, H // 2) if layer.projection else H

@@ -58,6 +58,8 @@ class Card:
     shared_per_sm: int
 
 
+INTERPRETER = "interpreter"  # what a CPU under Triton's interpreter has for a capability
+
 # The cards that the checks without a GPU compile for.
 CARDS = (
     Card("A100", "sm_80", 108, 163 << 10, 164 << 10),
@@ -246,6 +248,8 @@ def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str
         raise ValueError(f"kernel: expected one of {KERNELS} or None, got {kernel!r}")
     best = measured(layer, card)
     order = sorted(KERNELS, key=lambda name: name != best) if kernel is None else [kernel]
+    if card.capability == INTERPRETER:  # which runs one program after another
+        among = tuple(name for name in among if name not in WAITING)
     order = [name for name in order if name in (kernel, *among)]
     for name in order:
         for plan in fitting(name, layer, card):
@@ -280,7 +284,7 @@ def named() -> str | None:
 def card_at(device: torch.device) -> Card:
     """The card of a device; for the interpreter's CPU, one like that the table was made for."""
     if device.type == "cpu":
-        return replace(CARDS[1], capability="interpreter")
+        return replace(CARDS[1], capability=INTERPRETER)
     p = torch.cuda.get_device_properties(device)
     arch = f"sm_{p.major}{p.minor}" if torch.version.hip is None else p.gcnArchName.split(":")[0]
     return Card(

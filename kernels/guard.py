@@ -156,11 +156,11 @@ def candidates(layer: Layer, card: Card, replaceable: bool) -> list[Plan]:
     kernel = named() or ("step" if setting() == "step" else None)
     if kernel is not None or not replaceable:
         return [choose(layer, card, kernel)]
-    kernels, plans = unasked_kernels(card), []
-    while kernels:  # the step kernel, which takes every layer, is the last
-        plans.append(choose(layer, card, among=kernels))
-        tried = {"step", plans[-1].kernel} if plans[-1].kernel == "step" else {plans[-1].kernel}
-        kernels = tuple(kernel for kernel in kernels if kernel not in tried)
+    kernels = list(unasked_kernels(card))
+    plans = [choose(layer, card, among=tuple(kernels))]
+    while plans[-1].kernel != "step":  # which takes every layer
+        kernels.remove(plans[-1].kernel)
+        plans.append(choose(layer, card, among=tuple(kernels)))
     return plans
 
 

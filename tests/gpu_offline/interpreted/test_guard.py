@@ -144,7 +144,7 @@ def test_each_dtype_precision_and_option_is_a_plan_of_its_own(checks):
     assert checks[3:] == ["forward step"] * 2
 
 
-Y, REVERSE, DXW_OF_STEP = 9, 15, 10  # where kernels have them; the sequence kernels' dxw stands where y does
+Y, REVERSE, DXW = 9, 15, 11  # where the sequence kernels have the first two, and steps.backward the last
 
 
 def wrong_numbers(run, arguments):
@@ -180,10 +180,10 @@ def fails(run, arguments):
 
 other_bits_each_time.turn = 0
 FAULTS = {
-    wrong_numbers: r"y is off by \S+ where \S+ is allowed, reverse=False",
+    wrong_numbers: r"y is off by \S+ where \S+ is allowed, T=4, reverse=False",
     wrong_in_the_second_tile: r"y is off by \S+ where",
     wrong_past_the_lengths: r"y is off by \S+ where",
-    nothing_done_in_reverse: r"y is off by inf where \S+ is allowed, reverse=True",
+    nothing_done_in_reverse: r"y is off by inf where \S+ is allowed, T=4, reverse=True",
     other_bits_each_time: "y differs from run to run",
     fails: "RuntimeError: out of resource: shared memory",
 }
@@ -238,7 +238,7 @@ def test_where_every_kernel_is_wrong_the_reference_runs(launched, checks):
 def test_a_fault_in_the_source_is_noticed(monkeypatch, tmp_path):
     broken = planted(resident, "cols < H)[None, :]", "cols < H - 1)[None, :]", tmp_path)
     monkeypatch.setattr(sequence, "lstm_forward_resident_kernel", broken.lstm_forward_resident_kernel)
-    found = check.check(choose.choose(SMALL, choose.CARDS[1]), SMALL, CPU)
+    found = check.check(choose.choose(SMALL, choose.card_at(CPU)), SMALL, CPU)
     assert not found.right and "is off by inf" in found.said
 
 
@@ -282,9 +282,10 @@ def test_a_kernel_that_is_named_is_never_replaced(monkeypatch, launched):
 
 def test_kernels_that_wait_run_unasked_only_where_they_are_proven(monkeypatch):
     layer, card = Layer("forward", 256, 16, torch.bfloat16, "ieee"), choose.CARDS[1]
-    assert choose.choose(layer, card).kernel == "cooperative"
-    assert [plan.kernel for plan in guard.candidates(layer, card, False)] == ["cooperative"]
-    for proven, kernels in (((), ["step"]), (("sm_90",), ["cooperative", "step"]), (("A100",), ["step"])):
+    assert choose.choose(layer, card).kernel == "persistent"
+    assert [plan.kernel for plan in guard.candidates(layer, card, False)] == ["persistent"]
+    all_kernels = ["persistent", "cooperative", "step"]
+    for proven, kernels in (((), ["step"]), (("sm_90",), all_kernels), (("A100",), ["step"])):
         monkeypatch.setattr(guard, "WAITING_PROVEN", proven)
         assert [plan.kernel for plan in guard.candidates(layer, card, True)] == kernels
 
@@ -472,7 +473,7 @@ def test_the_folder_is_where_the_user_wants_it(monkeypatch):
 
 def test_what_another_process_may_find_otherwise_is_not_kept(monkeypatch, launched):
     launched.plant("forward", "resident", fails)
-    plan = choose.choose(SMALL, choose.CARDS[1])
+    plan = choose.choose(SMALL, choose.card_at(CPU))
     guard.judge(plan, SMALL, CPU)
     assert verdicts.on_record(CPU) == []
     forget()
@@ -509,7 +510,7 @@ def meta():
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_what_the_user_has_turned_on_changes_nothing(direction, around):
     layer = Layer(direction, 5, 3, torch.float32, "tf32")
-    plan = choose.choose(layer, choose.CARDS[1])
+    plan = choose.choose(layer, choose.card_at(CPU))
     wanted = check.check(plan, layer, CPU)
     state = torch.get_rng_state()
     torch.set_default_dtype(torch.float64)
@@ -544,7 +545,14 @@ def test_the_record_is_printed_and_can_be_made_anew(monkeypatch, capsys, launche
 
     monkeypatch.setattr(guard, "KINDS", ((torch.float32, "tf32"),))
     monkeypatch.setattr(guard.check_usual, "__defaults__", (((5, 3), (6, 3)),))
-    launched.plant("backward", "step", lambda run, arguments: [run(), arguments[DXW_OF_STEP].mul_(1.1)])
+    step_backward = steps.backward
+
+    def wrong(*arguments):
+        found = step_backward(*arguments)
+        arguments[DXW].mul_(1.1)
+        return found
+
+    monkeypatch.setattr(steps, "backward", wrong)
     monkeypatch.setattr(sys, "argv", ["lstm_fused", "--check"])
     before = torch.get_float32_matmul_precision()
     with pytest.raises(SystemExit) as ended:
@@ -578,6 +586,6 @@ def test_by_name_it_is_checked_too_but_runs_where_no_check_can(checks, launched,
 
 
 def test_launched_without_a_guard_the_table_decides(launched):
-    t = check.problem(choose.choose(SMALL, choose.CARDS[1]), SMALL, False)
+    t = check.problem(choose.choose(SMALL, choose.card_at(CPU)), SMALL, check.T, False)
     launch.forward(*t)
     assert launched == ["forward resident"]
