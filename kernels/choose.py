@@ -8,7 +8,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from math import log
 from typing import Any
@@ -89,7 +89,12 @@ class Plan:
         most = self.at_once or tiles
         return [(first, min(most, tiles - first)) for first in range(0, tiles, most)]
 
-    @property
+    @cached_property
+    def launched(self) -> dict[tuple[Any, ...], Any]:
+        """The compiled kernels that `lstm_fused.kernels.launcher` has launched with this plan."""
+        return {}
+
+    @cached_property
     def options(self) -> dict[str, Any]:
         """What the kernel is launched with."""
         tiles = {"PRECISION": self.precision, "BB": self.BB, "BH": self.BH}

@@ -1,13 +1,14 @@
 """The sequence as a single launch, of a resident or a cooperative kernel; of that for part of the batch."""
 
-import torch
 from functools import cache
 
+import torch
 from lstm_fused.kernels.choose import Layer, Plan
 from lstm_fused.kernels.cooperative import (
     lstm_backward_cooperative_kernel,
     lstm_forward_cooperative_kernel,
 )
+from lstm_fused.kernels.launcher import launch
 from lstm_fused.kernels.resident import lstm_backward_resident_kernel, lstm_forward_resident_kernel
 from torch import Tensor
 
@@ -32,23 +33,22 @@ def forward(
     tensors = (xw, weight_hh, bias, peephole, lengths, h0, c0, h_n, c_n, y, c, gates)
     rows, columns = plan.grid(B, H)
     if plan.kernel == "resident":
-        lstm_forward_resident_kernel[(rows,)](*tensors, T, B, H, reverse, **plan.options)
+        launch(plan, lstm_forward_resident_kernel, (rows, 1), tensors, (T, B), (H, reverse))
     elif plan.kernel == "persistent":
         from lstm_fused.kernels.persistent import lstm_forward_persistent_kernel
 
         layer = Layer("forward", H, B, y.dtype, plan.precision)
         width = plan.terms(layer) * plan.num_warps
         exchange, counters = zeros(y, 2 * rows * plan.BB * width, rows)
+        tensors += (exchange, counters, late(y))
         for first, tiles in plan.waves(rows):
-            lstm_forward_persistent_kernel[(tiles, columns)](
-                *tensors, exchange, counters, late(y), T, B, first, rows, H, reverse, **plan.options
-            )
+            grid, numbers = (tiles, columns), (T, B, first, rows)
+            launch(plan, lstm_forward_persistent_kernel, grid, tensors, numbers, (H, reverse))
     else:
         tensors += (y.new_empty(2, B, H), zero_counters(y, rows))
         for first, tiles in plan.waves(rows):
-            lstm_forward_cooperative_kernel[(tiles, columns)](
-                *tensors, T, B, first, H, reverse, **plan.options
-            )
+            grid, numbers = (tiles, columns), (T, B, first)
+            launch(plan, lstm_forward_cooperative_kernel, grid, tensors, numbers, (H, reverse))
     return h_n, c_n
 
 
@@ -79,18 +79,16 @@ def backward(
         exchange, counters = zeros(dxw, 2 * rows * plan.BB * width, rows + columns)
         tensors += (c.new_empty(rows, 7, H), exchange, counters, late(c))
         for first, tiles in plan.waves(rows):
-            lstm_backward_persistent_kernel[(tiles, columns)](
-                *tensors, T, B, first, rows, H, reverse, **plan.options
-            )
+            grid, numbers = (tiles, columns), (T, B, first, rows)
+            launch(plan, lstm_backward_persistent_kernel, grid, tensors, numbers, (H, reverse))
         return found
     tensors += (c.new_empty(rows, 7, H), zero_counters(c, rows + columns))
     if plan.kernel == "resident":
-        lstm_backward_resident_kernel[(rows,)](*tensors, T, B, rows, H, reverse, **plan.options)
+        launch(plan, lstm_backward_resident_kernel, (rows, 1), tensors, (T, B, rows), (H, reverse))
     else:
         for first, tiles in plan.waves(rows):
-            lstm_backward_cooperative_kernel[(tiles, columns)](
-                *tensors, T, B, first, rows, H, reverse, **plan.options
-            )
+            grid, numbers = (tiles, columns), (T, B, first, rows)
+            launch(plan, lstm_backward_cooperative_kernel, grid, tensors, numbers, (H, reverse))
     return found
 
 
