@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
 from math import log
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lstm_fused.kernels.tuned import TUNED
@@ -32,8 +32,7 @@ ROOMY = 255
 HELD = 208
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """What the choice depends on; sizes in bytes."""
 
     name: str
@@ -52,9 +51,8 @@ CARDS = (
 )
 
 
-@dataclass(frozen=True)
-class Layer:
-    """What a kernel has to run."""
+class Layer(NamedTuple):
+    """What a kernel has to run; a tuple, for every call looks its plan up by one."""
 
     direction: str  # "forward" or "backward"
     H: int

@@ -44,8 +44,9 @@ def forward(
     """The forward pass by the contract of `lstm_fused.reference`."""
     from lstm_fused.kernels import launch
 
+    of = Variant.of(*variant)
     result: Forward = launch.forward(
-        x, weight_ih, weight_hh, bias, peephole, weight_hr, h0, c0, lengths, reverse, save, Variant(*variant)
+        x, weight_ih, weight_hh, bias, peephole, weight_hr, h0, c0, lengths, reverse, save, of
     )
     return result
 
@@ -79,7 +80,7 @@ def backward(
         weight_hr,
         lengths,
         reverse,
-        Variant(*variant[:5]),
+        Variant.of(*variant[:5]),
         *variant[5:],
     )
     return result
