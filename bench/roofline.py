@@ -7,7 +7,7 @@ binds at small batches, where neither bytes nor FLOPs do.
 
 import argparse
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -106,7 +106,7 @@ def predict_all(plan: Plan, layer: Layer, card: Card) -> float:
     """Microseconds per step of the whole batch, whose launches follow one another."""
     waves = plan.waves(plan.grid(layer.B, layer.H)[0])
     return sum(
-        predict(plan, replace(layer, B=min(tiles * plan.BB, layer.B)), card).step for _, tiles in waves
+        predict(plan, layer._replace(B=min(tiles * plan.BB, layer.B)), card).step for _, tiles in waves
     )
 
 

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from lstm_fused.kernels import launch
+from lstm_fused.kernels import launch, sequence
 from lstm_fused.kernels.choose import Layer, Plan
 from lstm_fused.kernels.verdicts import Verdict
 from torch import Tensor
@@ -44,6 +44,8 @@ def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
                 once, again = (
                     poisoned(run, map_tensors(Tensor.to, operands, device), plan) for _ in range(2)
                 )
+                if sequence.gave_up(device):
+                    return Verdict(False, f"a program waited for others in vain, {where}")
                 for name, found, found_again, wanted, moved in zip(
                     exact._fields, once, again, exact, near, strict=True
                 ):

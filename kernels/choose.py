@@ -8,10 +8,10 @@ import argparse
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from math import log
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lstm_fused.kernels.tuned import TUNED
@@ -47,8 +47,7 @@ ROOMY = 255
 HELD = {"forward": (128, 208), "backward": (96, 176)}
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """What the choice depends on; sizes in bytes."""
 
     name: str
@@ -69,9 +68,8 @@ CARDS = (
 )
 
 
-@dataclass(frozen=True)
-class Layer:
-    """What a kernel has to run."""
+class Layer(NamedTuple):
+    """What a kernel has to run; a tuple, for every call looks its plan up by one."""
 
     direction: str  # "forward" or "backward"
     H: int
@@ -107,7 +105,12 @@ class Plan:
         most = self.at_once or tiles
         return [(first, min(most, tiles - first)) for first in range(0, tiles, most)]
 
-    @property
+    @cached_property
+    def launched(self) -> dict[tuple[Any, ...], Any]:
+        """The compiled kernels that `lstm_fused.kernels.launcher` has launched with this plan."""
+        return {}
+
+    @cached_property
     def options(self) -> dict[str, Any]:
         """What the kernel is launched with."""
         tiles = {"PRECISION": self.precision, "BB": self.BB, "BH": self.BH}

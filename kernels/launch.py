@@ -1,12 +1,15 @@
 """The GPU engine: the contract of `lstm_fused.reference`, kept by one kernel per step or per sequence."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lstm_fused.kernels import sequence, steps
 from lstm_fused.kernels.choose import Layer, Plan, card_at, choose, named, plans, precision
 from torch import Tensor
 
+from lstm_fused import autocast
 from lstm_fused.reference import (
     PLAIN,
     Backward,
@@ -42,10 +45,10 @@ def forward(
     if y.numel() == 0:
         return Forward(y, h0.clone(), c0.clone(), c, gates)
     if plan is None:
-        options = weight_hr is not None, bool(variant.names())
+        options = weight_hr is not None, variant is not PLAIN and bool(variant.names())
         layer = Layer("forward", H, B, x.dtype, precision(), *options)
         plan = choose(layer, card_at(x.device), named())
-    with torch.cuda.device_of(x):
+    with on(x.device):
         xw = input_projection(x, weight_ih)
         weights = map(dense, (weight_hh, bias, peephole))
         states = map(dense, (h0, c0, lengths))
@@ -83,10 +86,10 @@ def backward(
         dc0 = gates.new_zeros(B, H) if dc_n is None else dc_n.clone()
         return Backward(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3 * H), dhw)
     if plan is None:
-        options = weight_hr is not None, bool(variant.names())
+        options = weight_hr is not None, variant is not PLAIN and bool(variant.names())
         layer = Layer("backward", H, B, gates.dtype, precision(), *options)
         plan = choose(layer, card_at(c.device), named())
-    with torch.cuda.device_of(c):
+    with on(c.device):
         douts = map(dense, (dy, dh_n, dc_n))
         saved = map(dense, (c, gates, c0, weight_hh, peephole))
         if plan.kernel == "step":
@@ -113,12 +116,20 @@ def input_projection(x: Tensor, weight_ih: Tensor | None) -> Tensor:
         plan = next(plans("step", Layer("forward", len(weight_ih) // 4, x.shape[1], x.dtype, "ieee")))
         steps.product(plan, dense(rows), dense(weight_ih).T, xw)
     else:
-        with torch.autocast(x.device.type, enabled=False):  # it would narrow the sums
-            if x.is_cuda and wide != x.dtype:
+        with autocast.off(x.device):  # it would narrow the sums
+            if wide == x.dtype:
+                xw = F.linear(rows, weight_ih)
+            elif x.is_cuda:
                 xw = torch.mm(rows, weight_ih.T, out_dtype=wide)
             else:
                 xw = rows.to(wide) @ weight_ih.to(wide).T
     return xw.view(*x.shape[:2], -1)
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Launches inside go to this card."""
+    there = device.type == "cpu" or device.index == torch.cuda.current_device()
+    return nullcontext() if there else torch.cuda.device(device)
 
 
 def dense(tensor: Tensor | None) -> Any:

@@ -8,6 +8,7 @@ from lstm_fused.kernels.cooperative import (
     lstm_backward_cooperative_kernel,
     lstm_forward_cooperative_kernel,
 )
+from lstm_fused.kernels.launcher import launch
 from lstm_fused.kernels.resident import lstm_backward_resident_kernel, lstm_forward_resident_kernel
 from torch import Tensor
 
@@ -32,21 +33,20 @@ def forward(
     tensors = (xw, weight_hh, bias, peephole, lengths, h0, c0, h_n, c_n, y, c, gates)
     rows, columns = plan.grid(B, H)
     if plan.kernel == "resident":
-        lstm_forward_resident_kernel[(rows,)](*tensors, T, B, H, reverse, **plan.options)
+        launch(plan, lstm_forward_resident_kernel, (rows, 1), tensors, (T, B), (H, reverse))
     elif plan.kernel == "persistent":
         from lstm_fused.kernels.persistent import RING, lstm_forward_persistent_kernel
 
         exchange = all_ones(y, RING.value * rows * plan.BB * columns * plan.BH)
+        tensors += (exchange, blank(exchange, plan, columns * plan.BH), late(y))
         for first, tiles in plan.waves(rows):
-            lstm_forward_persistent_kernel[(tiles, columns)](
-                *tensors, exchange, blank_on(y.device), late(y), T, B, first, rows, H, reverse, **plan.options
-            )
+            grid, numbers = (tiles, columns), (T, B, first, rows)
+            launch(plan, lstm_forward_persistent_kernel, grid, tensors, numbers, (H, reverse))
     else:
         tensors += (y.new_empty(2, B, H), zero_counters(y, rows), late(y))
         for first, tiles in plan.waves(rows):
-            lstm_forward_cooperative_kernel[(tiles, columns)](
-                *tensors, T, B, first, H, reverse, **plan.options
-            )
+            grid, numbers = (tiles, columns), (T, B, first)
+            launch(plan, lstm_forward_cooperative_kernel, grid, tensors, numbers, (H, reverse))
     return h_n, c_n
 
 
@@ -73,21 +73,20 @@ def backward(
         from lstm_fused.kernels.persistent import RING, lstm_backward_persistent_kernel
 
         exchange = all_ones(dxw, RING.value * rows * plan.BB * 4 * columns * plan.BH)
-        tensors += (c.new_empty(rows, 7, H), exchange, blank_on(c.device), zero_counters(c, columns), late(c))
+        zeros = blank(exchange, plan, 4 * columns * plan.BH)
+        tensors += (c.new_empty(rows, 7, H), exchange, zeros, zero_counters(c, columns), late(c))
         for first, tiles in plan.waves(rows):
-            lstm_backward_persistent_kernel[(tiles, columns)](
-                *tensors, T, B, first, rows, H, reverse, **plan.options
-            )
+            grid, numbers = (tiles, columns), (T, B, first, rows)
+            launch(plan, lstm_backward_persistent_kernel, grid, tensors, numbers, (H, reverse))
         return found
     tensors += (c.new_empty(rows, 7, H), zero_counters(c, rows + columns))
     if plan.kernel == "resident":
-        lstm_backward_resident_kernel[(rows,)](*tensors, T, B, rows, H, reverse, **plan.options)
+        launch(plan, lstm_backward_resident_kernel, (rows, 1), tensors, (T, B, rows), (H, reverse))
     else:
         tensors += (late(c),)
         for first, tiles in plan.waves(rows):
-            lstm_backward_cooperative_kernel[(tiles, columns)](
-                *tensors, T, B, first, rows, H, reverse, **plan.options
-            )
+            grid, numbers = (tiles, columns), (T, B, first, rows)
+            launch(plan, lstm_backward_cooperative_kernel, grid, tensors, numbers, (H, reverse))
     return found
 
 
@@ -102,10 +101,15 @@ def all_ones(like: Tensor, numbers: int) -> Tensor:
     return torch.full((words,), -1, dtype=torch.int32, device=like.device).view(like.dtype)
 
 
-@cache
-def blank_on(device: torch.device) -> Tensor:
-    """Zeros, where a program gathers what no program publishes."""
-    return torch.zeros(16, dtype=torch.int32, device=device)
+def blank(exchange: Tensor, plan: Plan, K: int) -> Tensor:
+    """Zeros, where a program gathers what none publishes: terms that only fill up a warp's share.
+
+    Args:
+        exchange: stands in where there are no such terms.
+        plan: of a persistent kernel.
+        K: terms of the product that are published.
+    """
+    return exchange.new_zeros(32) if K % (plan.num_warps * plan.BK) else exchange
 
 
 @cache
@@ -114,13 +118,24 @@ def late_on(device: torch.device) -> Tensor:
     return torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
 
 
-def late(like: Tensor) -> Tensor:
-    """That number, checked: an earlier launch on this device may have set it."""
-    number = late_on(like.device)
-    if number.item():
+def gave_up(device: torch.device) -> bool:
+    """Whether a program of an earlier launch on this device gave up waiting; asked again, it is forgotten."""
+    number = late_on(device)
+    found = bool(number.item())
+    if found:
         number.zero_()
+    return found
+
+
+def late(like: Tensor) -> Tensor:
+    """Where a program says that it gave up waiting.
+
+    Raises:
+        RuntimeError: one of an earlier launch did.
+    """
+    if gave_up(like.device):
         raise RuntimeError(
             "a program of an earlier LSTM launch on this card waited for others in vain, so that launch's "
             "results are wrong; LSTM_FUSED_GPU=step uses kernels that never wait"
         )
-    return number
+    return late_on(like.device)

@@ -8,10 +8,13 @@ from torch import Tensor
 
 def enabled(device: torch.device) -> bool:
     """Whether autocast is on for this device."""
+    kind = device.type
+    if kind in ("cpu", "cuda"):
+        return torch.is_autocast_enabled(kind)
     # Dynamo cannot trace that question in torch 2.10 and 2.11; but what is compiled runs where autocast is.
-    compiling = torch.compiler.is_compiling() and device.type != "meta"
-    available = compiling or torch.amp.is_autocast_available(device.type)
-    return available and torch.is_autocast_enabled(device.type)
+    compiling = torch.compiler.is_compiling() and kind != "meta"
+    available = compiling or torch.amp.is_autocast_available(kind)
+    return available and torch.is_autocast_enabled(kind)
 
 
 def computed_in(tensor: Tensor) -> torch.dtype:

@@ -21,7 +21,11 @@ from lstm_fused.transforms import Axes, Optionals, Tensors
 
 def requires_grad(arguments: Iterable[Any]) -> bool:
     """Whether autograd is to record what is done with these."""
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+    if torch.is_grad_enabled():
+        for argument in arguments:
+            if isinstance(argument, Tensor) and argument.requires_grad:
+                return True
+    return False
 
 
 def whole(operands: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor as is_batched
-from torch._functorch.utils import unwrap_dead_wrappers
+from torch._C._functorch import unwrap_if_dead
 
 from lstm_fused import autocast, gradients, reference, tracing, transforms
 from lstm_fused.gradients import PerInput
@@ -17,13 +17,18 @@ from lstm_fused.reference import Variant
 from lstm_fused.transforms import Axes, Optionals, Tensors
 
 
+def unwrapped(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """The same without the wrappers of transforms that have ended."""
+    return tuple([unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in arguments])
+
+
 class Function(torch.autograd.Function):
     """A Function called without PyTorch's search for default arguments, a third of a short layer's time."""
 
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
         if not torch._C._are_functorch_transforms_active():
-            return cls.apply_once(*unwrap_dead_wrappers(arguments))
+            return cls.apply_once(*unwrapped(arguments))
         # PyTorch computes a jvp with forward mode off, so an outer level would find no tangent in its result
         # (pytorch/pytorch#197867); the reference's own operations nest.
         return cls.composed(*arguments) if tracing.forward_levels() > 1 else super().apply(*arguments)
@@ -83,8 +88,16 @@ class LSTMFunction(Function):
                     y = LSTMFunction.forward(ctx.engine, *tensors, *ctx.how)[0]
             given = dy, dh_n, dc_n, *tensors, y, c, gates
             # Of is_grads_batched, whose tensors lose what a Function records.
-            batched = torch.is_grad_enabled() and any(map(is_batched, transforms.there(given[:3])))
-            function = LSTMBackwardFunction.composed if batched else LSTMBackwardFunction.apply
+            recorded = torch.is_grad_enabled()
+            batched = recorded and any(map(is_batched, transforms.there(given[:3])))
+            function: Any
+            if batched:
+                function = LSTMBackwardFunction.composed
+            elif recorded or tracing.transformed():
+                function = LSTMBackwardFunction.apply
+            else:  # nobody asks for derivatives
+                function = LSTMBackwardFunction.forward
+                given = unwrapped(given)
             grads = function(ctx.engine, needs, *ctx.how, (), *given)
         return None, *grads, *(None,) * 6
 
@@ -165,11 +178,15 @@ class LSTMBackwardFunction(Function):
             )
         known = None if groups else (dbias, dpeephole)  # the engine's sums are over the whole batch
         weights = weight_ih, weight_hh, peephole
-        form = partial(LSTMBackwardFunction.form, needs, reverse, cell_clip, *weights, known)
-        tensors = (dxw, dh0, dc0, dy, dh_n, x, h0, c0, lengths, h_mask, zoneout_h, zoneout_c, y, c, gates)
-        axes = (*transforms.STATES, 1, 0, 1, 0, 0, *transforms.FIXED, *transforms.SAVED)
+        form: Any = partial(LSTMBackwardFunction.form, needs, reverse, cell_clip, *weights, known)
         normed = (None, None) if hw is None else (dhw, hw)
-        return transforms.in_groups(form, needs, groups, (*axes, 1, 1), (*tensors, *normed))
+        fixed = lengths, h_mask, zoneout_h, zoneout_c
+        tensors: Optionals = (dxw, dh0, dc0, dy, dh_n, x, h0, c0, *fixed, y, c, gates, *normed)
+        if not groups:
+            found: PerInput[Tensor | None] = form(*tensors)
+            return found
+        axes = (*transforms.STATES, 1, 0, 1, 0, 0, *transforms.FIXED, *transforms.SAVED, 1, 1)
+        return transforms.in_groups(form, needs, groups, axes, tensors)
 
     @staticmethod
     def composed(

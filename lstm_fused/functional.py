@@ -1,5 +1,6 @@
 """One layer in one direction as a function: checks, the engine's choice, with or without gradients."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from lstm_fused.layer_norm import layer_norm
 from lstm_fused.ops import below_autograd, forward_op
 from lstm_fused.options import bound, flag
 from lstm_fused.reference import PLAIN, Variant, is_valid
+
+NOTHING = nullcontext()
 
 
 def lstm(
@@ -93,23 +96,27 @@ def run_layer(
     variant: Variant = PLAIN,
 ) -> tuple[Tensor, States]:
     """`lstm` for arguments that were checked before."""
-    device, dtype = input.device, autocast.computed_in(input)
+    device, dtype = input.device, input.dtype
+    casting = autocast.enabled(device)
+    if casting:
+        dtype = autocast.computed_in(input)
     chosen = select(engine, device, dtype, variant)
     if engine is None:
         chosen = UNASKED.get(chosen, chosen)
     bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
     if hx is None:
         B, H, P = input.shape[1], weight_ih.shape[0] // 4, weight_hh.shape[1]
-        hx = input.new_zeros(B, P), input.new_zeros(B, H)
+        h0 = input.new_zeros(B, P)
+        hx = h0, h0 if P == H and not tracing.recorded() else input.new_zeros(B, H)
     if lengths is not None:
         lengths = lengths.to(device, torch.int64)
     weights = weight_ih, weight_hh, bias, peephole, weight_hr
     tensors: tuple[Any, ...] = (input, *weights, *hx, variant.gain_hh)
     masks: tuple[Any, ...] = variant[1:4]
-    if autocast.enabled(device):
+    if casting:
         cast = [None if t is None else t.to(dtype) for t in (gain_ih, *masks, *tensors)]
         gain_ih, masks, tensors = cast[0], tuple(cast[1:4]), tuple(cast[4:])
-    with autocast.off(device):
+    with autocast.off(device) if casting else NOTHING:
         if gain_ih is not None:
             tensors = (normalized_products(tensors[0], tensors[1], gain_ih, lengths), None, *tensors[2:])
         beyond = () if variant is PLAIN else (tensors[8], *masks, variant.cell_clip)
@@ -122,6 +129,15 @@ def run_layer(
             with below_autograd():
                 y, h_n, c_n, _, _ = forward_op[chosen](*tensors[:8], lengths, reverse, False, *beyond)
     return y, (h_n, c_n)
+
+
+def in_rows(states: list[Tensor]) -> Tensor:
+    """Those of each layer and direction, [B, H], below each other; nobody else may have them."""
+    if len(states) > 1 or tracing.recorded():
+        return torch.stack(states)
+    # No view for autograd: it can be detached and changed in place like any other output.
+    row: Tensor = torch.ops.aten._unsafe_view.default(states[0], (1, *states[0].shape))
+    return row
 
 
 def normalized_products(x: Tensor, weight_ih: Tensor, gain: Tensor, lengths: Tensor | None) -> Tensor:

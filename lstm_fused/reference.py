@@ -50,7 +50,10 @@ class Variant(NamedTuple):
     @staticmethod
     def of(*values: Any) -> "Variant":
         """The variant of these values, in order; `PLAIN` itself if none is there, which is quick to tell."""
-        return PLAIN if all(value is None for value in values) else Variant(*values)
+        for value in values:  # by hand, for every call comes here
+            if value is not None:
+                return Variant(*values)
+        return PLAIN
 
     def names(self) -> list[str]:
         """Those that are asked for."""

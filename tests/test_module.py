@@ -317,3 +317,14 @@ def test_compiles_without_a_graph_break(engine):
     lengths = torch.tensor([4, 0, 2])
     found = [torch.autograd.grad(m(x, lengths=lengths)[0].cos().sum(), x)[0] for m in (module, compiled)]
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_last_states_can_be_detached_and_changed_in_place(layers):
+    """As those of torch.nn.LSTM, which are no views."""
+    module, x = LSTM(5, 7, layers), torch.randn(4, 3, 5)
+    y, (h, c) = module(x)
+    assert not h._is_view() and not c._is_view()
+    (y.sum() + h.mul_(2).sum() + c.add_(1).sum()).backward()
+    for state in module(x)[1]:
+        state.detach_()
