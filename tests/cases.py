@@ -208,7 +208,7 @@ def make_masks(
     generator = torch.Generator().manual_seed(seed + 2000)
 
     def draw(*shape: int) -> Tensor:
-        values = (2 * torch.rand(shape, generator=generator) - 0.5).clamp(0, 1)
+        values = (2 * torch.rand(shape, generator=generator, device="cpu") - 0.5).clamp(0, 1)
         values = values.to(torch.bfloat16).to(device, dtype)
         if case.layout == "expanded":
             return values[:1, :1].expand(shape)

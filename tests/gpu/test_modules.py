@@ -65,7 +65,7 @@ def test_lengths_may_be_on_the_device():
 def test_packed_sequences():
     module = LSTM(5, 7, dtype=F64, engine="triton").to(DEVICE)
     x, lengths = torch.randn(4, 3, 5, dtype=F64, device=DEVICE), torch.tensor([3, 4, 1])
-    packed, (h_n, _) = module(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    packed, (h_n, _) = module(pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False))
     y, (h_n_again, _) = module(x, lengths=lengths)
     assert packed.data.shape == (8, 7)
     close(h_n, h_n_again)
