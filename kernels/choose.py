@@ -14,6 +14,7 @@ from math import log
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from lstm_fused.kernels.tuned import TUNED
 
 # The fastest that fits is taken, so it stands first.
@@ -40,6 +41,9 @@ NATIVE_MAXIMUM = ("sm_90", "sm_100", "sm_103", "sm_120")
 # The cards, by name or capability, on which kernels whose programs wait for one another have been proven, so
 # that they may be used where nobody asks for them: an H100 and an H200, docs/gpu/h200.md.
 WAITING_PROVEN: tuple[str, ...] = ("sm_90",)
+
+# Triton before 3.8 needs more registers.
+BEFORE_3_8 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
 
 # Registers for each thread, where the assembler would rather spill a few than take more on its own.
 ROOMY = 255
@@ -153,7 +157,8 @@ def plans(kernel: str, layer: Layer) -> Iterator[Plan]:
     """The tiles that a kernel comes in, the fastest first."""
     if kernel == "step":
         half = layer.dtype.itemsize == 2
-        BB = 16 if layer.B <= 16 else 64 if half and layer.B > 64 else 32
+        few = layer.B <= 16 or layer.dtype == torch.float64
+        BB = 16 if few else 64 if half and layer.B > 64 else 32
         yield Plan("step", layer.precision, BB, 16, 64 if half else 32, 4, 3 if half else 2)
     elif kernel == "resident":
         width = max(16, 1 << (layer.H - 1).bit_length())
@@ -197,9 +202,13 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
         reasons.append("takes H up to 1024")
     if plan.kernel == "cooperative" and plan.BH < 16 and card.capability.startswith("gfx"):
         reasons.append("has no matrix instruction as narrow as that")
+    cooperative, half = plan.kernel == "cooperative", layer.dtype.itemsize == 2
     spills = (
-        (plan.kernel == "cooperative" and plan.BB > 16 and layer.direction == "backward")
-        or (plan.kernel == "cooperative" and layer.dtype == torch.float64 and layer.H > 256)
+        (cooperative and plan.BB > 16 and layer.direction == "backward")
+        or (cooperative and plan.BB > 32 and half and layer.H > 512)
+        or (cooperative and layer.direction == "backward" and half and layer.H > 768 and BEFORE_3_8)
+        or (cooperative and plan.BH > 8 and not half and layer.H > 256 and card.capability == "sm_80")
+        or (cooperative and layer.dtype == torch.float64 and layer.H > 256)
         or (plan.kernel == "resident" and card.capability.startswith("gfx"))
     )
     if spills:
