@@ -1,7 +1,8 @@
 """Runs the PTX that Triton makes for sm_80 and sm_90, and watches for what a GPU would let pass.
 
-All threads of a block take one step together, as numpy arrays; blocks take turns by lot at atomics and
-acquiring loads. Errors: accesses outside the tensors or misaligned; two warps that meet at one byte of
+All threads of a block take one step together, as numpy arrays; blocks take turns by lot at atomics and at
+relaxed and acquiring loads. A store to global memory waits in its block's own buffer: some leave soon, in any
+order, others only when a fence or a release makes them. Errors: accesses outside the tensors or misaligned; two warps that meet at one byte of
 shared memory, one of them writing, with no barrier between; a release while other warps' stores are not
 behind a barrier; branches on which threads disagree. It also says which barriers something depends on: two
 warps that met at one byte just before and just after. Semantics and the layout of matrix fragments: NVIDIA,
@@ -23,6 +24,7 @@ TYPES = {
     "pred": np.dtype(bool),
 }
 TURNS = 200_000  # more than any launch here takes, unless it waits forever
+SOON = 4  # turns of a block until what it stored has left, if that leaves on its own
 WARP = 32
 
 
@@ -38,19 +40,27 @@ class Program:
         self.threads = int(re.search(r"\.reqntid (\d+)", ptx)[1])
         self.parameters = re.findall(r"\.param \.(u\d+).*?(\w+_param_\d+)", head)
         self.instructions, self.labels = [], {}
+        blocks = 0  # of inline assembly, whose labels are its own
         for line in body.splitlines():
             line = line.split("//")[0].strip()
-            line = re.sub(
-                r"^\{ \.reg \.b32 \w+; (.*) \}$", r"\1", line
-            )  # an instruction with its own register
-            if label := re.fullmatch(r"(\$\w+):", line):
-                self.labels[label[1]] = len(self.instructions)
-            elif found := re.fullmatch(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*);", line):
-                name, *qualifiers = found[3].replace("::cta", "").split(".")
-                operands = re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s]+", found[4])
-                self.instructions.append((found[2], bool(found[1]), name, qualifiers, operands, line))
-            elif line and line[0] != "." and line not in "{}":
-                raise NotImplementedError(line)
+            blocks += line == "{"
+            # An instruction with its own register.
+            line = re.sub(r"^\{ \.reg \.b32 \w+; (.*) \}$", r"\1", line)
+            for statement in re.split(r";\s*", line):
+                self.read(statement, f"@{blocks}")
+
+    def read(self, line, block):
+        if label := re.fullmatch(r"(\$?\w+):", line):
+            name = label[1] if label[1][0] == "$" else label[1] + block
+            self.labels[name] = len(self.instructions)
+        elif found := re.fullmatch(r"(?:@(!?)(%p\d+|\w+)\s+)?([a-z][\w.:]*)\s*(.*)", line):
+            name, *qualifiers = found[3].replace("::cta", "").split(".")
+            operands = re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s]+", found[4])
+            if name == "bra" and operands[0][0] != "$":
+                operands[0] += block
+            self.instructions.append((found[2], bool(found[1]), name, qualifiers, operands, line))
+        elif line and line[0] != "." and line not in "{}":
+            raise NotImplementedError(line)
 
 
 class Machine:
@@ -58,6 +68,7 @@ class Machine:
 
     def __init__(self, seed=0):
         self.random, self.tensors, self.end = random.Random(seed), [], 1 << 20
+        self.draws = np.random.default_rng(seed)
         self.needed = set()  # positions of barriers that keep two warps apart
 
     def put(self, tensor):
@@ -133,6 +144,67 @@ def meet(some, others):
     return bool(((some != 0) & (others != 0) & ((both & (both - 1)) != 0)).any())
 
 
+class Buffer:
+    """What a block has stored and others may not see yet; it sees its own."""
+
+    def __init__(self, draws):
+        self.draws, self.turns, self.stores = draws, 0, 0
+        self.own = {}  # by tensor: the bytes as the block sees them, which store each is from, which has left
+        self.soon = {}  # stores that leave on their own, by turn
+        self.held = []  # and those that do not
+
+    def store(self, memory, index, data, threads, epoch, relaxed):
+        """Store numbers of so many bytes each; relaxed ones leave soon."""
+        if id(memory) not in self.own:
+            self.own[id(memory)] = np.zeros(memory.size, np.uint8), *np.zeros((2, memory.size), np.int32)
+        seen, stored, _ = self.own[id(memory)]
+        self.stores += 1
+        seen[index], stored[index] = data, self.stores
+        wait = self.draws.integers(0, SOON if relaxed else 2 * SOON, len(index))
+        for turns in np.unique(wait):
+            some = wait == turns
+            entry = memory, index[some], data[some], threads[some], epoch, self.stores
+            if turns == 0:
+                self.leave(entry)
+            elif turns < SOON:
+                self.soon.setdefault(self.turns + turns, []).append(entry)
+            else:
+                self.held.append(entry)
+
+    def load(self, memory, index):
+        if id(memory) not in self.own:
+            return memory[index]
+        seen, stored, left = self.own[id(memory)]
+        return np.where(stored[index] > left[index], seen[index], memory[index])
+
+    def leave(self, entry):
+        """To memory, unless a later store to the same byte has left: then that came right after."""
+        memory, index, data, _, _, number = entry
+        left = self.own[id(memory)][2]
+        late = left[index] < number
+        memory[index[late]], left[index[late]] = data[late], number
+
+    def turn(self):
+        self.turns += 1
+        for entry in self.soon.pop(self.turns, ()):
+            self.leave(entry)
+
+    def empty(self, threads=None, epoch=None):
+        """Let all leave, or all of these threads and from before this epoch."""
+        waiting = [(None, entry) for entry in self.held]
+        waiting += [(turn, entry) for turn, entries in self.soon.items() for entry in entries]
+        self.held, self.soon = [], {}
+        for turn, entry in waiting:
+            memory, index, data, by, when, number = entry
+            if threads is None or when < epoch or threads[by].all():
+                self.leave(entry)
+                continue
+            goes, stays = threads[by], ~threads[by]
+            self.leave((memory, index[goes], data[goes], by[goes], when, number))
+            kept = memory, index[stays], data[stays], by[stays], when, number
+            (self.held if turn is None else self.soon.setdefault(turn, [])).append(kept)
+
+
 class Block:
     """One block's threads, in step."""
 
@@ -152,6 +224,7 @@ class Block:
         self.stored = set()  # and between that one and the one before it
         self.barrier = None  # where the last one stands
         self.copies = [[]]  # groups of asynchronous copies, the open one last
+        self.buffer = Buffer(machine.draws)
 
     def run(self):
         """Yields where another block may take over."""
@@ -163,16 +236,19 @@ class Block:
             if predicate:
                 active = self.registers[predicate] != negated
             if name == "ret":
+                self.buffer.empty()
                 return self.note_barrier(None)
             if name == "bar":
                 self.note_barrier(at - 1)
             if name == "bra":
-                if active.any() and not active.all():
+                # In inline assembly threads wait together, until none of them has to.
+                if active.any() and not active.all() and "@" not in operands[0]:
                     raise Fault("threads disagree on a branch")
                 at = self.program.labels[operands[0]] if active.all() else at
                 continue
-            if name == "atom" or "acquire" in qualifiers:
+            if name == "atom" or "acquire" in qualifiers or (name == "ld" and "relaxed" in qualifiers):
                 yield
+                self.buffer.turn()
             try:
                 method = getattr(self, f"do_{name}", None)
                 if method is not None:
@@ -231,6 +307,9 @@ class Block:
                 x, count = self.value(operands[0], qualifiers[-1]), self.value(operands[1], "u32")
                 kept = (np.left_shift if name == "shl" else np.right_shift)(x, count.astype(x.dtype))
                 return np.where(count < 8 * x.itemsize, kept, 0).astype(x.dtype)
+            if qualifiers[-1] == "u16x2":
+                halves = [self.value(o, "u32").view(np.uint16) for o in operands]
+                return ARITHMETIC[name](*halves).view(np.uint32)
             values = [self.value(o, qualifiers[-1]) for o in operands]
             if "wide" in qualifiers:
                 wide = f"{values[0].dtype.kind}{2 * values[0].itemsize}"
@@ -238,6 +317,10 @@ class Block:
                 values[2:] = (
                     self.value(o, f"u{8 * np.dtype(wide).itemsize}").view(wide) for o in operands[2:]
                 )
+            if "hi" in qualifiers:  # the upper half of a product
+                assert name == "mul"
+                whole = values[0].astype(object) * values[1].astype(object)
+                return (whole >> 8 * values[0].itemsize).astype(values[0].dtype)
             if name == "fma":
                 return sum_of_product(*values)
             inexact = {"approx", "full"} & set(qualifiers) and values[0].dtype == np.float32
@@ -325,27 +408,49 @@ class Block:
         size = TYPES[kind].itemsize
         data = np.zeros((self.threads, size * len(targets)), np.uint8)
         if active.any():
-            memory, index = self.bytes_at(qualifiers, operands[1], data.shape[1], active, write=False)
-            data[active] = memory[index]
+            addresses = self.address(operands[1])[active]
+            if "shared" in qualifiers:
+                index = self.shared.touch(addresses, data.shape[1], self.warp[active], write=False)
+                data[active] = self.shared.data[index]
+            else:
+                data[active] = self.load_global(addresses, data.shape[1])
         for target, part in zip(targets, data.view(TYPES[kind]).T, strict=True):
             self.write(target, widened(np.ascontiguousarray(part), target), active)
 
     def do_st(self, qualifiers, operands, active):
-        if active.any():
-            parts = [self.value(r, qualifiers[-1])[active] for r in registers(operands[1])]
-            data = np.stack(parts, 1).view(np.uint8)
-            memory, index = self.bytes_at(qualifiers, operands[0], data.shape[1], active, write=True)
-            memory[index] = data
-
-    def bytes_at(self, qualifiers, operand, size, active, write):
-        """The memory, and the index of each byte of each active thread."""
-        addresses = self.address(operand)[active]
+        if not active.any():
+            return
+        parts = [self.value(r, qualifiers[-1])[active] for r in registers(operands[1])]
+        data = np.stack(parts, 1).view(np.uint8)
+        addresses, warps = self.address(operands[0])[active], self.warp[active]
         if "shared" in qualifiers:
-            return self.shared.data, self.shared.touch(addresses, size, self.warp[active], write)
-        memory, offsets = self.machine.find(addresses, size)
-        if write:
-            self.storing |= set(self.warp[active])
-        return memory, offsets[:, None] + np.arange(size)
+            self.shared.data[self.shared.touch(addresses, data.shape[1], warps, write=True)] = data
+            return
+        memory, offsets = self.machine.find(addresses, data.shape[1])
+        self.storing |= set(warps)
+        # Each number of a vector makes its own way.
+        size = TYPES[qualifiers[-1]].itemsize
+        index = (offsets[:, None] + np.arange(data.shape[1])).reshape(-1, size)
+        threads = np.repeat(np.flatnonzero(active), len(parts))
+        self.buffer.store(
+            memory, index, data.reshape(-1, size), threads, self.shared.epoch, "relaxed" in qualifiers
+        )
+
+    def load_global(self, addresses, size):
+        """From one tensor, or each thread from one of several."""
+        starts = np.array([start for start, _ in self.machine.tensors])
+        among = np.searchsorted(starts, addresses, side="right")
+        data = np.empty((len(addresses), size), np.uint8)
+        for tensor in np.unique(among):
+            some = among == tensor
+            memory, offsets = self.machine.find(addresses[some], size)
+            data[some] = self.buffer.load(memory, offsets[:, None] + np.arange(size))
+        return data
+
+    def do_fence(self, qualifiers, operands, active):
+        """It takes along what its own thread stored, and what all stored before a barrier."""
+        assert qualifiers == ["acq_rel", "gpu"]
+        self.buffer.empty(active, self.shared.epoch)
 
     def do_ldmatrix(self, qualifiers, operands, active):
         targets = registers(operands[0])
@@ -382,8 +487,7 @@ class Block:
             )
             data = np.zeros((active.sum(), size), np.uint8)
             if (taken > 0).any():
-                memory, offsets = self.machine.find(self.address(operands[1])[active][taken > 0], size)
-                data[taken > 0] = memory[offsets[:, None] + np.arange(size)]
+                data[taken > 0] = self.load_global(self.address(operands[1])[active][taken > 0], size)
             index = self.shared.touch(self.address(operands[0])[active], size, self.warp[active], write=True)
             self.copies[-1].append((index, data, self.warp[active]))
 
@@ -402,6 +506,8 @@ class Block:
                 raise Fault("a release with stores of other warps before it and no barrier between")
             if {"release", "acq_rel"} & set(qualifiers) and self.stored - {self.warp[thread]}:
                 self.machine.needed.add(self.barrier)
+            if {"release", "acq_rel"} & set(qualifiers):
+                self.buffer.empty()
             memory, offset = self.machine.find(self.address(operands[1])[thread : thread + 1], 4)
             cell = memory[offset[0] : offset[0] + 4].view(np.uint32)
             before = cell.copy()
