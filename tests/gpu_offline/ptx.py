@@ -2,7 +2,8 @@
 
 All threads of a block take one step together, as numpy arrays; blocks take turns by lot at atomics and at
 relaxed and acquiring loads. A store to global memory waits in its block's own buffer: some leave soon, in any
-order, others only when a fence or a release makes them. Errors: accesses outside the tensors or misaligned; two warps that meet at one byte of
+order, others only when a fence or a release makes them. A load may give what stood there before the last
+store to leave, until its block fences or acquires. Errors: accesses outside the tensors or misaligned; two warps that meet at one byte of
 shared memory, one of them writing, with no barrier between; a release while other warps' stores are not
 behind a barrier; branches on which threads disagree. It also says which barriers something depends on: two
 warps that met at one byte just before and just after. Semantics and the layout of matrix fragments: NVIDIA,
@@ -24,6 +25,7 @@ TYPES = {
     "pred": np.dtype(bool),
 }
 TURNS = 200_000  # more than any launch here takes, unless it waits forever
+OLD = 0.2  # how likely a load gives what was there before, where it may
 SOON = 4  # turns of a block until what it stored has left, if that leaves on its own
 WARP = 32
 
@@ -69,6 +71,7 @@ class Machine:
     def __init__(self, seed=0):
         self.random, self.tensors, self.end = random.Random(seed), [], 1 << 20
         self.draws = np.random.default_rng(seed)
+        self.left, self.versions = 0, {}  # how many stores have left; see Buffer.leave
         self.needed = set()  # positions of barriers that keep two warps apart
 
     def put(self, tensor):
@@ -89,6 +92,7 @@ class Machine:
 
     def launch(self, program, grid, arguments, shared, positions=None):
         """Run all blocks of the grid, or those at these positions."""
+        self.versions = {}
         positions = np.ndindex(*grid) if positions is None else positions
         blocks = [Block(self, program, at, grid, arguments, shared).run() for at in positions]
         for _ in range(TURNS):
@@ -145,10 +149,12 @@ def meet(some, others):
 
 
 class Buffer:
-    """What a block has stored and others may not see yet; it sees its own."""
+    """What a block has stored and others may not see yet; it sees its own. And what it may see of theirs."""
 
-    def __init__(self, draws):
-        self.draws, self.turns, self.stores = draws, 0, 0
+    def __init__(self, machine, threads):
+        self.machine, self.turns, self.stores = machine, 0, 0
+        self.fenced = np.zeros(threads, np.int32)  # how many stores had left, of all blocks, when each thread did
+        self.known = {}  # by tensor: the version of each byte that the block has seen
         self.own = {}  # by tensor: the bytes as the block sees them, which store each is from, which has left
         self.soon = {}  # stores that leave on their own, by turn
         self.held = []  # and those that do not
@@ -160,7 +166,7 @@ class Buffer:
         seen, stored, _ = self.own[id(memory)]
         self.stores += 1
         seen[index], stored[index] = data, self.stores
-        wait = self.draws.integers(0, SOON if relaxed else 2 * SOON, len(index))
+        wait = self.machine.draws.integers(0, SOON if relaxed else 2 * SOON, len(index))
         for turns in np.unique(wait):
             some = wait == turns
             entry = memory, index[some], data[some], threads[some], epoch, self.stores
@@ -171,18 +177,40 @@ class Buffer:
             else:
                 self.held.append(entry)
 
-    def load(self, memory, index):
-        if id(memory) not in self.own:
-            return memory[index]
-        seen, stored, left = self.own[id(memory)]
-        return np.where(stored[index] > left[index], seen[index], memory[index])
+    def load(self, memory, index, threads):
+        data = memory[index]
+        if id(memory) in self.machine.versions:
+            before, version = self.machine.versions[id(memory)]
+            known = self.known.setdefault(id(memory), np.zeros(memory.size, np.int32))
+            new = (version[index] > self.fenced[threads][:, None]) & (version[index] > known[index])
+            old = new & (self.machine.draws.random(len(index)) < OLD)[:, None]
+            data = np.where(old, before[index], data)
+            known[index[~old]] = version[index[~old]]
+        if id(memory) in self.own:
+            seen, stored, left = self.own[id(memory)]
+            data = np.where(stored[index] > left[index], seen[index], data)
+        return data
 
     def leave(self, entry):
         """To memory, unless a later store to the same byte has left: then that came right after."""
         memory, index, data, _, _, number = entry
         left = self.own[id(memory)][2]
         late = left[index] < number
-        memory[index[late]], left[index[late]] = data[late], number
+        index, data = index[late], data[late]
+        if id(memory) not in self.machine.versions:
+            self.machine.versions[id(memory)] = (
+                np.zeros(memory.size, np.uint8),
+                np.zeros(memory.size, np.int32),
+            )
+        before, version = self.machine.versions[id(memory)]
+        self.machine.left += 1
+        before[index], version[index] = memory[index], self.machine.left
+        self.known.setdefault(id(memory), np.zeros(memory.size, np.int32))[index] = self.machine.left
+        memory[index], left[index] = data, number
+
+    def acquire(self, threads):
+        """From now on these see what has left until now."""
+        self.fenced[threads] = self.machine.left
 
     def turn(self):
         self.turns += 1
@@ -224,7 +252,7 @@ class Block:
         self.stored = set()  # and between that one and the one before it
         self.barrier = None  # where the last one stands
         self.copies = [[]]  # groups of asynchronous copies, the open one last
-        self.buffer = Buffer(machine.draws)
+        self.buffer = Buffer(machine, self.threads)
 
     def run(self):
         """Yields where another block may take over."""
@@ -413,7 +441,9 @@ class Block:
                 index = self.shared.touch(addresses, data.shape[1], self.warp[active], write=False)
                 data[active] = self.shared.data[index]
             else:
-                data[active] = self.load_global(addresses, data.shape[1])
+                data[active] = self.load_global(addresses, data.shape[1], np.flatnonzero(active))
+                if "acquire" in qualifiers:
+                    self.buffer.acquire(slice(None))
         for target, part in zip(targets, data.view(TYPES[kind]).T, strict=True):
             self.write(target, widened(np.ascontiguousarray(part), target), active)
 
@@ -436,7 +466,7 @@ class Block:
             memory, index, data.reshape(-1, size), threads, self.shared.epoch, "relaxed" in qualifiers
         )
 
-    def load_global(self, addresses, size):
+    def load_global(self, addresses, size, threads):
         """From one tensor, or each thread from one of several."""
         starts = np.array([start for start, _ in self.machine.tensors])
         among = np.searchsorted(starts, addresses, side="right")
@@ -444,13 +474,14 @@ class Block:
         for tensor in np.unique(among):
             some = among == tensor
             memory, offsets = self.machine.find(addresses[some], size)
-            data[some] = self.buffer.load(memory, offsets[:, None] + np.arange(size))
+            data[some] = self.buffer.load(memory, offsets[:, None] + np.arange(size), threads[some])
         return data
 
     def do_fence(self, qualifiers, operands, active):
         """It takes along what its own thread stored, and what all stored before a barrier."""
         assert qualifiers == ["acq_rel", "gpu"]
         self.buffer.empty(active, self.shared.epoch)
+        self.buffer.acquire(active)
 
     def do_ldmatrix(self, qualifiers, operands, active):
         targets = registers(operands[0])
@@ -487,7 +518,8 @@ class Block:
             )
             data = np.zeros((active.sum(), size), np.uint8)
             if (taken > 0).any():
-                data[taken > 0] = self.load_global(self.address(operands[1])[active][taken > 0], size)
+                threads = np.flatnonzero(active)[taken > 0]
+                data[taken > 0] = self.load_global(self.address(operands[1])[threads], size, threads)
             index = self.shared.touch(self.address(operands[0])[active], size, self.warp[active], write=True)
             self.copies[-1].append((index, data, self.warp[active]))
 
@@ -512,6 +544,8 @@ class Block:
             cell = memory[offset[0] : offset[0] + 4].view(np.uint32)
             before = cell.copy()
             cell += self.value(operands[2], "u32")[thread]
+            if {"acquire", "acq_rel"} & set(qualifiers):
+                self.buffer.acquire(slice(None))
             self.write(operands[0], np.repeat(before, self.threads), np.arange(self.threads) == thread)
 
 
