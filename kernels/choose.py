@@ -39,8 +39,12 @@ NATIVE_MAXIMUM = ("sm_90", "sm_100", "sm_103", "sm_120")
 
 # Registers for each thread, where the assembler would rather spill a few than take more on its own.
 ROOMY = 255
-# Registers that a thread of a persistent kernel can fill without spilling: with weights, and in all.
-HELD = {"forward": (128, 208), "backward": (96, 176)}
+# Registers that a thread of a persistent kernel can fill without spilling: with weights, and in all; by whether
+# the card has that maximum.
+HELD = {
+    **{("forward", True): (128, 176), ("backward", True): (96, 176)},
+    **{("forward", False): (128, 176), ("backward", False): (96, 152)},
+}
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def plans(kernel: str, layer: Layer) -> Iterator[Plan]:
         yield Plan("resident", layer.precision, 16, width, width, num_warps, maxnreg=ROOMY)
     elif kernel == "persistent":
         for (BB, BH, num_warps), parts in product(PERSISTENT_TILES[layer.direction], (1, 2, 3)):
-            plan = Plan("persistent", layer.precision, BB, BH, 32, num_warps)
+            plan = Plan("persistent", layer.precision, BB, BH, 32, num_warps, maxnreg=ROOMY)
             if layer.dtype.itemsize == 2 and plan.terms(layer) % 64 == 0:
                 plan = replace(plan, BK=64)  # so that a thread loads 16 bytes at once
             pieces = plan.terms(layer) // plan.BK
@@ -176,7 +180,8 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
             reasons.append("runs on NVIDIA's cards")
         if layer.dtype == torch.float64 or (layer.dtype == torch.float32 and layer.precision == "ieee"):
             reasons.append("takes products that tensor cores form")
-        if any(held > most for held, most in zip(plan.held(layer), HELD[layer.direction], strict=True)):
+        most = HELD[layer.direction, card.capability in NATIVE_MAXIMUM]
+        if any(held > limit for held, limit in zip(plan.held(layer), most, strict=True)):
             reasons.append("would spill registers")
     if layer.projection:
         reasons.append("takes no projection")
