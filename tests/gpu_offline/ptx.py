@@ -5,7 +5,7 @@ relaxed and acquiring loads. A store to global memory waits in its block's own b
 order, others only when a fence or a release makes them. A load may give what stood there before the last
 store to leave, until its block fences or acquires. Errors: accesses outside the tensors or misaligned; two warps that meet at one byte of
 shared memory, one of them writing, with no barrier between; a release while other warps' stores are not
-behind a barrier; branches on which threads disagree. It also says which barriers something depends on: two
+behind a barrier; branches on which threads disagree, but for those that leave a loop of inline assembly. It also says which barriers something depends on: two
 warps that met at one byte just before and just after. Semantics and the layout of matrix fragments: NVIDIA,
 "PTX ISA", version 8. Approximate instructions are as far off as it lets them be.
 """
@@ -166,7 +166,10 @@ class Buffer:
         seen, stored, _ = self.own[id(memory)]
         self.stores += 1
         seen[index], stored[index] = data, self.stores
-        wait = self.machine.draws.integers(0, SOON if relaxed else 2 * SOON, len(index))
+        # Each on its own, or all at once.
+        draws = self.machine.draws
+        wait = draws.integers(0, SOON if relaxed else 2 * SOON, len(index) if draws.random() < 0.5 else 1)
+        wait = np.broadcast_to(wait, len(index))
         for turns in np.unique(wait):
             some = wait == turns
             entry = memory, index[some], data[some], threads[some], epoch, self.stores
@@ -252,6 +255,7 @@ class Block:
         self.stored = set()  # and between that one and the one before it
         self.barrier = None  # where the last one stands
         self.copies = [[]]  # groups of asynchronous copies, the open one last
+        self.here, self.ahead = np.ones(n, bool), {}  # threads that run; those that wait, by where they do
         self.buffer = Buffer(machine, self.threads)
 
     def run(self):
@@ -259,20 +263,27 @@ class Block:
         at = 0
         while True:
             predicate, negated, name, qualifiers, operands, line = self.program.instructions[at]
+            if at in self.ahead:
+                self.here = self.here | self.ahead.pop(at)
             at += 1
-            active = np.ones(self.threads, bool)
+            active = self.here
             if predicate:
-                active = self.registers[predicate] != negated
+                active = active & (self.registers[predicate] != negated)
             if name == "ret":
                 self.buffer.empty()
                 return self.note_barrier(None)
             if name == "bar":
                 self.note_barrier(at - 1)
             if name == "bra":
-                # In inline assembly threads wait together, until none of them has to.
-                if active.any() and not active.all() and "@" not in operands[0]:
-                    raise Fault("threads disagree on a branch")
-                at = self.program.labels[operands[0]] if active.all() else at
+                to = self.program.labels[operands[0]]
+                if np.array_equal(active, self.here):
+                    at = to
+                elif active.any():
+                    # In inline assembly some may go ahead, and wait there for the others.
+                    if "@" not in operands[0] or to < at:
+                        raise Fault("threads disagree on a branch")
+                    self.ahead[to] = self.ahead.get(to, False) | active
+                    self.here = self.here & ~active
                 continue
             if name == "atom" or "acquire" in qualifiers or (name == "ld" and "relaxed" in qualifiers):
                 yield
