@@ -39,12 +39,10 @@ NATIVE_MAXIMUM = ("sm_90", "sm_100", "sm_103", "sm_120")
 
 # Registers for each thread, where the assembler would rather spill a few than take more on its own.
 ROOMY = 255
-# Registers that a thread of a persistent kernel can fill without spilling: with weights, and in all; by whether
-# the card has that maximum.
-HELD = {
-    **{("forward", True): (128, 176), ("backward", True): (96, 176)},
-    **{("forward", False): (128, 176), ("backward", False): (96, 152)},
-}
+# Registers that a thread of a persistent kernel can fill without spilling: with weights, and in all; a card
+# without that maximum can fill fewer.
+HELD = {"forward": (128, 208), "backward": (96, 176)}
+HELD_OLDER = (96, 152)  # backward
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ class Plan:
         N = self.BH * (4 if forward else 1)
         weights = N * self.terms(layer) * size // 128
         gathered = self.BB * self.BK * (self.PIECES or 0) * size // 128
-        return weights, weights + gathered + self.BB * N // (32 if forward else 16)
+        return weights, weights + gathered + self.BB * N // 16
 
 
 def plans(kernel: str, layer: Layer) -> Iterator[Plan]:
@@ -180,8 +178,10 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
             reasons.append("runs on NVIDIA's cards")
         if layer.dtype == torch.float64 or (layer.dtype == torch.float32 and layer.precision == "ieee"):
             reasons.append("takes products that tensor cores form")
-        most = HELD[layer.direction, card.capability in NATIVE_MAXIMUM]
-        if any(held > limit for held, limit in zip(plan.held(layer), most, strict=True)):
+        older = card.capability not in NATIVE_MAXIMUM
+        most = HELD_OLDER if older and layer.direction == "backward" else HELD[layer.direction]
+        weights, held = plan.held(layer)
+        if weights > most[0] or held > most[1] or (older and weights > 64 and plan.BB > 16):
             reasons.append("would spill registers")
     if layer.projection:
         reasons.append("takes no projection")
