@@ -47,8 +47,10 @@ BEFORE_3_8 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3
 
 # Registers for each thread, where the assembler would rather spill a few than take more on its own.
 ROOMY = 255
-# Registers that a thread of a persistent kernel can fill without spilling: with weights, and in all.
+# Registers that a thread of a persistent kernel can fill without spilling: with weights, and in all; a card
+# without that maximum can fill fewer.
 HELD = {"forward": (128, 208), "backward": (96, 176)}
+HELD_OLDER = (96, 152)  # backward
 
 
 class Card(NamedTuple):
@@ -150,7 +152,7 @@ class Plan:
         N = self.BH * (4 if forward else 1)
         weights = N * self.terms(layer) * size // 128
         gathered = self.BB * self.BK * (self.PIECES or 0) * size // 128
-        return weights, weights + gathered + self.BB * N // (32 if forward else 16)
+        return weights, weights + gathered + self.BB * N // 16
 
 
 def plans(kernel: str, layer: Layer) -> Iterator[Plan]:
@@ -166,7 +168,7 @@ def plans(kernel: str, layer: Layer) -> Iterator[Plan]:
         yield Plan("resident", layer.precision, 16, width, width, num_warps, maxnreg=ROOMY)
     elif kernel == "persistent":
         for (BB, BH, num_warps), parts in product(PERSISTENT_TILES[layer.direction], (1, 2, 3)):
-            plan = Plan("persistent", layer.precision, BB, BH, 32, num_warps)
+            plan = Plan("persistent", layer.precision, BB, BH, 32, num_warps, maxnreg=ROOMY)
             if layer.dtype.itemsize == 2 and plan.terms(layer) % 64 == 0:
                 plan = replace(plan, BK=64)  # so that a thread loads 16 bytes at once
             pieces = plan.terms(layer) // plan.BK
@@ -190,7 +192,10 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
             reasons.append("runs on NVIDIA's cards")
         if layer.dtype == torch.float64 or (layer.dtype == torch.float32 and layer.precision == "ieee"):
             reasons.append("takes products that tensor cores form")
-        if any(held > most for held, most in zip(plan.held(layer), HELD[layer.direction], strict=True)):
+        older = card.capability not in NATIVE_MAXIMUM
+        most = HELD_OLDER if older and layer.direction == "backward" else HELD[layer.direction]
+        weights, held = plan.held(layer)
+        if weights > most[0] or held > most[1] or (older and weights > 64 and plan.BB > 16):
             reasons.append("would spill registers")
     if layer.projection:
         reasons.append("takes no projection")

@@ -3,14 +3,14 @@
 import importlib.util
 
 
-def planted(module, old, new, tmp_path):
+def planted(module, old, new, tmp_path, name="broken"):
     """The module with a piece of its source replaced."""
     with open(module.__file__) as file:
         source = file.read()
     assert old in source
-    path = tmp_path / "broken.py"
+    path = tmp_path / f"{name}.py"
     path.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("broken", path)
+    spec = importlib.util.spec_from_file_location(name, path)
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
     return copy

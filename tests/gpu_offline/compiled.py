@@ -23,10 +23,11 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from lstm_fused.kernels import cooperative, resident, step
-from lstm_fused.kernels.choose import CARDS, Card, Layer, Plan, fitting, plans, why_not
+from lstm_fused.kernels import cooperative, persistent, resident, step
+from lstm_fused.kernels.choose import CARDS, WAITING, Card, Layer, Plan, fitting, plans, why_not
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 TABLE = Path(__file__).with_name("resources.json")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -36,7 +37,14 @@ BATCHES = (16, 64, 256)
 SPILLS = "would spill registers"  # says why_not
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
 OWN = {"fp32": torch.float32}  # products in float32's own precision, which no tensor core forms; not tabled
-POINTERS = {"lengths": "*i64", "arrived": "*i32", "counters": "*i32", "late": "*i32", "table": "*i64"}
+POINTERS = {
+    "lengths": "*i64",
+    "arrived": "*i32",
+    "counters": "*i32",
+    "late": "*i32",
+    "blank": "*i32",
+    "table": "*i64",
+}
 WIDE_POINTERS = ("xw", "c_all", "partials")
 INTEGERS = ("T", "B", "node", "first", "tiles", "steps")
 # What the step kernels' tables hold the addresses of, an x of the layer's dtype, a w wide; then what variants
@@ -83,8 +91,8 @@ class Build:
 
     @property
     def function(self) -> Any:
-        module = {"step": step, "resident": resident, "cooperative": cooperative}[self.kernel]
-        return getattr(module, f"lstm_{self.direction}_{self.kernel}_kernel")
+        modules = {"step": step, "resident": resident, "cooperative": cooperative, "persistent": persistent}
+        return getattr(modules[self.kernel], f"lstm_{self.direction}_{self.kernel}_kernel")
 
     def plan(self) -> Plan | None:
         """Its tiles, if this kernel takes this layer on this card."""
@@ -104,9 +112,11 @@ class Build:
 
 def layers() -> Iterator[Build]:
     """Every kernel for every kind of layer and card, at the first batch."""
-    kernels, directions = ("step", "resident", "cooperative"), ("forward", "backward")
+    kernels, directions = ("step", "resident", "cooperative", "persistent"), ("forward", "backward")
     for card, kernel, direction, kind, H in product(CARDS, kernels, directions, KINDS, SIZES):
-        yield Build(kernel, direction, kind, H, card)
+        # Nothing that a persistent kernel holds is other in bf16 than in fp16, and its tiles at 64 are those at 128.
+        if kernel != "persistent" or (kind != "bf16" and SIZES[0] < H):
+            yield Build(kernel, direction, kind, H, card)
 
 
 def matrix() -> Iterator[Build]:
@@ -170,7 +180,13 @@ def compile_kernel(build: Build, function: Any = None, varied: bool = False, pro
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")
     }
-    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
+    of_kind = GluonASTSource if isinstance(function, GluonJITFunction) else ASTSource
+    source = of_kind(
+        fn=function,
+        signature=signature,
+        constexprs={(function.arg_names.index(name),): value for name, value in constants.items()},
+        attrs=aligned,
+    )
     arch = build.card.capability
     amd = arch.startswith("gfx")
     target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch[3:]), 32)
@@ -239,13 +255,13 @@ def faults(build: Build, compiled: Any, found: Resources) -> list[str]:
         )
     if not found.mix["tensor"] and build.kind not in OWN:
         wrong.append("does not use the tensor cores")
-    if build.kernel == "cooperative":
+    if build.kernel in WAITING:
         programs = max(at_once(served) for served in build.batches())
         if programs > card.sms * programs_per_sm(found, plan, card):
             wrong.append(f"{programs} programs are not on the card at once")
     if build.kernel != "step":
         wrong += loop_faults(compiled.asm["ttgir"])
-    releases = build.kernel == "cooperative" or (build.kernel, build.direction) == ("resident", "backward")
+    releases = build.kernel == "cooperative" or (build.kernel != "step" and build.direction == "backward")
     if releases and "ptx" in compiled.asm:
         wrong += release_faults(compiled.asm["ptx"])
     return wrong

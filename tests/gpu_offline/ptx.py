@@ -1,9 +1,11 @@
 """Runs the PTX that Triton makes for sm_80 and sm_90, and watches for what a GPU would let pass.
 
-All threads of a block take one step together, as numpy arrays; blocks take turns by lot at atomics and
-acquiring loads. Errors: accesses outside the tensors or misaligned; two warps that meet at one byte of
+All threads of a block take one step together, as numpy arrays; blocks take turns by lot at atomics and at
+relaxed and acquiring loads. A store to global memory waits in its block's own buffer: some leave soon, in any
+order, others only when a fence or a release makes them. A load may give what stood there before the last
+store to leave, until its block fences or acquires. Errors: accesses outside the tensors or misaligned; two warps that meet at one byte of
 shared memory, one of them writing, with no barrier between; a release while other warps' stores are not
-behind a barrier; branches on which threads disagree. It also says which barriers something depends on: two
+behind a barrier; branches on which threads disagree, but for those that leave a loop of inline assembly. It also says which barriers something depends on: two
 warps that met at one byte just before and just after. Semantics and the layout of matrix fragments: NVIDIA,
 "PTX ISA", version 8. Approximate instructions are as far off as it lets them be.
 """
@@ -23,6 +25,8 @@ TYPES = {
     "pred": np.dtype(bool),
 }
 TURNS = 200_000  # more than any launch here takes, unless it waits forever
+OLD = 0.2  # how likely a load gives what was there before, where it may
+SOON = 4  # turns of a block until what it stored has left, if that leaves on its own
 WARP = 32
 
 
@@ -38,19 +42,27 @@ class Program:
         self.threads = int(re.search(r"\.reqntid (\d+)", ptx)[1])
         self.parameters = re.findall(r"\.param \.(u\d+).*?(\w+_param_\d+)", head)
         self.instructions, self.labels = [], {}
+        blocks = 0  # of inline assembly, whose labels are its own
         for line in body.splitlines():
             line = line.split("//")[0].strip()
-            line = re.sub(
-                r"^\{ \.reg \.b32 \w+; (.*) \}$", r"\1", line
-            )  # an instruction with its own register
-            if label := re.fullmatch(r"(\$\w+):", line):
-                self.labels[label[1]] = len(self.instructions)
-            elif found := re.fullmatch(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*);", line):
-                name, *qualifiers = found[3].replace("::cta", "").split(".")
-                operands = re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s]+", found[4])
-                self.instructions.append((found[2], bool(found[1]), name, qualifiers, operands, line))
-            elif line and line[0] != "." and line not in "{}":
-                raise NotImplementedError(line)
+            blocks += line == "{"
+            # An instruction with its own register.
+            line = re.sub(r"^\{ \.reg \.b32 \w+; (.*) \}$", r"\1", line)
+            for statement in re.split(r";\s*", line):
+                self.read(statement, f"@{blocks}")
+
+    def read(self, line, block):
+        if label := re.fullmatch(r"(\$?\w+):", line):
+            name = label[1] if label[1][0] == "$" else label[1] + block
+            self.labels[name] = len(self.instructions)
+        elif found := re.fullmatch(r"(?:@(!?)(%p\d+|\w+)\s+)?([a-z][\w.:]*)\s*(.*)", line):
+            name, *qualifiers = found[3].replace("::cta", "").split(".")
+            operands = re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s]+", found[4])
+            if name == "bra" and operands[0][0] != "$":
+                operands[0] += block
+            self.instructions.append((found[2], bool(found[1]), name, qualifiers, operands, line))
+        elif line and line[0] != "." and line not in "{}":
+            raise NotImplementedError(line)
 
 
 class Machine:
@@ -58,6 +70,8 @@ class Machine:
 
     def __init__(self, seed=0):
         self.random, self.tensors, self.end = random.Random(seed), [], 1 << 20
+        self.draws = np.random.default_rng(seed)
+        self.left, self.versions = 0, {}  # how many stores have left; see Buffer.leave
         self.needed = set()  # positions of barriers that keep two warps apart
         self.touched, self.early = set(), []  # tensors: of this block; and at each wait for another launch
 
@@ -80,6 +94,7 @@ class Machine:
 
     def launch(self, program, grid, arguments, shared, positions=None):
         """Run all blocks of the grid, or those at these positions."""
+        self.versions = {}
         positions = np.ndindex(*grid) if positions is None else positions
         blocks = [Block(self, program, at, grid, arguments, shared).run() for at in positions]
         for _ in range(TURNS):
@@ -135,6 +150,96 @@ def meet(some, others):
     return bool(((some != 0) & (others != 0) & ((both & (both - 1)) != 0)).any())
 
 
+class Buffer:
+    """What a block has stored and others may not see yet; it sees its own. And what it may see of theirs."""
+
+    def __init__(self, machine, threads):
+        self.machine, self.turns, self.stores = machine, 0, 0
+        self.fenced = np.zeros(
+            threads, np.int32
+        )  # how many stores had left, of all blocks, when each thread did
+        self.known = {}  # by tensor: the version of each byte that the block has seen
+        self.own = {}  # by tensor: the bytes as the block sees them, which store each is from, which has left
+        self.soon = {}  # stores that leave on their own, by turn
+        self.held = []  # and those that do not
+
+    def store(self, memory, index, data, threads, epoch, relaxed):
+        """Store numbers of so many bytes each; relaxed ones leave soon."""
+        if id(memory) not in self.own:
+            self.own[id(memory)] = np.zeros(memory.size, np.uint8), *np.zeros((2, memory.size), np.int32)
+        seen, stored, _ = self.own[id(memory)]
+        self.stores += 1
+        seen[index], stored[index] = data, self.stores
+        # Each on its own, or all at once.
+        draws = self.machine.draws
+        wait = draws.integers(0, SOON if relaxed else 2 * SOON, len(index) if draws.random() < 0.5 else 1)
+        wait = np.broadcast_to(wait, len(index))
+        for turns in np.unique(wait):
+            some = wait == turns
+            entry = memory, index[some], data[some], threads[some], epoch, self.stores
+            if turns == 0:
+                self.leave(entry)
+            elif turns < SOON:
+                self.soon.setdefault(self.turns + turns, []).append(entry)
+            else:
+                self.held.append(entry)
+
+    def load(self, memory, index, threads):
+        data = memory[index]
+        if id(memory) in self.machine.versions:
+            before, version = self.machine.versions[id(memory)]
+            known = self.known.setdefault(id(memory), np.zeros(memory.size, np.int32))
+            new = (version[index] > self.fenced[threads][:, None]) & (version[index] > known[index])
+            old = new & (self.machine.draws.random(len(index)) < OLD)[:, None]
+            data = np.where(old, before[index], data)
+            known[index[~old]] = version[index[~old]]
+        if id(memory) in self.own:
+            seen, stored, left = self.own[id(memory)]
+            data = np.where(stored[index] > left[index], seen[index], data)
+        return data
+
+    def leave(self, entry):
+        """To memory, unless a later store to the same byte has left: then that came right after."""
+        memory, index, data, _, _, number = entry
+        left = self.own[id(memory)][2]
+        late = left[index] < number
+        index, data = index[late], data[late]
+        if id(memory) not in self.machine.versions:
+            self.machine.versions[id(memory)] = (
+                np.zeros(memory.size, np.uint8),
+                np.zeros(memory.size, np.int32),
+            )
+        before, version = self.machine.versions[id(memory)]
+        self.machine.left += 1
+        before[index], version[index] = memory[index], self.machine.left
+        self.known.setdefault(id(memory), np.zeros(memory.size, np.int32))[index] = self.machine.left
+        memory[index], left[index] = data, number
+
+    def acquire(self, threads):
+        """From now on these see what has left until now."""
+        self.fenced[threads] = self.machine.left
+
+    def turn(self):
+        self.turns += 1
+        for entry in self.soon.pop(self.turns, ()):
+            self.leave(entry)
+
+    def empty(self, threads=None, epoch=None):
+        """Let all leave, or all of these threads and from before this epoch."""
+        waiting = [(None, entry) for entry in self.held]
+        waiting += [(turn, entry) for turn, entries in self.soon.items() for entry in entries]
+        self.held, self.soon = [], {}
+        for turn, entry in waiting:
+            memory, index, data, by, when, number = entry
+            if threads is None or when < epoch or threads[by].all():
+                self.leave(entry)
+                continue
+            goes, stays = threads[by], ~threads[by]
+            self.leave((memory, index[goes], data[goes], by[goes], when, number))
+            kept = memory, index[stays], data[stays], by[stays], when, number
+            (self.held if turn is None else self.soon.setdefault(turn, [])).append(kept)
+
+
 class Block:
     """One block's threads, in step."""
 
@@ -154,27 +259,39 @@ class Block:
         self.stored = set()  # and between that one and the one before it
         self.barrier = None  # where the last one stands
         self.copies = [[]]  # groups of asynchronous copies, the open one last
+        self.here, self.ahead = np.ones(n, bool), {}  # threads that run; those that wait, by where they do
+        self.buffer = Buffer(machine, self.threads)
 
     def run(self):
         """Yields where another block may take over."""
         at, self.waited, self.machine.touched = 0, False, set()
         while True:
             predicate, negated, name, qualifiers, operands, line = self.program.instructions[at]
+            if at in self.ahead:
+                self.here = self.here | self.ahead.pop(at)
             at += 1
-            active = np.ones(self.threads, bool)
+            active = self.here
             if predicate:
-                active = self.registers[predicate] != negated
+                active = active & (self.registers[predicate] != negated)
             if name == "ret":
+                self.buffer.empty()
                 return self.note_barrier(None)
             if name == "bar":
                 self.note_barrier(at - 1)
             if name == "bra":
-                if active.any() and not active.all():
-                    raise Fault("threads disagree on a branch")
-                at = self.program.labels[operands[0]] if active.all() else at
+                to = self.program.labels[operands[0]]
+                if np.array_equal(active, self.here):
+                    at = to
+                elif active.any():
+                    # In inline assembly some may go ahead, and wait there for the others.
+                    if "@" not in operands[0] or to < at:
+                        raise Fault("threads disagree on a branch")
+                    self.ahead[to] = self.ahead.get(to, False) | active
+                    self.here = self.here & ~active
                 continue
-            if name == "atom" or "acquire" in qualifiers:
+            if name == "atom" or "acquire" in qualifiers or (name == "ld" and "relaxed" in qualifiers):
                 yield
+                self.buffer.turn()
             try:
                 method = getattr(self, f"do_{name}", None)
                 if method is not None:
@@ -233,6 +350,9 @@ class Block:
                 x, count = self.value(operands[0], qualifiers[-1]), self.value(operands[1], "u32")
                 kept = (np.left_shift if name == "shl" else np.right_shift)(x, count.astype(x.dtype))
                 return np.where(count < 8 * x.itemsize, kept, 0).astype(x.dtype)
+            if qualifiers[-1] == "u16x2":
+                halves = [self.value(o, "u32").view(np.uint16) for o in operands]
+                return ARITHMETIC[name](*halves).view(np.uint32)
             values = [self.value(o, qualifiers[-1]) for o in operands]
             if "wide" in qualifiers:
                 wide = f"{values[0].dtype.kind}{2 * values[0].itemsize}"
@@ -240,6 +360,10 @@ class Block:
                 values[2:] = (
                     self.value(o, f"u{8 * np.dtype(wide).itemsize}").view(wide) for o in operands[2:]
                 )
+            if "hi" in qualifiers:  # the upper half of a product
+                assert name == "mul"
+                whole = values[0].astype(object) * values[1].astype(object)
+                return (whole >> 8 * values[0].itemsize).astype(values[0].dtype)
             if name == "fma":
                 return sum_of_product(*values)
             inexact = {"approx", "full"} & set(qualifiers) and values[0].dtype == np.float32
@@ -327,27 +451,52 @@ class Block:
         size = TYPES[kind].itemsize
         data = np.zeros((self.threads, size * len(targets)), np.uint8)
         if active.any():
-            memory, index = self.bytes_at(qualifiers, operands[1], data.shape[1], active, write=False)
-            data[active] = memory[index]
+            addresses = self.address(operands[1])[active]
+            if "shared" in qualifiers:
+                index = self.shared.touch(addresses, data.shape[1], self.warp[active], write=False)
+                data[active] = self.shared.data[index]
+            else:
+                data[active] = self.load_global(addresses, data.shape[1], np.flatnonzero(active))
+                if "acquire" in qualifiers:
+                    self.buffer.acquire(slice(None))
         for target, part in zip(targets, data.view(TYPES[kind]).T, strict=True):
             self.write(target, widened(np.ascontiguousarray(part), target), active)
 
     def do_st(self, qualifiers, operands, active):
-        if active.any():
-            parts = [self.value(r, qualifiers[-1])[active] for r in registers(operands[1])]
-            data = np.stack(parts, 1).view(np.uint8)
-            memory, index = self.bytes_at(qualifiers, operands[0], data.shape[1], active, write=True)
-            memory[index] = data
-
-    def bytes_at(self, qualifiers, operand, size, active, write):
-        """The memory, and the index of each byte of each active thread."""
-        addresses = self.address(operand)[active]
+        if not active.any():
+            return
+        parts = [self.value(r, qualifiers[-1])[active] for r in registers(operands[1])]
+        data = np.stack(parts, 1).view(np.uint8)
+        addresses, warps = self.address(operands[0])[active], self.warp[active]
         if "shared" in qualifiers:
-            return self.shared.data, self.shared.touch(addresses, size, self.warp[active], write)
-        memory, offsets = self.machine.find(addresses, size)
-        if write:
-            self.storing |= set(self.warp[active])
-        return memory, offsets[:, None] + np.arange(size)
+            self.shared.data[self.shared.touch(addresses, data.shape[1], warps, write=True)] = data
+            return
+        memory, offsets = self.machine.find(addresses, data.shape[1])
+        self.storing |= set(warps)
+        # Each number of a vector makes its own way.
+        size = TYPES[qualifiers[-1]].itemsize
+        index = (offsets[:, None] + np.arange(data.shape[1])).reshape(-1, size)
+        threads = np.repeat(np.flatnonzero(active), len(parts))
+        self.buffer.store(
+            memory, index, data.reshape(-1, size), threads, self.shared.epoch, "relaxed" in qualifiers
+        )
+
+    def load_global(self, addresses, size, threads):
+        """From one tensor, or each thread from one of several."""
+        starts = np.array([start for start, _ in self.machine.tensors])
+        among = np.searchsorted(starts, addresses, side="right")
+        data = np.empty((len(addresses), size), np.uint8)
+        for tensor in np.unique(among):
+            some = among == tensor
+            memory, offsets = self.machine.find(addresses[some], size)
+            data[some] = self.buffer.load(memory, offsets[:, None] + np.arange(size), threads[some])
+        return data
+
+    def do_fence(self, qualifiers, operands, active):
+        """It takes along what its own thread stored, and what all stored before a barrier."""
+        assert qualifiers == ["acq_rel", "gpu"]
+        self.buffer.empty(active, self.shared.epoch)
+        self.buffer.acquire(active)
 
     def do_ldmatrix(self, qualifiers, operands, active):
         targets = registers(operands[0])
@@ -384,8 +533,8 @@ class Block:
             )
             data = np.zeros((active.sum(), size), np.uint8)
             if (taken > 0).any():
-                memory, offsets = self.machine.find(self.address(operands[1])[active][taken > 0], size)
-                data[taken > 0] = memory[offsets[:, None] + np.arange(size)]
+                threads = np.flatnonzero(active)[taken > 0]
+                data[taken > 0] = self.load_global(self.address(operands[1])[threads], size, threads)
             index = self.shared.touch(self.address(operands[0])[active], size, self.warp[active], write=True)
             self.copies[-1].append((index, data, self.warp[active]))
 
@@ -404,10 +553,14 @@ class Block:
                 raise Fault("a release with stores of other warps before it and no barrier between")
             if {"release", "acq_rel"} & set(qualifiers) and self.stored - {self.warp[thread]}:
                 self.machine.needed.add(self.barrier)
+            if {"release", "acq_rel"} & set(qualifiers):
+                self.buffer.empty()
             memory, offset = self.machine.find(self.address(operands[1])[thread : thread + 1], 4)
             cell = memory[offset[0] : offset[0] + 4].view(np.uint32)
             before = cell.copy()
             cell += self.value(operands[2], "u32")[thread]
+            if {"acquire", "acq_rel"} & set(qualifiers):
+                self.buffer.acquire(slice(None))
             self.write(operands[0], np.repeat(before, self.threads), np.arange(self.threads) == thread)
 
     def do_griddepcontrol(self, qualifiers, operands, active):

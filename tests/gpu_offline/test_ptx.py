@@ -76,7 +76,7 @@ class Launcher:
 NOTHING = (None, False, "mov", ["u32"], ["%nothing", "0"], "nothing")
 
 
-def forward(launch, kernel, kind, case):
+def forward(launch, kernel, kind, case, programs=None):
     """What the compiled kernel makes of a case, and what the reference makes of it."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind])
@@ -97,13 +97,14 @@ def forward(launch, kernel, kind, case):
         launch((rows, 1), tensors, T, B)
     else:
         exchange = torch.full((2, B, H), torch.nan, dtype=y.dtype)
-        arrived, late = torch.zeros(rows, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        arrived, launch.late = torch.zeros(rows, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
         for first in range(rows):
-            launch((1, columns), [*tensors, exchange, arrived, late], T, B, first)
+            numbers = T, B, first
+            launch((1, columns), [*tensors, exchange, arrived, launch.late], *numbers, positions=programs)
     return found, list(wanted)
 
 
-def backward(launch, kernel, kind, case):
+def backward(launch, kernel, kind, case, programs=None):
     """The same for the backward pass."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind])
@@ -125,8 +126,9 @@ def backward(launch, kernel, kind, case):
     if kernel == "resident":
         launch((rows, 1), tensors, T, B, rows)
     else:
+        launch.late = torch.zeros(1, dtype=torch.int32)
         for first in range(rows):
-            launch((1, columns), [*tensors, torch.zeros(1, dtype=torch.int32)], T, B, first, rows)
+            launch((1, columns), [*tensors, launch.late], T, B, first, rows, positions=programs)
     return found, list(wanted)
 
 

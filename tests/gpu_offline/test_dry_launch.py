@@ -1,0 +1,91 @@
+"""The launches that a user's call makes, by Triton's own launch path, on a card that is not there.
+
+Triton compiles another kernel for each kind of arguments: an integer that is 1 becomes a constant, a tensor
+that is None does. So calls of all kinds are made, with tensors on the CPU, and all is done but the launch.
+"""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from cases import Case, make_tensors  # noqa: E402
+from compiled import CARDS  # noqa: E402
+from lstm_fused.kernels import launch, sequence  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.runtime import driver, jit  # noqa: E402
+
+KERNELS = ("step", "resident", "cooperative", "persistent")
+# As small as it can be, with all left out that can be; and the opposite.
+LEAST = Case("least", T=1, B=1, I=1, H=1, bias=False, peephole=False)
+MOST = Case("most", T=2, B=17, I=3, H=20, lengths=(1, 2) * 8 + (0,), reverse=True)
+
+
+class Driver:
+    """Of an H100 that launches nothing."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=None):
+        return 0
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The names of the kernels that are launched, in order, all of them compiled."""
+    names, run = [], jit.JITFunction.run
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        compiled = run(self, *arguments, grid=grid, warmup=True, **options)
+        assert "cubin" in compiled.asm
+        names.append(self.fn.__name__)
+
+    monkeypatch.setattr(jit.JITFunction, "run", compile_only)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
+    monkeypatch.setattr(launch, "card_at", lambda device: CARDS[1])
+    monkeypatch.setattr(driver, "_active", Driver())
+    return names
+
+
+def call(case, dtype=torch.float16, **given):
+    """Both passes."""
+    t = make_tensors(case, dtype)
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    names = "x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0"
+    out = launch.forward(*(t[name] for name in names), lengths, case.reverse, True)
+    saved = out.c, out.gates, t["c0"], t["weight_hh"], t["peephole"], t["weight_hr"]
+    dout = [out[0], out[1], out[2]] if case is not LEAST else [out[0], None, None]
+    launch.backward(*dout, *saved, lengths, case.reverse)
+
+
+@pytest.mark.parametrize("case", [LEAST, MOST], ids=lambda case: case.name)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_call_compiles(launched, monkeypatch, kernel, case):
+    monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
+    call(case)
+    assert set(launched) == {f"lstm_{way}_{kernel}_kernel" for way in ("forward", "backward")}
+
+
+def test_a_call_with_a_projection_compiles(launched):
+    call(Case("least", T=1, B=1, I=1, H=1, P=1))
+    assert "lstm_product_step_kernel" in launched
+
+
+@pytest.mark.parametrize("kernel", ["cooperative", "persistent"])
+def test_a_launch_after_one_that_gave_up_says_so_once(launched, monkeypatch, kernel):
+    monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
+    sequence.late_on(torch.device("cpu")).fill_(1)
+    with pytest.raises(RuntimeError, match="waited for others in vain"):
+        call(LEAST)
+    assert not launched
+    call(LEAST)
+    sequence.late_on(torch.device("cpu")).fill_(1)
+    with pytest.raises(RuntimeError, match="waited for others in vain"):
+        call(LEAST)
+    assert not sequence.late_on(torch.device("cpu"))
