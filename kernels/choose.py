@@ -51,6 +51,8 @@ ROOMY = 255
 # without that maximum can fill fewer.
 HELD = {"forward": (128, 208), "backward": (96, 176)}
 HELD_OLDER = (96, 152)  # backward
+# Fuller plans that do not spill on Hopper's cards all the same: direction, BB, BH, PIECES.
+FULLER = {("forward", 32, 16, 2): (96, 256)}
 
 
 class Card(NamedTuple):
@@ -194,6 +196,8 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
             reasons.append("takes products that tensor cores form")
         older = card.capability not in NATIVE_MAXIMUM
         most = HELD_OLDER if older and layer.direction == "backward" else HELD[layer.direction]
+        if card.capability == "sm_90":
+            most = FULLER.get((layer.direction, plan.BB, plan.BH, plan.PIECES), most)
         weights, held = plan.held(layer)
         if weights > most[0] or held > most[1] or (older and weights > 64 and plan.BB > 16):
             reasons.append("would spill registers")

@@ -3,11 +3,11 @@
 All threads of a block take one step together, as numpy arrays; blocks take turns by lot at atomics and at
 relaxed and acquiring loads. A store to global memory waits in its block's own buffer: some leave soon, in any
 order, others only when a fence or a release makes them. A load may give what stood there before the last
-store to leave, until its block fences or acquires. Errors: accesses outside the tensors or misaligned; two warps that meet at one byte of
-shared memory, one of them writing, with no barrier between; a release while other warps' stores are not
-behind a barrier; branches on which threads disagree, but for those that leave a loop of inline assembly. It also says which barriers something depends on: two
-warps that met at one byte just before and just after. Semantics and the layout of matrix fragments: NVIDIA,
-"PTX ISA", version 8. Approximate instructions are as far off as it lets them be.
+store to leave, until its block fences or acquires. Errors: accesses outside the tensors or misaligned; two
+warps that meet at one byte of shared memory, one of them writing, with no barrier between; a release while
+other warps' stores are not behind a barrier; branches on which threads disagree, but for those that leave a
+loop of inline assembly. It also says which barriers something depends on: two warps that met at one byte just
+before and just after. Semantics and the layout of matrix fragments: NVIDIA, "PTX ISA", version 8. Approximate instructions are as far off as it lets them be.
 """
 
 import random
