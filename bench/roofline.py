@@ -1,7 +1,7 @@
 """Predicts the time per step of each GPU kernel from bytes, FLOPs and latencies: python -m bench.roofline.
 
-Nothing here was measured on a GPU by this project. The cards' figures are the makers'; a latency is a
-usual public figure. A step cannot end before its longest chain of dependent events has: this is what
+The cards' figures are the makers'; a latency is a usual public figure, but for what an H100 and an H200
+measured (docs/gpu/h200.md). A step cannot end before its longest chain of dependent events has: this is what
 binds at small batches, where neither bytes nor FLOPs do.
 """
 
@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,21 @@ class Speed:
     l2: float  # bytes per microsecond
     shared: float  # bytes per microsecond and multiprocessor
     exchange: float  # microseconds from a store to its load elsewhere: store, release, acquire, load
+    flagged: float  # the same where each number is its own flag
     launch: float  # microseconds between two kernels of a CUDA graph
     sync: float  # microseconds for a barrier and a round trip through shared memory
 
 
 SPEEDS = {
-    "A100": Speed(312e6, 2.0e6, 4.0e6, 0.18e6, 1.7, 1.6, 0.03),
-    "H100": Speed(990e6, 3.3e6, 5.5e6, 0.23e6, 1.3, 1.3, 0.025),
-    "B200": Speed(2250e6, 8.0e6, 10e6, 0.24e6, 1.3, 1.2, 0.025),
+    "A100": Speed(312e6, 2.0e6, 4.0e6, 0.18e6, 1.9, 1.3, 1.6, 0.03),
+    "H100": Speed(990e6, 3.3e6, 8e6, 0.23e6, 1.6, 1.1, 1.3, 0.025),
+    "B200": Speed(2250e6, 8.0e6, 10e6, 0.24e6, 1.6, 1.1, 1.2, 0.025),
 }
 LOAD = 0.6  # microseconds until a number arrives from memory
 GATES = 0.15  # microseconds for the gates of one tile
+MATRIX = 0.019  # microseconds from one matrix instruction to the next that adds to its result: 33 cycles
+TILE = 0.15  # microseconds for the next tile of a pipelined product to come from L2
+LATE = 0.35  # microseconds that the last of twice as many programs is later
 # What the compiler made of each kernel, with its barriers; a few of them stand outside the time loop, as do
 # those of the sums at the end of a backward pass in one launch.
 SUMS = 16
@@ -85,21 +90,30 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     rate = speed.dense_flops / card.sms * REACHED * (2 / size)
     on_chip = per_sm * max(weights / speed.shared, flops / rate)
     operand = plan.BB * H * size * (1 if layer.direction == "forward" else 4)
-    nearest = min(SIZES, key=lambda size: abs(size - H))
-    row = f"{plan.kernel} {layer.direction} {KINDS[layer.dtype]} H={nearest} {card.capability}"
+    kind = "fp16" if plan.kernel == "persistent" and size == 2 else KINDS[layer.dtype]
+    name = f"{plan.kernel} {layer.direction} {kind} H={{}} {card.capability}"
+    known = [known for known in SIZES if name.format(known) in resources()]
+    row = name.format(min(known, key=lambda known: abs(known - H)))
     outside = SUMS if layer.direction == "backward" and plan.kernel != "step" else 0
-    sync = (int(resources()[row]["mix"]["barrier"]) - outside) * speed.sync
+    barriers = 2 if plan.kernel == "persistent" else int(resources()[row]["mix"]["barrier"]) - outside
+    sync = barriers * speed.sync
+    # Products of tiles that wait for one another: a warp's terms, 16 or 8 of them in an instruction.
+    terms = plan.terms(layer) / 2 if plan.kernel == "persistent" else H
+    matrix = MATRIX * terms * size / 32
     # Forward xw in, gates, c and y out; backward gates, c and dy in, dxw out.
     streamed = B * H * (4 + (16 + 5 * size if layer.direction == "forward" else 9 * size))
     traffic = streamed / speed.memory
     if plan.kernel == "resident":
-        return Prediction(LOAD + GATES + sync, on_chip, traffic)
+        return Prediction(LOAD + GATES + sync + 4 * matrix, on_chip, traffic)
     traffic += programs * operand / speed.l2
+    if plan.kernel == "persistent":
+        chain = speed.flagged + LATE * max(0, log2(columns / 8)) + GATES + sync + matrix
+        return Prediction(chain, 0, traffic)
     if plan.kernel == "cooperative":  # what it needs of memory comes while it waits for the others
-        return Prediction(speed.exchange + GATES + sync, on_chip, traffic)
-    return Prediction(
-        speed.launch + 2 * LOAD + GATES + sync, on_chip, traffic + programs * weights / speed.l2
-    )
+        return Prediction(speed.exchange + GATES + sync + matrix, on_chip, traffic)
+    tiles = H * (1 if layer.direction == "forward" else 4) / plan.BK
+    chain = speed.launch + 2 * LOAD + GATES + sync + TILE * tiles
+    return Prediction(chain, on_chip, traffic + programs * weights / speed.l2)
 
 
 def predict_all(plan: Plan, layer: Layer, card: Card) -> float:
@@ -146,7 +160,7 @@ def main() -> None:
     card = next(card for card in CARDS if card.name == "H100")
     ours = sequence(768, 16, 1024, card, torch.bfloat16)
     print("\nH 768, B 16, T 1024, bf16, H100: ms forward, ms with backward")
-    for name, times in {"predicted, never measured": ours, **PUBLIC}.items():
+    for name, times in {"predicted": ours, **PUBLIC}.items():
         print(f"{name:<28} {times[0]:6.2f} {times[1]:6.2f}")
 
 

@@ -30,9 +30,10 @@ PERSISTENT_TILES = {
 # The kernels whose programs wait for one another, and so must be on the card all at once.
 WAITING = ("persistent", "cooperative")
 
-# In how many launches a batch that does not fit at once is still better run than step by step: measured on an
-# H200, docs/gpu/h200.md. Cooperative kernels: in two up to this H, as bench/roofline.py predicts.
-LAUNCHES = {"forward": 2, "backward": 3}
+# In how many launches a batch that does not fit at once is still better run than step by step, as
+# bench/roofline.py reckons from what was measured: persistent kernels; but where cooperative ones take it
+# forward in one launch, three are enough. Cooperative kernels: in two up to this H.
+LAUNCHES, BESIDE_COOPERATIVE = 5, 3
 TWICE = {"forward": 1024, "backward": 512}
 
 # The cards with a maximum of two 16-bit numbers in one instruction.
@@ -274,13 +275,18 @@ def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str
     order = [name for name in order if name in (kernel, *among)]
     for name in order:
         for plan in fitting(name, layer, card):
-            few = 1 + (TWICE[layer.direction] >= layer.H)
-            if name == "persistent":
-                few = LAUNCHES[layer.direction]
+            few = LAUNCHES if name == "persistent" else 1 + (TWICE[layer.direction] >= layer.H)
+            if name == "persistent" and layer.direction == "forward" and in_one_launch(layer, card):
+                few = BESIDE_COOPERATIVE
             if name in (kernel, best) or launches(plan, layer) <= few:
                 return plan
     reasons = {reason for plan in plans(order[0], layer) for reason in why_not(plan, layer, card)}
     raise RuntimeError(f"kernel {kernel!r} cannot run {layer} on {card.name}: {'; '.join(sorted(reasons))}")
+
+
+def in_one_launch(layer: Layer, card: Card) -> bool:
+    """Whether the cooperative kernel takes the whole batch at once."""
+    return any(launches(plan, layer) == 1 for plan in fitting("cooperative", layer, card))
 
 
 def measured(layer: Layer, card: Card) -> str | None:

@@ -7,7 +7,8 @@ store to leave, until its block fences or acquires. Errors: accesses outside the
 warps that meet at one byte of shared memory, one of them writing, with no barrier between; a release while
 other warps' stores are not behind a barrier; branches on which threads disagree, but for those that leave a
 loop of inline assembly. It also says which barriers something depends on: two warps that met at one byte just
-before and just after. Semantics and the layout of matrix fragments: NVIDIA, "PTX ISA", version 8. Approximate instructions are as far off as it lets them be.
+before and just after. Semantics and the layout of matrix fragments: NVIDIA, "PTX ISA", version 8. Approximate
+instructions are as far off as it lets them be.
 """
 
 import random

@@ -35,11 +35,37 @@ def test_no_other_kernel_would_be_much_faster(card, direction):
         assert predict_all(choose(layer, card), layer, card) <= 1.25 * best, layer
 
 
-def test_a_batch_too_large_at_once_comes_in_two_launches():
-    layer = Layer("forward", 768, 256, torch.bfloat16, "tf32")
-    plan = choose(layer, H100)
-    assert plan.kernel == "cooperative" and launches(plan, layer) == 2
-    tiles, columns = plan.grid(layer.B, layer.H)
-    waves = plan.waves(tiles)
-    assert [first for first, _ in waves] == [0, waves[0][1]] and sum(n for _, n in waves) == tiles
-    assert all(n * columns <= 2 * H100.sms for _, n in waves)
+def test_a_batch_too_large_at_once_comes_in_several_launches():
+    for kernel, dtype, B in (("persistent", torch.bfloat16, 256), ("cooperative", torch.float64, 400)):
+        layer = Layer("forward", 768 if kernel == "persistent" else 256, B, dtype, "tf32")
+        plan = choose(layer, H100)
+        assert plan.kernel == kernel and launches(plan, layer) > 1
+        tiles, columns = plan.grid(layer.B, layer.H)
+        waves = plan.waves(tiles)
+        assert [first for first, _ in waves] == list(range(0, tiles, waves[0][1]))
+        assert sum(n for _, n in waves) == tiles
+        assert all(n * columns <= 2 * H100.sms for _, n in waves)
+
+
+# Microseconds of a step on an H200, docs/gpu/h200.md: H, B, forward, backward.
+MEASURED = {
+    "persistent": (
+        *((128, 16, 1.25, 1.34), (256, 16, 1.67, 1.81), (512, 16, 2.15, 2.31), (768, 16, 2.63, 2.86)),
+        *((1024, 16, 2.67, 5.03), (256, 64, 1.75, 1.81), (512, 64, 2.37, 2.57), (768, 64, 4.53, 6.22)),
+        *((64, 256, 1.50, 1.48), (256, 256, 2.91, 2.59)),
+    ),
+    "cooperative": (
+        *((128, 16, 1.70, 2.21), (256, 16, 2.16, 3.39), (512, 16, 2.73, 5.55), (768, 16, 3.35, 7.70)),
+        *((1024, 16, 4.07, 8.61), (256, 64, 2.31, 3.49), (64, 256, 1.90, 2.48), (256, 256, 3.23, 3.77)),
+    ),
+}
+FACTOR = {"persistent": 1.45, "cooperative": 1.7}  # between a prediction and what was measured
+
+
+@pytest.mark.parametrize("kernel", list(MEASURED))
+def test_predictions_are_near_what_was_measured(kernel):
+    for H, B, *measured in MEASURED[kernel]:
+        for direction, wanted in zip(("forward", "backward"), measured, strict=True):
+            layer = Layer(direction, H, B, torch.float16, "ieee")
+            found = predict_all(fitting(kernel, layer, H100)[0], layer, H100)
+            assert 1 / FACTOR[kernel] < found / wanted < FACTOR[kernel], (layer, found, wanted)
