@@ -70,7 +70,9 @@ def backward(launch, kind, case, programs=None):
 
 def launcher(card, direction, kind, H, module=persistent, seed=0, **options):
     name = f"lstm_{direction}_persistent_kernel"
-    launch = Launcher(card, "persistent", direction, kind, H, seed=seed, function=getattr(module, name), **options)
+    launch = Launcher(
+        card, "persistent", direction, kind, H, seed=seed, function=getattr(module, name), **options
+    )
     launch.slots = module.RING.value
     return launch
 
