@@ -114,7 +114,7 @@ def layers() -> Iterator[Build]:
     """Every kernel for every kind of layer and card, at the first batch."""
     kernels, directions = ("step", "resident", "cooperative", "persistent"), ("forward", "backward")
     for card, kernel, direction, kind, H in product(CARDS, kernels, directions, KINDS, SIZES):
-        # A persistent kernel holds in bf16 what it holds in fp16, and its tiles at 64 are those at 128.
+        # A persistent kernel holds in bf16 what it holds in fp16, and at 64 no more than at 128.
         if kernel != "persistent" or (kind != "bf16" and SIZES[0] < H):
             yield Build(kernel, direction, kind, H, card)
 

@@ -1,14 +1,12 @@
 """Runs the PTX that Triton makes for sm_80 and sm_90, and watches for what a GPU would let pass.
 
 All threads of a block take one step together, as numpy arrays; blocks take turns by lot at atomics and at
-relaxed and acquiring loads. A store to global memory waits in its block's own buffer: some leave soon, in any
-order, others only when a fence or a release makes them. A load may give what stood there before the last
-store to leave, until its block fences or acquires. Errors: accesses outside the tensors or misaligned; two
-warps that meet at one byte of shared memory, one of them writing, with no barrier between; a release while
-other warps' stores are not behind a barrier; branches on which threads disagree, but for those that leave a
-loop of inline assembly. It also says which barriers something depends on: two warps that met at one byte just
-before and just after. Semantics and the layout of matrix fragments: NVIDIA, "PTX ISA", version 8. Approximate
-instructions are as far off as it lets them be.
+relaxed and acquiring loads; weak_memory.py says what they see of one another's stores. Errors: accesses
+outside the tensors or misaligned; two warps that meet at one byte of shared memory, one of them writing,
+with no barrier between; a release while other warps' stores are not behind a barrier; branches on which
+threads disagree, but for those that leave a loop of inline assembly. It also says which barriers something
+depends on: two warps that met at one byte just before and just after. Semantics and the layout of matrix
+fragments: NVIDIA, "PTX ISA", version 8. Approximate instructions are as far off as it lets them be.
 """
 
 import random
@@ -17,6 +15,7 @@ import re
 import approximate
 import numpy as np
 import torch
+from weak_memory import Buffer
 
 TYPES = {
     **{f"b{8 * n}": np.dtype(f"u{n}") for n in (2, 4, 8)},
@@ -26,8 +25,6 @@ TYPES = {
     "pred": np.dtype(bool),
 }
 TURNS = 200_000  # more than any launch here takes, unless it waits forever
-OLD = 0.2  # how likely a load gives what was there before, where it may
-SOON = 4  # turns of a block until what it stored has left, if that leaves on its own
 WARP = 32
 
 
@@ -149,96 +146,6 @@ def meet(some, others):
     """Whether a byte has a warp among some and another one among others, given as bits."""
     both = some | others
     return bool(((some != 0) & (others != 0) & ((both & (both - 1)) != 0)).any())
-
-
-class Buffer:
-    """What a block has stored and others may not see yet; it sees its own. And what it may see of theirs."""
-
-    def __init__(self, machine, threads):
-        self.machine, self.turns, self.stores = machine, 0, 0
-        self.fenced = np.zeros(
-            threads, np.int32
-        )  # how many stores had left, of all blocks, when each thread did
-        self.known = {}  # by tensor: the version of each byte that the block has seen
-        self.own = {}  # by tensor: the bytes as the block sees them, which store each is from, which has left
-        self.soon = {}  # stores that leave on their own, by turn
-        self.held = []  # and those that do not
-
-    def store(self, memory, index, data, threads, epoch, relaxed):
-        """Store numbers of so many bytes each; relaxed ones leave soon."""
-        if id(memory) not in self.own:
-            self.own[id(memory)] = np.zeros(memory.size, np.uint8), *np.zeros((2, memory.size), np.int32)
-        seen, stored, _ = self.own[id(memory)]
-        self.stores += 1
-        seen[index], stored[index] = data, self.stores
-        # Each on its own, or all at once.
-        draws = self.machine.draws
-        wait = draws.integers(0, SOON if relaxed else 2 * SOON, len(index) if draws.random() < 0.5 else 1)
-        wait = np.broadcast_to(wait, len(index))
-        for turns in np.unique(wait):
-            some = wait == turns
-            entry = memory, index[some], data[some], threads[some], epoch, self.stores
-            if turns == 0:
-                self.leave(entry)
-            elif turns < SOON:
-                self.soon.setdefault(self.turns + turns, []).append(entry)
-            else:
-                self.held.append(entry)
-
-    def load(self, memory, index, threads):
-        data = memory[index]
-        if id(memory) in self.machine.versions:
-            before, version = self.machine.versions[id(memory)]
-            known = self.known.setdefault(id(memory), np.zeros(memory.size, np.int32))
-            new = (version[index] > self.fenced[threads][:, None]) & (version[index] > known[index])
-            old = new & (self.machine.draws.random(len(index)) < OLD)[:, None]
-            data = np.where(old, before[index], data)
-            known[index[~old]] = version[index[~old]]
-        if id(memory) in self.own:
-            seen, stored, left = self.own[id(memory)]
-            data = np.where(stored[index] > left[index], seen[index], data)
-        return data
-
-    def leave(self, entry):
-        """To memory, unless a later store to the same byte has left: then that came right after."""
-        memory, index, data, _, _, number = entry
-        left = self.own[id(memory)][2]
-        late = left[index] < number
-        index, data = index[late], data[late]
-        if id(memory) not in self.machine.versions:
-            self.machine.versions[id(memory)] = (
-                np.zeros(memory.size, np.uint8),
-                np.zeros(memory.size, np.int32),
-            )
-        before, version = self.machine.versions[id(memory)]
-        self.machine.left += 1
-        before[index], version[index] = memory[index], self.machine.left
-        self.known.setdefault(id(memory), np.zeros(memory.size, np.int32))[index] = self.machine.left
-        memory[index], left[index] = data, number
-
-    def acquire(self, threads):
-        """From now on these see what has left until now."""
-        self.fenced[threads] = self.machine.left
-
-    def turn(self):
-        self.turns += 1
-        for entry in self.soon.pop(self.turns, ()):
-            self.leave(entry)
-
-    def empty(self, threads=None, epoch=None):
-        """Let all leave, or all of these threads and from before this epoch."""
-        waiting = [(None, entry) for entry in self.held]
-        waiting += [(turn, entry) for turn, entries in self.soon.items() for entry in entries]
-        self.held, self.soon = [], {}
-        for turn, entry in waiting:
-            memory, index, data, by, when, number = entry
-            if threads is None or when < epoch or threads[by].all():
-                self.leave(entry)
-                continue
-            goes, stays = threads[by], ~threads[by]
-            self.leave((memory, index[goes], data[goes], by[goes], when, number))
-            kept = memory, index[stays], data[stays], by[stays], when, number
-            (self.held if turn is None else self.soon.setdefault(turn, [])).append(kept)
 
 
 class Block:

@@ -10,7 +10,7 @@ triton = pytest.importorskip("triton")
 
 import compiled  # noqa: E402
 from compiled import CARDS, TABLE, Build, compile_kernel, faults, matrix, measure, resources  # noqa: E402
-from lstm_fused.kernels import choose, cooperative, product, resident, variant  # noqa: E402
+from lstm_fused.kernels import choose, cooperative, persistent, product, resident, variant  # noqa: E402
 from planting import planted  # noqa: E402
 
 A100, H100, B200, MI300X = CARDS
@@ -23,6 +23,8 @@ SAMPLE = (
     Build("cooperative", "forward", "fp16", 768, H100),
     Build("cooperative", "backward", "fp16", 256, H100),
     Build("cooperative", "forward", "bf16", 256, MI300X),
+    Build("persistent", "forward", "fp16", 768, H100),
+    Build("persistent", "backward", "fp16", 256, A100),
 )
 # What PyTorch asks for unless it is told otherwise.
 OWN_PRECISION = (
@@ -105,4 +107,13 @@ def test_weights_loaded_in_the_time_loop_are_found(tmp_path):
     assert backward
     module = planted(resident, before_the_dot, "    " + load + before_the_dot, tmp_path)
     compiled = compile_kernel(build, module.lstm_backward_resident_kernel)
+    assert any("in the time loop" in fault for fault in faults(build, compiled, resources(compiled)))
+
+
+def test_so_they_are_in_a_persistent_kernel(tmp_path):
+    held = "mma_v2(h_all[k], weights[first_k + k],"
+    loaded = "mma_v2(h_all[k], gl.load(w_at + (first_k + k) * BK, (unit < H) & (ks < H), other=0),"
+    module = planted(persistent, held, loaded, tmp_path)
+    build = Build("persistent", "forward", "fp16", 128, H100)
+    compiled = compile_kernel(build, module.lstm_forward_persistent_kernel)
     assert any("in the time loop" in fault for fault in faults(build, compiled, resources(compiled)))
