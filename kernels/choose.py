@@ -212,13 +212,14 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
         reasons.append("takes H up to 1024")
     if plan.kernel == "cooperative" and plan.BH < 16 and card.capability.startswith("gfx"):
         reasons.append("has no matrix instruction as narrow as that")
-    cooperative, half = plan.kernel == "cooperative", layer.dtype.itemsize == 2
+    cooperative, backward = plan.kernel == "cooperative", layer.direction == "backward"
+    half, wide, old = layer.dtype.itemsize == 2, layer.dtype == torch.float64, card.capability == "sm_80"
     spills = (
-        (cooperative and plan.BB > 16 and layer.direction == "backward")
-        or (cooperative and plan.BB > 32 and half and layer.H > 512)
-        or (cooperative and layer.direction == "backward" and half and layer.H > 768 and BEFORE_3_8)
-        or (cooperative and plan.BH > 8 and not half and layer.H > 256 and card.capability == "sm_80")
-        or (cooperative and layer.dtype == torch.float64 and layer.H > 256)
+        (cooperative and backward and (plan.BB > 16 or (plan.BH > 8 and (wide or layer.H > 128))))
+        or (cooperative and backward and half and layer.H > 768 and BEFORE_3_8)
+        or (cooperative and half and plan.BB > 32 and layer.H > 512)
+        or (cooperative and wide and (layer.H > 256 or (layer.H > 128 and plan.BB * plan.BH > 128)))
+        or (cooperative and old and not half and layer.H > 256 and plan.BB + plan.BH > 24)
         or (plan.kernel == "resident" and card.capability.startswith("gfx"))
     )
     if spills:
