@@ -312,7 +312,7 @@ def named() -> str | None:
 def card_at(device: torch.device) -> Card:
     """The card of a device; for the interpreter's CPU, one like that the table was made for."""
     if device.type == "cpu":
-        return replace(CARDS[1], capability=INTERPRETER)
+        return CARDS[1]._replace(capability=INTERPRETER)
     p = torch.cuda.get_device_properties(device)
     arch = f"sm_{p.major}{p.minor}" if torch.version.hip is None else p.gcnArchName.split(":")[0]
     return Card(

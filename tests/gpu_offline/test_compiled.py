@@ -84,7 +84,7 @@ def test_spills_are_found():
 
 def test_programs_that_are_not_on_the_card_at_once_are_found(monkeypatch):
     monkeypatch.setattr(choose, "tiles_at_once", lambda *_: 1)  # the launcher believes that they are
-    build = replace(SAMPLE[5], card=replace(H100, sms=30))
+    build = replace(SAMPLE[5], card=H100._replace(sms=30))
     compiled = compile_kernel(build)
     assert faults(build, compiled, resources(compiled)) == ["96 programs are not on the card at once"]
 

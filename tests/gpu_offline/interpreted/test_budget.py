@@ -59,7 +59,8 @@ PROJECTION = dict.fromkeys(FLOATS, "mm") | {torch.float64: "lstm_product_kernel"
 def test_forward(kernel, save, dtype, monkeypatch):
     monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
     monkeypatch.setattr(launch, "card_at", lambda device: choose.CARDS[1])
-    monkeypatch.setattr(torch.cuda, "device_of", nullcontext)
+    monkeypatch.setattr(launch, "on", lambda device: nullcontext())
+    monkeypatch.setattr(sequence, "late", lambda like: like.new_empty(1))
     names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
     # These have no memory and are on a GPU for all that the launcher can tell.
     with FakeTensorMode() as fake:
@@ -74,6 +75,7 @@ def test_forward(kernel, save, dtype, monkeypatch):
 @pytest.mark.parametrize("kernel", ["resident", "cooperative"])
 def test_backward_with_every_gradient(kernel, monkeypatch):
     monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
+    monkeypatch.setattr(sequence, "late", lambda like: like.new_empty(1))
     t = make_tensors(CASE, torch.float32)
     names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
     inputs = [t[n] for n in names]

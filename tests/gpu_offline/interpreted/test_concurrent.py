@@ -16,18 +16,18 @@ SIX = Case("six_programs", T=2, B=17, I=2, H=19)
 
 # What to break in the kernels' source, and what must come of it.
 FAULTS = {
-    "no_wait_for_others": ("    while tl.atomic_add", "    while False and tl.atomic_add", Race),
+    "no_wait_for_others": ("(seen < count) & (left > 0)", "(seen < 0) & (left > 0)", Race),
     "relaxed_arrive": ('sem="release"', 'sem="relaxed"', Race),
     "relaxed_wait": ('sem="acquire"', 'sem="relaxed"', Race),
     "arrive_before_the_store": ("        arrive(arrived)\n", "", Deadlock),
     "wait_for_one_too_few": (
-        "(step + 1) * tl.num_programs(1))",
-        "(step + 1) * tl.num_programs(1) - 1)",
+        "(step + 1) * tl.num_programs(1), polls",
+        "(step + 1) * tl.num_programs(1) - 1, polls",
         Race,
     ),
     "wait_for_one_too_many": (
-        "(step + 1) * tl.num_programs(1))",
-        "(step + 1) * tl.num_programs(1) + 1)",
+        "(step + 1) * tl.num_programs(1), polls",
+        "(step + 1) * tl.num_programs(1) + 1, polls",
         Deadlock,
     ),
 }
@@ -129,6 +129,7 @@ def test_a_broken_barrier_is_found(direction, fault, monkeypatch, tmp_path):
 
     with pytest.raises(error):
         run()
+    sequence.gave_up(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
