@@ -216,8 +216,8 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     half, wide, old = layer.dtype.itemsize == 2, layer.dtype == torch.float64, card.capability == "sm_80"
     spills = (
         (cooperative and backward and (plan.BB > 16 or (plan.BH > 8 and (wide or layer.H > 128))))
-        or (cooperative and backward and half and layer.H > 768 and BEFORE_3_8)
-        or (cooperative and half and plan.BB > 32 and layer.H > 512)
+        or (cooperative and backward and layer.H > 768 and (BEFORE_3_8 or not half))
+        or (cooperative and half and layer.H > 512 and (plan.BB > 32 or card.capability == "sm_100"))
         or (cooperative and wide and (layer.H > 256 or (layer.H > 128 and plan.BB * plan.BH > 128)))
         or (cooperative and old and not half and layer.H > 256 and plan.BB + plan.BH > 24)
         or (plan.kernel == "resident" and card.capability.startswith("gfx"))
