@@ -325,8 +325,13 @@ def card_at(device: torch.device) -> Card:
 
 
 def precision() -> str:
-    """How float32 products are to be formed, as the user told PyTorch."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """How float32 products are to be formed, as the user told PyTorch, by its older or its newer setting."""
+    try:
+        highest = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # the newer one was used, which the older does not answer for
+        said = torch.backends.cuda.matmul.fp32_precision
+        highest = (torch.backends.fp32_precision if said == "none" else said) != "tf32"
+    return "ieee" if highest else "tf32"
 
 
 def main() -> None:

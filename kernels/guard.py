@@ -93,7 +93,7 @@ def plan_for(
 ) -> Plan | None:
     """The plan for a layer, given a tensor of all steps; None for the reference."""
     B, H = c0.shape
-    if steps.numel() == 0 or (weight_hr is not None and weight_hr.numel() == 0):
+    if 0 in steps.shape[:2] or H == 0 or (weight_hr is not None and weight_hr.numel() == 0):
         return None  # nothing to launch
     kind = steps.dtype, precision(), weight_hr is not None, variant is not PLAIN
     key = direction, H, B, *kind, steps.device, unasked, named(), os.environ.get("LSTM_FUSED_GPU")

@@ -37,7 +37,7 @@ def lstm_forward_persistent_kernel(
     c_all,  # [T, B, H] or None
     gates_all,  # [T, B, 4H] or None
     exchange,  # [RING, batch tiles * BB, columns], all ones: h before each step
-    blank,  # [16], zeros
+    blank,  # [32], zeros
     late,  # [1], set where a wait was given up
     T,
     B,
@@ -186,7 +186,7 @@ def lstm_backward_persistent_kernel(
     dpeephole,  # [3H]
     partials,  # [batch tiles, 7, H], float32
     exchange,  # [RING, batch tiles * BB, 4 * columns], all ones: da of each step
-    blank,  # [16], zeros
+    blank,  # [32], zeros
     counters,  # [hidden tiles], zeros
     late,  # [1], set where a wait was given up
     T,

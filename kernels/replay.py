@@ -69,7 +69,12 @@ def run(steps: Steps, tensors: tuple[Tensor | None, ...], device: torch.device) 
         return steps.launch(table, steps.count)
     key = steps.launches, device, stream
     with _lock:
-        recorded = _recorded.pop(key, None) or Recorded(device)
+        recorded = _recorded.pop(key, None)
+        if recorded is None:
+            recorded = Recorded(device)
+            if in_a_pool(recorded.table):
+                steps.fill(recorded.table, tensors)
+                return steps.launch(recorded.table, steps.count)
         _recorded[key] = recorded
         if len(_recorded) > KEPT:
             _recorded.popitem(last=False)
@@ -87,6 +92,21 @@ def stream_for_graphs(device: torch.device) -> int | None:
 def new_table(device: torch.device) -> Tensor:
     """A table that is not filled."""
     return torch.empty(HEAD + ADDRESSES, dtype=torch.int64, device=device)
+
+
+def in_a_pool(table: Tensor) -> bool:
+    """Whether its memory is of a pool of the user's or of torch.compile's, from which nothing may be kept."""
+    if not table.is_cuda:
+        return False
+    address = table.data_ptr()
+    try:
+        segments = torch.cuda.memory_snapshot()
+    except RuntimeError:  # another allocator, which has none
+        return False
+    for segment in segments:
+        if 0 <= address - segment["address"] < segment["total_size"]:
+            return tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0)
+    return False
 
 
 class Recorded:

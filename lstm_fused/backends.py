@@ -91,12 +91,15 @@ def select(name: str | None, device: torch.device, dtype: torch.dtype, variant: 
         ArgumentError: no engine has that name.
         RuntimeError: it, or every engine, cannot serve; the message has each engine's reasons.
     """
-    refusals = []
-    for engine in named(name):
-        reasons = engine.why_not(device, dtype, variant)
-        if not reasons:
+    candidates = named(name)
+    for engine in candidates:
+        # Of what runs elsewhere it is not even asked whether it could: that would wake its device.
+        here = engine.devices is None or device.type in engine.devices
+        if here and not engine.why_not(device, dtype, variant):
             return engine.name
-        refusals.append(f"{engine.name}: {'; '.join(reasons)}")
+    refusals = [
+        f"{engine.name}: {'; '.join(engine.why_not(device, dtype, variant))}" for engine in candidates
+    ]
     wanted = "no engine can" if name is None else f"engine {name!r} cannot"
     raise RuntimeError(f"{wanted} serve {short(dtype)} on {device.type}: " + " | ".join(refusals))
 

@@ -62,6 +62,16 @@ def test_a_refusal_lists_every_engine_and_reason(monkeypatch):
     )
 
 
+def test_tensors_on_the_cpu_wake_no_card(monkeypatch):
+    def wake():
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    card = backends.Engine("card", ("cuda",), backends.FLOATS, wake)
+    monkeypatch.setattr(backends, "ENGINES", (card, *backends.ENGINES))
+    assert backends.select(None, CPU, torch.float16) == "reference"
+    assert backends.select(None, torch.device("meta"), torch.float32) == "reference"
+
+
 def test_the_engine_named_is_the_one_that_runs(monkeypatch):
     from lstm_fused import functional
 

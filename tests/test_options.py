@@ -63,7 +63,7 @@ VALUES = {
     ),
     "engine": (
         [(np.str_("cpp"), "cpp"), (None, None)],
-        [("x", "one of 'cpp', 'reference', "), (3, "one of")],
+        [("x", "one of 'cpp', 'triton', "), (3, "one of")],
     ),
 }
 CLASSES = [LSTM, LSTMCell]

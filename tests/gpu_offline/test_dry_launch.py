@@ -4,6 +4,8 @@ Triton compiles another kernel for each kind of arguments: an integer that is 1 
 that is None does. So calls of all kinds are made, with tensors on the CPU, and all is done but the launch.
 """
 
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -90,3 +92,18 @@ def test_a_launch_after_one_that_gave_up_says_so_once(launched, monkeypatch, ker
     with pytest.raises(RuntimeError, match="waited for others in vain"):
         call(LEAST)
     assert not sequence.late_on(torch.device("cpu"))
+
+
+NEWER_SETTING = """
+import torch
+from lstm_fused.kernels.choose import precision
+assert precision() == "ieee"
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+assert precision() == "tf32"
+torch.backends.cuda.matmul.fp32_precision = "ieee"
+assert precision() == "ieee"
+"""
+
+
+def test_products_are_formed_as_the_newer_setting_says_too():
+    subprocess.run([sys.executable, "-c", NEWER_SETTING], check=True)

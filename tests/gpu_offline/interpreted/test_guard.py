@@ -14,7 +14,7 @@ from planting import planted
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lstm_fused
-from lstm_fused import LSTM, ArgumentError, backends, triton
+from lstm_fused import LSTM, ArgumentError, backends, reference, triton
 
 CPU = torch.device("cpu")
 SMALL = Layer("forward", 5, 3, torch.float32, "tf32")
@@ -589,3 +589,26 @@ def test_launched_without_a_guard_the_table_decides(launched):
     t = check.problem(choose.choose(SMALL, choose.card_at(CPU)), SMALL, check.T, False)
     launch.forward(*t)
     assert launched == ["forward resident"]
+
+
+def test_without_inputs_there_is_something_to_launch_and_without_cells_nothing(launched):
+    with torch.no_grad():
+        weights = torch.randn(4 * 5, 0), torch.randn(4 * 5, 5)
+        found = lstm_fused.lstm(torch.zeros(3, 2, 0), *weights, engine="triton")[0]
+        close(found, lstm_fused.lstm(torch.zeros(3, 2, 0), *weights, engine="reference")[0])
+        assert launched
+        launched.clear()
+        y = lstm_fused.lstm(torch.zeros(3, 2, 4), torch.zeros(0, 4), torch.zeros(0, 0), engine="triton")[0]
+        assert y.shape == (3, 2, 0) and not launched
+
+
+def test_a_plan_that_waited_in_vain_is_no_verdict_for_others(monkeypatch):
+    layer = Layer("forward", 5, 3, torch.float32, "tf32")
+    plan = choose.choose(layer, choose.card_at(CPU))
+    late = sequence.late_on(CPU)
+    monkeypatch.setattr(
+        check, "poisoned", lambda run, operands, plan: [late.fill_(1), run(*operands, plan=plan)][1]
+    )
+    found = check.check(plan, layer, CPU)
+    assert not found.right and not found.lasting and "in vain" in found.said
+    assert not sequence.gave_up(CPU)
