@@ -14,7 +14,7 @@ from planting import planted
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lstm_fused
-from lstm_fused import LSTM, ArgumentError, backends, reference, triton
+from lstm_fused import LSTM, ArgumentError, backends, triton
 
 CPU = torch.device("cpu")
 SMALL = Layer("forward", 5, 3, torch.float32, "tf32")
