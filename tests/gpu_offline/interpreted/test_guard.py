@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from concurrently import concurrently
 from lstm_fused.kernels import check, choose, guard, launch, resident, sequence, steps, verdicts
 from lstm_fused.kernels.choose import Layer
 from planting import planted
@@ -612,3 +613,22 @@ def test_a_plan_that_waited_in_vain_is_no_verdict_for_others(monkeypatch):
     found = check.check(plan, layer, CPU)
     assert not found.right and not found.lasting and "in vain" in found.said
     assert not sequence.gave_up(CPU)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_kernels_that_wait_are_checked_in_one_launch_and_in_several(direction, monkeypatch):
+    layer = Layer(direction, 19, 17, torch.float32, "tf32")
+    plan = choose.fitting("cooperative", layer, choose.card_at(CPU))[0]
+    name, grids = f"lstm_{direction}_cooperative_kernel", []
+    kernel = getattr(sequence, name)
+
+    class Spy:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return kernel[grid]
+
+    monkeypatch.setattr(sequence, name, Spy())
+    with concurrently(0):
+        assert check.check(plan, layer, CPU).right
+    columns = plan.grid(17, 19)[1]
+    assert grids == [(2, columns)] * 2 + [(1, columns)] * 4
