@@ -94,15 +94,26 @@ def repeated(kind, times):
 
 @gluon.jit
 def gather(
-    pointers, late, KIND: gl.constexpr, ELEMENTS: gl.constexpr, CONTIGUOUS: gl.constexpr, NATIVE: gl.constexpr
+    slot, offsets, columns, blank, late, FIRST: gl.constexpr, LAST: gl.constexpr, BK: gl.constexpr,
+    PUBLISHED: gl.constexpr, PADDED: gl.constexpr, ELEMENTS: gl.constexpr, NATIVE: gl.constexpr,
 ):  # fmt: skip
-    """Load what other programs publish, waiting for it: each number tells by itself whether it is there."""
+    """Load what other programs publish, waiting for it: each number tells by itself whether it is there.
+
+    Pieces FIRST to LAST of BK columns each, at these offsets in a slot; columns from PUBLISHED on, up to
+    PADDED, are zeros. A thread has so many ELEMENTS of a piece, BK / 8 of them side by side.
+    """
+    KIND: gl.constexpr = slot.dtype.element_ty
     SIZE: gl.constexpr = KIND.primitive_bitwidth // 8
-    TEXT: gl.constexpr = gather_text(len(pointers), ELEMENTS, CONTIGUOUS, SIZE, NATIVE)
-    CONSTRAINTS: gl.constexpr = gather_constraints(len(pointers), ELEMENTS, SIZE)
-    KINDS: gl.constexpr = repeated(KIND, len(pointers))
-    lates = gl.zeros_like(pointers[0]) + late.to(gl.int64)
-    operands = pointers + (lates,)  # noqa: RUF005, Triton knows no other way
+    operands = ()
+    for k in gl.static_range(FIRST, LAST):
+        pointer = (slot + (offsets + k * BK)).to(gl.int64)
+        if PADDED > PUBLISHED:
+            pointer = gl.where(columns + k * BK < PUBLISHED, pointer, blank.to(gl.int64))
+        operands += (pointer,)
+    TEXT: gl.constexpr = gather_text(LAST - FIRST, ELEMENTS, BK // 8, SIZE, NATIVE)
+    CONSTRAINTS: gl.constexpr = gather_constraints(LAST - FIRST, ELEMENTS, SIZE)
+    KINDS: gl.constexpr = repeated(KIND, LAST - FIRST)
+    operands += (gl.zeros_like(operands[0]) + late.to(gl.int64),)
     return gl.inline_asm_elementwise(TEXT, CONSTRAINTS, operands, KINDS, is_pure=False, pack=ELEMENTS)
 
 
@@ -121,13 +132,6 @@ def publish(pointers, values):
 
 
 @gluon.jit
-def empty(pointers, KIND: gl.constexpr):
-    """Make numbers unpublished again."""
-    WORD: gl.constexpr = gl.int16 if KIND.primitive_bitwidth == 16 else gl.int32
-    gl.store(pointers.to(gl.pointer_type(WORD), bitcast=True), gl.full_like(pointers, -1, dtype=WORD))
-
-
-@gluon.jit
 def fence(NUM_WARPS: gl.constexpr):
     """Whoever sees what this thread stores after it sees what it stored before, if they fence too."""
     each: gl.constexpr = gl.BlockedLayout([1], [32], [NUM_WARPS], [0])
@@ -135,3 +139,22 @@ def fence(NUM_WARPS: gl.constexpr):
     gl.inline_asm_elementwise(
         "fence.acq_rel.gpu; mov.b32 $0, $1;", "=r,r", [zeros], gl.int32, is_pure=False, pack=1
     )
+
+
+@gluon.jit
+def empty_bank(
+    own, step, BEHIND: gl.constexpr, slot, GATES: gl.constexpr, COLUMNS: gl.constexpr, NUM_WARPS: gl.constexpr
+):
+    """Make this program's numbers of a bank unpublished again, once in BANK steps that all have gathered.
+
+    All have gathered what is so many steps BEHIND. Own is where the numbers stand in slot 0, of GATES gates
+    that lie COLUMNS apart.
+    """
+    WORD: gl.constexpr = gl.int16 if own.dtype.element_ty.primitive_bitwidth == 16 else gl.int32
+    if (step % BANK == BEHIND - 1) & (step >= BEHIND):
+        for back in gl.static_range(BEHIND, BANK + BEHIND):
+            for gate in gl.static_range(GATES):
+                pointers = own + (step - back) % RING * slot + gate * COLUMNS
+                words = pointers.to(gl.pointer_type(WORD), bitcast=True)
+                gl.store(words, gl.full_like(words, -1, dtype=WORD))
+        fence(NUM_WARPS)

@@ -44,10 +44,7 @@ def forward(
     gates = x.new_empty((T, B, 4 * H) if save else (0,))
     if y.numel() == 0:
         return Forward(y, h0.clone(), c0.clone(), c, gates)
-    if plan is None:
-        options = weight_hr is not None, variant is not PLAIN and bool(variant.names())
-        layer = Layer("forward", H, B, x.dtype, precision(), *options)
-        plan = choose(layer, card_at(x.device), named())
+    plan = plan or of_table("forward", x, c0, weight_hr, variant)
     with on(x.device):
         xw = input_projection(x, weight_ih)
         weights = map(dense, (weight_hh, bias, peephole))
@@ -85,10 +82,7 @@ def backward(
         dh0 = gates.new_zeros(B, weight_hh.shape[1]) if dh_n is None else dh_n.clone()
         dc0 = gates.new_zeros(B, H) if dc_n is None else dc_n.clone()
         return Backward(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3 * H), dhw)
-    if plan is None:
-        options = weight_hr is not None, variant is not PLAIN and bool(variant.names())
-        layer = Layer("backward", H, B, gates.dtype, precision(), *options)
-        plan = choose(layer, card_at(c.device), named())
+    plan = plan or of_table("backward", gates, c0, weight_hr, variant)
     with on(c.device):
         douts = map(dense, (dy, dh_n, dc_n))
         saved = map(dense, (c, gates, c0, weight_hh, peephole))
@@ -101,6 +95,14 @@ def backward(
             return Backward(dxw, dh0, dc0, *sums, dhw)
         found = sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse)
         return Backward(dxw, *found, dhw)
+
+
+def of_table(direction: str, steps: Tensor, c0: Tensor, weight_hr: Tensor | None, variant: Variant) -> Plan:
+    """The plan that `lstm_fused.kernels.choose` has for a layer, given a tensor of all steps."""
+    B, H = c0.shape
+    options = weight_hr is not None, bool(variant.names())
+    layer = Layer(direction, H, B, steps.dtype, precision(), *options)
+    return choose(layer, card_at(steps.device), named())
 
 
 def input_projection(x: Tensor, weight_ih: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ terms; the warps' sums meet in shared memory. Written in Gluon, where layouts ar
 """
 
 from lstm_fused.kernels import cell, sums
-from lstm_fused.kernels.exchange import BANK, RING, empty, fence, gather, publish
+from lstm_fused.kernels.exchange import RING, empty_bank, gather, publish
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
@@ -55,9 +55,7 @@ def lstm_forward_persistent_kernel(
 ):
     """The whole sequence; programs [batch tile, hidden tile]."""
     KIND: gl.constexpr = h0.dtype.element_ty
-    K_WIDTH: gl.constexpr = (
-        16 // (KIND.primitive_bitwidth // 8) if BK % 64 == 0 or KIND.primitive_bitwidth == 32 else BK // 8
-    )
+    K_WIDTH: gl.constexpr = BK // 8  # so that a thread loads 16 bytes at once, or 8
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
     left: gl.constexpr = gl.DotOperandLayout(0, mma, K_WIDTH)
     right: gl.constexpr = gl.DotOperandLayout(1, mma, K_WIDTH)
@@ -87,7 +85,7 @@ def lstm_forward_persistent_kernel(
     ka = ka + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
     COLUMNS: gl.constexpr = (H + BH - 1) // BH * BH
     slot = tiles.to(gl.int64) * (BB * COLUMNS)
-
+    h_at = m * COLUMNS + ka
     own = exchange + (rows[:, None] * COLUMNS + cols[None, :])
 
     shared: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8 if BH >= 16 else 4, [2, 1, 0])
@@ -113,14 +111,11 @@ def lstm_forward_persistent_kernel(
         now = exchange + step % RING * slot
         product = gl.zeros([NUM_WARPS, BB, 4 * BH], gl.float32, mma)
         for first_k in gl.static_range(0, len(weights), PIECES):
-            pointers = ()
-            for k in gl.static_range(first_k, min(first_k + PIECES, len(weights))):
-                pointer = (now + (m * COLUMNS + ka + k * BK)).to(gl.int64)
-                if WIDTH > COLUMNS:
-                    pointer = gl.where(ka + k * BK < COLUMNS, pointer, blank.to(gl.int64))
-                pointers += (pointer,)
-            h_all = gather(pointers, late, KIND, BB * BK // 32, K_WIDTH, NATIVE)
-            for k in gl.static_range(len(pointers)):
+            h_all = gather(
+                now, h_at, ka, blank, late, first_k, min(first_k + PIECES, len(weights)), BK, COLUMNS,
+                WIDTH, BB * BK // 32, NATIVE,
+            )  # fmt: skip
+            for k in gl.static_range(len(h_all)):
                 product = mma_v2(h_all[k], weights[first_k + k], product, input_precision=PRECISION)
         partial.store(product)
         total = gl.sum(partial.load(sums), 0)
@@ -136,11 +131,8 @@ def lstm_forward_persistent_kernel(
         h = gl.where(valid, h_t.to(KIND), h)
         c = gl.where(valid, c_t, c)
         publish(own + (step + 1) % RING * slot, h)
-        if (step % BANK == 0) & (step > 0):
-            # All programs have published the h that this step began with, so all have gathered those before.
-            for back in gl.static_range(1, BANK + 1):
-                empty(own + (step - back) % RING * slot, KIND)
-            fence(NUM_WARPS)
+        # All programs have published the h that this step began with, so all have gathered those before.
+        empty_bank(own, step, 1, slot, 1, COLUMNS, NUM_WARPS)
         gl.store(y + at, gl.where(valid, h, 0.0).to(KIND), mask)
         if c_all is not None:
             gl.store(c_all + at, c, mask)
@@ -205,9 +197,7 @@ def lstm_backward_persistent_kernel(
 ):
     """The whole sequence, from its last step to its first; programs [batch tile, hidden tile]."""
     KIND: gl.constexpr = dxw.dtype.element_ty
-    K_WIDTH: gl.constexpr = (
-        16 // (KIND.primitive_bitwidth // 8) if BK % 64 == 0 or KIND.primitive_bitwidth == 32 else BK // 8
-    )
+    K_WIDTH: gl.constexpr = BK // 8  # so that a thread loads 16 bytes at once, or 8
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
     left: gl.constexpr = gl.DotOperandLayout(0, mma, K_WIDTH)
     right: gl.constexpr = gl.DotOperandLayout(1, mma, K_WIDTH)
@@ -240,7 +230,7 @@ def lstm_backward_persistent_kernel(
     unit_a = unit_a + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
     COLUMNS: gl.constexpr = (H + BH - 1) // BH * BH
     slot = tiles.to(gl.int64) * (BB * 4 * COLUMNS)
-
+    da_at = m * (4 * COLUMNS) + warp_a // (NUM_WARPS // 4) * COLUMNS + unit_a
     own = exchange + (rows[:, None] * (4 * COLUMNS) + cols[None, :])
 
     shared: gl.constexpr = gl.SwizzledSharedLayout(8, 2, 2, [2, 1, 0])
@@ -273,12 +263,8 @@ def lstm_backward_persistent_kernel(
         publish(there + COLUMNS, gl.where(valid, da_f, 0.0).to(KIND))
         publish(there + 2 * COLUMNS, gl.where(valid, da_g, 0.0).to(KIND))
         publish(there + 3 * COLUMNS, gl.where(valid, da_o, 0.0).to(KIND))
-        if (step % BANK == 1) & (step > 1):
-            # All programs have published the da of the step before, so all have gathered those before it.
-            for back in gl.static_range(2, BANK + 2):
-                for gate in gl.static_range(4):
-                    empty(own + (step - back) % RING * slot + gate * COLUMNS, KIND)
-            fence(NUM_WARPS)
+        # All programs have published the da of the step before, so all have gathered those before it.
+        empty_bank(own, step, 2, slot, 4, COLUMNS, NUM_WARPS)
         at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
         store_gates(dxw + at_gates, da, valid, mask, H)
         sums = add_step(sums, da, valid, c, c_prev, peephole is not None)
@@ -292,15 +278,11 @@ def lstm_backward_persistent_kernel(
         none = gl.zeros([NUM_WARPS, BB, BH], gl.float32, mma)
         even, odd = none, none
         for first_k in gl.static_range(0, len(weights), PIECES):
-            pointers = ()
-            for k in gl.static_range(first_k, min(first_k + PIECES, len(weights))):
-                at_da = m * (4 * COLUMNS) + warp_a // (NUM_WARPS // 4) * COLUMNS + unit_a + k * BK
-                pointer = (now + at_da).to(gl.int64)
-                if WIDTH > COLUMNS:
-                    pointer = gl.where(unit_a + k * BK < COLUMNS, pointer, blank.to(gl.int64))
-                pointers += (pointer,)
-            da_all = gather(pointers, late, KIND, BB * BK // 32, K_WIDTH, NATIVE)
-            for k in gl.static_range(len(pointers)):
+            da_all = gather(
+                now, da_at, unit_a, blank, late, first_k, min(first_k + PIECES, len(weights)), BK, COLUMNS,
+                WIDTH, BB * BK // 32, NATIVE,
+            )  # fmt: skip
+            for k in gl.static_range(len(da_all)):
                 even, odd = odd, mma_v2(da_all[k], weights[first_k + k], even, input_precision=PRECISION)
         partial.store(even + odd)
         total = gl.convert_layout(gl.sum(partial.load(sums_of), 0), cells)

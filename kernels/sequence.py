@@ -1,4 +1,4 @@
-"""The sequence as a single launch, of a resident or a cooperative kernel; of that for part of the batch."""
+"""The sequence as a single launch of a kernel; where programs wait for one another, for part of the batch."""
 
 from functools import cache
 
@@ -34,19 +34,18 @@ def forward(
     rows, columns = plan.grid(B, H)
     if plan.kernel == "resident":
         launch(plan, lstm_forward_resident_kernel, (rows, 1), tensors, (T, B), (H, reverse))
-    elif plan.kernel == "persistent":
+        return h_n, c_n
+    kernel, all_tiles = lstm_forward_cooperative_kernel, ()
+    if plan.kernel == "persistent":
         from lstm_fused.kernels.persistent import RING, lstm_forward_persistent_kernel
 
+        kernel, all_tiles = lstm_forward_persistent_kernel, (rows,)
         exchange = all_ones(y, RING.value * rows * plan.BB * columns * plan.BH)
         tensors += (exchange, blank(exchange, plan, columns * plan.BH), late(y))
-        for first, tiles in plan.waves(rows):
-            grid, numbers = (tiles, columns), (T, B, first, rows)
-            launch(plan, lstm_forward_persistent_kernel, grid, tensors, numbers, (H, reverse))
     else:
         tensors += (y.new_empty(2, B, H), zero_counters(y, rows), late(y))
-        for first, tiles in plan.waves(rows):
-            grid, numbers = (tiles, columns), (T, B, first)
-            launch(plan, lstm_forward_cooperative_kernel, grid, tensors, numbers, (H, reverse))
+    for first, tiles in plan.waves(rows):
+        launch(plan, kernel, (tiles, columns), tensors, (T, B, first, *all_tiles), (H, reverse))
     return h_n, c_n
 
 
@@ -69,24 +68,22 @@ def backward(
     rows, columns = plan.grid(B, H)
     found = torch.empty_like(c0), torch.empty_like(c0), c0.new_empty(4 * H), c0.new_empty(3 * H)
     tensors = (dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, lengths, dxw, *found)
+    if plan.kernel == "resident":
+        tensors += (c.new_empty(rows, 7, H), zero_counters(c, 1))
+        launch(plan, lstm_backward_resident_kernel, (rows, 1), tensors, (T, B, rows), (H, reverse))
+        return found
+    partials, kernel = c.new_empty(rows, 7, H), lstm_backward_cooperative_kernel
     if plan.kernel == "persistent":
         from lstm_fused.kernels.persistent import RING, lstm_backward_persistent_kernel
 
+        kernel = lstm_backward_persistent_kernel
         exchange = all_ones(dxw, RING.value * rows * plan.BB * 4 * columns * plan.BH)
         zeros = blank(exchange, plan, 4 * columns * plan.BH)
-        tensors += (c.new_empty(rows, 7, H), exchange, zeros, zero_counters(c, columns), late(c))
-        for first, tiles in plan.waves(rows):
-            grid, numbers = (tiles, columns), (T, B, first, rows)
-            launch(plan, lstm_backward_persistent_kernel, grid, tensors, numbers, (H, reverse))
-        return found
-    tensors += (c.new_empty(rows, 7, H), zero_counters(c, rows + columns))
-    if plan.kernel == "resident":
-        launch(plan, lstm_backward_resident_kernel, (rows, 1), tensors, (T, B, rows), (H, reverse))
+        tensors += (partials, exchange, zeros, zero_counters(c, columns), late(c))
     else:
-        tensors += (late(c),)
-        for first, tiles in plan.waves(rows):
-            grid, numbers = (tiles, columns), (T, B, first, rows)
-            launch(plan, lstm_backward_cooperative_kernel, grid, tensors, numbers, (H, reverse))
+        tensors += (partials, zero_counters(c, rows + columns), late(c))
+    for first, tiles in plan.waves(rows):
+        launch(plan, kernel, (tiles, columns), tensors, (T, B, first, rows), (H, reverse))
     return found
 
 

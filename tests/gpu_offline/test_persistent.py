@@ -130,12 +130,11 @@ def goes_wrong(launch, direction, case):
 
 
 RINGS = {
-    "no_fence": ((persistent, "            fence(NUM_WARPS)\n", ""),),
+    "no_fence": ((exchange, "        fence(NUM_WARPS)\n", ""),),
     "one_bank": ((exchange, "gl.constexpr(24)", "gl.constexpr(8)"),),
     "two_banks": ((exchange, "gl.constexpr(24)", "gl.constexpr(16)"),),
     "emptied_too_early": (
-        (persistent, "range(1, BANK + 1)", "range(0, BANK)"),
-        (persistent, "range(2, BANK + 2)", "range(1, BANK + 1)"),
+        (exchange, "range(BEHIND, BANK + BEHIND)", "range(BEHIND - 1, BANK + BEHIND - 1)"),
     ),
 }
 
