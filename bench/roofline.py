@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lstm_fused.kernels.choose import CARDS, Card, Layer, Plan, choose
+from lstm_fused.kernels.choose import choose
+from lstm_fused.kernels.persistent import terms
+from lstm_fused.kernels.plan import CARDS, EXCHANGES, Card, Layer, Plan
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,13 @@ LOAD = 0.6  # microseconds until a number arrives from memory
 GATES = 0.15  # microseconds for the gates of one tile
 MATRIX = 0.019  # microseconds from one matrix instruction to the next that adds to its result: 33 cycles
 TILE = 0.15  # microseconds for the next tile of a pipelined product to come from L2
-LATE = 0.35  # microseconds that the last of twice as many programs is later
-# What the compiler made of each kernel, with its barriers; a few of them stand outside the time loop, as do
-# those of the sums at the end of a backward pass in one launch.
+SKEW = 0.35  # microseconds that the last program publishes later, for each doubling of their number
+# Barriers of the sums after the time loop of a backward kernel.
 SUMS = 16
+# What the compiler made of each kernel.
 TABLE = Path(__file__).parents[1] / "tests" / "gpu_offline" / "resources.json"
 SIZES = (64, 128, 256, 512, 768, 1024)
-# Of a multiprocessor's tensor cores, what mma.sync on 16 rows reaches.
+# The share of a multiprocessor's peak tensor-core rate that mma.sync on 16 rows reaches.
 REACHED = 0.3
 
 # H = 768, B = 16, T = 1024, bf16, one layer, milliseconds forward, and forward with backward. FlashRNN and
@@ -81,8 +83,9 @@ class Prediction:
 def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     """Time per step of a plan."""
     speed, size, H, B = SPEEDS[card.name], layer.dtype.itemsize, layer.H, layer.B
+    exchange = EXCHANGES[plan.kernel]
     rows, columns = plan.grid(B, H)
-    programs = rows * (1 if plan.kernel == "resident" else columns)
+    programs = rows * columns
     per_sm = -(-programs // card.sms)
     width = min(plan.BH, H)
     weights = 4 * H * width * size  # bytes that a program multiplies by in each step
@@ -90,30 +93,35 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     rate = speed.dense_flops / card.sms * REACHED * (2 / size)
     on_chip = per_sm * max(weights / speed.shared, flops / rate)
     operand = plan.BB * H * size * (1 if layer.direction == "forward" else 4)
-    kind = "fp16" if plan.kernel == "persistent" and size == 2 else KINDS[layer.dtype]
-    name = f"{plan.kernel} {layer.direction} {kind} H={{}} {card.capability}"
-    known = [known for known in SIZES if name.format(known) in resources()]
-    row = name.format(min(known, key=lambda known: abs(known - H)))
-    outside = SUMS if layer.direction == "backward" and plan.kernel != "step" else 0
-    barriers = 2 if plan.kernel == "persistent" else int(resources()[row]["mix"]["barrier"]) - outside
-    sync = barriers * speed.sync
-    # Products of tiles that wait for one another: a warp's terms, 16 or 8 of them in an instruction.
-    terms = plan.terms(layer) / 2 if plan.kernel == "persistent" else H
-    matrix = MATRIX * terms * size / 32
+    # Matrix instructions that depend on one another: a warp's terms, 16 or 8 of them in an instruction.
+    chained = terms(plan, layer) / 2 if exchange == "flags" else H
+    matrix = MATRIX * chained * size / 32
+    sync = speed.sync * (2 if exchange == "flags" else barriers(plan, layer, card))
     # Forward xw in, gates, c and y out; backward gates, c and dy in, dxw out.
     streamed = B * H * (4 + (16 + 5 * size if layer.direction == "forward" else 9 * size))
     traffic = streamed / speed.memory
-    if plan.kernel == "resident":
+    if not exchange:
         return Prediction(LOAD + GATES + sync + 4 * matrix, on_chip, traffic)
     traffic += programs * operand / speed.l2
-    if plan.kernel == "persistent":
-        chain = speed.flagged + LATE * max(0, log2(columns / 8)) + GATES + sync + matrix
+    if exchange == "flags":  # with the weights in registers
+        chain = speed.flagged + SKEW * max(0, log2(columns / 8)) + GATES + sync + matrix
         return Prediction(chain, 0, traffic)
-    if plan.kernel == "cooperative":  # what it needs of memory comes while it waits for the others
+    if exchange == "counters":  # its loads from memory overlap with the wait
         return Prediction(speed.exchange + GATES + sync + matrix, on_chip, traffic)
     tiles = H * (1 if layer.direction == "forward" else 4) / plan.BK
     chain = speed.launch + 2 * LOAD + GATES + sync + TILE * tiles
     return Prediction(chain, on_chip, traffic + programs * weights / speed.l2)
+
+
+def barriers(plan: Plan, layer: Layer, card: Card) -> int:
+    """Barriers of a step, counted in the code compiled for the nearest H."""
+    for kind in (KINDS[layer.dtype], "fp16"):  # a kernel that is compiled alike in both is tabled once
+        name = f"{plan.kernel} {layer.direction} {kind} H={{}} {card.capability}"
+        if known := [known for known in SIZES if name.format(known) in resources()]:
+            break
+    row = resources()[name.format(min(known, key=lambda known: abs(known - layer.H)))]
+    after = SUMS if layer.direction == "backward" and EXCHANGES[plan.kernel] != "launches" else 0
+    return int(row["mix"]["barrier"]) - after
 
 
 def predict_all(plan: Plan, layer: Layer, card: Card) -> float:

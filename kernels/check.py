@@ -11,8 +11,9 @@ from itertools import product
 from typing import Any
 
 import torch
-from lstm_fused.kernels import launch, sequence
-from lstm_fused.kernels.choose import Layer, Plan
+from lstm_fused.kernels import launch
+from lstm_fused.kernels.plan import Layer, Plan
+from lstm_fused.kernels.scratch import timed_out
 from lstm_fused.kernels.verdicts import Verdict
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,7 +50,7 @@ def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
                 )
                 if device.type != "cpu":
                     torch.cuda.synchronize(device)
-                if sequence.gave_up(device):  # for want of room perhaps, which another process may have
+                if timed_out(device):  # for want of room perhaps, which another process may have
                     return Verdict(False, f"a program waited for others in vain, {where}", lasting=False)
                 for name, found, found_again, wanted, moved in zip(
                     exact._fields, once, again, exact, near, strict=True

@@ -6,8 +6,13 @@ once: launch them cooperatively, which fails where they do not fit. A batch that
 several launches, each from another batch tile on.
 """
 
+from collections.abc import Iterator
+from itertools import product
+
+import torch
 import triton
 import triton.language as tl
+from lstm_fused.kernels import launcher
 from lstm_fused.kernels.cell import (
     add_product,
     cell_backward,
@@ -22,6 +27,8 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
+from lstm_fused.kernels.plan import MAX_REGISTERS, Card, Kernel, Layer, Plan, Sizes, Tensors
+from lstm_fused.kernels.scratch import timeout_flag, zero_counters
 from lstm_fused.kernels.sums import add_step, finish
 
 POLLS = tl.constexpr(1 << 22)  # some seconds
@@ -230,3 +237,83 @@ def lstm_backward_cooperative_kernel(
     tl.store(dh0 + state, dh.to(KIND), mask)
     tl.store(dc0 + state, dc.to(KIND), mask)
     finish(sums, partials, counters + tiles + tl.program_id(1), dbias, dpeephole, tile, tiles, cols, H)
+
+
+# Triton before 3.8 needs more registers.
+BEFORE_3_8 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
+
+# Up to this H the kernels are faster than the step kernel even if the batch takes two launches
+# (bench/roofline.py).
+TWO_LAUNCHES = {"forward": 1024, "backward": 512}
+
+
+def plans(layer: Layer) -> Iterator[Plan]:
+    """The tiles, the fastest first."""
+    own_products = layer.dtype == torch.float32 and layer.precision == "ieee"  # not on tensor cores
+    tight = own_products or (layer.direction == "backward" and layer.H > 768)
+    maxnreg = MAX_REGISTERS if tight else None
+    for BB, BH in product((16, 32, 64), (8, 16)):
+        yield Plan("cooperative", layer.precision, BB, BH, 128, 4, maxnreg=maxnreg)
+
+
+def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
+    """Reasons why a plan cannot run a layer on a card."""
+    reasons = []
+    if layer.H > 1024:
+        reasons.append("takes H up to 1024")
+    if plan.BH < 16 and card.capability.startswith("gfx"):
+        reasons.append("has no matrix instruction as narrow as that")
+    backward, H, BB, BH = layer.direction == "backward", layer.H, plan.BB, plan.BH
+    half, double = layer.dtype.itemsize == 2, layer.dtype == torch.float64
+    spills = (
+        (backward and (BB > 16 or (BH > 8 and (double or H > 128))))
+        or (backward and H > 768 and (BEFORE_3_8 or not half))
+        or (half and H > 512 and (BB > 32 or card.capability == "sm_100"))
+        or (double and (H > 256 or (H > 128 and BB * BH > 128)))
+        or (card.capability == "sm_80" and not half and H > 256 and BB + BH > 24)
+    )
+    if spills:
+        reasons.append("would spill registers")
+    return reasons
+
+
+def shared(plan: Plan, layer: Layer) -> int:
+    """Bytes of shared memory: the weights and one operand of the product."""
+    size, K = layer.dtype.itemsize, -(-layer.H // plan.BK) * plan.BK
+    if layer.direction == "forward":
+        return (4 * plan.BH + plan.BB) * K * size + (2 << 10)
+    return 4 * (K * plan.BH + plan.BB * max(plan.BK, plan.BH)) * size + (2 << 10)
+
+
+def forward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
+    """Launch the forward kernel, once for each wave of batch tiles."""
+    T, B, H = sizes
+    y = tensors[9]
+    rows, columns = plan.grid(B, H)
+    tensors += (y.new_empty(2, B, H), zero_counters(y, rows), timeout_flag(y))
+    for first, tiles in plan.waves(rows):
+        kernel = lstm_forward_cooperative_kernel
+        launcher.launch(plan, kernel, (tiles, columns), tensors, (T, B, first), (H, reverse))
+
+
+def backward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
+    """Launch the backward kernel, once for each wave of batch tiles."""
+    T, B, H = sizes
+    c = tensors[3]
+    rows, columns = plan.grid(B, H)
+    tensors += (zero_counters(c, rows + columns), timeout_flag(c))
+    for first, tiles in plan.waves(rows):
+        kernel = lstm_backward_cooperative_kernel
+        launcher.launch(plan, kernel, (tiles, columns), tensors, (T, B, first, rows), (H, reverse))
+
+
+KERNEL = Kernel(
+    plans=plans,
+    function=lambda direction: globals()[f"lstm_{direction}_cooperative_kernel"],
+    constants=("BK",),
+    why_not=why_not,
+    shared=shared,
+    most_launches=lambda layer, in_one_launch: 2 if TWO_LAUNCHES[layer.direction] >= layer.H else 1,
+    forward=forward,
+    backward=backward,
+)

@@ -18,19 +18,8 @@ from itertools import product
 
 import torch
 from lstm_fused.kernels import check, launch, verdicts
-from lstm_fused.kernels.choose import (
-    KERNELS,
-    WAITING,
-    WAITING_PROVEN,
-    Card,
-    Layer,
-    Plan,
-    card_at,
-    choose,
-    fitting,
-    named,
-    precision,
-)
+from lstm_fused.kernels.choose import WAITING_PROVEN, card_at, choose, fitting, named, precision
+from lstm_fused.kernels.plan import KERNELS, WAITING, Card, Layer, Plan
 from lstm_fused.kernels.verdicts import Verdict
 from torch import Tensor
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lstm_fused.kernels import sequence, steps
-from lstm_fused.kernels.choose import Layer, Plan, card_at, choose, named, plans, precision
+from lstm_fused.kernels.choose import card_at, choose, named, plans, precision
+from lstm_fused.kernels.plan import Layer, Plan
 from torch import Tensor
 
 from lstm_fused import autocast

@@ -9,7 +9,7 @@ of 16, or large.
 from typing import Any
 
 import torch
-from lstm_fused.kernels.choose import Plan
+from lstm_fused.kernels.plan import Plan
 from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver

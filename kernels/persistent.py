@@ -1,292 +1,158 @@
-"""The persistent kernels: the cooperative scheme with the recurrent weights in registers, for NVIDIA's cards.
+"""The persistent kernels: recurrent weights in registers for the whole sequence, on NVIDIA's cards.
 
-A program owns a tile of hidden columns of some batch rows, for all steps, like a cooperative kernel's. Its
-warps share out the terms of the product (split K): each holds its part of the weights as operands of its
-matrix instructions, gathers h (backward: da) from L2 straight into the other operands, and adds up its own
-terms; the warps' sums meet in shared memory. Written in Gluon, where layouts are explicit.
+A program owns BB batch rows by BH hidden columns, for all steps, like a cooperative kernel's. Its warps split
+the product over K: each holds its slice of the weights as operands of its mma instructions, gathers its slice
+of h (backward: da) from L2 straight into the other operands, and accumulates a partial sum; the partial sums
+of the warps are added up through shared memory. `lstm_fused.kernels.exchange` describes how h gets from one
+program to another. Written in Gluon, where layouts are explicit.
 """
 
-from lstm_fused.kernels import cell, sums
-from lstm_fused.kernels.exchange import RING, empty_bank, gather, publish
-from triton.experimental import gluon
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from itertools import product
+from typing import Any
 
-# The equations and the sums are the other kernels' own, compiled for explicit layouts.
-cell_forward = gluon.jit(cell.cell_forward.fn)
-cell_backward = gluon.jit(cell.cell_backward.fn)
-load_gates = gluon.jit(cell.load_gates.fn)
-load_peephole = gluon.jit(cell.load_peephole.fn)
-store_gates = gluon.jit(cell.store_gates.fn)
-add_step = gluon.jit(sums.add_step.fn)
-finish = gluon.jit(sums.finish.fn)
+import torch
+from lstm_fused.kernels import launcher
+from lstm_fused.kernels.plan import (
+    MAX_REGISTERS,
+    NATIVE_MAXIMUM,
+    Card,
+    Kernel,
+    Layer,
+    Plan,
+    Sizes,
+    Tensors,
+)
+from lstm_fused.kernels.scratch import timeout_flag, zero_counters
+from torch import Tensor
 
+# Tiles (BB, BH) and warps, the fastest first: measured on an H200, docs/gpu/h200.md.
+TILES = {
+    "forward": ((16, 16, 4), (16, 16, 8), (16, 32, 8), (32, 16, 8), (16, 8, 8), (32, 8, 8)),
+    "backward": ((16, 16, 8), (16, 32, 8), (32, 16, 8), (16, 8, 8), (32, 8, 8)),
+}
 
-@gluon.jit(do_not_specialize=["T", "B", "first", "tiles"])
-def lstm_forward_persistent_kernel(
-    xw,  # [T, B, 4H], float32
-    weight_hh,  # [4H, H]
-    bias,  # [4H] or None
-    peephole,  # [3H] or None
-    lengths,  # [B] or None
-    h0,  # [B, H]
-    c0,  # [B, H]
-    h_n,  # [B, H]
-    c_n,  # [B, H]
-    y,  # [T, B, H]
-    c_all,  # [T, B, H] or None
-    gates_all,  # [T, B, 4H] or None
-    exchange,  # [RING, batch tiles * BB, columns], all ones: h before each step
-    blank,  # [32], zeros
-    late,  # [1], set where a wait was given up
-    T,
-    B,
-    first,  # batch tile of this launch
-    tiles,  # in all launches
-    H: gl.constexpr,
-    REVERSE: gl.constexpr,
-    PRECISION: gl.constexpr,
-    BB: gl.constexpr,
-    BH: gl.constexpr,
-    BK: gl.constexpr,  # terms of one piece of a warp's operands
-    PIECES: gl.constexpr,  # pieces gathered at once
-    NATIVE: gl.constexpr,  # whether the card compares two 16-bit numbers at once
-    NUM_WARPS: gl.constexpr,
-):
-    """The whole sequence; programs [batch tile, hidden tile]."""
-    KIND: gl.constexpr = h0.dtype.element_ty
-    K_WIDTH: gl.constexpr = BK // 8  # so that a thread loads 16 bytes at once, or 8
-    mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
-    left: gl.constexpr = gl.DotOperandLayout(0, mma, K_WIDTH)
-    right: gl.constexpr = gl.DotOperandLayout(1, mma, K_WIDTH)
-    sums: gl.constexpr = gl.BlockedLayout([NUM_WARPS, 1, 4], [1, 32 // BH, BH], [1, NUM_WARPS, 1], [2, 1, 0])
-    cells: gl.constexpr = gl.BlockedLayout([1, 1], [32 // BH, BH], [NUM_WARPS, 1], [1, 0])
-    PIECE: gl.constexpr = (H + NUM_WARPS * BK - 1) // (NUM_WARPS * BK) * BK  # terms of one warp
-    WIDTH: gl.constexpr = PIECE * NUM_WARPS
+# The most registers of a thread that the weights, and that weights, operands and sums together, can take
+# without spilling, as ptxas decides; without a native 16-bit maximum the backward kernel can take fewer.
+LIMITS = {"forward": (128, 208), "backward": (96, 176)}
+LIMITS_OLDER_BACKWARD = (96, 152)
+# Plans past those limits that do not spill on sm_90: direction, BB, BH, PIECES.
+LIMITS_SM_90 = {("forward", 32, 16, 2): (96, 256)}
 
-    tile = first + gl.program_id(0)
-    rows = tile * BB + gl.arange(0, BB, gl.SliceLayout(1, cells))
-    cols = gl.program_id(1) * BH + gl.arange(0, BH, gl.SliceLayout(0, cells))
-    mask = (rows < B)[:, None] & (cols < H)[None, :]
-    state = rows[:, None].to(gl.int64) * H + cols[None, :]
-    p = load_peephole(peephole, cols, H, gl.float32)
-
-    n = gl.arange(0, 4 * BH, gl.SliceLayout(0, gl.SliceLayout(1, right)))[None, None, :]
-    unit = gl.program_id(1) * BH + n // 4
-    ks = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, right)))[:, None, None] * PIECE
-    ks = ks + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(2, right)))[None, :, None]
-    w_at = weight_hh + (n % 4 * H + unit) * H + ks
-    weights = ()
-    for k in gl.static_range(0, PIECE, BK):
-        weights += (gl.load(w_at + k, (unit < H) & (ks + k < H), other=0),)
-
-    m = tile * BB + gl.arange(0, BB, gl.SliceLayout(0, gl.SliceLayout(2, left)))[None, :, None]
-    ka = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, left)))[:, None, None] * PIECE
-    ka = ka + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
-    COLUMNS: gl.constexpr = (H + BH - 1) // BH * BH
-    slot = tiles.to(gl.int64) * (BB * COLUMNS)
-    h_at = m * COLUMNS + ka
-    own = exchange + (rows[:, None] * COLUMNS + cols[None, :])
-
-    shared: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8 if BH >= 16 else 4, [2, 1, 0])
-    partial = gl.allocate_shared_memory(gl.float32, [NUM_WARPS, BB, 4 * BH], shared)
-
-    b_i = gl.zeros([1, BH], gl.float32, cells)
-    b_f, b_g, b_o = b_i, b_i, b_i
-    if bias is not None:
-        b_i, b_f, b_g, b_o = load_gates((bias + cols)[None, :], (cols < H)[None, :], H, gl.float32)
-    stop = gl.full([BB], T, gl.int64, gl.SliceLayout(1, cells))
-    if lengths is not None:
-        stop = gl.load(lengths + rows, rows < B, other=0)
-
-    h = gl.load(h0 + state, mask, other=0)
-    c = gl.load(c0 + state, mask, other=0).to(gl.float32)
-    publish(own, h)
-    for step in range(T):
-        t = T - 1 - step if REVERSE else step
-        at = t.to(gl.int64) * B * H + state
-        at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
-        x_i, x_f, x_g, x_o = load_gates(xw + at_gates, mask, H, gl.float32)
-        valid = ((t < stop) & (rows < B))[:, None]
-        now = exchange + step % RING * slot
-        product = gl.zeros([NUM_WARPS, BB, 4 * BH], gl.float32, mma)
-        for first_k in gl.static_range(0, len(weights), PIECES):
-            h_all = gather(
-                now, h_at, ka, blank, late, first_k, min(first_k + PIECES, len(weights)), BK, COLUMNS,
-                WIDTH, BB * BK // 32, NATIVE,
-            )  # fmt: skip
-            for k in gl.static_range(len(h_all)):
-                product = mma_v2(h_all[k], weights[first_k + k], product, input_precision=PRECISION)
-        partial.store(product)
-        total = gl.sum(partial.load(sums), 0)
-        even, odd = gl.split(gl.reshape(total, (BB, BH, 2, 2)))
-        a_i, a_g = gl.split(even)
-        a_f, a_o = gl.split(odd)
-        a_i = gl.convert_layout(a_i, cells) + (x_i + b_i)
-        a_f = gl.convert_layout(a_f, cells) + (x_f + b_f)
-        a_g = gl.convert_layout(a_g, cells) + (x_g + b_g)
-        a_o = gl.convert_layout(a_o, cells) + (x_o + b_o)
-
-        h_t, c_t, gates = cell_forward((a_i, a_f, a_g, a_o), c, p, peephole is not None, EXACT=False)
-        h = gl.where(valid, h_t.to(KIND), h)
-        c = gl.where(valid, c_t, c)
-        publish(own + (step + 1) % RING * slot, h)
-        # All programs have published the h that this step began with, so all have gathered those before.
-        empty_bank(own, step, 1, slot, 1, COLUMNS, NUM_WARPS)
-        gl.store(y + at, gl.where(valid, h, 0.0).to(KIND), mask)
-        if c_all is not None:
-            gl.store(c_all + at, c, mask)
-            store_gates(gates_all + at_gates, gates, valid, mask, H)
-    gl.store(h_n + state, h, mask)
-    gl.store(c_n + state, c.to(c_n.dtype.element_ty), mask)
+# Up to this many launches a sequence is still faster than step by step; where the cooperative kernel takes
+# the batch forward in one launch, up to the second number (bench/roofline.py).
+LAUNCHES, LAUNCHES_BESIDE_COOPERATIVE = 5, 3
 
 
-@gluon.jit
-def load_saved(
-    dy, c_all, c0, gates_all, step, T, B, rows, cols, mask, H: gl.constexpr, REVERSE: gl.constexpr
-):
-    """What the backward pass reads of a step, ``step`` steps before the last: dy, c before it, the gates."""
-    t = step if REVERSE else T - 1 - step
-    before = t + 1 if REVERSE else t - 1
-    first = step == T - 1
-    state = rows[:, None].to(gl.int64) * H + cols[None, :]
-    dy_t = gl.zeros_like(state).to(gl.float32)
-    if dy is not None:
-        dy_t = gl.load(dy + (t.to(gl.int64) * B * H + state), mask, other=0).to(gl.float32)
-    c = gl.load(c_all + (before.to(gl.int64) * B * H + state), mask & (not first), other=0)
-    c += gl.load(c0 + state, mask & first, other=0).to(gl.float32)
-    at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
-    i, f, g, o = load_gates(gates_all + at_gates, mask, H, gl.float32)
-    return dy_t, c, i, f, g, o
+def terms(plan: Plan, layer: Layer) -> int:
+    """Terms of the product that one warp forms, padded to whole blocks of BK."""
+    K = layer.H if layer.direction == "forward" else 4 * layer.H
+    return -(-K // (plan.num_warps * plan.BK)) * plan.BK
 
 
-@gluon.jit(do_not_specialize=["T", "B", "tiles", "first"])
-def lstm_backward_persistent_kernel(
-    dy,  # [T, B, H] or None
-    dh_n,  # [B, H] or None
-    dc_n,  # [B, H] or None
-    c_all,  # [T, B, H]
-    gates_all,  # [T, B, 4H]
-    c0,  # [B, H]
-    weight_hh,  # [4H, H]
-    peephole,  # [3H] or None
-    lengths,  # [B] or None
-    dxw,  # [T, B, 4H]
-    dh0,  # [B, H]
-    dc0,  # [B, H]
-    dbias,  # [4H]
-    dpeephole,  # [3H]
-    partials,  # [batch tiles, 7, H], float32
-    exchange,  # [RING, batch tiles * BB, 4 * columns], all ones: da of each step
-    blank,  # [32], zeros
-    counters,  # [hidden tiles], zeros
-    late,  # [1], set where a wait was given up
-    T,
-    B,
-    first,  # batch tile of this launch
-    tiles,  # in all launches
-    H: gl.constexpr,
-    REVERSE: gl.constexpr,
-    PRECISION: gl.constexpr,
-    BB: gl.constexpr,
-    BH: gl.constexpr,
-    BK: gl.constexpr,  # terms of one piece of a warp's operands
-    PIECES: gl.constexpr,  # pieces gathered at once
-    NATIVE: gl.constexpr,  # whether the card compares two 16-bit numbers at once
-    NUM_WARPS: gl.constexpr,
-):
-    """The whole sequence, from its last step to its first; programs [batch tile, hidden tile]."""
-    KIND: gl.constexpr = dxw.dtype.element_ty
-    K_WIDTH: gl.constexpr = BK // 8  # so that a thread loads 16 bytes at once, or 8
-    mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
-    left: gl.constexpr = gl.DotOperandLayout(0, mma, K_WIDTH)
-    right: gl.constexpr = gl.DotOperandLayout(1, mma, K_WIDTH)
-    sums_of: gl.constexpr = gl.BlockedLayout(
-        [NUM_WARPS, 1, 1], [1, 32 // BH, BH], [1, NUM_WARPS, 1], [2, 1, 0]
-    )
-    cells: gl.constexpr = gl.BlockedLayout([1, 1], [32 // BH, BH], [NUM_WARPS, 1], [1, 0])
-    PIECE: gl.constexpr = (4 * H + NUM_WARPS * BK - 1) // (NUM_WARPS * BK) * BK  # terms of one warp
-    WIDTH: gl.constexpr = PIECE * NUM_WARPS // 4  # columns of a gate
+def registers(plan: Plan, layer: Layer) -> tuple[int, int]:
+    """Registers of a thread that hold weights; and weights, gathered operands and sums."""
+    size = layer.dtype.itemsize
+    N = plan.BH * (4 if layer.direction == "forward" else 1)
+    weights = N * terms(plan, layer) * size // 128
+    gathered = plan.BB * plan.BK * (plan.PIECES or 0) * size // 128
+    return weights, weights + gathered + plan.BB * N // 16
 
-    tile = first + gl.program_id(0)
-    rows = tile * BB + gl.arange(0, BB, gl.SliceLayout(1, cells))
-    cols = gl.program_id(1) * BH + gl.arange(0, BH, gl.SliceLayout(0, cells))
-    mask = (rows < B)[:, None] & (cols < H)[None, :]
-    state = rows[:, None].to(gl.int64) * H + cols[None, :]
-    p = load_peephole(peephole, cols, H, gl.float32)
 
-    n = gl.program_id(1) * BH + gl.arange(0, BH, gl.SliceLayout(0, gl.SliceLayout(1, right)))[None, None, :]
-    warp = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, right)))[:, None, None]
-    unit = warp % (NUM_WARPS // 4) * PIECE
-    unit = unit + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(2, right)))[None, :, None]
-    w_at = weight_hh + (warp // (NUM_WARPS // 4) * H + unit) * H + n
-    weights = ()
-    for k in gl.static_range(0, PIECE, BK):
-        weights += (gl.load(w_at + k * H, (unit + k < H) & (n < H), other=0),)
+def plans(layer: Layer) -> Iterator[Plan]:
+    """The tiles, the fastest first, each gathering its operands in one go, in halves or in thirds.
 
-    m = tile * BB + gl.arange(0, BB, gl.SliceLayout(0, gl.SliceLayout(2, left)))[None, :, None]
-    warp_a = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, left)))[:, None, None]
-    unit_a = warp_a % (NUM_WARPS // 4) * PIECE
-    unit_a = unit_a + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
-    COLUMNS: gl.constexpr = (H + BH - 1) // BH * BH
-    slot = tiles.to(gl.int64) * (BB * 4 * COLUMNS)
-    da_at = m * (4 * COLUMNS) + warp_a // (NUM_WARPS // 4) * COLUMNS + unit_a
-    own = exchange + (rows[:, None] * (4 * COLUMNS) + cols[None, :])
+    In one go only where a warp has few blocks of BK terms: one, backward two.
+    """
+    most_at_once = 2 if layer.direction == "backward" else 1
+    for (BB, BH, num_warps), parts in product(TILES[layer.direction], (1, 2, 3)):
+        plan = Plan("persistent", layer.precision, BB, BH, 32, num_warps, maxnreg=MAX_REGISTERS)
+        if layer.dtype.itemsize == 2 and terms(plan, layer) % 64 == 0:
+            plan = replace(plan, BK=64)  # so that a thread loads 16 bytes at once
+        pieces = terms(plan, layer) // plan.BK
+        if parts > 1 or pieces <= most_at_once:
+            yield replace(plan, PIECES=-(-pieces // parts))
 
-    shared: gl.constexpr = gl.SwizzledSharedLayout(8, 2, 2, [2, 1, 0])
-    partial = gl.allocate_shared_memory(gl.float32, [NUM_WARPS, BB, BH], shared)
 
-    stop = gl.full([BB], T, gl.int64, gl.SliceLayout(1, cells))
-    if lengths is not None:
-        stop = gl.load(lengths + rows, rows < B, other=0)
-    zero = gl.zeros([BB, BH], gl.float32, cells)
-    dh, dc = zero, zero
-    if dh_n is not None:
-        dh = gl.load(dh_n + state, mask, other=0).to(gl.float32)
-    if dc_n is not None:
-        dc = gl.load(dc_n + state, mask, other=0).to(gl.float32)
-    last = 0 if REVERSE else T - 1
-    c = gl.load(c_all + (gl.to_tensor(last).to(gl.int64) * B * H + state), mask, other=0)
-    dy_t, c_prev, i, f, g, o = load_saved(
-        dy, c_all, c0, gates_all, gl.to_tensor(0), T, B, rows, cols, mask, H, REVERSE
-    )
-    sums = (zero, zero, zero, zero, zero, zero, zero)
-    for step in range(T):
-        t = step if REVERSE else T - 1 - step
-        valid = ((t < stop) & (rows < B))[:, None]
-        da, dc_prev = cell_backward(
-            dh + dy_t, dc, (i, f, g, o), c, c_prev, p, peephole is not None, EXACT=False
-        )
-        da_i, da_f, da_g, da_o = da
-        there = own + step % RING * slot
-        publish(there, gl.where(valid, da_i, 0.0).to(KIND))
-        publish(there + COLUMNS, gl.where(valid, da_f, 0.0).to(KIND))
-        publish(there + 2 * COLUMNS, gl.where(valid, da_g, 0.0).to(KIND))
-        publish(there + 3 * COLUMNS, gl.where(valid, da_o, 0.0).to(KIND))
-        # All programs have published the da of the step before, so all have gathered those before it.
-        empty_bank(own, step, 2, slot, 4, COLUMNS, NUM_WARPS)
-        at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
-        store_gates(dxw + at_gates, da, valid, mask, H)
-        sums = add_step(sums, da, valid, c, c_prev, peephole is not None)
-        dc = gl.where(valid, dc_prev, dc)
-        c = c_prev
-        # What the next step needs of memory comes while this one waits.
-        dy_t, c_prev, i, f, g, o = load_saved(
-            dy, c_all, c0, gates_all, step + 1, T, B, rows, cols, mask & (step + 1 < T), H, REVERSE
-        )
-        now = exchange + step % RING * slot
-        none = gl.zeros([NUM_WARPS, BB, BH], gl.float32, mma)
-        even, odd = none, none
-        for first_k in gl.static_range(0, len(weights), PIECES):
-            da_all = gather(
-                now, da_at, unit_a, blank, late, first_k, min(first_k + PIECES, len(weights)), BK, COLUMNS,
-                WIDTH, BB * BK // 32, NATIVE,
-            )  # fmt: skip
-            for k in gl.static_range(len(da_all)):
-                even, odd = odd, mma_v2(da_all[k], weights[first_k + k], even, input_precision=PRECISION)
-        partial.store(even + odd)
-        total = gl.convert_layout(gl.sum(partial.load(sums_of), 0), cells)
-        dh = gl.where(valid, total, dh)
-    gl.store(dh0 + state, dh.to(KIND), mask)
-    gl.store(dc0 + state, dc.to(KIND), mask)
-    finish(sums, partials, counters + gl.program_id(1), dbias, dpeephole, tile, tiles, cols, H)
+def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
+    """Reasons why a plan cannot run a layer on a card."""
+    reasons = []
+    if not card.capability.startswith("sm_"):
+        reasons.append("runs on NVIDIA's cards")
+    if layer.dtype == torch.float64 or (layer.dtype == torch.float32 and layer.precision == "ieee"):
+        reasons.append("takes products that tensor cores form")
+    older = card.capability not in NATIVE_MAXIMUM
+    most = LIMITS_OLDER_BACKWARD if older and layer.direction == "backward" else LIMITS[layer.direction]
+    if card.capability == "sm_90":
+        most = LIMITS_SM_90.get((layer.direction, plan.BB, plan.BH, plan.PIECES), most)
+    weights, every = registers(plan, layer)
+    if weights > most[0] or every > most[1] or (older and weights > 64 and plan.BB > 16):
+        reasons.append("would spill registers")
+    return reasons
+
+
+def shared(plan: Plan, layer: Layer) -> int:
+    """Bytes of shared memory: the partial sums of all warps."""
+    return 4 * plan.num_warps * plan.BB * plan.BH * (4 if layer.direction == "forward" else 1)
+
+
+def most_launches(layer: Layer, in_one_launch: Any) -> int:
+    """The most launches of a sequence in which it is still faster than the kernels after it."""
+    beside = layer.direction == "forward" and in_one_launch("cooperative")
+    return LAUNCHES_BESIDE_COOPERATIVE if beside else LAUNCHES
+
+
+def function(direction: str) -> Any:
+    """The kernel of a direction; imported when it is launched, because not every Triton has Gluon."""
+    module = import_module(f"lstm_fused.kernels.persistent_{direction}")
+    return getattr(module, f"lstm_{direction}_persistent_kernel")
+
+
+def forward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
+    """Launch the forward kernel, once for each wave of batch tiles."""
+    y = tensors[9]
+    scratch = exchange_of(plan, y, sizes, 1)
+    launch(plan, "forward", (*tensors, *scratch, timeout_flag(y)), sizes, reverse)
+
+
+def backward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
+    """Launch the backward kernel, once for each wave of batch tiles."""
+    dxw, columns = tensors[9], plan.grid(*sizes[1:])[1]
+    scratch = *exchange_of(plan, dxw, sizes, 4), zero_counters(dxw, columns)
+    launch(plan, "backward", (*tensors, *scratch, timeout_flag(dxw)), sizes, reverse)
+
+
+def launch(plan: Plan, direction: str, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
+    """Launch a kernel once for each wave of batch tiles."""
+    T, B, H = sizes
+    rows, columns = plan.grid(B, H)
+    for first, tiles in plan.waves(rows):
+        numbers = T, B, first, rows
+        launcher.launch(plan, function(direction), (tiles, columns), tensors, numbers, (H, reverse))
+
+
+def exchange_of(plan: Plan, like: Tensor, sizes: Sizes, gates: int) -> tuple[Tensor, Tensor]:
+    """The ring buffer, all bits one, and 32 zeros that are gathered for columns past the published ones."""
+    from lstm_fused.kernels.exchange import RING
+
+    rows, columns = plan.grid(*sizes[1:])
+    published = gates * columns * plan.BH
+    words = -(-RING.value * rows * plan.BB * published * like.itemsize // 4)
+    ring = torch.full((words,), -1, dtype=torch.int32, device=like.device).view(like.dtype)
+    padded = published % (plan.num_warps * plan.BK) != 0
+    return ring, ring.new_zeros(32) if padded else ring
+
+
+KERNEL = Kernel(
+    plans=plans,
+    function=function,
+    constants=("BK", "PIECES", "NATIVE", "NUM_WARPS"),
+    why_not=why_not,
+    shared=shared,
+    programs_per_sm=lambda *_: 1,
+    most_launches=most_launches,
+    forward=forward,
+    backward=backward,
+)

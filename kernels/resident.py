@@ -3,8 +3,11 @@
 The recurrent weights stay on chip and h in registers, so that no program ever waits for another.
 """
 
+from collections.abc import Iterator
+
 import triton
 import triton.language as tl
+from lstm_fused.kernels import launcher
 from lstm_fused.kernels.cell import (
     cell_backward,
     cell_forward,
@@ -18,6 +21,8 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
+from lstm_fused.kernels.plan import MAX_REGISTERS, Card, Kernel, Layer, Plan, Sizes, Tensors
+from lstm_fused.kernels.scratch import zero_counters
 from lstm_fused.kernels.sums import add_step, finish
 
 
@@ -148,3 +153,50 @@ def lstm_backward_resident_kernel(
     tl.store(dh0 + state, dh.to(KIND), mask)
     tl.store(dc0 + state, dc.to(KIND), mask)
     finish(sums, partials, counters, dbias, dpeephole, tl.program_id(0), tiles, cols, H)
+
+
+def plans(layer: Layer) -> Iterator[Plan]:
+    """The one tile that holds all of H."""
+    width = max(16, 1 << (layer.H - 1).bit_length())
+    num_warps = 8 if width > 32 else 4
+    yield Plan("resident", layer.precision, 16, width, width, num_warps, maxnreg=MAX_REGISTERS)
+
+
+def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
+    """Reasons why a plan cannot run a layer on a card."""
+    reasons = []
+    if layer.H * layer.dtype.itemsize > 256:
+        reasons.append(f"takes H up to {256 // layer.dtype.itemsize} in this dtype")
+    if card.capability.startswith("gfx"):
+        reasons.append("would spill registers")
+    return reasons
+
+
+def shared(plan: Plan, layer: Layer) -> int:
+    """Bytes of shared memory: the weights, and 20 KB for h and layout conversions."""
+    return 4 * plan.BH * plan.BH * layer.dtype.itemsize + (20 << 10)
+
+
+def forward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
+    """Launch the forward kernel."""
+    T, B, H = sizes
+    launcher.launch(plan, lstm_forward_resident_kernel, plan.grid(B, H), tensors, (T, B), (H, reverse))
+
+
+def backward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
+    """Launch the backward kernel."""
+    T, B, H = sizes
+    tiles, columns = plan.grid(B, H)
+    tensors += (zero_counters(tensors[3], 1),)
+    kernel = lstm_backward_resident_kernel
+    launcher.launch(plan, kernel, (tiles, columns), tensors, (T, B, tiles), (H, reverse))
+
+
+KERNEL = Kernel(
+    plans=plans,
+    function=lambda direction: globals()[f"lstm_{direction}_resident_kernel"],
+    why_not=why_not,
+    shared=shared,
+    forward=forward,
+    backward=backward,
+)

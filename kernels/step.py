@@ -4,6 +4,9 @@ A launch's own arguments are the same for every call of a layer, so that one CUD
 addresses stand in a table, and the step is the table's plus the number of the launch, ``node``.
 """
 
+from collections.abc import Iterator
+
+import torch
 import triton
 import triton.language as tl
 from lstm_fused.kernels.cell import (
@@ -21,6 +24,7 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
+from lstm_fused.kernels.plan import Kernel, Layer, Plan
 from lstm_fused.kernels.table import in_turns, may_read_table, pointer, time_of, wait_for_step_before
 from lstm_fused.kernels.variant import add_normalized, load_share, masked
 
@@ -236,3 +240,19 @@ def lstm_backward_step_kernel(
         da, dc_prev = cell_backward(dh, dc, gates, c, c_prev, p, peephole is not None, CLIP, EXACT)
     tl.store(dc_state + state, tl.where(valid, dc_prev, dc), there)
     store_gates(dxw + offsets(t, rows, cols, B, 4 * H), da, valid, there, H)
+
+
+def plans(layer: Layer) -> Iterator[Plan]:
+    """The one tile for a dtype and batch."""
+    half = layer.dtype.itemsize == 2
+    few = layer.B <= 16 or layer.dtype == torch.float64
+    BB = 16 if few else 64 if half and layer.B > 64 else 32
+    yield Plan("step", layer.precision, BB, 16, 64 if half else 32, 4, 3 if half else 2)
+
+
+KERNEL = Kernel(
+    plans=plans,
+    function=lambda direction: globals()[f"lstm_{direction}_step_kernel"],
+    constants=("BK",),
+    every_option=True,
+)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import triton.language as tl
-from lstm_fused.kernels.choose import Plan
+from lstm_fused.kernels.plan import Plan
 from lstm_fused.kernels.product import (
     lstm_gradient_step_kernel,
     lstm_product_kernel,

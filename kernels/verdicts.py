@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 import triton
-from lstm_fused.kernels.choose import Layer, Plan, card_at
+from lstm_fused.kernels.choose import card_at
+from lstm_fused.kernels.plan import Layer, Plan
 
 SOURCES = Path(__file__).parent
 

@@ -11,16 +11,17 @@ from bench.gpu.commands import SANITIZED, TOOLS, limited, pytest, under
 from bench.gpu.link import ROOT
 
 
-def named(constant: str) -> tuple[str, ...]:
-    """A tuple of kernels' names in kernels/choose.py, read without what that needs."""
-    for node in ast.parse((ROOT / "kernels/choose.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == constant:
-            return tuple(ast.literal_eval(node.value))
-    raise ValueError(f"kernels/choose.py names no {constant}")
+def exchanges() -> dict[str, str]:
+    """The table of kernels in kernels/plan.py, read without what that needs."""
+    for node in ast.parse((ROOT / "kernels/plan.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXCHANGES":
+            return dict(ast.literal_eval(node.value))
+    raise ValueError("kernels/plan.py has no EXCHANGES")
 
 
-KERNELS = named("KERNELS")
-WAITING = named("WAITING")  # whose programs wait for each other
+KERNELS = tuple(exchanges())
+# Whose programs wait for each other.
+WAITING = tuple(name for name, exchange in exchanges().items() if exchange in ("flags", "counters"))
 GLUON = ("persistent",)  # which Triton's interpreter does not run
 # Shapes of grids, by name as `bench.gpu.looks` has them; those of a line in one process.
 GRIDS = {

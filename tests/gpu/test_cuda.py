@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import Case, make_tensors
 from kernels_here import running
-from lstm_fused.kernels import choose, replay, sequence
+from lstm_fused.kernels import choose, cooperative, replay, resident
 
 from lstm_fused import LSTM
 from lstm_fused.ops import backward_op, forward_op
@@ -223,16 +223,17 @@ def test_the_kernel_named_is_the_one_launched(monkeypatch):
     launched = []
 
     class Spy:
-        def __init__(self, name):
+        def __init__(self, module, name):
             self.name = name
-            self.kernel = getattr(sequence, name)
+            self.kernel = getattr(module, name)
 
         def __getitem__(self, grid):
             launched.append(self.name)
             return self.kernel[grid]
 
-    for name in [name for name in dir(sequence) if name.endswith("_kernel")]:
-        monkeypatch.setattr(sequence, name, Spy(name))
+    for module in (cooperative, resident):
+        for name in [name for name in dir(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Spy(module, name))
     t = make_tensors(Case("chosen", T=3, B=3, I=8, H=256), torch.float16)
     with running("cooperative", monkeypatch):
         backward("triton", t, forward("triton", t))

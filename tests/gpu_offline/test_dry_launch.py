@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton")
 
 from cases import Case, make_tensors  # noqa: E402
 from compiled import CARDS  # noqa: E402
-from lstm_fused.kernels import launch, sequence  # noqa: E402
+from lstm_fused.kernels import launch, scratch  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime import driver, jit  # noqa: E402
 
@@ -83,15 +83,15 @@ def test_a_call_with_a_projection_compiles(launched):
 @pytest.mark.parametrize("kernel", ["cooperative", "persistent"])
 def test_a_launch_after_one_that_gave_up_says_so_once(launched, monkeypatch, kernel):
     monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
-    sequence.late_on(torch.device("cpu")).fill_(1)
+    scratch.timeout_flag_on(torch.device("cpu")).fill_(1)
     with pytest.raises(RuntimeError, match="waited for others in vain"):
         call(LEAST)
     assert not launched
     call(LEAST)
-    sequence.late_on(torch.device("cpu")).fill_(1)
+    scratch.timeout_flag_on(torch.device("cpu")).fill_(1)
     with pytest.raises(RuntimeError, match="waited for others in vain"):
         call(LEAST)
-    assert not sequence.late_on(torch.device("cpu"))
+    assert not scratch.timeout_flag_on(torch.device("cpu"))
 
 
 NEWER_SETTING = """

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from cases import Case, make_tensors
-from lstm_fused.kernels import choose, launch, sequence, steps
+from lstm_fused.kernels import choose, cooperative, launch, resident, steps
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,7 +30,7 @@ class Count(TorchDispatchMode):
     def __init__(self, monkeypatch):
         super().__init__()
         self.launched = []
-        for module in (sequence, steps):
+        for module in (cooperative, resident, steps):
             for name in dir(module):
                 if name.endswith("_kernel"):
                     count = partial(self.count, name)
@@ -60,7 +60,7 @@ def test_forward(kernel, save, dtype, monkeypatch):
     monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
     monkeypatch.setattr(launch, "card_at", lambda device: choose.CARDS[1])
     monkeypatch.setattr(launch, "on", lambda device: nullcontext())
-    monkeypatch.setattr(sequence, "late", lambda like: like.new_empty(1))
+    monkeypatch.setattr(cooperative, "timeout_flag", lambda like: like.new_empty(1))
     names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
     # These have no memory and are on a GPU for all that the launcher can tell.
     with FakeTensorMode() as fake:
@@ -75,7 +75,7 @@ def test_forward(kernel, save, dtype, monkeypatch):
 @pytest.mark.parametrize("kernel", ["resident", "cooperative"])
 def test_backward_with_every_gradient(kernel, monkeypatch):
     monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
-    monkeypatch.setattr(sequence, "late", lambda like: like.new_empty(1))
+    monkeypatch.setattr(cooperative, "timeout_flag", lambda like: like.new_empty(1))
     t = make_tensors(CASE, torch.float32)
     names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
     inputs = [t[n] for n in names]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import Case, make_tensors
 from concurrently import Deadlock, Launch, Race, concurrently
-from lstm_fused.kernels import choose, cooperative, launch, resident, sequence, sums
+from lstm_fused.kernels import choose, cooperative, launch, resident, scratch, sums
 from planting import planted
 
 from lstm_fused import reference
@@ -120,7 +120,7 @@ def test_a_broken_barrier_is_found(direction, fault, monkeypatch, tmp_path):
     old, new, error = (FAULTS | FORWARD_FAULTS)[fault]
     module = planted(cooperative, old, new, tmp_path)
     name = f"lstm_{direction}_cooperative_kernel"
-    monkeypatch.setattr(sequence, name, getattr(module, name))
+    monkeypatch.setattr(cooperative, name, getattr(module, name))
     monkeypatch.setattr("concurrently.SWITCHES", 3000)
 
     def run():
@@ -129,7 +129,7 @@ def test_a_broken_barrier_is_found(direction, fault, monkeypatch, tmp_path):
 
     with pytest.raises(error):
         run()
-    sequence.gave_up(torch.device("cpu"))
+    scratch.timed_out(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -139,7 +139,7 @@ def test_stores_come_late_where_nothing_releases_them(direction, monkeypatch, tm
         monkeypatch.setattr(Launch, name, lambda *_: None)
     module = planted(cooperative, *FAULTS["relaxed_arrive"][:2], tmp_path)
     name = f"lstm_{direction}_cooperative_kernel"
-    monkeypatch.setattr(sequence, name, getattr(module, name))
+    monkeypatch.setattr(cooperative, name, getattr(module, name))
 
     def run():
         for seed in range(5):

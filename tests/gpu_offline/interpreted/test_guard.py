@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from concurrently import concurrently
-from lstm_fused.kernels import check, choose, guard, launch, resident, sequence, steps, verdicts
+from lstm_fused.kernels import check, choose, cooperative, guard, launch, resident, scratch, steps, verdicts
 from lstm_fused.kernels.choose import Layer
 from planting import planted
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -79,7 +79,7 @@ class Launched(list):
 
     def plant(self, direction, kernel, fault):
         """Let a kernel do something wrong from now on."""
-        module = steps if kernel == "step" else sequence
+        module = steps if kernel == "step" else resident
         name = f"lstm_{direction}_{kernel}_kernel"
         plain = getattr(module, name)
         plain = plain.kernel if isinstance(plain, Kernel) else plain
@@ -238,7 +238,7 @@ def test_where_every_kernel_is_wrong_the_reference_runs(launched, checks):
 
 def test_a_fault_in_the_source_is_noticed(monkeypatch, tmp_path):
     broken = planted(resident, "cols < H)[None, :]", "cols < H - 1)[None, :]", tmp_path)
-    monkeypatch.setattr(sequence, "lstm_forward_resident_kernel", broken.lstm_forward_resident_kernel)
+    monkeypatch.setattr(resident, "lstm_forward_resident_kernel", broken.lstm_forward_resident_kernel)
     found = check.check(choose.choose(SMALL, choose.card_at(CPU)), SMALL, CPU)
     assert not found.right and "is off by inf" in found.said
 
@@ -606,13 +606,13 @@ def test_without_inputs_there_is_something_to_launch_and_without_cells_nothing(l
 def test_a_plan_that_waited_in_vain_is_no_verdict_for_others(monkeypatch):
     layer = Layer("forward", 5, 3, torch.float32, "tf32")
     plan = choose.choose(layer, choose.card_at(CPU))
-    late = sequence.late_on(CPU)
+    late = scratch.timeout_flag_on(CPU)
     monkeypatch.setattr(
         check, "poisoned", lambda run, operands, plan: [late.fill_(1), run(*operands, plan=plan)][1]
     )
     found = check.check(plan, layer, CPU)
     assert not found.right and not found.lasting and "in vain" in found.said
-    assert not sequence.gave_up(CPU)
+    assert not scratch.timed_out(CPU)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -620,14 +620,14 @@ def test_kernels_that_wait_are_checked_in_one_launch_and_in_several(direction, m
     layer = Layer(direction, 19, 17, torch.float32, "tf32")
     plan = choose.fitting("cooperative", layer, choose.card_at(CPU))[0]
     name, grids = f"lstm_{direction}_cooperative_kernel", []
-    kernel = getattr(sequence, name)
+    kernel = getattr(cooperative, name)
 
     class Spy:
         def __getitem__(self, grid):
             grids.append(grid)
             return kernel[grid]
 
-    monkeypatch.setattr(sequence, name, Spy())
+    monkeypatch.setattr(cooperative, name, Spy())
     with concurrently(0):
         assert check.check(plan, layer, CPU).right
     columns = plan.grid(17, 19)[1]

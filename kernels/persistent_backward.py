@@ -1,0 +1,166 @@
+"""The backward kernel with persistent weights; `lstm_fused.kernels.persistent` explains the scheme."""
+
+from lstm_fused.kernels import cell, sums
+from lstm_fused.kernels.exchange import RING, empty_bank, gather, publish
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+
+# The equations and the sums are the other kernels' own, compiled for explicit layouts.
+cell_backward = gluon.jit(cell.cell_backward.fn)
+load_gates = gluon.jit(cell.load_gates.fn)
+load_peephole = gluon.jit(cell.load_peephole.fn)
+store_gates = gluon.jit(cell.store_gates.fn)
+add_step = gluon.jit(sums.add_step.fn)
+finish = gluon.jit(sums.finish.fn)
+
+
+@gluon.jit
+def load_saved(
+    dy, c_all, c0, gates_all, step, T, B, rows, cols, mask, H: gl.constexpr, REVERSE: gl.constexpr
+):
+    """What the backward pass reads of a step, ``step`` steps before the last: dy, c before it, the gates."""
+    t = step if REVERSE else T - 1 - step
+    before = t + 1 if REVERSE else t - 1
+    first = step == T - 1
+    state = rows[:, None].to(gl.int64) * H + cols[None, :]
+    dy_t = gl.zeros_like(state).to(gl.float32)
+    if dy is not None:
+        dy_t = gl.load(dy + (t.to(gl.int64) * B * H + state), mask, other=0).to(gl.float32)
+    c = gl.load(c_all + (before.to(gl.int64) * B * H + state), mask & (not first), other=0)
+    c += gl.load(c0 + state, mask & first, other=0).to(gl.float32)
+    at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
+    i, f, g, o = load_gates(gates_all + at_gates, mask, H, gl.float32)
+    return dy_t, c, i, f, g, o
+
+
+@gluon.jit(do_not_specialize=["T", "B", "tiles", "first"])
+def lstm_backward_persistent_kernel(
+    dy,  # [T, B, H] or None
+    dh_n,  # [B, H] or None
+    dc_n,  # [B, H] or None
+    c_all,  # [T, B, H]
+    gates_all,  # [T, B, 4H]
+    c0,  # [B, H]
+    weight_hh,  # [4H, H]
+    peephole,  # [3H] or None
+    lengths,  # [B] or None
+    dxw,  # [T, B, 4H]
+    dh0,  # [B, H]
+    dc0,  # [B, H]
+    dbias,  # [4H]
+    dpeephole,  # [3H]
+    partials,  # [batch tiles, 7, H], float32
+    exchange,  # [RING, batch tiles * BB, 4 * columns], all ones: da of each step
+    blank,  # [32], zeros
+    counters,  # [hidden tiles], zeros
+    late,  # [1], set where a wait was given up
+    T,
+    B,
+    first,  # batch tile of this launch
+    tiles,  # in all launches
+    H: gl.constexpr,
+    REVERSE: gl.constexpr,
+    PRECISION: gl.constexpr,
+    BB: gl.constexpr,
+    BH: gl.constexpr,
+    BK: gl.constexpr,  # terms of one piece of a warp's operands
+    PIECES: gl.constexpr,  # pieces gathered at once
+    NATIVE: gl.constexpr,  # whether the card compares two 16-bit numbers at once
+    NUM_WARPS: gl.constexpr,
+):
+    """The whole sequence, from its last step to its first; programs [batch tile, hidden tile]."""
+    KIND: gl.constexpr = dxw.dtype.element_ty
+    K_WIDTH: gl.constexpr = BK // 8  # so that a thread loads 16 bytes at once, or 8
+    mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
+    left: gl.constexpr = gl.DotOperandLayout(0, mma, K_WIDTH)
+    right: gl.constexpr = gl.DotOperandLayout(1, mma, K_WIDTH)
+    sums_of: gl.constexpr = gl.BlockedLayout(
+        [NUM_WARPS, 1, 1], [1, 32 // BH, BH], [1, NUM_WARPS, 1], [2, 1, 0]
+    )
+    cells: gl.constexpr = gl.BlockedLayout([1, 1], [32 // BH, BH], [NUM_WARPS, 1], [1, 0])
+    PIECE: gl.constexpr = (4 * H + NUM_WARPS * BK - 1) // (NUM_WARPS * BK) * BK  # terms of one warp
+    WIDTH: gl.constexpr = PIECE * NUM_WARPS // 4  # columns of a gate
+
+    tile = first + gl.program_id(0)
+    rows = tile * BB + gl.arange(0, BB, gl.SliceLayout(1, cells))
+    cols = gl.program_id(1) * BH + gl.arange(0, BH, gl.SliceLayout(0, cells))
+    mask = (rows < B)[:, None] & (cols < H)[None, :]
+    state = rows[:, None].to(gl.int64) * H + cols[None, :]
+    p = load_peephole(peephole, cols, H, gl.float32)
+
+    n = gl.program_id(1) * BH + gl.arange(0, BH, gl.SliceLayout(0, gl.SliceLayout(1, right)))[None, None, :]
+    warp = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, right)))[:, None, None]
+    unit = warp % (NUM_WARPS // 4) * PIECE
+    unit = unit + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(2, right)))[None, :, None]
+    w_at = weight_hh + (warp // (NUM_WARPS // 4) * H + unit) * H + n
+    weights = ()
+    for k in gl.static_range(0, PIECE, BK):
+        weights += (gl.load(w_at + k * H, (unit + k < H) & (n < H), other=0),)
+
+    m = tile * BB + gl.arange(0, BB, gl.SliceLayout(0, gl.SliceLayout(2, left)))[None, :, None]
+    warp_a = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, left)))[:, None, None]
+    unit_a = warp_a % (NUM_WARPS // 4) * PIECE
+    unit_a = unit_a + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
+    COLUMNS: gl.constexpr = (H + BH - 1) // BH * BH
+    slot = tiles.to(gl.int64) * (BB * 4 * COLUMNS)
+    da_at = m * (4 * COLUMNS) + warp_a // (NUM_WARPS // 4) * COLUMNS + unit_a
+    own = exchange + (rows[:, None] * (4 * COLUMNS) + cols[None, :])
+
+    shared: gl.constexpr = gl.SwizzledSharedLayout(8, 2, 2, [2, 1, 0])
+    partial = gl.allocate_shared_memory(gl.float32, [NUM_WARPS, BB, BH], shared)
+
+    stop = gl.full([BB], T, gl.int64, gl.SliceLayout(1, cells))
+    if lengths is not None:
+        stop = gl.load(lengths + rows, rows < B, other=0)
+    zero = gl.zeros([BB, BH], gl.float32, cells)
+    dh, dc = zero, zero
+    if dh_n is not None:
+        dh = gl.load(dh_n + state, mask, other=0).to(gl.float32)
+    if dc_n is not None:
+        dc = gl.load(dc_n + state, mask, other=0).to(gl.float32)
+    last = 0 if REVERSE else T - 1
+    c = gl.load(c_all + (gl.to_tensor(last).to(gl.int64) * B * H + state), mask, other=0)
+    dy_t, c_prev, i, f, g, o = load_saved(
+        dy, c_all, c0, gates_all, gl.to_tensor(0), T, B, rows, cols, mask, H, REVERSE
+    )
+    sums = (zero, zero, zero, zero, zero, zero, zero)
+    for step in range(T):
+        t = step if REVERSE else T - 1 - step
+        valid = ((t < stop) & (rows < B))[:, None]
+        da, dc_prev = cell_backward(
+            dh + dy_t, dc, (i, f, g, o), c, c_prev, p, peephole is not None, EXACT=False
+        )
+        da_i, da_f, da_g, da_o = da
+        there = own + step % RING * slot
+        publish(there, gl.where(valid, da_i, 0.0).to(KIND))
+        publish(there + COLUMNS, gl.where(valid, da_f, 0.0).to(KIND))
+        publish(there + 2 * COLUMNS, gl.where(valid, da_g, 0.0).to(KIND))
+        publish(there + 3 * COLUMNS, gl.where(valid, da_o, 0.0).to(KIND))
+        # All programs have published the da of the step before, so all have gathered those before it.
+        empty_bank(own, step, 2, slot, 4, COLUMNS, NUM_WARPS)
+        at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
+        store_gates(dxw + at_gates, da, valid, mask, H)
+        sums = add_step(sums, da, valid, c, c_prev, peephole is not None)
+        dc = gl.where(valid, dc_prev, dc)
+        c = c_prev
+        # What the next step needs of memory comes while this one waits.
+        dy_t, c_prev, i, f, g, o = load_saved(
+            dy, c_all, c0, gates_all, step + 1, T, B, rows, cols, mask & (step + 1 < T), H, REVERSE
+        )
+        now = exchange + step % RING * slot
+        none = gl.zeros([NUM_WARPS, BB, BH], gl.float32, mma)
+        even, odd = none, none
+        for first_k in gl.static_range(0, len(weights), PIECES):
+            da_all = gather(
+                now, da_at, unit_a, blank, late, first_k, min(first_k + PIECES, len(weights)), BK, COLUMNS,
+                WIDTH, BB * BK // 32, NATIVE,
+            )  # fmt: skip
+            for k in gl.static_range(len(da_all)):
+                even, odd = odd, mma_v2(da_all[k], weights[first_k + k], even, input_precision=PRECISION)
+        partial.store(even + odd)
+        total = gl.convert_layout(gl.sum(partial.load(sums_of), 0), cells)
+        dh = gl.where(valid, total, dh)
+    gl.store(dh0 + state, dh.to(KIND), mask)
+    gl.store(dc0 + state, dc.to(KIND), mask)
+    finish(sums, partials, counters + gl.program_id(1), dbias, dpeephole, tile, tiles, cols, H)

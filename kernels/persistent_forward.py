@@ -1,0 +1,132 @@
+"""The forward kernel with persistent weights; `lstm_fused.kernels.persistent` explains the scheme."""
+
+from lstm_fused.kernels import cell
+from lstm_fused.kernels.exchange import RING, empty_bank, gather, publish
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+
+# The equations are the other kernels' own, compiled for explicit layouts.
+cell_forward = gluon.jit(cell.cell_forward.fn)
+load_gates = gluon.jit(cell.load_gates.fn)
+load_peephole = gluon.jit(cell.load_peephole.fn)
+store_gates = gluon.jit(cell.store_gates.fn)
+
+
+@gluon.jit(do_not_specialize=["T", "B", "first", "tiles"])
+def lstm_forward_persistent_kernel(
+    xw,  # [T, B, 4H], float32
+    weight_hh,  # [4H, H]
+    bias,  # [4H] or None
+    peephole,  # [3H] or None
+    lengths,  # [B] or None
+    h0,  # [B, H]
+    c0,  # [B, H]
+    h_n,  # [B, H]
+    c_n,  # [B, H]
+    y,  # [T, B, H]
+    c_all,  # [T, B, H] or None
+    gates_all,  # [T, B, 4H] or None
+    exchange,  # [RING, batch tiles * BB, columns], all ones: h before each step
+    blank,  # [32], zeros
+    late,  # [1], set where a wait was given up
+    T,
+    B,
+    first,  # batch tile of this launch
+    tiles,  # in all launches
+    H: gl.constexpr,
+    REVERSE: gl.constexpr,
+    PRECISION: gl.constexpr,
+    BB: gl.constexpr,
+    BH: gl.constexpr,
+    BK: gl.constexpr,  # terms of one piece of a warp's operands
+    PIECES: gl.constexpr,  # pieces gathered at once
+    NATIVE: gl.constexpr,  # whether the card compares two 16-bit numbers at once
+    NUM_WARPS: gl.constexpr,
+):
+    """The whole sequence; programs [batch tile, hidden tile]."""
+    KIND: gl.constexpr = h0.dtype.element_ty
+    K_WIDTH: gl.constexpr = BK // 8  # so that a thread loads 16 bytes at once, or 8
+    mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
+    left: gl.constexpr = gl.DotOperandLayout(0, mma, K_WIDTH)
+    right: gl.constexpr = gl.DotOperandLayout(1, mma, K_WIDTH)
+    sums: gl.constexpr = gl.BlockedLayout([NUM_WARPS, 1, 4], [1, 32 // BH, BH], [1, NUM_WARPS, 1], [2, 1, 0])
+    cells: gl.constexpr = gl.BlockedLayout([1, 1], [32 // BH, BH], [NUM_WARPS, 1], [1, 0])
+    PIECE: gl.constexpr = (H + NUM_WARPS * BK - 1) // (NUM_WARPS * BK) * BK  # terms of one warp
+    WIDTH: gl.constexpr = PIECE * NUM_WARPS
+
+    tile = first + gl.program_id(0)
+    rows = tile * BB + gl.arange(0, BB, gl.SliceLayout(1, cells))
+    cols = gl.program_id(1) * BH + gl.arange(0, BH, gl.SliceLayout(0, cells))
+    mask = (rows < B)[:, None] & (cols < H)[None, :]
+    state = rows[:, None].to(gl.int64) * H + cols[None, :]
+    p = load_peephole(peephole, cols, H, gl.float32)
+
+    n = gl.arange(0, 4 * BH, gl.SliceLayout(0, gl.SliceLayout(1, right)))[None, None, :]
+    unit = gl.program_id(1) * BH + n // 4
+    ks = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, right)))[:, None, None] * PIECE
+    ks = ks + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(2, right)))[None, :, None]
+    w_at = weight_hh + (n % 4 * H + unit) * H + ks
+    weights = ()
+    for k in gl.static_range(0, PIECE, BK):
+        weights += (gl.load(w_at + k, (unit < H) & (ks + k < H), other=0),)
+
+    m = tile * BB + gl.arange(0, BB, gl.SliceLayout(0, gl.SliceLayout(2, left)))[None, :, None]
+    ka = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, left)))[:, None, None] * PIECE
+    ka = ka + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
+    COLUMNS: gl.constexpr = (H + BH - 1) // BH * BH
+    slot = tiles.to(gl.int64) * (BB * COLUMNS)
+    h_at = m * COLUMNS + ka
+    own = exchange + (rows[:, None] * COLUMNS + cols[None, :])
+
+    shared: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8 if BH >= 16 else 4, [2, 1, 0])
+    partial = gl.allocate_shared_memory(gl.float32, [NUM_WARPS, BB, 4 * BH], shared)
+
+    b_i = gl.zeros([1, BH], gl.float32, cells)
+    b_f, b_g, b_o = b_i, b_i, b_i
+    if bias is not None:
+        b_i, b_f, b_g, b_o = load_gates((bias + cols)[None, :], (cols < H)[None, :], H, gl.float32)
+    stop = gl.full([BB], T, gl.int64, gl.SliceLayout(1, cells))
+    if lengths is not None:
+        stop = gl.load(lengths + rows, rows < B, other=0)
+
+    h = gl.load(h0 + state, mask, other=0)
+    c = gl.load(c0 + state, mask, other=0).to(gl.float32)
+    publish(own, h)
+    for step in range(T):
+        t = T - 1 - step if REVERSE else step
+        at = t.to(gl.int64) * B * H + state
+        at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
+        x_i, x_f, x_g, x_o = load_gates(xw + at_gates, mask, H, gl.float32)
+        valid = ((t < stop) & (rows < B))[:, None]
+        now = exchange + step % RING * slot
+        product = gl.zeros([NUM_WARPS, BB, 4 * BH], gl.float32, mma)
+        for first_k in gl.static_range(0, len(weights), PIECES):
+            h_all = gather(
+                now, h_at, ka, blank, late, first_k, min(first_k + PIECES, len(weights)), BK, COLUMNS,
+                WIDTH, BB * BK // 32, NATIVE,
+            )  # fmt: skip
+            for k in gl.static_range(len(h_all)):
+                product = mma_v2(h_all[k], weights[first_k + k], product, input_precision=PRECISION)
+        partial.store(product)
+        total = gl.sum(partial.load(sums), 0)
+        even, odd = gl.split(gl.reshape(total, (BB, BH, 2, 2)))
+        a_i, a_g = gl.split(even)
+        a_f, a_o = gl.split(odd)
+        a_i = gl.convert_layout(a_i, cells) + (x_i + b_i)
+        a_f = gl.convert_layout(a_f, cells) + (x_f + b_f)
+        a_g = gl.convert_layout(a_g, cells) + (x_g + b_g)
+        a_o = gl.convert_layout(a_o, cells) + (x_o + b_o)
+
+        h_t, c_t, gates = cell_forward((a_i, a_f, a_g, a_o), c, p, peephole is not None, EXACT=False)
+        h = gl.where(valid, h_t.to(KIND), h)
+        c = gl.where(valid, c_t, c)
+        publish(own + (step + 1) % RING * slot, h)
+        # All programs have published the h that this step began with, so all have gathered those before.
+        empty_bank(own, step, 1, slot, 1, COLUMNS, NUM_WARPS)
+        gl.store(y + at, gl.where(valid, h, 0.0).to(KIND), mask)
+        if c_all is not None:
+            gl.store(c_all + at, c, mask)
+            store_gates(gates_all + at_gates, gates, valid, mask, H)
+    gl.store(h_n + state, h, mask)
+    gl.store(c_n + state, c.to(c_n.dtype.element_ty), mask)
