@@ -8,9 +8,10 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-import compiled  # noqa: E402
-from compiled import CARDS, TABLE, Build, compile_kernel, faults, matrix, measure, resources  # noqa: E402
-from lstm_fused.kernels import choose, cooperative, persistent, product, resident, variant  # noqa: E402
+from builds import BATCHES, CARDS, Build, compile_kernel, layers, matrix  # noqa: E402
+from compiled import TABLE, differs, measure  # noqa: E402
+from lstm_fused.kernels import choose, cooperative, persistent_forward, product, resident, variant  # noqa: E402
+from machine_code import faults, resources  # noqa: E402
 from planting import planted  # noqa: E402
 
 A100, H100, B200, MI300X = CARDS
@@ -37,7 +38,7 @@ OWN_PRECISION = (
 def test_compiles_to_what_the_table_says(build):
     row, wrong = measure(build)
     assert not wrong
-    assert not compiled.differs(row, json.loads(TABLE.read_text()).get(build.name))
+    assert not differs(row, json.loads(TABLE.read_text()).get(build.name))
 
 
 @pytest.mark.parametrize("build", OWN_PRECISION, ids=lambda b: b.name)
@@ -66,12 +67,7 @@ def test_the_table_is_whole():
 
 def test_the_table_serves_every_batch():
     served = {other.name for build in matrix() for other in build.batches()}
-    picked = {
-        b.name
-        for layer in compiled.layers()
-        for B in compiled.BATCHES
-        if (b := replace(layer, B=B)).plan() is not None
-    }
+    picked = {b.name for layer in layers() for B in BATCHES if (b := replace(layer, B=B)).plan() is not None}
     assert served == picked
 
 
@@ -113,7 +109,7 @@ def test_weights_loaded_in_the_time_loop_are_found(tmp_path):
 def test_so_they_are_in_a_persistent_kernel(tmp_path):
     held = "mma_v2(h_all[k], weights[first_k + k],"
     loaded = "mma_v2(h_all[k], gl.load(w_at + (first_k + k) * BK, (unit < H) & (ks < H), other=0),"
-    module = planted(persistent, held, loaded, tmp_path)
+    module = planted(persistent_forward, held, loaded, tmp_path)
     build = Build("persistent", "forward", "fp16", 128, H100)
     compiled = compile_kernel(build, module.lstm_forward_persistent_kernel)
     assert any("in the time loop" in fault for fault in faults(build, compiled, resources(compiled)))

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from compiled import CARDS, Build, compile_kernel
+from builds import CARDS, Build, compile_kernel
 from lstm_fused.kernels import step
 from lstm_fused.kernels.table import ADDRESSES, HEAD
 from planting import planted

@@ -13,8 +13,8 @@ import torch
 
 triton = pytest.importorskip("triton")
 
+from builds import CARDS  # noqa: E402
 from cases import Case, make_tensors  # noqa: E402
-from compiled import CARDS  # noqa: E402
 from lstm_fused.kernels import launch, scratch  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime import driver, jit  # noqa: E402

@@ -8,26 +8,20 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from cases import Case, make_tensors  # noqa: E402
-from compiled import CARDS, Build, compile_kernel  # noqa: E402
+from builds import CARDS, Build, compile_kernel  # noqa: E402
+from cases import Case  # noqa: E402
+from launches import DIRECTIONS, DTYPES, TOLERANCE, Launcher  # noqa: E402
 from lstm_fused.kernels import product, step, variant  # noqa: E402
-from lstm_fused.kernels.table import ADDRESSES, HEAD  # noqa: E402
+from lstm_fused.kernels.plan import EXCHANGES  # noqa: E402
 from points import BLOCK, ROUGH, UNITS, check_points, functions_kernel, points  # noqa: E402
 from ptx import Fault, Machine, Program  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from bench import roofline  # noqa: E402
-from lstm_fused import reference  # noqa: E402
 
-DTYPES = {
-    **{"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64},
-    "fp32": torch.float32,
-}
-# A product's rounding, and a little more for the steps that follow.
-TOLERANCE = {"fp16": 4e-3, "bf16": 3e-2, "tf32": 4e-3, "fp64": 1e-14, "fp32": 2e-6}
-NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
-KERNELS = ("step", "resident", "cooperative")
+# Those that exchange by flags have tests of their own, in test_persistent.py.
+KERNELS = tuple(name for name, exchange in EXCHANGES.items() if exchange != "flags")
 # As small as can be, with the products' loop going round often enough to use each of its buffers again.
 SMALL = {
     ("step", "forward"): Case("small", T=1, B=16, I=3, H=160),
@@ -40,99 +34,6 @@ MOST_IDLE = 2
 @pytest.fixture(params=CARDS[:2], ids=lambda card: card.capability)
 def card(request):
     return request.param
-
-
-class Launcher:
-    """Launches one compiled kernel in the machine, which holds every tensor it is given."""
-
-    def __init__(
-        self, card, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None, projected=False
-    ):
-        build = Build(kernel, direction, kind, H, card, P)
-        self.compiled = compile_kernel(build, function, projected=projected)
-        self.plan, self.machine = build.plan(), Machine(seed)
-        self.program = Program(self.compiled.asm["ptx"])
-        self.barriers = [n for n, (_, _, name, *_) in enumerate(self.program.instructions) if name == "bar"]
-        if left_out is not None:
-            self.program.instructions[left_out] = NOTHING
-        self.addresses, self.table = {}, torch.zeros(HEAD + ADDRESSES, dtype=torch.int64)
-
-    def address(self, tensor):
-        if id(tensor) not in self.addresses:
-            self.addresses[id(tensor)] = self.machine.put(tensor)
-        return self.addresses[id(tensor)]
-
-    def __call__(self, grid, tensors, *numbers, positions=None):
-        values = [*map(self.address, tensors), *numbers]
-        self.machine.launch(self.program, grid, values, self.compiled.metadata.shared, positions)
-
-    def step(self, grid, tensors, step, T, B, first=0, stride=1, positions=None):
-        """A launch of a step kernel, whose table holds the tensors' addresses and half of the step."""
-        addresses = [0 if tensor is None else self.address(tensor) for tensor in tensors]
-        self.table[: HEAD + len(addresses)] = torch.tensor([step // 2, T, first, stride, *addresses])
-        self(grid, [self.table], step - step // 2, B, positions=positions)
-
-
-NOTHING = (None, False, "mov", ["u32"], ["%nothing", "0"], "nothing")
-
-
-def forward(launch, kernel, kind, case, programs=None):
-    """What the compiled kernel makes of a case, and what the reference makes of it."""
-    T, B, H = case.T, case.B, case.H
-    t = make_tensors(case, DTYPES[kind])
-    wanted = reference.lstm_forward(*(t[n] for n in NAMES), None, False, True)
-    weights = (t["weight_hh"], t["bias_ih"], t["peephole"])
-    wide = reference.accumulation_dtype(DTYPES[kind])
-    xw = t["x"].to(wide) @ t["weight_ih"].to(wide).T
-    y, h_n, c_n, c, gates = found = [torch.full_like(w, torch.nan) for w in wanted]
-    rows, columns = launch.plan.grid(B, H)
-    if kernel == "step":
-        h, h_next, c_state = t["h0"], h_n, t["c0"].to(wide)
-        for step in range(T):
-            launch.step((rows, columns), [xw, *weights, None, h, h_next, c_state, y, c, gates], step, T, B)
-        found[1:3] = (h_next if T % 2 else h), c_state.to(c_n.dtype)
-        return found, list(wanted)
-    tensors = [xw, *weights, t["h0"], t["c0"], h_n, c_n, y, c, gates]
-    if kernel == "resident":
-        launch((rows, 1), tensors, T, B)
-    else:
-        exchange = torch.full((2, B, H), torch.nan, dtype=y.dtype)
-        arrived, launch.late = torch.zeros(rows, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-        for first in range(rows):
-            numbers = T, B, first
-            launch((1, columns), [*tensors, exchange, arrived, launch.late], *numbers, positions=programs)
-    return found, list(wanted)
-
-
-def backward(launch, kernel, kind, case, programs=None):
-    """The same for the backward pass."""
-    T, B, H = case.T, case.B, case.H
-    t = make_tensors(case, DTYPES[kind])
-    out = reference.lstm_forward(*(t[n] for n in NAMES), None, False, True)
-    saved = (out.c, out.gates, t["c0"])
-    weights = (t["weight_hh"], t["peephole"])
-    wanted = reference.lstm_backward(*out[:3], *saved, *weights, None, None, False)[:5]  # but for dhw
-    dxw, dh0, dc0, *_ = found = [torch.full_like(w, torch.nan) for w in wanted]
-    rows, columns = launch.plan.grid(B, H)
-    if kernel == "step":
-        dh, dc = out.h_n.to(out.c.dtype), out.c_n.to(out.c.dtype)
-        tensors = [out.y, dxw, t["weight_hh"], dh, dc, out.c, t["c0"], out.gates, t["peephole"], None, dxw]
-        for step in range(T + 1):
-            launch.step((rows, columns), tensors, step, T, B, T - 1, -1)
-        return [dxw, dh.to(dh0.dtype), dc.to(dc0.dtype)], list(wanted[:3])
-    partials = torch.full((rows, 7, H), torch.nan, dtype=out.c.dtype)
-    counters = torch.zeros(rows + columns, dtype=torch.int32)
-    tensors = [*out[:3], *saved, *weights, *found, partials, counters]
-    if kernel == "resident":
-        launch((rows, 1), tensors, T, B, rows)
-    else:
-        launch.late = torch.zeros(1, dtype=torch.int32)
-        for first in range(rows):
-            launch((1, columns), [*tensors, launch.late], T, B, first, rows, positions=programs)
-    return found, list(wanted)
-
-
-DIRECTIONS = {"forward": forward, "backward": backward}
 
 
 @pytest.mark.parametrize("kind", list(DTYPES))
@@ -261,7 +162,7 @@ def test_backward_weights_past_two_to_the_31_numbers(card):
     torch.testing.assert_close(dc[:, TILE], wanted, rtol=4e-3, atol=4e-3)
 
 
-@pytest.mark.parametrize("kernel", ["resident", "cooperative"])
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if EXCHANGES[name] != "launches"])
 def test_barriers_after_the_time_loop(card, kernel):
     program = Launcher(card, kernel, "backward", "fp16", 32).program
     jumps = [

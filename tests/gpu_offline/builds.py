@@ -1,0 +1,171 @@
+"""The kernels that are compiled ahead of time, for cards that are not here: which ones, and how."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from lstm_fused.kernels.choose import fitting, plans, why_not
+from lstm_fused.kernels.plan import CARDS, EXCHANGES, KERNELS, Card, Layer, Plan, record
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
+
+SIZES = (64, 128, 256, 512, 768, 1024)
+# Of kernels that exchange h by flags, which have padded columns at 650, and at 64 take no more than at 128.
+FLAG_SIZES = (128, 256, 512, 650, 768, 1024)
+BATCHES = (16, 64, 256)
+SPILLS = "would spill registers"  # a reason of why_not
+KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
+OWN = {"fp32": torch.float32}  # products in full float32 precision, not on tensor cores; not in the table
+POINTERS = {
+    "lengths": "*i64",
+    "arrived": "*i32",
+    "counters": "*i32",
+    "late": "*i32",
+    "blank": "*i32",
+    "table": "*i64",
+}
+WIDE_POINTERS = ("xw", "c_all", "partials")
+INTEGERS = ("T", "B", "node", "first", "tiles", "steps")
+# Tensors in the step kernels' address tables, x in the layer's dtype, w in the accumulation dtype: of every
+# layer, of variants, without and with a projection. See lstm_fused.kernels.step.
+TABLES = {
+    "forward": ("wxxx-xxwxwx", "wxxxx", "-", "x"),
+    "backward": ("xxxwwwxxx-x", "xxwx", "--", "xx"),
+}
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel for one card."""
+
+    kernel: str
+    direction: str
+    kind: str
+    H: int
+    card: Card
+    P: int = 0  # size of h, if it is not H
+    B: int = BATCHES[0]
+    tiles: Plan | None = None  # None: those that are chosen
+
+    @property
+    def name(self) -> str:
+        batch = "" if self.B in BATCHES[:1] else f" B={self.B}"
+        tiles = "" if self.tiles is None else f" {self.tiles.BB}x{self.tiles.BH}"
+        return f"{self.kernel} {self.direction} {self.kind} H={self.H}{batch}{tiles} {self.card.capability}"
+
+    @property
+    def layer(self) -> Layer:
+        precision = "tf32" if self.kind == "tf32" else "ieee"
+        return Layer(self.direction, self.H, self.B, (KINDS | OWN)[self.kind], precision)
+
+    @property
+    def function(self) -> Any:
+        return record(self.kernel).function(self.direction)
+
+    def plan(self) -> Plan | None:
+        """The plan that is chosen; None if this kernel cannot run this layer on this card."""
+        return self.tiles or next(iter(fitting(self.kernel, self.layer, self.card)), None)
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """The part of what is compiled that depends on the batch; builds that differ in no option are one."""
+        plan = self.plan()
+        return None if plan is None else plan.options
+
+    def batches(self) -> list["Build"]:
+        """This build for every batch that it serves."""
+        others = [replace(self, B=B) for B in BATCHES]
+        return [other for other in others if other.options == self.options]
+
+
+def layers() -> Iterator[Build]:
+    """Every kernel for every kind of layer and card, at the first batch."""
+    for card, kernel, direction, kind in product(CARDS, KERNELS[::-1], ("forward", "backward"), KINDS):
+        flags = EXCHANGES[kernel] == "flags"
+        if not (flags and kind == "bf16"):  # which takes what fp16 takes
+            for H in FLAG_SIZES if flags else SIZES:
+                yield Build(kernel, direction, kind, H, card)
+
+
+def matrix() -> Iterator[Build]:
+    """Everything that may be chosen, each once."""
+    for layer in layers():
+        seen: list[Any] = [None]
+        for build in (replace(layer, B=B) for B in BATCHES):
+            if build.options not in seen:
+                seen.append(build.options)
+                yield build
+
+
+def refused() -> Iterator[Build]:
+    """Everything that is refused because it would spill, and for no other reason."""
+    for build in layers():
+        for plan in plans(build.kernel, build.layer):
+            if why_not(plan, build.layer, build.card) == [SPILLS]:
+                yield replace(build, tiles=plan)
+
+
+def kinds(build: Build, varied: bool, projected: bool) -> tuple[Any, ...]:
+    """The dtypes of the tensors in a step kernel's address table."""
+    plain, variant, no_projection, projection = TABLES[build.direction]
+    letters = plain + (variant if varied else "-" * len(variant))
+    letters += projection if projected else no_projection
+    if build.direction == "backward":
+        letters += "wx" if varied else "--"  # of the layer norm
+    io = getattr(tl, {"tf32": "float32"}.get(build.kind) or str((KINDS | OWN)[build.kind])[6:])
+    wide = tl.float64 if io == tl.float64 else tl.float32
+    return tuple({"x": io, "w": wide, "-": None}[letter] for letter in letters)
+
+
+@cache
+def compile_kernel(build: Build, function: Any = None, varied: bool = False, projected: bool = False) -> Any:
+    """Compile a kernel; ``function`` replaces the build's own, ``varied`` turns every variant on."""
+    plan = build.plan()
+    assert plan is not None
+    function = function or build.function
+    H, K = build.H, build.P or 4 * build.H
+    parameters = inspect.signature(function.fn).parameters.values()
+    constants = {p.name: p.default for p in parameters if p.default is not p.empty}  # no variants
+    if varied:
+        constants = {"CLIP": 0.7, "SHARED": False}
+    constants |= {"lengths": None, "H": H, "P": build.P or H, "K": K, "REVERSE": False}
+    constants |= {"N": 4 * H, "STRIDE_K": 1, "STRIDE_N": K}
+    # Programmatic dependent launch is for steps that are one launch each.
+    pdl = build.card.capability in ("sm_90", "sm_100") and not varied and not projected
+    constants |= {"KINDS": kinds(build, varied, projected), "ALIGNED": True, "PDL": pdl}
+    constants |= {name: value for name, value in plan.options.items() if name.isupper()}
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    io = {"tf32": "fp32"}.get(build.kind, build.kind)
+    wide = "fp64" if io == "fp64" else "fp32"
+
+    def kind_of(name: str) -> str:
+        if name in INTEGERS:
+            return "i32"
+        return POINTERS.get(name) or "*" + (wide if name in WIDE_POINTERS else io)
+
+    signature = {n: "constexpr" if n in constants else kind_of(n) for n in function.arg_names}
+    # torch allocates at multiples of 16 bytes and more; nothing is claimed about T and B.
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")
+    }
+    of_kind = GluonASTSource if isinstance(function, GluonJITFunction) else ASTSource
+    source = of_kind(
+        fn=function,
+        signature=signature,
+        constexprs={(function.arg_names.index(name),): value for name, value in constants.items()},
+        attrs=aligned,
+    )
+    arch = build.card.capability
+    amd = arch.startswith("gfx")
+    target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch[3:]), 32)
+    options = {name: value for name, value in plan.options.items() if name.islower()}
+    if build.kernel == "step" and pdl:
+        options["launch_pdl"] = True
+    return triton.compile(source, target=target, options=options)
