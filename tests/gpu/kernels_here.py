@@ -29,8 +29,8 @@ def running(kernel: str, monkeypatch: pytest.MonkeyPatch):
     """Every layer runs on this kernel, or is refused."""
     monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
     together = nullcontext()
-    if kernel == "cooperative" and not ON_GPU:
-        # Alone, the first program of a cooperative kernel would wait for the others forever.
+    if kernel in choose.WAITING and not ON_GPU:
+        # Run one after another, the first program would wait for the others forever.
         from tests.gpu_offline.interpreted.concurrently import concurrently
 
         together = concurrently(0)

@@ -8,12 +8,14 @@ import torch
 from cases import GAINS, NAMES, Case, make_lengths, make_tensors
 from harness import call, check_against_reference, results
 from kernels_here import DTYPES, ON_GPU, PRECISIONS, TF32, running, takes
+from lstm_fused.kernels.plan import EXCHANGES
 from torch.autograd import gradcheck
 
 from lstm_fused.backends import short
 from lstm_fused.ops import forward_op
 
-KERNELS = ("step", "resident", "cooperative")
+# Those that exchange by flags run in neither the interpreter nor every dtype.
+KERNELS = tuple(name for name, exchange in EXCHANGES.items() if exchange != "flags")
 # Odd sizes, more than one tile of rows and of columns; large enough that largest errors can be compared.
 SMALL = Case("small", T=3, B=17, I=5, H=19)
 LENGTHS = (0, 1, 2, 3, 3, 1, 2, 0, 3, 2, 1, 3, 3, 2, 0, 3, 1)
@@ -50,15 +52,15 @@ TWO_TILES = [
 ]
 FLOAT32 = (torch.float32, "highest")
 # The interpreter is slow: there all of them in float32, and one of each kernel in every dtype.
-CHOSEN = {
-    "resident": CASES,
-    "step": (*CASES[4:6], *CASES[7:9], *PROJECTIONS, *VARIANTS),
-    "cooperative": TWO_TILES,
+CHOSEN = {  # by exchange
+    "": CASES,
+    "launches": (*CASES[4:6], *CASES[7:9], *PROJECTIONS, *VARIANTS),
+    "counters": TWO_TILES,
 }
-IN_EVERY_DTYPE = {"resident": CASES[8], "step": PROJECTIONS[1], "cooperative": TWO_TILES[3]}
-RUNS = [(kernel, case, FLOAT32) for kernel, chosen in CHOSEN.items() for case in chosen] + [
-    (kernel, case, precision)
-    for kernel, case in IN_EVERY_DTYPE.items()
+IN_EVERY_DTYPE = {"": CASES[8], "launches": PROJECTIONS[1], "counters": TWO_TILES[3]}
+RUNS = [(kernel, case, FLOAT32) for kernel in KERNELS for case in CHOSEN[EXCHANGES[kernel]]] + [
+    (kernel, IN_EVERY_DTYPE[EXCHANGES[kernel]], precision)
+    for kernel in KERNELS
     for precision in PRECISIONS
     if precision != FLOAT32
 ]

@@ -16,10 +16,10 @@ triton = pytest.importorskip("triton")
 from builds import CARDS  # noqa: E402
 from cases import Case, make_tensors  # noqa: E402
 from lstm_fused.kernels import launch, scratch  # noqa: E402
+from lstm_fused.kernels.plan import EXCHANGES, KERNELS, WAITING  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime import driver, jit  # noqa: E402
 
-KERNELS = ("step", "resident", "cooperative", "persistent")
 # As small as it can be, with all left out that can be; and the opposite.
 LEAST = Case("least", T=1, B=1, I=1, H=1, bias=False, peephole=False)
 MOST = Case("most", T=2, B=17, I=3, H=20, lengths=(1, 2) * 8 + (0,), reverse=True)
@@ -72,7 +72,7 @@ def test_a_call_compiles(launched, monkeypatch, kernel, case):
     monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
     call(case)
     wanted = {f"lstm_{way}_{kernel}_kernel" for way in ("forward", "backward")}
-    assert set(launched) == wanted | ({"lstm_table_kernel"} if kernel == "step" else set())
+    assert set(launched) == wanted | ({"lstm_table_kernel"} if EXCHANGES[kernel] == "launches" else set())
 
 
 def test_a_call_with_a_projection_compiles(launched):
@@ -80,7 +80,7 @@ def test_a_call_with_a_projection_compiles(launched):
     assert {"lstm_projection_step_kernel", "lstm_gradient_step_kernel"} <= set(launched)
 
 
-@pytest.mark.parametrize("kernel", ["cooperative", "persistent"])
+@pytest.mark.parametrize("kernel", WAITING)
 def test_a_launch_after_one_that_gave_up_says_so_once(launched, monkeypatch, kernel):
     monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
     scratch.timeout_flag_on(torch.device("cpu")).fill_(1)
