@@ -1,9 +1,9 @@
-"""The cooperative kernels: a program owns a tile of hidden columns of some batch rows, for all steps.
+"""The cooperative kernels: a program owns BB batch rows by BH hidden columns for the whole sequence.
 
-Its slice of the recurrent weights stays on chip. After each step the programs that share batch rows hand
-each other h (backward: da) through memory and wait for one another, so all of them must be on the card at
-once: launch them cooperatively, which fails where they do not fit. A batch that does not fit comes in
-several launches, each from another batch tile on.
+Its slice of the recurrent weights stays in shared memory or registers. After each step the programs that
+share batch rows exchange h (backward: da) through L2: each stores its tile, arrives at a counter with
+release, and waits with acquire until all have arrived. So all of them must be resident on the card at once; a
+cooperative launch fails otherwise. A batch that does not fit takes one launch for each wave of batch tiles.
 """
 
 from collections.abc import Iterator
@@ -31,21 +31,21 @@ from lstm_fused.kernels.plan import MAX_REGISTERS, Card, Kernel, Layer, Plan, Si
 from lstm_fused.kernels.scratch import timeout_flag, zero_counters
 from lstm_fused.kernels.sums import add_step, finish
 
-POLLS = tl.constexpr(1 << 22)  # some seconds
+POLLS = tl.constexpr(1 << 22)  # after which a wait times out: some seconds
 
 
 @triton.jit
 def arrive(arrived):
-    """Say that this program's stores are done, those of all its threads: no compiler adds that barrier."""
+    """Signal that the stores of all threads are done; no compiler adds the barrier that this needs."""
     tl.debug_barrier()
     tl.atomic_add(arrived, 1, sem="release")
 
 
 @triton.jit
-def wait(arrived, count, polls, late):
-    """Wait for that many arrivals; what was stored before them can be loaded after.
+def wait(arrived, count, polls, timed_out):
+    """Wait for ``count`` arrivals, after which the stores that preceded them can be loaded.
 
-    Whoever polls in vain ``polls`` times gives up and says so. Returns how often to poll the next time.
+    After ``polls`` polls the wait times out and sets the flag. Returns the polls of the next wait.
     """
     seen = tl.atomic_add(arrived, 0, sem="acquire")
     left = polls
@@ -53,14 +53,14 @@ def wait(arrived, count, polls, late):
         seen = tl.atomic_add(arrived, 0, sem="acquire")
         left -= 1
     if seen < count:
-        tl.store(late, 1)
+        tl.store(timed_out, 1)
         polls = 0
     return polls
 
 
 @triton.jit
 def sum_of_gates(product, BB: tl.constexpr, BH: tl.constexpr):
-    """[4, BB, BH] to [BB, BH]; tl.sum would leave every tile here in a layout that memory has not."""
+    """[4, BB, BH] to [BB, BH]; after tl.sum all tiles would need layout conversions to be stored."""
     even, odd = tl.split(tl.reshape(tl.permute(product, (1, 2, 0)), (BB, BH, 2, 2)))
     i, g = tl.split(even)
     f, o = tl.split(odd)
@@ -81,9 +81,9 @@ def lstm_forward_cooperative_kernel(
     y,  # [T, B, H]
     c_all,  # [T, B, H] or None
     gates_all,  # [T, B, 4H] or None
-    exchange,  # [2, B, H], h before this step and after it, by turns
+    exchange,  # [2, B, H], h before and after a step, double-buffered
     arrived,  # [batch tiles], zeros
-    late,  # [1], set where a wait was given up
+    timed_out,  # [1], set when a wait times out
     T,
     B,
     first,  # batch tile of this launch
@@ -123,9 +123,9 @@ def lstm_forward_cooperative_kernel(
         t = T - 1 - step if REVERSE else step
         a = load_inputs(xw, bias, t, rows, cols, mask, B, H)
         valid = valid_rows(lengths, rows, t, B)
-        polls = wait(arrived, (step + 1) * tl.num_programs(1), polls, late)
+        polls = wait(arrived, (step + 1) * tl.num_programs(1), polls, timed_out)
 
-        # All loads before the first product: each waits for memory once, not one after the other.
+        # All loads come before the first product, so that their latencies overlap.
         h_all = ()
         for k in tl.static_range(0, H, BK):
             ks = k + tl.arange(0, BK)
@@ -138,8 +138,8 @@ def lstm_forward_cooperative_kernel(
         m, c_t, gates = cell_forward(add_product(a, product, BB, BH), c, p, peephole is not None, EXACT=EXACT)
         h = tl.where(valid, m.to(h.dtype), h)
         c = tl.where(valid, c_t, c)
-        # Over what was loaded a step ago, by all: this program has waited for their arrivals since, and each
-        # arrived after the products that took what it had loaded.
+        # This overwrites the h that all programs loaded one step ago: since then this program has waited for
+        # their arrivals, and each arrived after it had used what it loaded.
         tl.store(exchange + offsets((step + 1) % 2, rows, cols, B, H), h, mask)
         arrive(arrived)
         save_step(h, c, gates, valid, y, c_all, gates_all, t, rows, cols, mask, B, H)
@@ -165,7 +165,7 @@ def lstm_backward_cooperative_kernel(
     dpeephole,  # [3H]
     partials,  # [batch tiles, 7, H], accumulation dtype
     counters,  # [batch tiles + hidden tiles], zeros
-    late,  # [1], set where a wait was given up
+    timed_out,  # [1], set when a wait times out
     T,
     B,
     first,  # batch tile of this launch
@@ -189,7 +189,7 @@ def lstm_backward_cooperative_kernel(
     p = load_peephole(peephole, cols, H, WIDE)
     arrived = counters + tile
 
-    # The four gates are a dimension of their own in this product, which splits it over the warps.
+    # The gates are the batch dimension of this product, so that each warp multiplies by one gate.
     gate_starts = (tl.arange(0, 4) * H)[:, None, None]
     weights = ()
     for k in tl.static_range(0, H, BK):
@@ -219,11 +219,11 @@ def lstm_backward_cooperative_kernel(
         sums = add_step(sums, da, valid, c, c_prev, peephole is not None)
         dc = tl.where(valid, dc_prev, dc)
         c = c_prev
-        # What the next step needs of memory comes while this one waits.
+        # The loads of the next step overlap with the wait of this one.
         dy_t, c_prev, i, f, g, o = load_saved(
             dy, c_all, c0, gates_all, step + 1, T, rows, cols, mask & (step + 1 < T), B, H, REVERSE, BB, BH
         )
-        polls = wait(arrived, (step + 1) * tl.num_programs(1), polls, late)
+        polls = wait(arrived, (step + 1) * tl.num_programs(1), polls, timed_out)
 
         product = tl.zeros((4, BB, BH), WIDE)
         for k in tl.static_range(len(weights)):

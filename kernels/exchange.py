@@ -1,13 +1,15 @@
-"""How the programs of a persistent kernel hand h or da to one another: through L2, each number its own flag.
+"""The exchange of h (backward: da) between programs: a ring buffer in L2, every number its own ready flag.
 
-A slot of the exchange holds one step. Before a program has published a number, all of its bits are ones;
-whoever gathers it loads it again until they are not. So there is no counter, no barrier and, but for one in
-`BANK` steps, no fence, and a number is on its way as soon as it is known. The slots are few enough to stay in
-L2, where a slot for each step would come back from memory (measured on an H200, docs/gpu).
+A slot of the ring holds one step. A number whose bits are all ones is not published yet, so a consumer polls
+the very numbers that it needs: it loads them with ld.relaxed until none is all ones. A producer publishes
+with st.relaxed. There is no counter, no barrier and, but for one in `BANK` steps, no fence; the usual scheme
+(store, barrier, arrive with release, wait with acquire, load) takes more trips to L2 a step. The ring is
+small enough to stay in L2; with a slot for every step, loads came from memory (on an H200, docs/gpu).
 
-A program empties its numbers of steps that all have gathered, `BANK` slots at a time, and then fences. `RING`
-is three banks: after a slot was emptied every program goes through that fence once more before it gathers
-from the slot, so it cannot see what stood there a round before.
+Slots are reset to all ones for reuse by the program that owns the numbers, `BANK` slots at a time, once every
+program has gathered them. A program that has gathered step t knows that all have published t, and so have
+gathered t - 1. After a reset comes a fence. `RING` is three banks: between the reset of a slot and its next
+use every program passes one more of these fences, so none reads the numbers that the slot held before.
 """
 
 from triton.experimental import gluon
@@ -15,17 +17,19 @@ from triton.experimental.gluon import language as gl
 from triton.runtime.jit import constexpr_function
 
 BANK, RING = gl.constexpr(8), gl.constexpr(24)  # slots
-POLLS = gl.constexpr(1 << 22)  # some seconds; then whoever waits gives up, and says so
+POLLS = gl.constexpr(1 << 22)  # after which a wait times out: some seconds
 
 
 @constexpr_function
-def gather_text(pieces, elements, contiguous, size, native):
-    """Load pieces of 16 or 8 bytes each, again and again until none of their numbers is all ones.
+def poll_asm(pieces, elements, contiguous, size, native):
+    """PTX that loads tensors, 16 or 8 bytes a load, until no number in them is all ones.
+
+    Operands: the numbers of every tensor, their pointers, and the pointer to the timeout flag.
 
     Args:
-        pieces: how many tensors there are; operands are what is loaded of each, its pointers, and late's.
-        elements: numbers of each that a thread has.
-        contiguous: how many of these lie together in memory.
+        pieces: the number of tensors.
+        elements: numbers of a tensor in one thread.
+        contiguous: how many of these are contiguous in memory.
         size: bytes of a number, 2 or 4.
         native: whether the card has a maximum of two 16-bit numbers in one instruction.
     """
@@ -39,7 +43,7 @@ def gather_text(pieces, elements, contiguous, size, native):
                 merge.append(f"max.u32 most, most, {register};")
             elif native:
                 merge.append(f"max.u16x2 most, most, {register};")
-            else:  # a half that is all ones is zero in ~x, and borrows when 1 is taken from it
+            else:  # in ~x an all-ones half is zero, and subtracting 1 from it borrows
                 merge += [f"not.b32 rest, {register};", "sub.u32 rest, rest, 65537;"]
                 merge += [f"and.b32 rest, rest, {register};", "or.b32 most, most, rest;"]
     if size == 4:
@@ -53,7 +57,7 @@ def gather_text(pieces, elements, contiguous, size, native):
         ]
     else:
         test = ["and.b32 rest, most, -2147450880;", "setp.ne.u32 stale, rest, 0;"]
-    late = f"[${outputs + pieces * elements}]"
+    flag = f"[${outputs + pieces * elements}]"
     return "\n".join([
         "{",
         ".reg .pred stale, more;",
@@ -69,38 +73,49 @@ def gather_text(pieces, elements, contiguous, size, native):
         "and.b32 rest, polls, 1023;",
         "setp.ne.u32 more, rest, 0;",
         "@more bra poll;",
-        f"ld.relaxed.sys.global.b32 rest, {late};",
+        f"ld.relaxed.sys.global.b32 rest, {flag};",
         "setp.ne.u32 more, rest, 0;",
         "@more bra done;",
         f"setp.lt.u32 more, polls, {POLLS.value};",
         "@more bra poll;",
-        f"st.relaxed.sys.global.b32 {late}, 1;",
+        f"st.relaxed.sys.global.b32 {flag}, 1;",
         "done:",
         "}",
     ])  # fmt: skip
 
 
 @constexpr_function
-def gather_constraints(pieces, elements, size):
-    """The operands of `gather_text`."""
+def poll_constraints(pieces, elements, size):
+    """The constraints on the operands of `poll_asm`."""
     return ",".join(["=&r"] * (pieces * elements * size // 4) + ["l"] * ((pieces + 1) * elements))
 
 
 @constexpr_function
 def repeated(kind, times):
-    """A tuple of a dtype, for each output of an inline assembly."""
+    """One dtype for each output of inline assembly."""
     return (kind,) * times
 
 
 @gluon.jit
 def gather(
-    slot, offsets, columns, blank, late, FIRST: gl.constexpr, LAST: gl.constexpr, BK: gl.constexpr,
+    slot, offsets, columns, zeros, timed_out, FIRST: gl.constexpr, LAST: gl.constexpr, BK: gl.constexpr,
     PUBLISHED: gl.constexpr, PADDED: gl.constexpr, ELEMENTS: gl.constexpr, NATIVE: gl.constexpr,
 ):  # fmt: skip
-    """Load what other programs publish, waiting for it: each number tells by itself whether it is there.
+    """Load mma operands that other programs publish, polling until all of their numbers are there.
 
-    Pieces FIRST to LAST of BK columns each, at these offsets in a slot; columns from PUBLISHED on, up to
-    PADDED, are zeros. A thread has so many ELEMENTS of a piece, BK / 8 of them side by side.
+    Args:
+        slot: the step's slot of the ring.
+        offsets: of the first piece in the slot, in the layout of an operand.
+        columns: of the first piece, to compare with PUBLISHED.
+        zeros: read in place of columns that no program publishes.
+        timed_out: the flag to set when the wait times out.
+        FIRST: the first piece.
+        LAST: one past the last piece.
+        BK: columns of a piece, of which a thread has BK / 8 contiguous ones.
+        PUBLISHED: columns that are published.
+        PADDED: columns of all pieces together.
+        ELEMENTS: numbers of a piece in one thread.
+        NATIVE: whether the card has a maximum of two 16-bit numbers in one instruction.
     """
     KIND: gl.constexpr = slot.dtype.element_ty
     SIZE: gl.constexpr = KIND.primitive_bitwidth // 8
@@ -108,18 +123,18 @@ def gather(
     for k in gl.static_range(FIRST, LAST):
         pointer = (slot + (offsets + k * BK)).to(gl.int64)
         if PADDED > PUBLISHED:
-            pointer = gl.where(columns + k * BK < PUBLISHED, pointer, blank.to(gl.int64))
+            pointer = gl.where(columns + k * BK < PUBLISHED, pointer, zeros.to(gl.int64))
         operands += (pointer,)
-    TEXT: gl.constexpr = gather_text(LAST - FIRST, ELEMENTS, BK // 8, SIZE, NATIVE)
-    CONSTRAINTS: gl.constexpr = gather_constraints(LAST - FIRST, ELEMENTS, SIZE)
+    TEXT: gl.constexpr = poll_asm(LAST - FIRST, ELEMENTS, BK // 8, SIZE, NATIVE)
+    CONSTRAINTS: gl.constexpr = poll_constraints(LAST - FIRST, ELEMENTS, SIZE)
     KINDS: gl.constexpr = repeated(KIND, LAST - FIRST)
-    operands += (gl.zeros_like(operands[0]) + late.to(gl.int64),)
+    operands += (gl.zeros_like(operands[0]) + timed_out.to(gl.int64),)
     return gl.inline_asm_elementwise(TEXT, CONSTRAINTS, operands, KINDS, is_pure=False, pack=ELEMENTS)
 
 
 @gluon.jit
 def publish(pointers, values):
-    """Store numbers for other programs to gather; NaN are stored as one whose bits are not all ones."""
+    """Publish numbers to other programs; a NaN of all ones is replaced by another NaN."""
     WORD: gl.constexpr = gl.int16 if values.dtype.primitive_bitwidth == 16 else gl.int32
     TEXT: gl.constexpr = "st.relaxed.gpu.global.b16" if gl.int16 == WORD else "st.relaxed.gpu.global.b32"
     CONSTRAINTS: gl.constexpr = "=r,l,h" if gl.int16 == WORD else "=r,l,r"
@@ -133,7 +148,7 @@ def publish(pointers, values):
 
 @gluon.jit
 def fence(NUM_WARPS: gl.constexpr):
-    """Whoever sees what this thread stores after it sees what it stored before, if they fence too."""
+    """A fence.acq_rel.gpu in every thread."""
     each: gl.constexpr = gl.BlockedLayout([1], [32], [NUM_WARPS], [0])
     zeros = gl.zeros([32 * NUM_WARPS], gl.int32, each)
     gl.inline_asm_elementwise(
@@ -142,13 +157,19 @@ def fence(NUM_WARPS: gl.constexpr):
 
 
 @gluon.jit
-def empty_bank(
+def reset_bank(
     own, step, BEHIND: gl.constexpr, slot, GATES: gl.constexpr, COLUMNS: gl.constexpr, NUM_WARPS: gl.constexpr
 ):
-    """Make this program's numbers of a bank unpublished again, once in BANK steps that all have gathered.
+    """Once in BANK steps, reset this program's numbers in the last BANK slots that all have gathered.
 
-    All have gathered what is so many steps BEHIND. Own is where the numbers stand in slot 0, of GATES gates
-    that lie COLUMNS apart.
+    Args:
+        own: this program's numbers in slot 0.
+        step: the current step.
+        BEHIND: how many steps back the last slot is that all programs have gathered.
+        slot: numbers of a slot.
+        GATES: tensors of a slot.
+        COLUMNS: the distance between them.
+        NUM_WARPS: the number of warps.
     """
     WORD: gl.constexpr = gl.int16 if own.dtype.element_ty.primitive_bitwidth == 16 else gl.int32
     if (step % BANK == BEHIND - 1) & (step >= BEHIND):

@@ -52,28 +52,37 @@ def terms(plan: Plan, layer: Layer) -> int:
     return -(-K // (plan.num_warps * plan.BK)) * plan.BK
 
 
+def selects_pointers(plan: Plan, layer: Layer) -> bool:
+    """Whether each pointer takes registers: backward, where a warp's terms include columns of no program."""
+    published = 4 * plan.grid(layer.B, layer.H)[1] * plan.BH
+    return layer.direction == "backward" and published % (plan.num_warps * plan.BK) != 0
+
+
 def registers(plan: Plan, layer: Layer) -> tuple[int, int]:
-    """Registers of a thread that hold weights; and weights, gathered operands and sums."""
-    size = layer.dtype.itemsize
+    """Registers of a thread that hold weights; and weights, gathered operands, their pointers and sums."""
+    size, pieces = layer.dtype.itemsize, plan.PIECES or 0
     N = plan.BH * (4 if layer.direction == "forward" else 1)
     weights = N * terms(plan, layer) * size // 128
-    gathered = plan.BB * plan.BK * (plan.PIECES or 0) * size // 128
-    return weights, weights + gathered + plan.BB * N // 16
+    gathered = plan.BB * plan.BK * pieces * size // 128
+    pointers = 2 + plan.BB // 2 * pieces if selects_pointers(plan, layer) else 0
+    return weights, weights + gathered + plan.BB * N // 16 + pointers
 
 
 def plans(layer: Layer) -> Iterator[Plan]:
-    """The tiles, the fastest first, each gathering its operands in one go, in halves or in thirds.
+    """The tiles, the fastest first, each gathering its operands in the fewest rounds first.
 
-    In one go only where a warp has few blocks of BK terms: one, backward two.
+    In one round only where a warp has few blocks of BK terms: one, backward two. In more than three rounds
+    only where pointers take registers.
     """
     most_at_once = 2 if layer.direction == "backward" else 1
-    for (BB, BH, num_warps), parts in product(TILES[layer.direction], (1, 2, 3)):
+    for (BB, BH, num_warps), rounds in product(TILES[layer.direction], (1, 2, 3, 4, 6)):
         plan = Plan("persistent", layer.precision, BB, BH, 32, num_warps, maxnreg=MAX_REGISTERS)
         if layer.dtype.itemsize == 2 and terms(plan, layer) % 64 == 0:
             plan = replace(plan, BK=64)  # so that a thread loads 16 bytes at once
         pieces = terms(plan, layer) // plan.BK
-        if parts > 1 or pieces <= most_at_once:
-            yield replace(plan, PIECES=-(-pieces // parts))
+        most_rounds = 6 if selects_pointers(plan, layer) else 3
+        if rounds <= most_rounds and (rounds > 1 or pieces <= most_at_once):
+            yield replace(plan, PIECES=-(-pieces // rounds))
 
 
 def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
@@ -141,8 +150,7 @@ def exchange_of(plan: Plan, like: Tensor, sizes: Sizes, gates: int) -> tuple[Ten
     published = gates * columns * plan.BH
     words = -(-RING.value * rows * plan.BB * published * like.itemsize // 4)
     ring = torch.full((words,), -1, dtype=torch.int32, device=like.device).view(like.dtype)
-    padded = published % (plan.num_warps * plan.BK) != 0
-    return ring, ring.new_zeros(32) if padded else ring
+    return ring, ring.new_zeros(32) if published % (plan.num_warps * plan.BK) else ring
 
 
 KERNEL = Kernel(

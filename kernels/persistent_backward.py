@@ -1,7 +1,7 @@
 """The backward kernel with persistent weights; `lstm_fused.kernels.persistent` explains the scheme."""
 
 from lstm_fused.kernels import cell, sums
-from lstm_fused.kernels.exchange import RING, empty_bank, gather, publish
+from lstm_fused.kernels.exchange import RING, gather, publish, reset_bank
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
@@ -19,7 +19,7 @@ finish = gluon.jit(sums.finish.fn)
 def load_saved(
     dy, c_all, c0, gates_all, step, T, B, rows, cols, mask, H: gl.constexpr, REVERSE: gl.constexpr
 ):
-    """What the backward pass reads of a step, ``step`` steps before the last: dy, c before it, the gates."""
+    """The tensors of a step, counted from the last: dy, the c before it, the gates."""
     t = step if REVERSE else T - 1 - step
     before = t + 1 if REVERSE else t - 1
     first = step == T - 1
@@ -51,10 +51,10 @@ def lstm_backward_persistent_kernel(
     dbias,  # [4H]
     dpeephole,  # [3H]
     partials,  # [batch tiles, 7, H], float32
-    exchange,  # [RING, batch tiles * BB, 4 * columns], all ones: da of each step
-    blank,  # [32], zeros
+    exchange,  # [RING, batch tiles * BB, 4 * columns], all ones: the ring buffer of da
+    zeros,  # [32], zeros, read for padded columns
     counters,  # [hidden tiles], zeros
-    late,  # [1], set where a wait was given up
+    timed_out,  # [1], set when a wait times out
     T,
     B,
     first,  # batch tile of this launch
@@ -64,9 +64,9 @@ def lstm_backward_persistent_kernel(
     PRECISION: gl.constexpr,
     BB: gl.constexpr,
     BH: gl.constexpr,
-    BK: gl.constexpr,  # terms of one piece of a warp's operands
-    PIECES: gl.constexpr,  # pieces gathered at once
-    NATIVE: gl.constexpr,  # whether the card compares two 16-bit numbers at once
+    BK: gl.constexpr,  # terms of a piece of a warp's operands
+    PIECES: gl.constexpr,  # pieces gathered together
+    NATIVE: gl.constexpr,  # whether the card has a maximum of two 16-bit numbers in one instruction
     NUM_WARPS: gl.constexpr,
 ):
     """The whole sequence, from its last step to its first; programs [batch tile, hidden tile]."""
@@ -137,14 +137,14 @@ def lstm_backward_persistent_kernel(
         publish(there + COLUMNS, gl.where(valid, da_f, 0.0).to(KIND))
         publish(there + 2 * COLUMNS, gl.where(valid, da_g, 0.0).to(KIND))
         publish(there + 3 * COLUMNS, gl.where(valid, da_o, 0.0).to(KIND))
-        # All programs have published the da of the step before, so all have gathered those before it.
-        empty_bank(own, step, 2, slot, 4, COLUMNS, NUM_WARPS)
+        # This program has gathered slot t - 1, so all have published it and have gathered slot t - 2.
+        reset_bank(own, step, 2, slot, 4, COLUMNS, NUM_WARPS)
         at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
         store_gates(dxw + at_gates, da, valid, mask, H)
         sums = add_step(sums, da, valid, c, c_prev, peephole is not None)
         dc = gl.where(valid, dc_prev, dc)
         c = c_prev
-        # What the next step needs of memory comes while this one waits.
+        # The loads of the next step overlap with the wait of this one.
         dy_t, c_prev, i, f, g, o = load_saved(
             dy, c_all, c0, gates_all, step + 1, T, B, rows, cols, mask & (step + 1 < T), H, REVERSE
         )
@@ -153,8 +153,8 @@ def lstm_backward_persistent_kernel(
         even, odd = none, none
         for first_k in gl.static_range(0, len(weights), PIECES):
             da_all = gather(
-                now, da_at, unit_a, blank, late, first_k, min(first_k + PIECES, len(weights)), BK, COLUMNS,
-                WIDTH, BB * BK // 32, NATIVE,
+                now, da_at, unit_a, zeros, timed_out, first_k, min(first_k + PIECES, len(weights)), BK,
+                COLUMNS, WIDTH, BB * BK // 32, NATIVE,
             )  # fmt: skip
             for k in gl.static_range(len(da_all)):
                 even, odd = odd, mma_v2(da_all[k], weights[first_k + k], even, input_precision=PRECISION)

@@ -1,7 +1,7 @@
 """The forward kernel with persistent weights; `lstm_fused.kernels.persistent` explains the scheme."""
 
 from lstm_fused.kernels import cell
-from lstm_fused.kernels.exchange import RING, empty_bank, gather, publish
+from lstm_fused.kernels.exchange import RING, gather, publish, reset_bank
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
@@ -27,9 +27,9 @@ def lstm_forward_persistent_kernel(
     y,  # [T, B, H]
     c_all,  # [T, B, H] or None
     gates_all,  # [T, B, 4H] or None
-    exchange,  # [RING, batch tiles * BB, columns], all ones: h before each step
-    blank,  # [32], zeros
-    late,  # [1], set where a wait was given up
+    exchange,  # [RING, batch tiles * BB, columns], all ones: the ring buffer of h
+    zeros,  # [32], zeros, read for padded columns
+    timed_out,  # [1], set when a wait times out
     T,
     B,
     first,  # batch tile of this launch
@@ -39,9 +39,9 @@ def lstm_forward_persistent_kernel(
     PRECISION: gl.constexpr,
     BB: gl.constexpr,
     BH: gl.constexpr,
-    BK: gl.constexpr,  # terms of one piece of a warp's operands
-    PIECES: gl.constexpr,  # pieces gathered at once
-    NATIVE: gl.constexpr,  # whether the card compares two 16-bit numbers at once
+    BK: gl.constexpr,  # terms of a piece of a warp's operands
+    PIECES: gl.constexpr,  # pieces gathered together
+    NATIVE: gl.constexpr,  # whether the card has a maximum of two 16-bit numbers in one instruction
     NUM_WARPS: gl.constexpr,
 ):
     """The whole sequence; programs [batch tile, hidden tile]."""
@@ -103,8 +103,8 @@ def lstm_forward_persistent_kernel(
         product = gl.zeros([NUM_WARPS, BB, 4 * BH], gl.float32, mma)
         for first_k in gl.static_range(0, len(weights), PIECES):
             h_all = gather(
-                now, h_at, ka, blank, late, first_k, min(first_k + PIECES, len(weights)), BK, COLUMNS,
-                WIDTH, BB * BK // 32, NATIVE,
+                now, h_at, ka, zeros, timed_out, first_k, min(first_k + PIECES, len(weights)), BK,
+                COLUMNS, WIDTH, BB * BK // 32, NATIVE,
             )  # fmt: skip
             for k in gl.static_range(len(h_all)):
                 product = mma_v2(h_all[k], weights[first_k + k], product, input_precision=PRECISION)
@@ -122,8 +122,8 @@ def lstm_forward_persistent_kernel(
         h = gl.where(valid, h_t.to(KIND), h)
         c = gl.where(valid, c_t, c)
         publish(own + (step + 1) % RING * slot, h)
-        # All programs have published the h that this step began with, so all have gathered those before.
-        empty_bank(own, step, 1, slot, 1, COLUMNS, NUM_WARPS)
+        # This program has gathered slot t, so all have published it and have gathered slot t - 1.
+        reset_bank(own, step, 1, slot, 1, COLUMNS, NUM_WARPS)
         gl.store(y + at, gl.where(valid, h, 0.0).to(KIND), mask)
         if c_all is not None:
             gl.store(c_all + at, c, mask)

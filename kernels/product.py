@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 from lstm_fused.kernels.cell import index, offsets, valid_rows
-from lstm_fused.kernels.table import in_turns, pointer, time_of
+from lstm_fused.kernels.table import double_buffered, pointer, time_of
 from lstm_fused.kernels.variant import load_share, masked
 
 
@@ -38,7 +38,7 @@ def lstm_recurrent_step_kernel(
     step = tl.load(table) + node
     PROJECTED: tl.constexpr = KINDS[16] is not None
     multiply(
-        pointer(table, 5, KINDS, ALIGNED) if PROJECTED else in_turns(table, step, 5, KINDS, ALIGNED),
+        pointer(table, 5, KINDS, ALIGNED) if PROJECTED else double_buffered(table, step, 5, KINDS, ALIGNED),
         pointer(table, 1, KINDS, ALIGNED),
         pointer(table, 11, KINDS, ALIGNED), None, None, None, 0, 0, B, 4 * H, P, 1, P, True,
         PRECISION, BB, BH, BK,

@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from lstm_fused.kernels.table import ADDRESSES, HEAD, lstm_advance_kernel, lstm_table_kernel
+from lstm_fused.kernels.table import ADDRESSES, NUMBERS, lstm_advance_kernel, lstm_table_kernel
 from torch import Tensor
 
 KEPT = 64  # layers whose graphs are kept, on each of their streams
@@ -91,7 +91,7 @@ def stream_for_graphs(device: torch.device) -> int | None:
 
 def new_table(device: torch.device) -> Tensor:
     """A table that is not filled."""
-    return torch.empty(HEAD + ADDRESSES, dtype=torch.int64, device=device)
+    return torch.empty(NUMBERS, dtype=torch.int64, device=device)
 
 
 def in_a_pool(table: Tensor) -> bool:

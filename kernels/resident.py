@@ -1,6 +1,6 @@
-"""The resident kernels: a program owns 16 batch rows and all of H, for all steps.
+"""The resident kernels: a program owns 16 batch rows and all of H for the whole sequence.
 
-The recurrent weights stay on chip and h in registers, so that no program ever waits for another.
+The recurrent weights stay in shared memory and h in registers, so no program waits for another.
 """
 
 from collections.abc import Iterator

@@ -25,7 +25,7 @@ from lstm_fused.kernels.cell import (
     valid_rows,
 )
 from lstm_fused.kernels.plan import Kernel, Layer, Plan
-from lstm_fused.kernels.table import in_turns, may_read_table, pointer, time_of, wait_for_step_before
+from lstm_fused.kernels.table import double_buffered, may_read_table, pointer, time_of, wait_for_step_before
 from lstm_fused.kernels.variant import add_normalized, load_share, masked
 
 
@@ -57,8 +57,14 @@ def lstm_forward_step_kernel(
     peephole = pointer(table, 3, KINDS, ALIGNED) if KINDS[3] is not None else None  # [3H]
     lengths = pointer(table, 4, KINDS, ALIGNED) if KINDS[4] is not None else None  # [B]
     # [B, P] and [B, H], in turns; with a projection the second is o * tanh(c), zero past the lengths.
-    h_prev = pointer(table, 5, KINDS, ALIGNED) if PROJECTED else in_turns(table, step, 5, KINDS, ALIGNED)
-    h_next = pointer(table, 6, KINDS, ALIGNED) if PROJECTED else in_turns(table, step + 1, 5, KINDS, ALIGNED)
+    h_prev = (
+        pointer(table, 5, KINDS, ALIGNED) if PROJECTED else double_buffered(table, step, 5, KINDS, ALIGNED)
+    )
+    h_next = (
+        pointer(table, 6, KINDS, ALIGNED)
+        if PROJECTED
+        else double_buffered(table, step + 1, 5, KINDS, ALIGNED)
+    )
     c_state = pointer(table, 7, KINDS, ALIGNED)  # [B, H], read and written
     y = pointer(table, 8, KINDS, ALIGNED) if not PROJECTED else None  # [T, B, H]
     c_all = pointer(table, 9, KINDS, ALIGNED) if KINDS[9] is not None else None  # [T, B, H]

@@ -1,25 +1,26 @@
-"""The step kernels' arguments, in memory of the device: int64 numbers that one small launch writes.
+"""The step kernels' arguments as a table in device memory: int64 numbers that one small launch writes.
 
-A table holds the step that the next launch counts from, the number of steps, the t of the first step, what
-the t of the next one differs by, and then addresses. Read at the start of a kernel, an address costs one trip
-to L2; declared a multiple of 16 it is loaded from as wide as an argument would be.
+A table holds the base step of the next launch, the number of steps, the t of the first step, the stride of t,
+and then addresses. A kernel reads an address once, from L2; declared a multiple of 16, it allows loads as
+wide as a pointer argument does.
 """
 
 import triton
 import triton.language as tl
 
-HEAD = 4  # numbers before the addresses
+HEAD = tl.constexpr(4)  # numbers before the addresses
 ADDRESSES = 19
+NUMBERS = HEAD.value + ADDRESSES
 
 
-@triton.jit(do_not_specialize=list(range(1, HEAD + ADDRESSES)))
+@triton.jit(do_not_specialize=list(range(1, NUMBERS)))
 def lstm_table_kernel(
     table, steps: tl.int64, first: tl.int64, stride: tl.int64,
     a0: tl.int64, a1: tl.int64, a2: tl.int64, a3: tl.int64, a4: tl.int64, a5: tl.int64, a6: tl.int64,
     a7: tl.int64, a8: tl.int64, a9: tl.int64, a10: tl.int64, a11: tl.int64, a12: tl.int64, a13: tl.int64,
     a14: tl.int64, a15: tl.int64, a16: tl.int64, a17: tl.int64, a18: tl.int64,
 ):  # fmt: skip
-    """Fill a table; its arguments are numbers, of which the launch keeps copies."""
+    """Fill a table from scalar arguments, which a launch copies."""
     head = (0, steps, first, stride)
     addresses = (a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17, a18)
     numbers = head + addresses
@@ -29,13 +30,13 @@ def lstm_table_kernel(
 
 @triton.jit(do_not_specialize=["steps"])
 def lstm_advance_kernel(table, steps):
-    """Let the next launches count from so many steps on."""
+    """Advance the base step of the next launches."""
     tl.store(table, tl.load(table) + steps)
 
 
 @triton.jit
 def time_of(table, step):
-    """The t of a step, counted as this pass takes them, or -1: there is no such step."""
+    """The t of a step in the order of this pass, or -1 if there is no such step."""
     steps, first, stride = tl.load(table + 1), tl.load(table + 2), tl.load(table + 3)
     return tl.where((step >= 0) & (step < steps), first + step * stride, -1).to(tl.int32)
 
@@ -43,16 +44,16 @@ def time_of(table, step):
 @triton.jit
 def pointer(table, n, KINDS: tl.constexpr, ALIGNED: tl.constexpr):
     """The n-th address, of a tensor of the n-th dtype."""
-    found = tl.load(table + 4 + n).to(tl.pointer_type(KINDS[n]))
+    found = tl.load(table + HEAD + n).to(tl.pointer_type(KINDS[n]))
     if ALIGNED:
         found = tl.multiple_of(found, 16)
     return found
 
 
 @triton.jit
-def in_turns(table, step, n, KINDS: tl.constexpr, ALIGNED: tl.constexpr):
-    """The n-th address in even steps, the next one in odd steps; loading both takes one trip alone."""
-    even, odd = tl.load(table + 4 + n), tl.load(table + 5 + n)
+def double_buffered(table, step, n, KINDS: tl.constexpr, ALIGNED: tl.constexpr):
+    """The n-th address in even steps, the next one in odd steps: a double buffer. Both loads overlap."""
+    even, odd = tl.load(table + HEAD + n), tl.load(table + (HEAD + 1) + n)
     found = tl.where(step % 2 == 0, even, odd).to(tl.pointer_type(KINDS[n]))
     if ALIGNED:
         found = tl.multiple_of(found, 16)
@@ -61,7 +62,7 @@ def in_turns(table, step, n, KINDS: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def may_read_table(node, PDL: tl.constexpr):
-    """With programmatic dependent launch: wait for what filled the table, if this launch follows it."""
+    """With programmatic dependent launch: the first launch waits for the one that filled the table."""
     if PDL:  # noqa: SIM102, decided by the compiler alone
         if node == 0:
             tl.extra.cuda.gdc_wait()

@@ -27,8 +27,8 @@ POINTERS = {
     "lengths": "*i64",
     "arrived": "*i32",
     "counters": "*i32",
-    "late": "*i32",
-    "blank": "*i32",
+    "timed_out": "*i32",
+    "zeros": "*i32",
     "table": "*i64",
 }
 WIDE_POINTERS = ("xw", "c_all", "partials")

@@ -9,7 +9,7 @@ from builds import Build, compile_kernel
 from cases import make_tensors
 from lstm_fused.kernels import launcher, scratch, sequence
 from lstm_fused.kernels.plan import EXCHANGES
-from lstm_fused.kernels.table import ADDRESSES, HEAD
+from lstm_fused.kernels.table import HEAD, NUMBERS
 from ptx import Machine, Program
 
 from lstm_fused import reference
@@ -37,7 +37,7 @@ class Launcher:
         self.barriers = [n for n, (_, _, name, *_) in enumerate(self.program.instructions) if name == "bar"]
         if left_out is not None:
             self.program.instructions[left_out] = NOTHING
-        self.addresses, self.table = {}, torch.zeros(HEAD + ADDRESSES, dtype=torch.int64)
+        self.addresses, self.table = {}, torch.zeros(NUMBERS, dtype=torch.int64)
         self.timed_out = torch.zeros(1, dtype=torch.int32)
 
     def address(self, tensor):
@@ -52,7 +52,7 @@ class Launcher:
     def step(self, grid, tensors, step, T, B, first=0, stride=1, positions=None):
         """A launch of a step kernel, whose table holds the tensors' addresses and half of the step."""
         addresses = [0 if tensor is None else self.address(tensor) for tensor in tensors]
-        self.table[: HEAD + len(addresses)] = torch.tensor([step // 2, T, first, stride, *addresses])
+        self.table[: HEAD.value + len(addresses)] = torch.tensor([step // 2, T, first, stride, *addresses])
         self(grid, [self.table], step - step // 2, B, positions=positions)
 
     @contextmanager

@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 
 from builds import CARDS, Build, compile_kernel
 from lstm_fused.kernels import step
-from lstm_fused.kernels.table import ADDRESSES, HEAD
+from lstm_fused.kernels.table import HEAD, NUMBERS
 from planting import planted
 from ptx import Fault, Machine, Program
 
@@ -46,11 +46,11 @@ def touched_early(direction, function=None, node=T - 1):
         name: torch.zeros(SHAPES[name], dtype=torch.float32 if name in WIDE else torch.bfloat16)
         for name in names
     }
-    tensors["table"] = table = torch.zeros(HEAD + ADDRESSES, dtype=torch.int64)
+    tensors["table"] = table = torch.zeros(NUMBERS, dtype=torch.int64)
     places = {name: machine.put(tensor) for name, tensor in tensors.items()}
     addresses = [places[name] if name else 0 for name in TENSORS[direction]]
     first, stride = (0, 1) if direction == "forward" else (T - 1, -1)
-    table[: HEAD + len(addresses)] = torch.tensor([0, T, first, stride, *addresses])
+    table[: HEAD.value + len(addresses)] = torch.tensor([0, T, first, stride, *addresses])
     program = Program(compiled.asm["ptx"])
     machine.launch(program, build.plan().grid(B, H), [places["table"], node, B], compiled.metadata.shared)
     assert compiled.metadata.launch_pdl
