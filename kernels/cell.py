@@ -1,7 +1,7 @@
-"""The cell's equations on tiles, shared by every kernel.
+"""The cell's equations on tiles, and the loads and stores of tiles, shared by all kernels.
 
-A tile is [BB, BH]: BB batch rows by BH hidden columns. Of the four gates there are four such tiles, in
-the order i, f, g, o. The equations are those of `lstm_fused.reference`.
+A tile is [BB, BH]: BB batch rows by BH hidden columns. The gates are four tiles, in the order i, f, g, o.
+The equations are those of `lstm_fused.reference`.
 """
 
 import triton
@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def quotient(x, y):
-    """The quotient, rounded to the nearest; a GPU's own in float32 may be off by two units."""
+    """The quotient rounded to nearest; a GPU's native float32 division may be off by 2 ulp."""
     if (x + y).dtype == tl.float64:
         return x / y
     else:
@@ -19,7 +19,7 @@ def quotient(x, y):
 
 @triton.jit
 def root(x):
-    """The square root, rounded to the nearest."""
+    """The square root, rounded to nearest."""
     if x.dtype == tl.float64:
         return tl.sqrt(x)
     else:
@@ -30,7 +30,7 @@ def root(x):
 def exp_parts(x):
     """exp(x) in float32 as s (1 + e), s a power of two, infinite from 88.4 on; below -87 x counts as -87.
 
-    By additions and products alone: a GPU's own exp is off by more than the bound on float32 allows.
+    It uses additions and products only; a GPU's native exp is less exact than float32 results may be.
     """
     ROUND: tl.constexpr = 12582912.0  # 1.5 * 2^23, where neighbours lie 1 apart
     x = tl.where(x > 89, 89.0, tl.where(x < -87, -87.0, x))  # NaN stays
@@ -46,7 +46,7 @@ def exp_parts(x):
 
 @triton.jit
 def sigmoid(x, EXACT: tl.constexpr = True):
-    """1 / (1 + exp(-x)); not EXACT: by a GPU's own exp and division, good enough for half precision."""
+    """1 / (1 + exp(-x)); unless EXACT, with native exp and division, which is enough for half precision."""
     if EXACT and x.dtype == tl.float32:
         s, e = exp_parts(-x)
         return quotient(1, 1 + s * (1 + e))
@@ -56,7 +56,7 @@ def sigmoid(x, EXACT: tl.constexpr = True):
 
 @triton.jit
 def tanh(x, EXACT: tl.constexpr = True):
-    """(1 - E) / (1 + E) with E = exp(-2 |x|); 1 - E would cancel near zero, so a Taylor series makes it."""
+    """(1 - E) / (1 + E), E = exp(-2 |x|); near zero 1 - E would cancel, so it is a Taylor series there."""
     if EXACT and x.dtype == tl.float32:
         s, e = exp_parts(-2 * tl.abs(x))
         value = quotient((1 - s) - s * e, (1 + s) + s * e)
@@ -73,7 +73,7 @@ def tanh(x, EXACT: tl.constexpr = True):
 
 @triton.jit
 def clipped(c, CLIP: tl.constexpr):
-    """The c within its bound, if there is one; NaN stays."""
+    """Clip c to [-CLIP, CLIP], unless CLIP is None; NaN stays NaN."""
     if CLIP is not None:
         c = tl.where(c > CLIP, CLIP, tl.where(c < -CLIP, -CLIP, c))
     return c
@@ -125,7 +125,7 @@ def cell_backward(
 
 @triton.jit
 def load_peephole(peephole, cols, H: tl.constexpr, WIDE: tl.constexpr):
-    """p_i, p_f, p_o of these columns, each [1, BH]; zeros that nobody reads where there are none."""
+    """p_i, p_f, p_o of these columns, each [1, BH]; unused zeros without peepholes."""
     p_i = (cols * 0).to(WIDE)
     p_f, p_o = p_i, p_i
     if peephole is not None:
@@ -138,7 +138,7 @@ def load_peephole(peephole, cols, H: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def load_gates(pointers, mask, H: tl.constexpr, WIDE: tl.constexpr):
-    """Four tiles that lie H apart."""
+    """The tiles of the four gates, at a stride of H."""
     i = tl.load(pointers, mask, other=0).to(WIDE)
     f = tl.load(pointers + H, mask, other=0).to(WIDE)
     g = tl.load(pointers + 2 * H, mask, other=0).to(WIDE)
@@ -148,7 +148,7 @@ def load_gates(pointers, mask, H: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def store_gates(pointers, gates, valid, mask, H: tl.constexpr):
-    """Four tiles, H apart; zeros where the row is not valid."""
+    """Store the tiles of the four gates at a stride of H; zeros in rows that are not valid."""
     i, f, g, o = gates
     KIND: tl.constexpr = pointers.dtype.element_ty
     tl.store(pointers, tl.where(valid, i, 0).to(KIND), mask)
@@ -159,7 +159,7 @@ def store_gates(pointers, gates, valid, mask, H: tl.constexpr):
 
 @triton.jit
 def load_inputs(xw, bias, t, rows, cols, mask, B, H: tl.constexpr):
-    """W_ih x_t + b of this tile, the part of the pre-activations that waits for no other step."""
+    """W_ih x_t + b of this tile: the pre-activations without the recurrent product."""
     WIDE: tl.constexpr = xw.dtype.element_ty
     i, f, g, o = load_gates(xw + offsets(t, rows, cols, B, 4 * H), mask, H, WIDE)
     if bias is not None:
@@ -170,7 +170,7 @@ def load_inputs(xw, bias, t, rows, cols, mask, B, H: tl.constexpr):
 
 @triton.jit
 def add_product(a, product, BB: tl.constexpr, BH: tl.constexpr):
-    """Add a product [BB, 4 BH], in which the four gates of a hidden unit stand together, to four tiles."""
+    """Add a product [BB, 4 BH], the four gates of a hidden unit side by side, to the gates' tiles."""
     a_i, a_f, a_g, a_o = a
     even, odd = tl.split(tl.reshape(product, (BB, BH, 2, 2)))
     i, g = tl.split(even)
@@ -180,7 +180,7 @@ def add_product(a, product, BB: tl.constexpr, BH: tl.constexpr):
 
 @triton.jit
 def gate_rows(column, H: tl.constexpr, BH: tl.constexpr):
-    """Rows of weight_hh in that order from a first hidden column on, [4 BH], and which of them exist."""
+    """Rows of weight_hh in that order from a first hidden column on, [4 BH], and their mask."""
     n = tl.arange(0, 4 * BH)
     unit = column + n // 4
     return n % 4 * H + unit, unit < H
@@ -188,7 +188,7 @@ def gate_rows(column, H: tl.constexpr, BH: tl.constexpr):
 
 @triton.jit
 def valid_rows(lengths, rows, t, B):
-    """Which rows are within their sequence at step t, [BB, 1]; all of them without lengths."""
+    """The mask of rows whose sequences are longer than t, [BB, 1]; without lengths, of rows that exist."""
     if lengths is None:
         return (rows < B)[:, None]
     else:
@@ -197,19 +197,19 @@ def valid_rows(lengths, rows, t, B):
 
 @triton.jit
 def offsets(t, rows, cols, B, WIDTH: tl.constexpr):
-    """Where [t, rows, cols] stands in a tensor [T, B, WIDTH], which may pass 2^31 numbers."""
+    """Offsets of [t, rows, cols] in a tensor [T, B, WIDTH], in 64 bits."""
     return (tl.cast(t, tl.int64) * B + rows[:, None]) * WIDTH + cols[None, :]
 
 
 @triton.jit
 def index(rows, NUMBERS: tl.constexpr):
-    """Rows or columns of a matrix of so many numbers, to be multiplied by a stride."""
+    """Row or column indices of a matrix of NUMBERS elements, as wide as their products with strides need."""
     return rows.to(tl.int64 if NUMBERS >= 2**31 else tl.int32)
 
 
 @triton.jit
 def save_step(h, c, gates, valid, y, c_all, gates_all, t, rows, cols, mask, B, H: tl.constexpr):
-    """Store one step's results: y as asked, c and the gates if the backward pass will want them."""
+    """Store one step's y, and its c and gates if the backward pass needs them."""
     if y is not None:
         tl.store(y + offsets(t, rows, cols, B, H), tl.where(valid, h, 0).to(y.dtype.element_ty), mask)
     if c_all is not None:
@@ -219,7 +219,7 @@ def save_step(h, c, gates, valid, y, c_all, gates_all, t, rows, cols, mask, B, H
 
 @triton.jit
 def load_or_zero(pointer, at, mask, BB: tl.constexpr, BH: tl.constexpr, WIDE: tl.constexpr):
-    """A tile in the accumulation dtype; None stands for zeros."""
+    """Load a tile in the accumulation dtype; zeros for None."""
     if pointer is None:
         return tl.zeros((BB, BH), WIDE)
     else:
@@ -228,7 +228,7 @@ def load_or_zero(pointer, at, mask, BB: tl.constexpr, BH: tl.constexpr, WIDE: tl
 
 @triton.jit
 def load_c_before(c_all, c0, step, t, T, rows, cols, mask, B, H: tl.constexpr, REVERSE: tl.constexpr):
-    """The c that step t began with, ``step`` steps before the last."""
+    """The c before step t, which is ``step`` steps before the last one."""
     first = step == T - 1
     before = offsets(t + 1 if REVERSE else t - 1, rows, cols, B, H)
     c = tl.load(c_all + before, mask & (not first), other=0)
@@ -240,7 +240,7 @@ def load_saved(
     dy, c_all, c0, gates_all, step, T, rows, cols, mask, B, H: tl.constexpr, REVERSE: tl.constexpr,
     BB: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """What the backward pass reads of a step, ``step`` steps before the last: dy, c before it, the gates."""
+    """The backward pass's inputs ``step`` steps before the last: dy, the c before it, the gates."""
     WIDE: tl.constexpr = c_all.dtype.element_ty
     t = step if REVERSE else T - 1 - step
     dy_t = load_or_zero(dy, offsets(t, rows, cols, B, H), mask, BB, BH, WIDE)

@@ -68,10 +68,10 @@ def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str
     """The kernel to run a layer with.
 
     Args:
-        layer: what is to be run.
-        card: where.
-        kernel: the kernel's name; None takes what was measured on this card, else the first that fits.
-        among: the kernels that may be taken for None.
+        layer: the layer to run.
+        card: the card that it runs on.
+        kernel: its name; None takes the one measured to be fastest on this card, else the first that fits.
+        among: the kernels to choose from if kernel is None.
 
     Raises:
         ValueError: no kernel has that name.
@@ -111,13 +111,13 @@ def measured(layer: Layer, card: Card) -> str | None:
 
 
 def named() -> str | None:
-    """The kernel that the user asks for."""
+    """The kernel that the user names in LSTM_FUSED_KERNEL, or None."""
     return os.environ.get("LSTM_FUSED_KERNEL") or None
 
 
 @cache
 def card_at(device: torch.device) -> Card:
-    """The card of a device; for the interpreter's CPU, one like that the table was made for."""
+    """The card of a device; for a CPU under Triton's interpreter, an H100 of capability INTERPRETER."""
     if device.type == "cpu":
         return CARDS[1]._replace(capability=INTERPRETER)
     p = torch.cuda.get_device_properties(device)
@@ -132,10 +132,10 @@ def card_at(device: torch.device) -> Card:
 
 
 def precision() -> str:
-    """How float32 products are to be formed, as the user told PyTorch, by its older or its newer setting."""
+    """The precision of float32 products, by PyTorch's older or newer setting."""
     try:
         highest = torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # the newer one was used, which the older does not answer for
+    except RuntimeError:  # the newer setting was used, and the older cannot be read
         said = torch.backends.cuda.matmul.fp32_precision
         highest = (torch.backends.fp32_precision if said == "none" else said) != "tf32"
     return "ieee" if highest else "tf32"

@@ -1,9 +1,9 @@
-"""Launches of compiled kernels without Triton's own search for them.
+"""Launches compiled kernels without Triton's own search for them.
 
-Triton looks at every argument of every launch to find the kernel that was compiled for such arguments; on a
-small problem that takes longer than the kernel. What decides is known here: the plan, the constants, of each
-tensor its dtype and whether it starts at a multiple of 16 bytes, of each number whether it is 1, a multiple
-of 16, or large.
+Triton inspects every argument of every launch to find the kernel that was compiled for such arguments; on a
+small problem that takes longer than the kernel. The key is known here: the plan, the constants, the dtype of
+each tensor and whether it starts at a multiple of 16 bytes, and of each number whether it is 1, a multiple of
+16, or large.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
 
-DIRECT = torch.version.hip is None  # on AMD's cards the size of a tensor's memory decides as well
+DIRECT = torch.version.hip is None  # on AMD's cards the key includes the size of a tensor's memory
 
 
 def launch(
@@ -28,12 +28,12 @@ def launch(
     """Launch a kernel whose parameters are tensors, numbers, constants and the plan's options, in this order.
 
     Args:
-        plan: has the options.
-        kernel: one of Triton's or Gluon's.
-        grid: its programs.
-        tensors: all on the current device.
-        numbers: integers that vary.
-        constants: what it is compiled for.
+        plan: the options.
+        kernel: a Triton or Gluon function.
+        grid: the number of programs.
+        tensors: arguments on the current device.
+        numbers: integer arguments.
+        constants: constexpr arguments.
     """
     if not (DIRECT and isinstance(kernel, JITFunction)) or kernel.pre_run_hooks:
         kernel[grid](*tensors, *numbers, *constants, **plan.options)
@@ -45,10 +45,10 @@ def launch(
         compiled = kernel[grid](*tensors, *numbers, *constants, **plan.options)
         if isinstance(compiled, CompiledKernel):
             names = kernel.arg_names[len(tensors) + len(numbers) + len(constants) :]
-            # With the kernel, whose id would be another's if it were gone.
+            # The kernel is kept, because its id could be reused otherwise.
             plan.launched[key] = compiled, [plan.options[name] for name in names], kernel
         return
     compiled, options, _ = known
-    # An address by itself spares the driver's word on whether it is the card's.
+    # For a bare address the launcher does not ask the driver whether it is on the card.
     addresses = [t.data_ptr() if t is not None and t.is_cuda else t for t in tensors]
     compiled[*grid, 1](*addresses, *numbers, *constants, *options)

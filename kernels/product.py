@@ -1,4 +1,4 @@
-"""What a projection or a layer norm adds to each step: a product, in a launch of its own."""
+"""The products of a step that projections and layer norm add, each a launch of its own."""
 
 import triton
 import triton.language as tl
@@ -70,7 +70,7 @@ def lstm_gradient_step_kernel(
     PRECISION: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     SHARED: tl.constexpr = False,
 ):  # fmt: skip
-    """The whole gradient of what a projection yields; the table as lstm_backward_step_kernel has it."""
+    """The gradient of the projected h; the table as lstm_backward_step_kernel has it."""
     step = tl.load(table) + node
     t, t_after = time_of(table, step), time_of(table, step - 1)
     at, at_after = tl.cast(tl.maximum(t, 0), tl.int64), tl.cast(tl.maximum(t_after, 0), tl.int64)
@@ -95,8 +95,8 @@ def multiply(
     addend,  # [B, N] or None
     out,  # [B, N] or None
     lengths,  # [B] or None
-    t,  # the step that left belongs to, or -1: there is none
-    t_zone,  # the step that addend, out and zoneout belong to, or -1: there is none
+    t,  # the step of left, or -1 if there is none
+    t_zone,  # the step of addend, out and zoneout, or -1 if there is none
     B,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -107,13 +107,13 @@ def multiply(
     BB: tl.constexpr,
     BH: tl.constexpr,
     BK: tl.constexpr,
-    left_mask,  # [B, K], what multiplies left, or None
-    mask,  # [B, N], what multiplies the product, or None
+    left_mask,  # [B, K], a factor of left, or None
+    mask,  # [B, N], a factor of the product, or None
     zoneout,  # [T, B, N], or SHARED [N], or None: forward of state, backward of out
-    kept,  # [B, N] backward with zoneout: what it hands on from step to step, read and written
+    kept,  # [B, N] backward with zoneout: the gradient that skips the cell, read and written, or None
     SHARED: tl.constexpr,
 ):
-    """State = left right; past the lengths it stays. Out is state + addend, or zero there unless KEEP."""
+    """State = left right, unchanged past the lengths. Out = state + addend; unless KEEP, zero past them."""
     WIDE: tl.constexpr = tl.float64 if left.dtype.element_ty == tl.float64 else tl.float32
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)

@@ -1,13 +1,13 @@
-"""CUDA graphs for the step kernels, one for all calls of a layer: whatever T, wherever the tensors lie.
+"""CUDA graphs for the step kernels, one for all calls of a layer, whatever T and the tensors' addresses.
 
-A graph is a list of launches with their arguments. Those of a step kernel are the same for every call, for
-it reads addresses and times from a table on the device, which each call fills anew by one small launch.
-Setting the arguments of a graph's launches anew would take the host about a microsecond for each of them, a
-plain launch ten; the table takes the device one trip to L2, most of it while the step before still runs.
+A graph is a list of launches with their arguments. A step kernel has the same arguments in every call,
+because it reads addresses and times from a table on the device, which each call fills by one small launch.
+Updating the arguments of a graph takes the host about a microsecond a launch, a plain launch ten; the table
+costs the device one trip to L2, most of which overlaps with the step before.
 
-A stream has tables and graphs of its own, so its order keeps two calls apart; a lock keeps two threads apart
-that share it. A graph is recorded on a stream that nobody else has, and by the CUDA runtime itself, so that
-neither PyTorch's allocator nor its generators think that a capture is under way, whatever becomes of it.
+Each stream has tables and graphs of its own, so stream order separates two calls; a lock separates two
+threads on one stream. A graph is recorded on a private stream and through the CUDA runtime itself, so that
+PyTorch's allocator and generators never see a capture, even one that fails.
 """
 
 import ctypes
@@ -24,14 +24,14 @@ import torch
 from lstm_fused.kernels.table import ADDRESSES, NUMBERS, lstm_advance_kernel, lstm_table_kernel
 from torch import Tensor
 
-KEPT = 64  # layers whose graphs are kept, on each of their streams
-LONGEST = 64  # steps of a graph; shorter ones are half of that, a quarter and so on
-RELAXED = 2  # the capture mode in which a thread may do anything that it does not capture
-NON_BLOCKING = 1  # a stream that does not wait for the default one, nor breaks it while it is captured
+KEPT = 64  # layers and streams whose graphs are kept
+LONGEST = 64  # steps of the longest graph; the others have half of that, a quarter and so on
+RELAXED = 2  # the capture mode that forbids a thread nothing
+NON_BLOCKING = 1  # a stream that does not synchronize with the default one
 
 
 class Launch(NamedTuple):
-    """What a step launches, besides its table and its number."""
+    """A launch of a step, without the table and the number of the step."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -39,7 +39,7 @@ class Launch(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """So many steps, in an order of time."""
+    """``count`` steps in one order of time."""
 
     launches: tuple[Launch, ...]  # of each step
     count: int
@@ -48,20 +48,20 @@ class Steps(NamedTuple):
     stride: int  # 1 or -1
 
     def fill(self, table: Tensor, tensors: tuple[Tensor | None, ...]) -> None:
-        """Write what the launches read."""
+        """Fill the table that the launches read."""
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         addresses += [0] * (ADDRESSES - len(addresses))
         lstm_table_kernel[(1,)](table, self.T, self.first, self.stride, *addresses)
 
     def launch(self, table: Tensor, count: int) -> None:
-        """Launch so many steps."""
+        """Launch ``count`` steps."""
         for node in range(count):
             for kernel, grid, options in self.launches:
                 kernel[grid](table, node, **dict(options))
 
 
 def run(steps: Steps, tensors: tuple[Tensor | None, ...], device: torch.device) -> None:
-    """Run the steps, from graphs where they have run before on this stream."""
+    """Run the steps; from graphs if they have run on this stream before."""
     stream = stream_for_graphs(device)
     if stream is None:
         table = new_table(device)
@@ -83,25 +83,25 @@ def run(steps: Steps, tensors: tuple[Tensor | None, ...], device: torch.device) 
 
 
 def stream_for_graphs(device: torch.device) -> int | None:
-    """The current stream; None where there can be no graph: no GPU, the user captures, graphs fail."""
+    """The current stream; None if no graph can run: no GPU, a capture of the user's, an earlier failure."""
     if _broken or device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return None
     return int(torch.cuda.current_stream(device).cuda_stream)
 
 
 def new_table(device: torch.device) -> Tensor:
-    """A table that is not filled."""
+    """An uninitialized table."""
     return torch.empty(NUMBERS, dtype=torch.int64, device=device)
 
 
 def in_a_pool(table: Tensor) -> bool:
-    """Whether its memory is of a pool of the user's or of torch.compile's, from which nothing may be kept."""
+    """Whether a table is in a memory pool of the user's or of torch.compile's, where nothing may be kept."""
     if not table.is_cuda:
         return False
     address = table.data_ptr()
     try:
         segments = torch.cuda.memory_snapshot()
-    except RuntimeError:  # another allocator, which has none
+    except RuntimeError:  # an allocator without snapshots
         return False
     for segment in segments:
         if 0 <= address - segment["address"] < segment["total_size"]:
@@ -110,20 +110,20 @@ def in_a_pool(table: Tensor) -> bool:
 
 
 class Recorded:
-    """One layer on one stream."""
+    """The table and the graphs of one layer on one stream."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.lock, self.met = device, threading.Lock(), False
+        self.device, self.lock, self.warm = device, threading.Lock(), False
         self.table = new_table(device)
         self.graphs: dict[int, Graph] = {}
 
     def run(self, steps: Steps, tensors: tuple[Tensor | None, ...], stream: int) -> None:
-        """Run the steps; the first time plainly, for then kernels are compiled and loaded."""
+        """Run the steps; the first time by plain launches, which compile and load the kernels."""
         steps.fill(self.table, tensors)
-        if not self.met:
+        if not self.warm:
             steps.launch(self.table, steps.count)
             lstm_advance_kernel[(1,)](self.table, steps.count)
-            self.met = True
+            self.warm = True
             return
         left = steps.count
         for size in sizes(steps.count):
@@ -134,7 +134,7 @@ class Recorded:
             left -= size
 
     def record(self, steps: Steps, size: int) -> "Graph | None":
-        """A graph of so many steps; None if that cannot be, which is not tried again in this process."""
+        """Record a graph of ``size`` steps; None on a failure, after which this process records none."""
         global _broken
         if _broken:
             return None
@@ -143,7 +143,7 @@ class Recorded:
                 graph = Graph(steps, size, self.table)
         except (RuntimeError, OSError, AttributeError) as error:
             _broken = True
-            # Launched plainly, whatever is wrong with the launches themselves will show.
+            # If the launches themselves are wrong, plain launches raise the error.
             said = f"lstm_fused launches step by step, which is slower, for no graph can be: {error}"
             warnings.warn(said, RuntimeWarning, stacklevel=2)
             return None
@@ -152,7 +152,7 @@ class Recorded:
 
 
 def sizes(count: int) -> Iterator[int]:
-    """The graphs' sizes that so many steps come in."""
+    """The sizes of the graphs that make up ``count`` steps."""
     size = LONGEST
     while count:
         while size > count:
@@ -162,7 +162,7 @@ def sizes(count: int) -> Iterator[int]:
 
 
 class Graph:
-    """Some steps and the table's advance by so many, recorded and ready to run."""
+    """A recorded graph of ``size`` steps, which then advances the table by as many."""
 
     def __init__(self, steps: Steps, size: int, table: Tensor) -> None:
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
@@ -184,21 +184,21 @@ class Graph:
         weakref.finalize(self, destroy, executable).atexit = False
 
     def replay(self, stream: int) -> None:
-        """Run them on a stream."""
+        """Launch the graph on a stream."""
         runtime("GraphLaunch", self.executable, ctypes.c_void_p(stream))
 
 
 def destroy(executable: ctypes.c_void_p) -> None:
-    """Give a graph back, when it has run."""
+    """Destroy a graph; one that runs is destroyed when it is done."""
     with relaxed():
         runtime("GraphExecDestroy", executable)
 
 
 @contextmanager
 def relaxed() -> Iterator[None]:
-    """What this thread does neither fails nor breaks anything because another thread is capturing."""
+    """Calls of this thread neither fail because of another thread's capture nor invalidate it."""
     mode = ctypes.c_int(RELAXED)
-    runtime("ThreadExchangeStreamCaptureMode", ctypes.byref(mode))  # and the mode is what it was before
+    runtime("ThreadExchangeStreamCaptureMode", ctypes.byref(mode))  # mode is now the previous one
     try:
         yield
     finally:
@@ -207,7 +207,7 @@ def relaxed() -> Iterator[None]:
 
 @cache
 def own_stream(device: torch.device) -> int:
-    """A stream to record on, where nothing ever runs; PyTorch's streams come from a pool that all share."""
+    """A stream to record on, where nothing ever runs; PyTorch's streams are from a pool that users share."""
     stream = ctypes.c_void_p()
     runtime("StreamCreateWithFlags", ctypes.byref(stream), ctypes.c_uint(NON_BLOCKING))
     return int(stream.value or 0)
@@ -215,12 +215,12 @@ def own_stream(device: torch.device) -> int:
 
 @cache
 def library() -> tuple[ctypes.CDLL, str]:
-    """PyTorch's own CUDA or HIP runtime, found among what it has loaded, and what its names begin with."""
+    """The CUDA or HIP runtime that PyTorch has loaded, and the prefix of its functions."""
     return ctypes.CDLL(torch._C.__file__), "cuda" if torch.version.hip is None else "hip"
 
 
 def runtime(name: str, *arguments: Any) -> None:
-    """Call a function of it.
+    """Call a function of the runtime.
 
     Raises:
         RuntimeError: it failed.
@@ -228,11 +228,11 @@ def runtime(name: str, *arguments: Any) -> None:
     loaded, prefix = library()
     code = loaded[prefix + name](*arguments)
     if code != 0:
-        loaded[prefix + "GetLastError"]()  # which PyTorch would take for its own
+        loaded[prefix + "GetLastError"]()  # or PyTorch would report the error as its own
         raise RuntimeError(f"{prefix}{name}: error {code}")
 
 
 _recorded: OrderedDict[Hashable, Recorded] = OrderedDict()
 _lock = threading.Lock()
-_recording = threading.Lock()  # of which there is one stream a device
+_recording = threading.Lock()  # because a device has one stream to record on
 _broken = False

@@ -1,7 +1,7 @@
 """The step kernels: one launch per time step, for every size and dtype.
 
-A launch's own arguments are the same for every call of a layer, so that one CUDA graph serves all of them:
-addresses stand in a table, and the step is the table's plus the number of the launch, ``node``.
+A launch has the same arguments in every call of a layer, so that one CUDA graph serves all of them: tensors'
+addresses are in a table in device memory, and the step is the table's base step plus ``node``.
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def lstm_forward_step_kernel(
     bias = pointer(table, 2, KINDS, ALIGNED) if KINDS[2] is not None else None  # [4H]
     peephole = pointer(table, 3, KINDS, ALIGNED) if KINDS[3] is not None else None  # [3H]
     lengths = pointer(table, 4, KINDS, ALIGNED) if KINDS[4] is not None else None  # [B]
-    # [B, P] and [B, H], in turns; with a projection the second is o * tanh(c), zero past the lengths.
+    # [B, P] and [B, H], a double buffer; with a projection the second is o * tanh(c), zero past the lengths.
     h_prev = (
         pointer(table, 5, KINDS, ALIGNED) if PROJECTED else double_buffered(table, step, 5, KINDS, ALIGNED)
     )
@@ -88,7 +88,7 @@ def lstm_forward_step_kernel(
     w_at = weight_hh + index(w_rows, 4 * H * P)[None, :] * P
     ks = tl.arange(0, BK)
 
-    # What no step writes.
+    # These loads read nothing that the step before writes, so they come before the wait for it.
     if hw is None:
         w = tl.load(w_at + ks[:, None], w_mask[None, :] & (ks < P)[:, None], other=0)
     a = load_inputs(xw, bias, t, rows, cols, mask, B, H)
@@ -98,7 +98,7 @@ def lstm_forward_step_kernel(
     wait_for_step_before(PDL)
     c_prev = tl.load(c_state + state, mask, other=0)
     if hw is None:
-        # The first terms come last: while their h is on its way the loop's loads are too.
+        # The first terms are multiplied last, so that the loop's loads overlap with the load of their h.
         h = load_h(h_prev, h_mask, rows, ks, row_mask, B, P)
         product = tl.zeros((BB, 4 * BH), WIDE)
         for k in range(BK, P, BK):
@@ -131,7 +131,7 @@ def lstm_forward_step_kernel(
 
 @triton.jit
 def load_h(h_prev, h_mask, rows, ks, row_mask, B, P: tl.constexpr):
-    """The columns ks of h_{t-1} as its product with W_hh takes them."""
+    """The columns ks of h_{t-1}, with recurrent dropout applied."""
     h = tl.load(h_prev + offsets(0, rows, ks, B, P), row_mask & (ks < P)[None, :], other=0)
     if h_mask is not None:
         h = masked(h, h_mask, rows, ks, row_mask, B, P)
@@ -155,9 +155,9 @@ def lstm_backward_step_kernel(
     SHARED: tl.constexpr = False,
     PDL: tl.constexpr = False,
 ):
-    """Da of one step and the gradient of the c before it; programs [batch tile, hidden tile].
+    """The da of one step and the gradient of the c before it; programs [batch tile, hidden tile].
 
-    The last launch is one past the last step, and wants dh alone.
+    The last launch is one past the last step, and computes dh only.
     """
     may_read_table(node, PDL)
     step = tl.load(table) + node
@@ -168,7 +168,7 @@ def lstm_backward_step_kernel(
     ZONEOUT_H: tl.constexpr = KINDS[12] is not None and not PROJECTED
     H_MASK: tl.constexpr = KINDS[11] is not None and not PROJECTED
     dy = pointer(table, 0, KINDS, ALIGNED) if HAS_DY else None  # [T, B, H]
-    # dxw, or with layer norm dhw, [T, B, 4H]; with a projection the whole gradient of what it yields, [B, P].
+    # dxw, or with layer norm dhw, [T, B, 4H]; with a projection the gradient of the projected h, [B, P].
     left = pointer(table, 16 if PROJECTED else 1, KINDS, ALIGNED)
     weight = pointer(table, 15 if PROJECTED else 2, KINDS, ALIGNED)  # weight_hh [4H, H], or weight_hr [P, H]
     dh_state = pointer(table, 3, KINDS, ALIGNED) if not PROJECTED else None  # [B, H], read and written
@@ -181,7 +181,9 @@ def lstm_backward_step_kernel(
     dxw = pointer(table, 10, KINDS, ALIGNED)  # [T, B, 4H]
     h_mask = pointer(table, 11, KINDS, ALIGNED) if H_MASK else None  # [B, H]
     zoneout_h = pointer(table, 12, KINDS, ALIGNED) if ZONEOUT_H else None  # [T, B, H], or SHARED [H]
-    kept = pointer(table, 13, KINDS, ALIGNED) if ZONEOUT_H else None  # [B, H], handed on, read and written
+    kept = (
+        pointer(table, 13, KINDS, ALIGNED) if ZONEOUT_H else None
+    )  # [B, H], the gradient that skips the cell, read and written
     zoneout_c = pointer(table, 14, KINDS, ALIGNED) if KINDS[14] is not None else None  # like zoneout_h
 
     WIDE: tl.constexpr = KINDS[5]
@@ -195,7 +197,7 @@ def lstm_backward_step_kernel(
     w_at = weight + cols[None, :]
     ks = tl.arange(0, BK)
 
-    # What no step writes.
+    # These loads read nothing that the step before writes, so they come before the wait for it.
     w = tl.load(w_at + index(ks, K * H)[:, None] * H, (ks < K)[:, None] & col_mask, other=0)
     if dy is not None:
         dy_t = tl.load(dy + at, there, other=0)

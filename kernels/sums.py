@@ -1,8 +1,9 @@
-"""Sums of the backward pass over all steps and rows, in an order that is always the same.
+"""The backward pass's sums over all steps and rows, added up in a fixed order.
 
-Seven of them: da of each gate (the gradient of the bias), and da_i c_{t-1}, da_f c_{t-1}, da_o c_t (that of
-the peephole). Each program adds up its own tiles; which of those that share columns is done last adds up
-what all of them stored, from the first batch tile to the last, so nothing depends on which one that is.
+Seven sums: da of each gate (the gradient of the bias), and da_i c_{t-1}, da_f c_{t-1}, da_o c_t (the gradient
+of the peepholes). Each program stores the sums over its own rows. The last program to finish, of those that
+share columns, adds them up from the first batch tile to the last, so the result does not depend on which
+program that is.
 """
 
 import triton
@@ -11,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def add_step(sums, da, valid, c, c_prev, PEEPHOLE: tl.constexpr):
-    """The sums with one step's terms added, each [BB, BH]."""
+    """Add one step's terms to the sums, each [BB, BH]."""
     b_i, b_f, b_g, b_o, p_i, p_f, p_o = sums
     da_i, da_f, da_g, da_o = da
     da_i, da_f = tl.where(valid, da_i, 0), tl.where(valid, da_f, 0)
@@ -25,7 +26,7 @@ def add_step(sums, da, valid, c, c_prev, PEEPHOLE: tl.constexpr):
 
 @triton.jit
 def finish(sums, partials, finished, dbias, dpeephole, tile, tiles, cols, H: tl.constexpr):
-    """Store the sums over this program's rows; as the last of ``tiles`` programs, add up those of all."""
+    """Store the sums over this program's rows; the last of ``tiles`` programs adds up those of all."""
     KIND: tl.constexpr = dbias.dtype.element_ty
     mask = cols < H
     for n in tl.static_range(7):

@@ -1,4 +1,4 @@
-"""What the step kernels do beyond the textbook, by the equations of `lstm_fused.reference`."""
+"""Recurrent dropout, zoneout and layer norm for the step kernels, by `lstm_fused.reference`'s equations."""
 
 import triton
 import triton.language as tl
@@ -10,7 +10,7 @@ EPS = tl.constexpr(1e-5)  # of lstm_fused.reference
 
 @triton.jit
 def masked(h, h_mask, rows, cols, row_mask, B, N: tl.constexpr):
-    """What h's product with W_hh takes of it: all but what recurrent dropout hides."""
+    """Apply recurrent dropout to h."""
     WIDE: tl.constexpr = tl.float64 if h.dtype == tl.float64 else tl.float32
     mask = tl.load(h_mask + offsets(0, rows, cols, B, N), row_mask & (cols < N)[None, :], other=0)
     return (h.to(WIDE) * mask.to(WIDE)).to(h.dtype)
@@ -20,7 +20,7 @@ def masked(h, h_mask, rows, cols, row_mask, B, N: tl.constexpr):
 def load_share(
     zoneout, t, rows, cols, mask, B, N: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
-    """The share of the old state that step t keeps; SHARED: the same row [N] for all steps and sequences."""
+    """The share of the old state that zoneout keeps at step t; SHARED: one row [N] for all of them."""
     at = offsets(0, rows * 0, cols, B, N) if SHARED else offsets(t, rows, cols, B, N)
     return tl.load(zoneout + at, mask, other=0).to(WIDE)
 
@@ -48,7 +48,7 @@ def statistics(hw, rows, B, N: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr)
 def add_normalized(
     a, hw, gain, rows, cols, mask, B, H: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr
 ):  # fmt: skip
-    """Add the layer norm of W_hh h_{t-1}, which is hw [B, 4H], to four tiles."""
+    """Add the layer norm of hw = W_hh h_{t-1}, [B, 4H], to the gates' tiles."""
     WIDE: tl.constexpr = hw.dtype.element_ty
     mean, rstd = statistics(hw, rows, B, 4 * H, BB, BK)
     a_i, a_f, a_g, a_o = a
@@ -66,7 +66,7 @@ def lstm_norm_step_kernel(
     table, node, B, H: tl.constexpr, KINDS: tl.constexpr, ALIGNED: tl.constexpr, BB: tl.constexpr,
     BK: tl.constexpr,
 ):  # fmt: skip
-    """Da of a step through the layer norm: the gradient of W_hh h_{t-1}; programs [batch tile].
+    """Backward layer norm of a step, from da to the gradient of W_hh h_{t-1}; programs [batch tile].
 
     The table as lstm_backward_step_kernel has it.
     """
@@ -99,7 +99,7 @@ def lstm_norm_step_kernel(
 
 @triton.jit
 def scaled(dxw, hw, gain, mean, rstd, rows, cols, B, N: tl.constexpr):
-    """The gradient of the normalized numbers, and these numbers; zero where there are none."""
+    """The gradient of the normalized numbers, and these numbers; zero outside the tensor."""
     WIDE: tl.constexpr = hw.dtype.element_ty
     mask = (rows < B)[:, None] & (cols < N)[None, :]
     at = offsets(0, rows, cols, B, N)

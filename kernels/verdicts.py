@@ -1,8 +1,8 @@
-"""What was found about plans on this machine, on disk, so that later processes need not check again.
+"""The verdicts of checks on this machine's plans, cached on disk, so that other processes need no check.
 
-A file for each plan, in a folder for each card, driver, torch, Triton and state of these sources, in the
-user's cache folder, or where LSTM_FUSED_CACHE says. A file that cannot be read is as good as none, and where
-none can be written, each process checks for itself.
+There is a file for each plan, in a folder for each card, driver, torch, Triton and hash of these sources, in
+the user's cache folder or in LSTM_FUSED_CACHE. A file that cannot be read counts as missing; if none can be
+written, each process checks for itself.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ SOURCES = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a plan was right, and the numbers; ``lasting`` if another process would find the same."""
+    """Whether a plan was right, and the numbers; ``lasting`` if it holds for other processes too."""
 
     right: bool
     said: str
@@ -33,7 +33,7 @@ class Verdict:
     name: str = ""  # of the plan
 
 
-# What this process has found or read.
+# The verdicts that this process has found or read.
 _known: dict[tuple[str, str], Verdict] = {}
 
 
@@ -48,7 +48,7 @@ def find(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
 
 
 def keep(plan: Plan, layer: Layer, device: torch.device, verdict: Verdict) -> None:
-    """Remember a verdict, on disk if that can be."""
+    """Remember a verdict, on disk if possible."""
     key = machine(device), name(plan, layer)
     _known[key] = verdict
     if verdict.lasting and (folder := cache_folder()) is not None:
@@ -56,7 +56,7 @@ def keep(plan: Plan, layer: Layer, device: torch.device, verdict: Verdict) -> No
 
 
 def on_record(device: torch.device) -> list[Verdict]:
-    """All verdicts on disk that hold for a device as it is now."""
+    """All verdicts on disk that apply to a device in its present state."""
     folder = cache_folder()
     try:
         paths = [] if folder is None else sorted((folder / machine(device)).glob("*.json"))
@@ -78,7 +78,7 @@ def read(path: Path) -> Verdict | None:
 
 
 def write(path: Path, verdict: Verdict) -> None:
-    """Put a verdict into a file, whole or not at all."""
+    """Write a verdict to a file atomically."""
     part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def write(path: Path, verdict: Verdict) -> None:
 
 
 def cache_folder() -> Path | None:
-    """Where verdicts are kept, or None if the user has no home."""
+    """The folder of verdicts, or None if the user has no home."""
     if named := os.environ.get("LSTM_FUSED_CACHE"):
         return Path(named)
     shared = os.environ.get("XDG_CACHE_HOME", "")
@@ -101,12 +101,12 @@ def cache_folder() -> Path | None:
 
 
 def name(plan: Plan, layer: Layer) -> str:
-    """What a plan is known by: what is compiled, for H in whole tiles."""
+    """The name of a plan: all that is compiled in, and H in whole tiles."""
     width = -(-layer.H // plan.BH) * plan.BH
     kind = [layer.direction, plan.kernel, str(layer.dtype).removeprefix("torch."), f"H{width}"]
     kind += ["projection"] * layer.projection + ["variant"] * layer.varied
-    # How many tiles are launched at once is no matter of the code; nor is how products of float32 are formed,
-    # where there are none.
+    # The number of tiles of a launch does not change the code, nor does the precision of float32 products in
+    # other dtypes.
     other = {"kernel", "at_once"} if layer.dtype == torch.float32 else {"kernel", "at_once", "precision"}
     kind += [f"{f.name}{getattr(plan, f.name)}" for f in fields(plan) if f.name not in other]
     return slug("_".join(kind))
@@ -114,18 +114,18 @@ def name(plan: Plan, layer: Layer) -> str:
 
 @cache
 def machine(device: torch.device) -> str:
-    """Everything but the plan that a verdict depends on."""
+    """The name of everything else that a verdict depends on."""
     versions = f"{driver()}_torch{torch.__version__}_triton{triton.__version__}_{sources(SOURCES)}"
     return slug(f"{card_name(device)}_{versions}")
 
 
 def card_name(device: torch.device) -> str:
-    """The card's own name."""
+    """The name of the card."""
     return "the interpreter" if device.type == "cpu" else card_at(device).name
 
 
 def driver() -> str:
-    """The driver's version, as far as it can be told without asking another program."""
+    """The driver's version, if it can be read without starting another program."""
     try:
         of = "/sys/module/amdgpu/version" if torch.version.hip else "/proc/driver/nvidia/version"
         if found := re.search(r"\d+\.\d[.\d]*", Path(of).read_text()):
@@ -140,7 +140,7 @@ def driver() -> str:
 
 @cache
 def sources(folder: Path) -> str:
-    """A hash of the kernels' sources: what is compiled may change with any of them."""
+    """A hash of the kernels' sources, any of which may change what is compiled."""
     found = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
         found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -148,5 +148,5 @@ def sources(folder: Path) -> str:
 
 
 def slug(text: str) -> str:
-    """The text as a name for a file."""
+    """The text as a file name."""
     return re.sub(r"[^\w.+-]+", "-", text)
