@@ -10,6 +10,8 @@ Slots are reset to all ones for reuse by the program that owns the numbers, `BAN
 program has gathered them. A program that has gathered step t knows that all have published t, and so have
 gathered t - 1. After a reset comes a fence. `RING` is three banks: between the reset of a slot and its next
 use every program passes one more of these fences, so none reads the numbers that the slot held before.
+
+Columns that pad the product to whole blocks of every warp belong to no program; they are always zero.
 """
 
 from triton.experimental import gluon
@@ -98,22 +100,18 @@ def repeated(kind, times):
 
 @gluon.jit
 def gather(
-    slot, offsets, columns, zeros, timed_out, FIRST: gl.constexpr, LAST: gl.constexpr, BK: gl.constexpr,
-    PUBLISHED: gl.constexpr, PADDED: gl.constexpr, ELEMENTS: gl.constexpr, NATIVE: gl.constexpr,
+    slot, offsets, timed_out, FIRST: gl.constexpr, LAST: gl.constexpr, BK: gl.constexpr,
+    ELEMENTS: gl.constexpr, NATIVE: gl.constexpr,
 ):  # fmt: skip
     """Load mma operands that other programs publish, polling until all of their numbers are there.
 
     Args:
         slot: the step's slot of the ring.
         offsets: of the first piece in the slot, in the layout of an operand.
-        columns: of the first piece, to compare with PUBLISHED.
-        zeros: read in place of columns that no program publishes.
         timed_out: the flag to set when the wait times out.
         FIRST: the first piece.
         LAST: one past the last piece.
         BK: columns of a piece, of which a thread has BK / 8 contiguous ones.
-        PUBLISHED: columns that are published.
-        PADDED: columns of all pieces together.
         ELEMENTS: numbers of a piece in one thread.
         NATIVE: whether the card has a maximum of two 16-bit numbers in one instruction.
     """
@@ -121,10 +119,8 @@ def gather(
     SIZE: gl.constexpr = KIND.primitive_bitwidth // 8
     operands = ()
     for k in gl.static_range(FIRST, LAST):
-        pointer = (slot + (offsets + k * BK)).to(gl.int64)
-        if PADDED > PUBLISHED:
-            pointer = gl.where(columns + k * BK < PUBLISHED, pointer, zeros.to(gl.int64))
-        operands += (pointer,)
+        # One pointer for all pieces: the constants become immediate offsets of the loads, not registers.
+        operands += ((slot + (offsets + FIRST * BK)).to(gl.int64) + (k - FIRST) * (BK * SIZE),)
     TEXT: gl.constexpr = poll_asm(LAST - FIRST, ELEMENTS, BK // 8, SIZE, NATIVE)
     CONSTRAINTS: gl.constexpr = poll_constraints(LAST - FIRST, ELEMENTS, SIZE)
     KINDS: gl.constexpr = repeated(KIND, LAST - FIRST)
@@ -158,7 +154,7 @@ def fence(NUM_WARPS: gl.constexpr):
 
 @gluon.jit
 def reset_bank(
-    own, step, BEHIND: gl.constexpr, slot, GATES: gl.constexpr, COLUMNS: gl.constexpr, NUM_WARPS: gl.constexpr
+    own, step, BEHIND: gl.constexpr, slot, GATES: gl.constexpr, WIDTH: gl.constexpr, NUM_WARPS: gl.constexpr
 ):
     """Once in BANK steps, reset this program's numbers in the last BANK slots that all have gathered.
 
@@ -168,14 +164,14 @@ def reset_bank(
         BEHIND: how many steps back the last slot is that all programs have gathered.
         slot: numbers of a slot.
         GATES: tensors of a slot.
-        COLUMNS: the distance between them.
+        WIDTH: the distance between them.
         NUM_WARPS: the number of warps.
     """
     WORD: gl.constexpr = gl.int16 if own.dtype.element_ty.primitive_bitwidth == 16 else gl.int32
     if (step % BANK == BEHIND - 1) & (step >= BEHIND):
         for back in gl.static_range(BEHIND, BANK + BEHIND):
             for gate in gl.static_range(GATES):
-                pointers = own + (step - back) % RING * slot + gate * COLUMNS
+                pointers = own + (step - back) % RING * slot + gate * WIDTH
                 words = pointers.to(gl.pointer_type(WORD), bitcast=True)
                 gl.store(words, gl.full_like(words, -1, dtype=WORD))
         fence(NUM_WARPS)

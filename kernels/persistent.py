@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -52,36 +53,27 @@ def terms(plan: Plan, layer: Layer) -> int:
     return -(-K // (plan.num_warps * plan.BK)) * plan.BK
 
 
-def selects_pointers(plan: Plan, layer: Layer) -> bool:
-    """Whether each pointer takes registers: backward, where a warp's terms include columns of no program."""
-    published = 4 * plan.grid(layer.B, layer.H)[1] * plan.BH
-    return layer.direction == "backward" and published % (plan.num_warps * plan.BK) != 0
-
-
 def registers(plan: Plan, layer: Layer) -> tuple[int, int]:
-    """Registers of a thread that hold weights; and weights, gathered operands, their pointers and sums."""
-    size, pieces = layer.dtype.itemsize, plan.PIECES or 0
+    """Registers of a thread that hold weights; and weights, gathered operands and sums."""
+    size = layer.dtype.itemsize
     N = plan.BH * (4 if layer.direction == "forward" else 1)
     weights = N * terms(plan, layer) * size // 128
-    gathered = plan.BB * plan.BK * pieces * size // 128
-    pointers = 2 + plan.BB // 2 * pieces if selects_pointers(plan, layer) else 0
-    return weights, weights + gathered + plan.BB * N // 16 + pointers
+    gathered = plan.BB * plan.BK * (plan.PIECES or 0) * size // 128
+    return weights, weights + gathered + plan.BB * N // 16
 
 
 def plans(layer: Layer) -> Iterator[Plan]:
     """The tiles, the fastest first, each gathering its operands in the fewest rounds first.
 
-    In one round only where a warp has few blocks of BK terms: one, backward two. In more than three rounds
-    only where pointers take registers.
+    In one round only where a warp has few blocks of BK terms: one, backward two.
     """
     most_at_once = 2 if layer.direction == "backward" else 1
-    for (BB, BH, num_warps), rounds in product(TILES[layer.direction], (1, 2, 3, 4, 6)):
+    for (BB, BH, num_warps), rounds in product(TILES[layer.direction], (1, 2, 3)):
         plan = Plan("persistent", layer.precision, BB, BH, 32, num_warps, maxnreg=MAX_REGISTERS)
         if layer.dtype.itemsize == 2 and terms(plan, layer) % 64 == 0:
             plan = replace(plan, BK=64)  # so that a thread loads 16 bytes at once
         pieces = terms(plan, layer) // plan.BK
-        most_rounds = 6 if selects_pointers(plan, layer) else 3
-        if rounds <= most_rounds and (rounds > 1 or pieces <= most_at_once):
+        if rounds > 1 or pieces <= most_at_once:
             yield replace(plan, PIECES=-(-pieces // rounds))
 
 
@@ -122,15 +114,16 @@ def function(direction: str) -> Any:
 def forward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
     """Launch the forward kernel, once for each wave of batch tiles."""
     y = tensors[9]
-    scratch = exchange_of(plan, y, sizes, 1)
-    launch(plan, "forward", (*tensors, *scratch, timeout_flag(y)), sizes, reverse)
+    ring = ring_buffer(plan, y, Layer("forward", sizes[2], sizes[1], y.dtype, plan.precision))
+    launch(plan, "forward", (*tensors, ring, timeout_flag(y)), sizes, reverse)
 
 
 def backward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
     """Launch the backward kernel, once for each wave of batch tiles."""
     dxw, columns = tensors[9], plan.grid(*sizes[1:])[1]
-    scratch = *exchange_of(plan, dxw, sizes, 4), zero_counters(dxw, columns)
-    launch(plan, "backward", (*tensors, *scratch, timeout_flag(dxw)), sizes, reverse)
+    ring = ring_buffer(plan, dxw, Layer("backward", sizes[2], sizes[1], dxw.dtype, plan.precision))
+    scratch = ring, zero_counters(dxw, columns), timeout_flag(dxw)
+    launch(plan, "backward", (*tensors, *scratch), sizes, reverse)
 
 
 def launch(plan: Plan, direction: str, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
@@ -142,15 +135,19 @@ def launch(plan: Plan, direction: str, tensors: Tensors, sizes: Sizes, reverse: 
         launcher.launch(plan, function(direction), (tiles, columns), tensors, numbers, (H, reverse))
 
 
-def exchange_of(plan: Plan, like: Tensor, sizes: Sizes, gates: int) -> tuple[Tensor, Tensor]:
-    """The ring buffer, all bits one, and 32 zeros that are gathered for columns past the published ones."""
+def ring_buffer(plan: Plan, like: Tensor, layer: Layer) -> Tensor:
+    """The ring buffer, [RING, batch tiles * BB, gates, columns]: not published, but padding columns zero."""
     from lstm_fused.kernels.exchange import RING
 
-    rows, columns = plan.grid(*sizes[1:])
-    published = gates * columns * plan.BH
-    words = -(-RING.value * rows * plan.BB * published * like.itemsize // 4)
-    ring = torch.full((words,), -1, dtype=torch.int32, device=like.device).view(like.dtype)
-    return ring, ring.new_zeros(32) if published % (plan.num_warps * plan.BK) else ring
+    tiles, columns = plan.grid(layer.B, layer.H)
+    gates, published = 1 if layer.direction == "forward" else 4, columns * plan.BH
+    width = plan.num_warps * terms(plan, layer) // gates
+    shape = RING.value, tiles * plan.BB, gates, width
+    words = -(-prod(shape) * like.itemsize // 4)
+    ring = torch.full((words,), -1, dtype=torch.int32, device=like.device).view(like.dtype).view(shape)
+    if width > published:
+        ring[..., published:].zero_()
+    return ring
 
 
 KERNEL = Kernel(

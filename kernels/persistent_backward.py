@@ -51,8 +51,7 @@ def lstm_backward_persistent_kernel(
     dbias,  # [4H]
     dpeephole,  # [3H]
     partials,  # [batch tiles, 7, H], float32
-    exchange,  # [RING, batch tiles * BB, 4 * columns], all ones: the ring buffer of da
-    zeros,  # [32], zeros, read for padded columns
+    exchange,  # [RING, batch tiles * BB, 4 * WIDTH], all ones, padding columns zero: the ring buffer of da
     counters,  # [hidden tiles], zeros
     timed_out,  # [1], set when a wait times out
     T,
@@ -102,10 +101,9 @@ def lstm_backward_persistent_kernel(
     warp_a = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, left)))[:, None, None]
     unit_a = warp_a % (NUM_WARPS // 4) * PIECE
     unit_a = unit_a + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
-    COLUMNS: gl.constexpr = (H + BH - 1) // BH * BH
-    slot = tiles.to(gl.int64) * (BB * 4 * COLUMNS)
-    da_at = m * (4 * COLUMNS) + warp_a // (NUM_WARPS // 4) * COLUMNS + unit_a
-    own = exchange + (rows[:, None] * (4 * COLUMNS) + cols[None, :])
+    slot = tiles.to(gl.int64) * (BB * 4 * WIDTH)
+    da_at = m * (4 * WIDTH) + warp_a // (NUM_WARPS // 4) * WIDTH + unit_a
+    own = exchange + (rows[:, None] * (4 * WIDTH) + cols[None, :])
 
     shared: gl.constexpr = gl.SwizzledSharedLayout(8, 2, 2, [2, 1, 0])
     partial = gl.allocate_shared_memory(gl.float32, [NUM_WARPS, BB, BH], shared)
@@ -134,11 +132,11 @@ def lstm_backward_persistent_kernel(
         da_i, da_f, da_g, da_o = da
         there = own + step % RING * slot
         publish(there, gl.where(valid, da_i, 0.0).to(KIND))
-        publish(there + COLUMNS, gl.where(valid, da_f, 0.0).to(KIND))
-        publish(there + 2 * COLUMNS, gl.where(valid, da_g, 0.0).to(KIND))
-        publish(there + 3 * COLUMNS, gl.where(valid, da_o, 0.0).to(KIND))
+        publish(there + WIDTH, gl.where(valid, da_f, 0.0).to(KIND))
+        publish(there + 2 * WIDTH, gl.where(valid, da_g, 0.0).to(KIND))
+        publish(there + 3 * WIDTH, gl.where(valid, da_o, 0.0).to(KIND))
         # This program has gathered slot t - 1, so all have published it and have gathered slot t - 2.
-        reset_bank(own, step, 2, slot, 4, COLUMNS, NUM_WARPS)
+        reset_bank(own, step, 2, slot, 4, WIDTH, NUM_WARPS)
         at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
         store_gates(dxw + at_gates, da, valid, mask, H)
         sums = add_step(sums, da, valid, c, c_prev, peephole is not None)
@@ -153,9 +151,8 @@ def lstm_backward_persistent_kernel(
         even, odd = none, none
         for first_k in gl.static_range(0, len(weights), PIECES):
             da_all = gather(
-                now, da_at, unit_a, zeros, timed_out, first_k, min(first_k + PIECES, len(weights)), BK,
-                COLUMNS, WIDTH, BB * BK // 32, NATIVE,
-            )  # fmt: skip
+                now, da_at, timed_out, first_k, min(first_k + PIECES, len(weights)), BK, BB * BK // 32, NATIVE
+            )
             for k in gl.static_range(len(da_all)):
                 even, odd = odd, mma_v2(da_all[k], weights[first_k + k], even, input_precision=PRECISION)
         partial.store(even + odd)

@@ -27,8 +27,7 @@ def lstm_forward_persistent_kernel(
     y,  # [T, B, H]
     c_all,  # [T, B, H] or None
     gates_all,  # [T, B, 4H] or None
-    exchange,  # [RING, batch tiles * BB, columns], all ones: the ring buffer of h
-    zeros,  # [32], zeros, read for padded columns
+    exchange,  # [RING, batch tiles * BB, WIDTH], all ones, padding columns zero: the ring buffer of h
     timed_out,  # [1], set when a wait times out
     T,
     B,
@@ -74,10 +73,9 @@ def lstm_forward_persistent_kernel(
     m = tile * BB + gl.arange(0, BB, gl.SliceLayout(0, gl.SliceLayout(2, left)))[None, :, None]
     ka = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, left)))[:, None, None] * PIECE
     ka = ka + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
-    COLUMNS: gl.constexpr = (H + BH - 1) // BH * BH
-    slot = tiles.to(gl.int64) * (BB * COLUMNS)
-    h_at = m * COLUMNS + ka
-    own = exchange + (rows[:, None] * COLUMNS + cols[None, :])
+    slot = tiles.to(gl.int64) * (BB * WIDTH)
+    h_at = m * WIDTH + ka
+    own = exchange + (rows[:, None] * WIDTH + cols[None, :])
 
     shared: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8 if BH >= 16 else 4, [2, 1, 0])
     partial = gl.allocate_shared_memory(gl.float32, [NUM_WARPS, BB, 4 * BH], shared)
@@ -103,9 +101,8 @@ def lstm_forward_persistent_kernel(
         product = gl.zeros([NUM_WARPS, BB, 4 * BH], gl.float32, mma)
         for first_k in gl.static_range(0, len(weights), PIECES):
             h_all = gather(
-                now, h_at, ka, zeros, timed_out, first_k, min(first_k + PIECES, len(weights)), BK,
-                COLUMNS, WIDTH, BB * BK // 32, NATIVE,
-            )  # fmt: skip
+                now, h_at, timed_out, first_k, min(first_k + PIECES, len(weights)), BK, BB * BK // 32, NATIVE
+            )
             for k in gl.static_range(len(h_all)):
                 product = mma_v2(h_all[k], weights[first_k + k], product, input_precision=PRECISION)
         partial.store(product)
@@ -123,7 +120,7 @@ def lstm_forward_persistent_kernel(
         c = gl.where(valid, c_t, c)
         publish(own + (step + 1) % RING * slot, h)
         # This program has gathered slot t, so all have published it and have gathered slot t - 1.
-        reset_bank(own, step, 1, slot, 1, COLUMNS, NUM_WARPS)
+        reset_bank(own, step, 1, slot, 1, WIDTH, NUM_WARPS)
         gl.store(y + at, gl.where(valid, h, 0.0).to(KIND), mask)
         if c_all is not None:
             gl.store(c_all + at, c, mask)

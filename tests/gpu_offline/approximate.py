@@ -1,6 +1,6 @@
-"""float32 functions as inexact as NVIDIA lets its instructions be ("PTX ISA", version 8), in numpy.
+"""float32 functions in numpy, as inexact as NVIDIA documents its instructions ("PTX ISA", version 8).
 
-The same number is off by the same every time, as on a GPU, but by no rule that anything could lean on.
+The error of a result depends on its bits alone, as on a GPU, but follows no rule that code could rely on.
 """
 
 import numpy as np
@@ -9,15 +9,15 @@ AMOUNT = 1.0  # of what is documented
 
 
 def noise(x):
-    """From -1 to 1, by the number's bits."""
+    """Pseudo-random numbers from -1 to 1, a hash of the bits of x."""
     bits = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
     for _ in range(2):
         bits = (bits ^ (bits >> np.uint64(15))) * np.uint64(0x2C1B3C6D) & np.uint64(0xFFFFFFFF)
     return AMOUNT * (bits / 2.0**31 - 1)
 
 
-def off(exact, units):
-    """Numbers in float64 as float32, off by up to so many units in the last place, rounding and all."""
+def inexact(exact, units):
+    """Round float64 to float32 with an error of up to ``units`` ulp, rounding included."""
     nearest = np.asarray(exact, np.float32)
     with np.errstate(invalid="ignore"):
         return (exact + noise(nearest) * (units - 0.5) * np.spacing(np.abs(nearest))).astype(np.float32)
@@ -36,9 +36,9 @@ def exp(x):
 
 def divide(x, y):
     """div.full: 2 units in the last place."""
-    return off(np.divide(np.asarray(x, np.float64), y), 2)
+    return inexact(np.divide(np.asarray(x, np.float64), y), 2)
 
 
 def sqrt(x):
     """sqrt.approx: a relative error of 2^-23, one unit at most."""
-    return off(np.sqrt(np.asarray(x, np.float64)), 1)
+    return inexact(np.sqrt(np.asarray(x, np.float64)), 1)

@@ -28,7 +28,6 @@ POINTERS = {
     "arrived": "*i32",
     "counters": "*i32",
     "timed_out": "*i32",
-    "zeros": "*i32",
     "table": "*i64",
 }
 WIDE_POINTERS = ("xw", "c_all", "partials")

@@ -1,6 +1,6 @@
-"""Kernels run in Triton's interpreter only in a process that started so, and such a process compiles none.
+"""Starts the process that runs kernels in Triton's interpreter, beside the tests in this folder.
 
-That process starts with the first test in this folder, so that it runs beside the others here.
+Triton decides at its import whether it interprets or compiles, so the two need a process each.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The cell's functions at many points: a kernel that computes them, and what they may be off by."""
+"""The cell's functions at many points: a kernel that computes them, and bounds on their errors."""
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ EDGES = [
     for edge in (43.5, 87, 88.376, 88.72, 89, 104)
     for d in (-0.1, 0, 0.1)
 ]
-# At most, in units in the last place; PyTorch's own sigmoid on a CPU is off by 2.5.
+# The largest errors in ulp; PyTorch's sigmoid on a CPU is off by 2.5.
 UNITS = {"sigmoid": 3, "tanh": 3, "quotient": 0.5, "root": 0.5}
-# And by a GPU's own functions: what rounds the exponent, and what the exponential and the division add.
+# The same with native functions: the rounding of the exponent, and the errors of exponential and division.
 ROUGH = UNITS | {"sigmoid": 2**9, "tanh": 2**5}
 
 
@@ -45,8 +45,8 @@ def points(dtype, blocks=64):
 
 
 def check_points(x, y, units=UNITS):
-    """Hold what the kernel made of the points against the exact values."""
-    tiny = np.finfo(x.numpy().dtype).tiny  # what is smaller may be lost
+    """Compare the kernel's results with exact values."""
+    tiny = np.finfo(x.numpy().dtype).tiny  # smaller results may be flushed to zero
     wide = x.double().numpy().astype(np.longdouble)
     with np.errstate(all="ignore"):
         exact = (1 / (1 + np.exp(-wide)), np.tanh(wide), 1 / wide, np.sqrt(np.abs(wide)))

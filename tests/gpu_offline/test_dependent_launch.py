@@ -1,4 +1,4 @@
-"""Step kernels that begin while the step before still runs: what they touch before they wait for it."""
+"""Programmatic dependent launch of step kernels: what they access before they wait for the step before."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ SHAPES = {
     **{"weight_hh": (4 * H, H), "bias": (4 * H,), "peephole": (3 * H,)},
 }
 WIDE = ("xw", "c_all", "c_state", "dh_state", "dc_state")
-# Nothing of this is written by a step.
+# Tensors that no step writes.
 GIVEN = {
     "forward": {"table", "xw", "weight_hh", "bias", "peephole"},
     "backward": {"table", "dy", "weight_hh", "c_all", "c0", "gates_all", "peephole"},

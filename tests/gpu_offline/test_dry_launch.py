@@ -1,7 +1,7 @@
-"""The launches that a user's call makes, by Triton's own launch path, on a card that is not there.
+"""Compiles the launches of a user's call by Triton's own launch path, for a card that is not there.
 
-Triton compiles another kernel for each kind of arguments: an integer that is 1 becomes a constant, a tensor
-that is None does. So calls of all kinds are made, with tensors on the CPU, and all is done but the launch.
+Triton compiles a kernel for each kind of arguments: an integer that is 1 becomes a constant, as does a tensor
+that is None. So calls of all kinds are made, with tensors on the CPU, and everything is done but the launch.
 """
 
 import subprocess
@@ -20,13 +20,13 @@ from lstm_fused.kernels.plan import EXCHANGES, KERNELS, WAITING  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime import driver, jit  # noqa: E402
 
-# As small as it can be, with all left out that can be; and the opposite.
+# The smallest case with everything optional left out; and the opposite.
 LEAST = Case("least", T=1, B=1, I=1, H=1, bias=False, peephole=False)
 MOST = Case("most", T=2, B=17, I=3, H=20, lengths=(1, 2) * 8 + (0,), reverse=True)
 
 
 class Driver:
-    """Of an H100 that launches nothing."""
+    """A driver of an H100 that launches nothing."""
 
     def get_current_target(self):
         return GPUTarget("cuda", 90, 32)

@@ -1,4 +1,4 @@
-"""The tests in interpreted/ and tests/gpu, which run in a process of their own; see conftest.py."""
+"""Waits for the process that runs interpreted/ and tests/gpu in Triton's interpreter; see conftest.py."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A launch without Triton's search reaches the kernel that Triton would find, with the same arguments."""
+"""Launches without Triton's search reach the kernel that Triton would find, with the same arguments."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The persistent kernels, compiled and run instruction by instruction."""
+"""Compiled persistent kernels against the reference, run instruction by instruction, and with faults."""
 
 import sys
 from dataclasses import replace
@@ -44,7 +44,7 @@ def test_compiled_code_gives_what_the_reference_gives(card, direction, kind):
     assert not launch.timed_out
 
 
-# So many steps that each slot of the ring serves three times; two programs share rows.
+# Enough steps to use each slot of the ring three times; two programs share rows.
 ROUNDS = Case("rounds", T=60, B=3, I=3, H=20)
 
 

@@ -1,4 +1,4 @@
-"""Compiled kernels, run instruction by instruction, and with each barrier left out."""
+"""Compiled kernels against the reference, run instruction by instruction, and with each barrier left out."""
 
 from dataclasses import replace
 
@@ -22,12 +22,12 @@ from bench import roofline  # noqa: E402
 
 # Those that exchange by flags have tests of their own, in test_persistent.py.
 KERNELS = tuple(name for name, exchange in EXCHANGES.items() if exchange != "flags")
-# As small as can be, with the products' loop going round often enough to use each of its buffers again.
+# As small as possible, with enough iterations of the product loop to reuse each of its buffers.
 SMALL = {
     ("step", "forward"): Case("small", T=1, B=16, I=3, H=160),
     ("step", "backward"): Case("small", T=1, B=16, I=3, H=80),
 }
-# The compiler parts two uses of one buffer even where each warp meets only bytes of its own.
+# The compiler separates two uses of one buffer even if each warp accesses only bytes of its own.
 MOST_IDLE = 2
 
 
@@ -126,7 +126,7 @@ def zeros(*shape, kind=np.float16):
     return torch.from_numpy(np.zeros(shape, kind))
 
 
-# As wide as a grid can be; only the last tile of columns is run.
+# The widest grid; only the last tile of columns is run.
 WIDE, TILE = 65535 * 16, slice(-16, None)
 
 
@@ -194,7 +194,7 @@ def test_each_barrier_is_missed_when_it_is_left_out(card, kernel, direction):
             missed.add(barrier)
         else:
             assert all(map(torch.equal, found, right))
-    # Across one that nobody misses no two warps ever meet at a byte, one of them writing, and no release
-    # follows stores; and which bytes a warp touches depends on no number in the tensors.
+    # Across a barrier that can be left out, no two warps access one byte, one of them writing, and no release
+    # follows stores; and the bytes that a warp accesses do not depend on numbers in the tensors.
     assert missed == whole.machine.needed
     assert len(whole.barriers) - len(missed) <= MOST_IDLE

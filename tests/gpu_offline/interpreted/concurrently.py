@@ -1,12 +1,12 @@
-"""Runs the programs of an interpreted launch concurrently; memory promises no more than a GPU's does.
+"""Runs the programs of an interpreted launch concurrently, on memory as weak as a GPU's.
 
-Each program is a thread, of which one runs at a time; at atomics, and now and then at loads and stores,
-another takes over by lot. Stores stay in the program's own buffer until it releases them, or leave it one
-by one in any order. Vector clocks tell whether two accesses to a number, one of them a store, are ordered
-by a release and an acquire, whatever the order they happened in this time. Accesses outside every tensor
-are errors, and so is waiting forever.
+Each program is a thread, one of which runs at a time; at atomics, and sometimes at loads and stores, another
+one, drawn at random, takes over. Stores stay in the program's store buffer until it releases them, or drain
+one by one in any order. Vector clocks detect races: two accesses to a number, one of them a store, that no
+release and acquire order, in whichever order they happened. Accesses outside every tensor are errors, as are
+endless waits.
 
-This leans on the insides of Triton 3.8: GridExecutor.__call__ and InterpreterBuilder's memory operations.
+This depends on internals of Triton 3.8: GridExecutor.__call__ and InterpreterBuilder's memory operations.
 """
 
 import inspect
@@ -23,11 +23,11 @@ here = threading.local()
 
 
 class Race(Exception):
-    """Two accesses that nothing orders."""
+    """Two accesses that no synchronization orders."""
 
 
 class Deadlock(Exception):
-    """Nobody is left to wait for."""
+    """A program waits forever."""
 
 
 class Stop(BaseException):
@@ -35,7 +35,7 @@ class Stop(BaseException):
 
 
 class Region:
-    """Who wrote each number of a tensor last, and who read it when, by their own clocks."""
+    """The last writer of each number of a tensor, and its readers, by their own clocks."""
 
     def __init__(self, tensor, programs):
         self.start, self.size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
@@ -59,7 +59,7 @@ class Launch:
         self.switches, self.error = 0, None
         self.pending = [[] for _ in range(programs)]
         self.clock = np.eye(programs, dtype=np.int64)
-        self.released = {}  # the clock that an atomic's address hands on
+        self.released = {}  # the clock that a release at an address publishes
         self.regions = [Region(t, programs) for t in tensors if t.numel()]
 
     def switch(self):
@@ -77,7 +77,7 @@ class Launch:
                 raise Stop
 
     def leak(self, program):
-        """Let some stores out, in any order."""
+        """Drain some stores, in any order."""
         pending = self.pending[program]
         for store in self.random.sample(pending, self.random.randint(0, len(pending))):
             pending.remove(store)

@@ -1,8 +1,8 @@
-"""Mends the interpreter's bfloat16, which it cuts off instead of rounding and multiplies as integers.
+"""Patches Triton's interpreter, for correct bfloat16, inexact float32, and speed.
 
-Its float32, whose exp, division and root it computes better than a GPU need. And its speed: it replaces all
-of Triton's language anew at every call of a function, a third of its time, and makes the same table whenever
-it asks for a dtype.
+It truncates bfloat16 instead of rounding it, and multiplies it as integers. Its float32 exp, division and
+square root are more exact than a GPU's may be. It replaces all of Triton's language again at every call of a
+function, a third of its time, and rebuilds a table of dtypes at every lookup.
 """
 
 from functools import cache
@@ -23,7 +23,7 @@ plain_dot, plain_trunc = InterpreterBuilder.create_dot, InterpreterBuilder.creat
 
 
 def widened(handle):
-    """A bfloat16 operand as float32; any other as it is."""
+    """Widen a bfloat16 operand to float32."""
     if handle.dtype.scalar != tl.bfloat16:
         return handle
     bits = handle.data.view(np.uint16).astype(np.uint32) << 16
@@ -57,7 +57,7 @@ interpreter._patch_lang_tensor = replace_tensor
 
 
 def as_on_a_gpu(name, function):
-    """Replace an operation of the interpreter's on float32."""
+    """Replace a float32 operation of the interpreter."""
     plain = getattr(InterpreterBuilder, name)
 
     def operation(self, *operands):
@@ -82,7 +82,7 @@ replace_language, plain_np_dtype = interpreter._patch_lang, cache(interpreter._g
 
 
 class Kept:
-    """What stays replaced, for in this process everything is interpreted."""
+    """A scope that restores nothing, because this process only interprets."""
 
     @staticmethod
     def restore():

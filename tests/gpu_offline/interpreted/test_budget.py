@@ -1,4 +1,4 @@
-"""How often a layer launches something, counted."""
+"""Counts the launches of a layer."""
 
 from collections import defaultdict
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ from lstm_fused.backends import FLOATS, short
 from lstm_fused.function import LSTMBackwardFunction
 from lstm_fused.gradients import PerInput
 
-# These only look at memory or set it aside.
+# Views and allocations, which launch nothing.
 FREE = {
     *("device", "empty", "new_empty", "empty_like", "promote_types"),
     *("view", "_unsafe_view", "t", "permute", "transpose", "slice", "detach"),

@@ -1,29 +1,28 @@
-"""What the blocks of the PTX machine see of one another's stores to global memory: no more than PTX promises.
+"""The PTX machine's memory model: blocks see no more of one another's stores than PTX guarantees.
 
-A store waits in its block's own buffer: some leave soon, in any order, others only when a fence or a release
-makes them. A load may give what stood there before the last store to leave, until its thread fences or its
-block acquires.
+A store waits in its block's store buffer: some drain soon, in any order, others only at a fence or a release.
+A load may return the value before the last store that drained, until its thread fences or its block acquires.
 """
 
 import numpy as np
 
-OLD = 0.2  # how likely a load gives what was there before, where it may
-SOON = 4  # turns of a block until what it stored has left, if that leaves on its own
+OLD = 0.2  # the probability that a load returns the older value, if it may
+SOON = 4  # turns of a block in which stores that drain by themselves do so
 
 
 class Buffer:
-    """What a block has stored and others may not see yet; it sees its own. And what it may see of theirs."""
+    """A block's store buffer, which the block itself reads through, and what it has seen of other stores."""
 
     def __init__(self, machine, threads):
         self.machine, self.turns, self.stores = machine, 0, 0
-        self.fenced = np.zeros(threads, np.int32)  # how many stores had left when each did
+        self.fenced = np.zeros(threads, np.int32)  # by thread: stores drained before its last fence
         self.known = {}  # by tensor: the version of each byte that the block has seen
-        self.own = {}  # by tensor: the bytes as the block sees them, which store each is from, which has left
-        self.soon = {}  # stores that leave on their own, by turn
-        self.held = []  # and those that do not
+        self.own = {}  # by tensor: bytes as the block sees them, and the stores they are from
+        self.soon = {}  # stores that drain by themselves, by turn
+        self.held = []  # stores that do not
 
     def store(self, memory, index, data, threads, epoch, relaxed):
-        """Store numbers of so many bytes each; relaxed ones leave soon."""
+        """Buffer a store; relaxed ones drain soon."""
         if id(memory) not in self.own:
             self.own[id(memory)] = np.zeros(memory.size, np.uint8), *np.zeros((2, memory.size), np.int32)
         seen, stored, _ = self.own[id(memory)]
@@ -58,11 +57,11 @@ class Buffer:
         return data
 
     def leave(self, entry):
-        """To memory, unless a later store to the same byte has left: then that came right after."""
+        """Drain a store to memory, except bytes to which a later store has drained."""
         memory, index, data, _, _, number = entry
         left = self.own[id(memory)][2]
-        late = left[index] < number
-        index, data = index[late], data[late]
+        newest = left[index] < number
+        index, data = index[newest], data[newest]
         if id(memory) not in self.machine.versions:
             self.machine.versions[id(memory)] = (
                 np.zeros(memory.size, np.uint8),
@@ -75,7 +74,7 @@ class Buffer:
         memory[index], left[index] = data, number
 
     def acquire(self, threads):
-        """From now on these see what has left until now."""
+        """From now on these threads see all stores that have drained."""
         self.fenced[threads] = self.machine.left
 
     def turn(self):
@@ -84,7 +83,7 @@ class Buffer:
             self.leave(entry)
 
     def empty(self, threads=None, epoch=None):
-        """Let all leave, or all of these threads and from before this epoch."""
+        """Drain all stores, or those of these threads and those from before this epoch."""
         waiting = [(None, entry) for entry in self.held]
         waiting += [(turn, entry) for turn, entries in self.soon.items() for entry in entries]
         self.held, self.soon = [], {}
