@@ -16,7 +16,12 @@ Sizes = tuple[int, int, int]  # T, B, H
 # before. "flags": it polls until every number is there; "counters": it waits until the others have arrived;
 # "launches": each step is a launch; "": it computes all of them itself. Each kernel is a module of this name
 # in this folder that holds its record, `KERNEL`.
-EXCHANGES = {"persistent": "flags", "cooperative": "counters", "resident": "", "step": "launches"}
+EXCHANGES = {
+    "persistent": "flags",
+    "cooperative": "counters",
+    "resident": "",
+    "step": "launches",
+}
 
 KERNELS = tuple(EXCHANGES)
 # The kernels whose programs wait for one another, and so must be resident on the card all at once.
