@@ -12,10 +12,10 @@ from lstm_fused.checks import (
     check_parameters,
     check_states,
 )
+from lstm_fused.contract import Variant
 from lstm_fused.functional import run_layer
 from lstm_fused.options import OPTIONS, WithOptions, check_dtype, check_together
 from lstm_fused.parameters import Parameters
-from lstm_fused.reference import Variant
 
 
 class LSTMCell(WithOptions):

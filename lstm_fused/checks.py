@@ -9,10 +9,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lstm_fused import backends
 from lstm_fused.autocast import computed_in
+from lstm_fused.contract import Variant
 from lstm_fused.errors import bad as bad  # as others import it from here
 from lstm_fused.errors import bad_type, shown
 from lstm_fused.parameters import Parameters
-from lstm_fused.reference import Variant
 from lstm_fused.tracing import has_values
 
 States = tuple[Tensor, Tensor]

@@ -1,6 +1,6 @@
 """The autograd Functions around the operators: what is saved, and every derivative."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -10,11 +10,22 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor as is_batched
 from torch._C._functorch import unwrap_if_dead
 
-from lstm_fused import autocast, gradients, reference, tracing, transforms
-from lstm_fused.gradients import PerInput
+from lstm_fused import autocast, tracing, transforms
+from lstm_fused.contract import (
+    INPUTS,
+    Gradients,
+    Inputs,
+    OutputGradients,
+    Outputs,
+    Saved,
+    batch_axes,
+    flatten,
+    specs,
+    unflatten,
+)
+from lstm_fused.gradients import Kept, input_gradients, recurrent_products
 from lstm_fused.ops import backward_op, below_autograd, forward_op
-from lstm_fused.reference import Variant
-from lstm_fused.transforms import Axes, Optionals, Tensors
+from lstm_fused.transforms import Axes, Optionals, Tensors, at, differentiable, put
 
 
 def unwrapped(arguments: Sequence[Any]) -> tuple[Any, ...]:
@@ -44,52 +55,63 @@ class Function(torch.autograd.Function):
         raise NotImplementedError
 
 
+def store(ctx: Any, operands: Sequence[Any], *more: Tensor) -> None:
+    """Save operands, and more tensors, for the derivatives."""
+    tensors = [operand if isinstance(operand, Tensor) else None for operand in operands]
+    ctx.settings = [None if isinstance(operand, Tensor) else operand for operand in operands]
+    ctx.save_for_backward(*tensors, *more)
+    ctx.save_for_forward(*tensors)
+
+
+def load(ctx: Any) -> tuple[Any, ...]:
+    """What was saved; read once, because under a checkpoint it is there once."""
+    saved = ctx.saved_tensors
+    count = len(ctx.settings)
+    operands = [s if t is None else t for s, t in zip(ctx.settings, saved[:count], strict=True)]
+    return *operands, *saved[count:]
+
+
 class LSTMFunction(Function):
-    """One layer in one direction: the inputs it differentiates, lengths and masks, reverse, cell_clip."""
+    """One layer in one direction: the engine, and the fields of `Inputs`, of which save is true."""
 
     @staticmethod
-    def forward(engine: str, *arguments: Any) -> Tensors:
-        *inputs, gain_hh, lengths, h_mask, zoneout_h, zoneout_c, reverse, cell_clip = arguments
-        variant = (gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
+    def forward(engine: str, *operands: Any) -> Tensors:
         # Levels of transforms below this one record for themselves.
         lower = torch.enable_grad() if torch._C._are_functorch_transforms_active() else nullcontext()
         with lower, below_autograd():
-            return forward_op[engine](*inputs, lengths, reverse, True, *variant)
+            return forward_op[engine](*operands)
 
     @staticmethod
-    def composed(engine: str, *arguments: Any) -> Tensors:
-        *tensors, reverse, cell_clip = arguments
-        inputs, fixed = tensors[:9], tensors[9:]
-        outputs = transforms.layer_maths(inputs, fixed, reverse, cell_clip)(*transforms.there(inputs))
+    def composed(engine: str, *operands: Any) -> Tensors:
+        places = differentiable(operands, Inputs)
+        outputs = transforms.layer_maths(operands, places)(*at(places, operands))
         empty = outputs[0].new_empty(0)
         return (*outputs, empty, empty)  # nothing is saved
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        ctx.engine, *tensors, reverse, cell_clip = inputs
-        ctx.how = reverse, cell_clip
+        ctx.engine, *operands = inputs
         y, _, _, c, gates = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(c, gates)
         # PyTorch would refuse a saved y that was changed in place: what is saved has a version of its own.
-        ctx.kept = Version(y) if tracing.has_values(y) else None
-        ctx.save_for_backward(*tensors, y.clone() if ctx.kept is None else y.data, c, gates)
-        ctx.save_for_forward(*tensors)
+        ctx.version = Version(y) if tracing.has_values(y) else None
+        store(ctx, operands, y.clone() if ctx.version is None else y.data, c, gates)
 
     @staticmethod
     def backward(
         ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, *_: None
     ) -> tuple[Any, ...]:
-        needs = PerInput(*ctx.needs_input_grad[1:10])
-        *tensors, y, c, gates = ctx.saved_tensors
-        with autocast.off(tensors[0].device):
-            if ctx.kept is not None and ctx.kept.changed():
+        needed = tuple(n for n, need in zip(INPUTS, ctx.needs_input_grad[1:], strict=True) if need)
+        *operands, y, c, gates = load(ctx)
+        with autocast.off(gates.device):
+            if ctx.version is not None and ctx.version.changed():
                 with torch.no_grad():
-                    y = LSTMFunction.forward(ctx.engine, *tensors, *ctx.how)[0]
-            given = dy, dh_n, dc_n, *tensors, y, c, gates
+                    y = LSTMFunction.forward(ctx.engine, *operands)[0]
+            given = dy, dh_n, dc_n, *operands, y, c, gates
             # Of is_grads_batched, whose tensors lose what a Function records.
             recorded = torch.is_grad_enabled()
-            batched = recorded and any(map(is_batched, transforms.there(given[:3])))
+            batched = recorded and any(d is not None and is_batched(d) for d in (dy, dh_n, dc_n))
             function: Any
             if batched:
                 function = LSTMBackwardFunction.composed
@@ -98,23 +120,20 @@ class LSTMFunction(Function):
             else:  # nobody asks for derivatives
                 function = LSTMBackwardFunction.forward
                 given = unwrapped(given)
-            grads = function(ctx.engine, needs, *ctx.how, (), *given)
-        return None, *grads, *(None,) * 6
+            grads = dict(zip(needed, function(ctx.engine, needed, (), *given), strict=True))
+        return None, *(grads.get(name) for name in INPUTS)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> Optionals:
-        saved = ctx.saved_tensors  # read once: under a checkpoint they are there once
-        maths = transforms.layer_maths(saved[:9], saved[9:], *ctx.how)
-        return *transforms.push(maths, saved[:9], tangents[:9]), None, None
+        operands = load(ctx)[: len(INPUTS)]
+        places = differentiable(operands, Inputs)
+        maths = transforms.layer_maths(operands, places)
+        return *transforms.push(maths, at(places, operands), at(places, tangents)), None, None
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], engine: str, *arguments: Any) -> tuple[Optionals, Axes]:
-        *tensors, reverse, cell_clip = arguments
-
-        def call(*tensors: Any) -> Any:
-            return LSTMFunction.apply(engine, *tensors, reverse, cell_clip)
-
-        return transforms.vmapped(call, info.batch_size, dims[1:-2], tensors, transforms.OUTPUTS)
+    def vmap(info: Any, dims: tuple[Any, ...], engine: str, *operands: Any) -> tuple[Optionals, Axes]:
+        layer = partial(LSTMFunction.apply, engine)
+        return transforms.vmapped(layer, info.batch_size, dims[1:], operands, batch_axes(Outputs))
 
 
 class Version:
@@ -137,166 +156,99 @@ class Version:
 class LSTMBackwardFunction(Function):
     """The backward pass as a function of its own, so that it can be differentiated once more.
 
-    With ``groups``, the gradients of the weights are formed for each group of the batch by itself.
+    It takes the engine, the names of the inputs that need a gradient, the groups of `transforms.in_groups`,
+    and then the fields of `OutputGradients`, `Inputs` and `Kept`.
     """
 
     @staticmethod
-    def forward(
-        engine: str,
-        needs: PerInput[bool],
-        reverse: bool,
-        cell_clip: float | None,
-        groups: tuple[int, ...],
-        dy: Tensor | None,
-        dh_n: Tensor | None,
-        dc_n: Tensor | None,
-        x: Tensor,
-        weight_ih: Tensor | None,
-        weight_hh: Tensor,
-        bias: Tensor | None,
-        peephole: Tensor | None,
-        weight_hr: Tensor | None,
-        h0: Tensor,
-        c0: Tensor,
-        gain_hh: Tensor | None,
-        lengths: Tensor | None,
-        h_mask: Tensor | None,
-        zoneout_h: Tensor | None,
-        zoneout_c: Tensor | None,
-        y: Tensor,
-        c: Tensor,
-        gates: Tensor,
-    ) -> PerInput[Tensor | None]:
-        variant = Variant(gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
+    def forward(engine: str, needed: Sequence[str], groups: tuple[int, ...], *operands: Any) -> Tensors:
+        douts, inputs, kept = unflatten(operands, OutputGradients, Inputs, Kept)
+        h_mask, gain_hh = inputs.variant.h_mask, inputs.variant.gain_hh
         # All that is left to do with h_{t-1} is to multiply it by W_hh, or its gradient.
         if h_mask is not None:
-            y, h0 = y * h_mask, h0 * h_mask
-        hw = None if gain_hh is None else gradients.recurrent_products(y, h0, weight_hh, lengths, reverse)
+            inputs = inputs._replace(h0=inputs.h0 * h_mask)
+            kept = kept._replace(y=kept.y * h_mask)
+        if gain_hh is not None:
+            hw = recurrent_products(kept.y, inputs.h0, inputs.weight_hh, inputs.lengths, inputs.reverse)
+            kept = kept._replace(hw=hw)
+        saved = Saved(
+            kept.c,
+            kept.gates,
+            inputs.c0,
+            inputs.weight_hh,
+            inputs.peephole,
+            inputs.weight_hr,
+            inputs.lengths,
+            inputs.reverse,
+            inputs.variant,
+            kept.hw,
+        )
         with below_autograd():
-            dxw, dh0, dc0, dbias, dpeephole, dhw = backward_op[engine](
-                dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, weight_hr, lengths, reverse, *variant, hw
-            )
-        known = None if groups else (dbias, dpeephole)  # the engine's sums are over the whole batch
-        weights = weight_ih, weight_hh, peephole
-        form: Any = partial(LSTMBackwardFunction.form, needs, reverse, cell_clip, *weights, known)
-        normed = (None, None) if hw is None else (dhw, hw)
-        fixed = lengths, h_mask, zoneout_h, zoneout_c
-        tensors: Optionals = (dxw, dh0, dc0, dy, dh_n, x, h0, c0, *fixed, y, c, gates, *normed)
+            found = Gradients(*backward_op[engine](*flatten(douts, saved)))
+        if gain_hh is None:
+            found = found._replace(dhw=found.dxw)
         if not groups:
-            found: PerInput[Tensor | None] = form(*tensors)
-            return found
-        axes = (*transforms.STATES, 1, 0, 1, 0, 0, *transforms.FIXED, *transforms.SAVED, 1, 1)
-        return transforms.in_groups(form, needs, groups, axes, tensors)
+            return input_gradients(needed, True, douts, inputs, kept, found)
+        records = OutputGradients, Inputs, Kept, Gradients
+
+        def of_group(*operands: Any) -> Tensors:
+            return input_gradients(needed, False, *unflatten(operands, *records))
+
+        operands = flatten(douts, inputs, kept, found)
+        return transforms.in_groups(of_group, needed, groups, batch_axes(*records), operands)
 
     @staticmethod
-    def composed(
-        engine: str,
-        needs: PerInput[bool],
-        reverse: bool,
-        cell_clip: float | None,
-        groups: tuple[int, ...],
-        *tensors: Any,
-    ) -> PerInput[Tensor | None]:
-        given, fixed = tensors[:12], tensors[12:16]
-        maths = transforms.gradient_maths(needs, groups, given, fixed, reverse, cell_clip)
-        found = iter(maths(*transforms.there(given)))
-        return PerInput(*(next(found) if need else None for need in needs))
+    def composed(engine: str, needed: Sequence[str], groups: tuple[int, ...], *operands: Any) -> Tensors:
+        given = operands[:GIVEN]
+        places = differentiable(given, OutputGradients, Inputs)
+        return transforms.gradient_maths(needed, groups, given, places)(*at(places, given))
 
     @staticmethod
-    def form(
-        needs: PerInput[bool],
-        reverse: bool,
-        cell_clip: float | None,
-        weight_ih: Tensor | None,
-        weight_hh: Tensor,
-        peephole: Tensor | None,
-        sums: Sequence[Tensor] | None,
-        dxw: Tensor,
-        dh0: Tensor,
-        dc0: Tensor,
-        dy: Tensor | None,
-        dh_n: Tensor | None,
-        x: Tensor,
-        h0: Tensor,
-        c0: Tensor,
-        lengths: Tensor | None,
-        h_mask: Tensor | None,
-        zoneout_h: Tensor | None,
-        zoneout_c: Tensor | None,
-        y: Tensor,
-        c: Tensor,
-        gates: Tensor,
-        dhw: Tensor | None,
-        hw: Tensor | None,
-    ) -> PerInput[Tensor | None]:
-        """Every gradient that is needed, after the recurrence; ``sums`` are those of bias and peephole."""
-        if sums is None or zoneout_c is not None:
-            wide = c.to(reference.accumulation_dtype(c.dtype))
-            c_prev = reference.previous(wide, c0.to(wide.dtype), lengths, reverse)
-            c = reference.cell_before_zoneout(wide, c_prev, gates, zoneout_c, cell_clip)
-            if sums is None:
-                sums = reference.vector_gradients(dxw, c, c_prev, peephole)
-        d_bias, d_peephole = sums
-        dhw = dxw if dhw is None else dhw
-        dx, d_weight_ih, d_weight_hh = gradients.product_gradients(
-            needs, dxw, dhw, x, weight_ih, y, h0, lengths, reverse
-        )
-        d_weight_hr = d_gain_hh = None
-        if needs.weight_hr:
-            d_weight_hr = gradients.weight_hr_gradient(
-                dhw, dy, dh_n, c, gates, weight_hh, lengths, h_mask, zoneout_h, reverse
-            )
-        if needs.gain_hh and hw is not None:
-            d_gain_hh = gradients.gain_hh_gradient(dxw, hw)
-        return PerInput(
-            dx,
-            d_weight_ih,
-            d_weight_hh,
-            d_bias if needs.bias else None,
-            d_peephole if needs.peephole else None,
-            d_weight_hr,
-            dh0 if needs.h0 else None,
-            dc0 if needs.c0 else None,
-            d_gain_hh,
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: PerInput[Tensor | None]) -> None:
-        _, ctx.needs, reverse, cell_clip, ctx.groups, *tensors = inputs
-        ctx.how = reverse, cell_clip
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        _, ctx.needed, ctx.groups, *operands = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors[:16])  # the saved y, c, gates follow from the rest
-        ctx.save_for_forward(*tensors[:16])
+        store(ctx, operands[:GIVEN])  # the saved y, c, gates follow from the rest
+
+    @staticmethod
+    def maths(ctx: Any) -> tuple[Callable[..., Tensors], tuple[int, ...], Tensors]:
+        """The gradients as a function of the differentiable operands, their places, and themselves."""
+        given = load(ctx)
+        places = differentiable(given, OutputGradients, Inputs)
+        return transforms.gradient_maths(ctx.needed, ctx.groups, given, places), places, at(places, given)
 
     @staticmethod
     def backward(ctx: Any, *dgrads: Tensor | None) -> tuple[Any, ...]:
         """Differentiate the reference's own gradient: no engine has a second derivative by hand."""
-        saved = ctx.saved_tensors
-        tensors, fixed = saved[:12], saved[12:]
-        maths = transforms.gradient_maths(ctx.needs, ctx.groups, tensors, fixed, *ctx.how)
-        needed = tuple(d for d, need in zip(dgrads, ctx.needs, strict=True) if need)
-        with autocast.off(tensors[3].device):
-            return (None,) * 5 + transforms.pull(maths, tensors, needed) + (None,) * 7
+        maths, places, tensors = LSTMBackwardFunction.maths(ctx)
+        with autocast.off(tensors[0].device):
+            pulled = transforms.pull(maths, tensors, dgrads)
+        return None, None, None, *put(places, pulled, (None,) * (GIVEN + len(Kept._fields) - 1))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> PerInput[Tensor | None]:
-        saved = ctx.saved_tensors
-        tensors, fixed = saved[:12], saved[12:]
-        maths = transforms.gradient_maths(ctx.needs, ctx.groups, tensors, fixed, *ctx.how)
-        pushed = iter(transforms.push(maths, tensors, tangents[5:17]))
-        return PerInput(*(next(pushed) if need else None for need in ctx.needs))
+    def jvp(ctx: Any, *tangents: Any) -> Tensors:
+        maths, places, tensors = LSTMBackwardFunction.maths(ctx)
+        return transforms.push(maths, tensors, at(places, tangents[3:]))
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Optionals, Axes]:
-        axes = (*transforms.STATES, *transforms.INPUTS, *transforms.FIXED, *transforms.SAVED)
-        engine, needs, reverse, cell_clip, groups, *tensors = arguments
+    def vmap(
+        info: Any,
+        dims: tuple[Any, ...],
+        engine: str,
+        needed: Sequence[str],
+        groups: tuple[int, ...],
+        *operands: Any,
+    ) -> tuple[Optionals, Axes]:
+        axes, dims = batch_axes(OutputGradients, Inputs, Kept)[:-1], dims[3:]
         with tracing.vmapping():
-            if transforms.weights_vmapped(dims[5:], axes):
-                dims = (None,) * 5 + dims[5:]
-                return transforms.over_slices(LSTMBackwardFunction.apply, info.batch_size, dims, arguments)
-            folded = transforms.fold(info.batch_size, dims[5:], axes, tensors)
+            if transforms.weights_vmapped(dims, axes):
+                function = partial(LSTMBackwardFunction.apply, engine, needed, groups)
+                return transforms.over_slices(function, info.batch_size, dims, operands)
+            folded = transforms.fold(info.batch_size, dims, axes, operands)
             groups = (info.batch_size, *groups)
-            grads = LSTMBackwardFunction.apply(engine, needs, reverse, cell_clip, groups, *folded)
-        where = zip(grads, transforms.INPUTS, strict=True)
-        out_dims = tuple(None if grad is None else axis or 0 for grad, axis in where)
-        return transforms.unfold(info.batch_size, transforms.INPUTS, grads), out_dims
+            grads = LSTMBackwardFunction.apply(engine, needed, groups, *folded)
+        found_axes = transforms.gradient_axes(needed)
+        out_dims = tuple(axis or 0 for axis in found_axes)
+        return transforms.unfold(info.batch_size, found_axes, grads), out_dims
+
+
+GIVEN = len(specs(OutputGradients, Inputs))  # operands that a derivative of the gradients follows from

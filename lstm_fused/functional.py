@@ -1,7 +1,7 @@
 """One layer in one direction as a function: checks, the engine's choice, with or without gradients."""
 
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,13 @@ from torch import Tensor
 from lstm_fused import autocast, tracing
 from lstm_fused.backends import UNASKED, select
 from lstm_fused.checks import States, check_layer
+from lstm_fused.contract import DIFFERENTIABLE, PLAIN, Inputs, Variant, flatten, mapped
 from lstm_fused.dispatch import requires_grad
 from lstm_fused.function import LSTMFunction
 from lstm_fused.layer_norm import layer_norm
 from lstm_fused.ops import below_autograd, forward_op
 from lstm_fused.options import bound, flag
-from lstm_fused.reference import PLAIN, Variant, is_valid
+from lstm_fused.reference import is_valid
 
 NOTHING = nullcontext()
 
@@ -110,25 +111,30 @@ def run_layer(
         hx = h0, h0 if P == H and not tracing.recorded() else input.new_zeros(B, H)
     if lengths is not None:
         lengths = lengths.to(device, torch.int64)
-    weights = weight_ih, weight_hh, bias, peephole, weight_hr
-    tensors: tuple[Any, ...] = (input, *weights, *hx, variant.gain_hh)
-    masks: tuple[Any, ...] = variant[1:4]
+    inputs = Inputs(
+        input, weight_ih, weight_hh, bias, peephole, weight_hr, *hx, lengths, reverse, False, variant
+    )
     if casting:
-        cast = [None if t is None else t.to(dtype) for t in (gain_ih, *masks, *tensors)]
-        gain_ih, masks, tensors = cast[0], tuple(cast[1:4]), tuple(cast[4:])
+        inputs = mapped(partial(cast, dtype=dtype), inputs)
     with autocast.off(device) if casting else NOTHING:
         if gain_ih is not None:
-            tensors = (normalized_products(tensors[0], tensors[1], gain_ih, lengths), None, *tensors[2:])
-        beyond = () if variant is PLAIN else (tensors[8], *masks, variant.cell_clip)
+            gain_ih = cast(gain_ih, dtype) if casting else gain_ih
+            inputs = normalized_inputs(inputs, gain_ih)
+        # Defaults at the end are left out, so that the dispatcher has less to do.
+        operands = inputs[:-1] if variant is PLAIN else flatten(inputs)
         if tracing.recorded():  # the program keeps the operator, whose kernels find its derivatives
-            y, h_n, c_n, _, _ = forward_op[chosen](*tensors[:8], lengths, reverse, False, *beyond)
-        elif requires_grad(tensors) or tracing.transformed():
-            arguments = *tensors, lengths, *masks, reverse, variant.cell_clip
-            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *arguments)
+            y, h_n, c_n, _, _ = forward_op[chosen](*operands)
+        elif tracing.transformed() or requires_grad(operands[n] for n in DIFFERENTIABLE if n < len(operands)):
+            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *flatten(inputs._replace(save=True)))
         else:
             with below_autograd():
-                y, h_n, c_n, _, _ = forward_op[chosen](*tensors[:8], lengths, reverse, False, *beyond)
+                y, h_n, c_n, _, _ = forward_op[chosen](*operands)
     return y, (h_n, c_n)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in autocast's dtype, but for lengths."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def in_rows(states: list[Tensor]) -> Tensor:
@@ -140,8 +146,10 @@ def in_rows(states: list[Tensor]) -> Tensor:
     return row
 
 
-def normalized_products(x: Tensor, weight_ih: Tensor, gain: Tensor, lengths: Tensor | None) -> Tensor:
-    """W_ih x_t of every step through its layer norm, [T, B, 4H], which waits for no recurrence."""
+def normalized_inputs(inputs: Inputs, gain: Tensor) -> Inputs:
+    """The inputs with W_ih x_t through its layer norm in place of x, which no recurrence has to wait for."""
+    x, weight_ih, lengths = inputs.x, inputs.weight_ih, inputs.lengths
     if lengths is not None:  # padding may be NaN, and 0 * NaN is NaN
         x = torch.where(is_valid(lengths, x.shape[0]), x, torch.zeros_like(x))
-    return layer_norm(F.linear(x, weight_ih), gain)
+    assert weight_ih is not None
+    return inputs._replace(x=layer_norm(F.linear(x, weight_ih), gain), weight_ih=None)

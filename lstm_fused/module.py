@@ -17,11 +17,11 @@ from lstm_fused.checks import (
     check_parameters,
     check_states,
 )
+from lstm_fused.contract import Variant
 from lstm_fused.errors import bad
 from lstm_fused.functional import in_rows, run_layer
 from lstm_fused.options import WithOptions, check_dtype, check_together
 from lstm_fused.parameters import Parameters
-from lstm_fused.reference import Variant
 
 
 class LSTM(WithOptions):

@@ -9,118 +9,72 @@ from torch import Tensor
 
 from lstm_fused import reference, triton
 from lstm_fused.backends import OPERATORS, Engine
-from lstm_fused.reference import Variant
-
-VARIANT = (
-    "Tensor? gain_hh=None, Tensor? h_mask=None, Tensor? zoneout_h=None, Tensor? zoneout_c=None, "
-    "float? cell_clip=None"
+from lstm_fused.contract import (
+    BACKWARD_INPUTS,
+    INPUTS,
+    Gradients,
+    Inputs,
+    OutputGradients,
+    Outputs,
+    Saved,
+    empty_outputs,
+    schema,
+    unflatten,
 )
-FORWARD = (
-    "(Tensor x, Tensor? weight_ih, Tensor weight_hh, Tensor? bias, Tensor? peephole, Tensor? weight_hr, "
-    f"Tensor h0, Tensor c0, Tensor? lengths, bool reverse, bool save, {VARIANT}) "
-    "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor c, Tensor gates)"
-)
-BACKWARD = (
-    "(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor c, Tensor gates, Tensor c0, Tensor weight_hh, "
-    f"Tensor? peephole, Tensor? weight_hr, Tensor? lengths, bool reverse, {VARIANT}, Tensor? hw=None) "
-    "-> (Tensor dxw, Tensor dh0, Tensor dc0, Tensor dbias, Tensor dpeephole, Tensor dhw)"
-)
-SAVE = 10  # where the forward operators have that argument
 
 
-def forward_fake(
-    engine: Engine,
-    x: Tensor,
-    weight_ih: Tensor | None,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    peephole: Tensor | None,
-    weight_hr: Tensor | None,
-    h0: Tensor,
-    c0: Tensor,
-    lengths: Tensor | None,
-    reverse: bool,
-    save: bool,
-    *variant: Any,
-) -> reference.Forward:
+def forward_fake(engine: Engine, *operands: Any) -> Outputs:
     """Shapes and dtypes of an engine's forward pass."""
-    (T, B, _), P, H = x.shape, h0.shape[1], c0.shape[1]
-    return reference.Forward(
-        x.new_empty(T, B, P),
-        x.new_empty(B, P),
-        x.new_empty(B, H),
-        x.new_empty((T, B, H) if save else (0,), dtype=engine.dtype_of_c(x.dtype)),
-        x.new_empty((T, B, 4 * H) if save else (0,)),
-    )
+    x = operands[0]
+    return empty_outputs(dict(zip(INPUTS, operands, strict=False)), Outputs, x, engine.dtype_of_c(x.dtype))
 
 
-def backward_fake(
-    dy: Tensor | None,
-    dh_n: Tensor | None,
-    dc_n: Tensor | None,
-    c: Tensor,
-    gates: Tensor,
-    c0: Tensor,
-    weight_hh: Tensor,
-    peephole: Tensor | None,
-    weight_hr: Tensor | None,
-    lengths: Tensor | None,
-    reverse: bool,
-    gain_hh: Tensor | None = None,
-    *variant: Any,
-) -> reference.Backward:
+def backward_fake(engine: Engine, *operands: Any) -> Gradients:
     """Shapes and dtypes of an engine's backward pass."""
-    B, H = c0.shape
-    return reference.Backward(
-        gates.new_empty(gates.shape),
-        gates.new_empty(B, weight_hh.shape[1]),
-        gates.new_empty(B, H),
-        gates.new_empty(4 * H),
-        gates.new_empty(3 * H),
-        gates.new_empty((0,) if gain_hh is None else gates.shape),
-    )
+    takes = dict(zip(BACKWARD_INPUTS, operands, strict=False))
+    return empty_outputs(takes, Gradients, takes["gates"], engine.dtype_of_c(takes["gates"].dtype))
 
 
-def reference_forward(*arguments: Any) -> reference.Forward:
-    """The reference, called as an operator is."""
-    contract: Any = reference.lstm_forward
-    result: reference.Forward = contract(*arguments[:11], Variant(*arguments[11:]))
-    return result
+def forward_kernel(forward: Callable[[Inputs], Outputs], *operands: Any) -> Outputs:
+    """An engine's forward pass as an operator calls it."""
+    return forward(*unflatten(operands, Inputs))
 
 
-def reference_backward(*arguments: Any) -> reference.Backward:
-    """The reference, called as an operator is."""
-    contract: Any = reference.lstm_backward
-    result: reference.Backward = contract(*arguments[:11], Variant(*arguments[11:16]), *arguments[16:])
-    return result
+def backward_kernel(backward: Callable[[Saved, OutputGradients], Gradients], *operands: Any) -> Gradients:
+    """An engine's backward pass as an operator calls it."""
+    douts, saved = unflatten(operands, OutputGradients, Saved)
+    return backward(saved, douts)
 
 
-def triton_or_reference_forward(*arguments: Any) -> reference.Forward:
-    """Triton where its kernels are right on this card, else the reference, as of a program made elsewhere."""
-    if triton.serves(arguments[0]):
-        return triton.forward(*arguments, unasked=True)
-    return reference_forward(*arguments)
+def triton_or_reference_forward(inputs: Inputs) -> Outputs:
+    """Triton where its kernels may run, else the reference, as for a program made on another machine."""
+    return triton.forward(inputs, unasked=True) if triton.serves(inputs.x) else reference.forward(inputs)
 
 
-def triton_or_reference_backward(*arguments: Any) -> reference.Backward:
-    """The same, whichever of them the forward pass was."""
-    if triton.serves(arguments[3]):
-        return triton.backward(*arguments, unasked=True)
-    return reference_backward(*arguments)
+def triton_or_reference_backward(saved: Saved, douts: OutputGradients) -> Gradients:
+    """The same, whichever of them ran the forward pass."""
+    if triton.serves(saved.c):
+        return triton.backward(saved, douts, unasked=True)
+    return reference.backward(saved, douts)
 
 
 LIBRARY = torch.library.Library("lstm_fused", "FRAGMENT")
 for _name, _engine in OPERATORS.items():
-    LIBRARY.define(f"{_name}_forward{FORWARD}", tags=torch.Tag.pt2_compliant_tag)
-    LIBRARY.define(f"{_name}_backward{BACKWARD}", tags=torch.Tag.pt2_compliant_tag)
-    torch.library.register_fake(f"lstm_fused::{_name}_forward", partial(forward_fake, _engine), lib=LIBRARY)
-    torch.library.register_fake(f"lstm_fused::{_name}_backward", backward_fake, lib=LIBRARY)
-LIBRARY.impl("reference_forward", reference_forward, "CompositeExplicitAutograd")
-LIBRARY.impl("reference_backward", reference_backward, "CompositeExplicitAutograd")
-LIBRARY.impl("triton_forward", triton.forward, triton.DEVICE.upper())
-LIBRARY.impl("triton_backward", triton.backward, triton.DEVICE.upper())
-LIBRARY.impl("triton_or_reference_forward", triton_or_reference_forward, "CompositeExplicitAutograd")
-LIBRARY.impl("triton_or_reference_backward", triton_or_reference_backward, "CompositeExplicitAutograd")
+    for _operator, _schema, _fake in (
+        (f"{_name}_forward", schema((Inputs,), Outputs), forward_fake),
+        (f"{_name}_backward", schema((OutputGradients, Saved), Gradients), backward_fake),
+    ):
+        LIBRARY.define(_operator + _schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.register_fake(f"lstm_fused::{_operator}", partial(_fake, _engine), lib=LIBRARY)
+
+ANYWHERE = "CompositeExplicitAutograd"
+for _name, _forward, _backward, _key in (  # the C++ engine registers itself
+    ("reference", reference.forward, reference.backward, ANYWHERE),
+    ("triton", triton.forward, triton.backward, triton.DEVICE.upper()),
+    ("triton_or_reference", triton_or_reference_forward, triton_or_reference_backward, ANYWHERE),
+):
+    LIBRARY.impl(f"{_name}_forward", partial(forward_kernel, _forward), _key)
+    LIBRARY.impl(f"{_name}_backward", partial(backward_kernel, _backward), _key)
 
 forward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     name: getattr(torch.ops.lstm_fused, f"{name}_forward").default for name in OPERATORS

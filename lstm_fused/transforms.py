@@ -14,21 +14,12 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
 from lstm_fused import reference, tracing
-from lstm_fused.gradients import PerInput
-from lstm_fused.reference import Variant
+from lstm_fused.contract import INPUTS, Inputs, Kind, OutputGradients, batch_axes, flatten, specs, unflatten
 
 Tensors = tuple[Tensor, ...]
 Optionals = tuple[Tensor | None, ...]
 Axes = tuple[int | None, ...]
-
-# Where each tensor has its batch; weights have none.
-INPUTS = PerInput(
-    x=1, weight_ih=None, weight_hh=None, bias=None, peephole=None, weight_hr=None, h0=0, c0=0, gain_hh=None
-)
-FIXED = (0, 0, 1, 1)  # lengths, h_mask, zoneout_h, zoneout_c
-OUTPUTS = (1, 0, 0, 1, 1)  # y, h_n, c_n, c, gates
-STATES = (1, 0, 0)  # dy, dh_n, dc_n; dxw, dh0, dc0
-SAVED = (1, 1, 1)  # y, c, gates
+Operands = Sequence[Any]  # the fields of records of the contract, in their order
 
 
 def weights_vmapped(dims: Iterable[int | None], axes: Iterable[int | None]) -> bool:
@@ -49,79 +40,84 @@ def over_slices(
     return stacked, tuple(None if of is None else 0 for of in stacked)
 
 
-def fold(size: int, dims: Axes, axes: Axes, tensors: Sequence[Tensor | None]) -> Optionals:
+def fold(size: int, dims: Axes, axes: Axes, operands: Operands) -> tuple[Any, ...]:
     """Make the vmapped dimension, ``size`` wide, the outer part of each batch."""
 
-    def folded(tensor: Tensor | None, dim: int | None, axis: int | None) -> Tensor | None:
-        if tensor is None or axis is None:
-            return tensor
+    def folded(operand: Any, dim: int | None, axis: int | None) -> Any:
+        if operand is None or axis is None:
+            return operand
         if dim is None:
-            apart = tensor.unsqueeze(axis).expand(*tensor.shape[:axis], size, *tensor.shape[axis:])
+            split = operand.unsqueeze(axis).expand(*operand.shape[:axis], size, *operand.shape[axis:])
         else:
-            apart = tensor.movedim(dim, axis)
-        return apart.flatten(axis, axis + 1)
+            split = operand.movedim(dim, axis)
+        return split.flatten(axis, axis + 1)
 
-    return tuple(folded(*one) for one in zip(tensors, dims, axes, strict=True))
+    return tuple(folded(*one) for one in zip(operands, dims, axes, strict=True))
 
 
-def unfold(size: int, axes: Axes, tensors: Optionals) -> Optionals:
+def unfold(size: int, axes: Axes, operands: Operands) -> tuple[Any, ...]:
     """Split each batch, the outer part ``size`` wide."""
     return tuple(
-        t if t is None or axis is None else t.unflatten(axis, (size, t.shape[axis] // size))
-        for t, axis in zip(tensors, axes, strict=True)
+        o if o is None or axis is None else o.unflatten(axis, (size, o.shape[axis] // size))
+        for o, axis in zip(operands, axes, strict=True)
     )
 
 
 def vmapped(
-    layer: Callable[..., Any], size: int, dims: Axes, tensors: Sequence[Tensor | None], out_axes: Axes
+    layer: Callable[..., Any], size: int, dims: Axes, operands: Operands, out_axes: Axes
 ) -> tuple[Optionals, Axes]:
     """Run a layer over a batch of calls: its outputs, and where they have the vmapped dimension.
 
     Args:
-        layer: takes tensors as in `INPUTS` and `FIXED`.
+        layer: takes the fields of `Inputs`.
         size: of the vmapped dimension.
-        dims: where each tensor has it.
-        tensors: what the layer is given.
-        out_axes: where the outputs have their batch; they may be followed by empty ones.
+        dims: where each operand has it.
+        operands: the fields of `Inputs`.
+        out_axes: where the outputs have their batch; empty outputs have none.
     """
-    axes = (*INPUTS, *FIXED)
+    axes = batch_axes(Inputs)
     with tracing.vmapping():
         if weights_vmapped(dims, axes):
-            return over_slices(layer, size, dims, tensors)
-        outputs = layer(*fold(size, dims, axes, tensors))
-    out_axes = (*out_axes, *(None,) * (len(outputs) - len(out_axes)))
+            return over_slices(layer, size, dims, operands)
+        outputs = layer(*fold(size, dims, axes, operands))
+    out_axes = tuple(None if o.dim() == 1 else axis for o, axis in zip(outputs, out_axes, strict=True))
     return unfold(size, out_axes, outputs), out_axes
 
 
 def in_groups(
-    function: Callable[..., PerInput[Tensor | None]],
-    needs: PerInput[bool],
+    function: Callable[..., Tensors],
+    needed: Sequence[str],
     groups: tuple[int, ...],
     axes: Axes,
-    tensors: Optionals,
-) -> PerInput[Tensor | None]:
-    """Form gradients for each group of the batch by itself.
+    operands: Operands,
+) -> Tensors:
+    """Form gradients for each group of the batch separately.
 
     Args:
-        function: forms the gradients that are needed from ``tensors``.
-        needs: which those are.
-        groups: the shape of the outer part of the batch, which dimensions in front of a weight's gradient
-            then have; with none, it is one sum over the whole batch.
-        axes: where each tensor has its batch.
-        tensors: what the gradients are formed from.
+        function: forms the gradients that are needed from ``operands``.
+        needed: the names of the inputs that need a gradient.
+        groups: the vmapped sizes that were folded into the batch, outermost first. The gradient of a weight
+            gets them as leading dimensions; without any, it is one sum over the whole batch.
+        axes: where each operand has its batch.
+        operands: what the gradients are formed from.
     """
     if not groups:
-        return function(*tensors)
+        return function(*operands)
     size = prod(groups)
-    in_dims = tuple(None if t is None else axis for t, axis in zip(tensors, axes, strict=True))
-    out_dims: Any = PerInput(*(axis or 0 if need else None for need, axis in zip(needs, INPUTS, strict=True)))
-    found = torch.vmap(function, in_dims, out_dims)(*unfold(size, axes, tensors))
-    return PerInput(
-        *(
-            None if g is None else g.unflatten(0, groups) if axis is None else g.flatten(axis, axis + 1)
-            for g, axis in zip(found, INPUTS, strict=True)
-        )
+    in_dims = tuple(None if o is None else axis for o, axis in zip(operands, axes, strict=True))
+    found_axes = gradient_axes(needed)
+    out_dims = tuple(axis or 0 for axis in found_axes)
+    found = torch.vmap(function, in_dims, out_dims)(*unfold(size, axes, operands))
+    return tuple(
+        g.unflatten(0, groups) if axis is None else g.flatten(axis, axis + 1)
+        for g, axis in zip(found, found_axes, strict=True)
     )
+
+
+def gradient_axes(needed: Sequence[str]) -> Axes:
+    """Where the gradients of these inputs have their batch."""
+    axes = dict(zip(INPUTS, batch_axes(Inputs), strict=True))
+    return tuple(axes[name] for name in needed)
 
 
 def vjp(function: Callable[..., Tensors], *primals: Tensor) -> tuple[Tensors, Callable[..., Tensors]]:
@@ -152,69 +148,84 @@ def vjp(function: Callable[..., Tensors], *primals: Tensor) -> tuple[Tensors, Ca
     return outputs, pullback
 
 
-def refill(places: Iterable[Tensor | None], present: Iterable[Tensor]) -> Optionals:
-    """Those that are there, in their places; None in the others."""
-    values = iter(present)
-    return tuple(None if place is None else next(values) for place in places)
+def differentiable(operands: Operands, *records: Kind) -> tuple[int, ...]:
+    """The positions of the differentiable tensors that are there, among the fields of these records."""
+    return tuple(
+        n
+        for n, (operand, spec) in enumerate(zip(operands, specs(*records), strict=True))
+        if operand is not None and spec is not None and spec.grad
+    )
 
 
-def there(tensors: Iterable[Tensor | None]) -> Tensors:
-    """Those that are there."""
-    return tuple(t for t in tensors if t is not None)
+def at(positions: Iterable[int], operands: Operands) -> tuple[Any, ...]:
+    """The operands at these positions."""
+    return tuple(operands[n] for n in positions)
+
+
+def put(positions: Iterable[int], values: Iterable[Any], operands: Operands) -> tuple[Any, ...]:
+    """The operands, with these values at these positions."""
+    changed = list(operands)
+    for n, value in zip(positions, values, strict=True):
+        changed[n] = value
+    return tuple(changed)
 
 
 def or_zeros(tensors: Iterable[Tensor | None], like: Iterable[Tensor]) -> Tensors:
-    """Zeros for those that are not there."""
+    """The tensors, with zeros in place of None."""
     return tuple(torch.zeros_like(l) if t is None else t for t, l in zip(tensors, like, strict=True))
 
 
-def layer_maths(
-    inputs: Sequence[Tensor | None], fixed: Sequence[Tensor | None], reverse: bool, cell_clip: float | None
-) -> Callable[..., Tensors]:
-    """The reference's y, h_n and c_n as a function of the inputs that are there."""
+def layer_maths(operands: Operands, positions: Sequence[int]) -> Callable[..., Tensors]:
+    """The reference's y, h_n and c_n as a function of the operands at these positions.
 
-    def outputs(*present: Tensor) -> Tensors:
-        every: PerInput[Any] = PerInput(*refill(inputs, present))
-        lengths, h_mask, zoneout_h, zoneout_c = fixed
-        variant = Variant(every.gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip)
-        return reference.lstm_forward(*every[:8], lengths, reverse, False, variant)[:3]
+    Args:
+        operands: the fields of `Inputs`.
+        positions: those of the tensors that the function takes.
+    """
+
+    def outputs(*values: Tensor) -> Tensors:
+        (inputs,) = unflatten(put(positions, values, operands), Inputs)
+        found = reference.forward(inputs._replace(save=False))
+        return found.y, found.h_n, found.c_n
 
     return outputs
 
 
 def gradient_maths(
-    needs: PerInput[bool],
-    groups: tuple[int, ...],
-    tensors: Optionals,
-    fixed: Optionals,
-    reverse: bool,
-    cell_clip: float | None,
+    needed: Sequence[str], groups: tuple[int, ...], operands: Operands, positions: Sequence[int]
 ) -> Callable[..., Tensors]:
-    """The needed gradients as a function of those of dy, dh_n, dc_n and the inputs that are there."""
+    """The needed gradients as a function of the operands at these positions.
 
-    def of_group(*tensors: Tensor | None) -> PerInput[Tensor | None]:
-        douts, inputs, fixed = tensors[:3], tensors[3:12], tensors[12:]
-        outputs, pullback = vjp(layer_maths(inputs, fixed, reverse, cell_clip), *there(inputs))
-        found = refill(inputs, pullback(or_zeros(douts, outputs)))
-        return PerInput(*(g if need else None for g, need in zip(found, needs, strict=True)))
+    Args:
+        needed: the names of the inputs that need a gradient.
+        groups: as for `in_groups`.
+        operands: the fields of `OutputGradients` and `Inputs`.
+        positions: those of the tensors that the function takes.
+    """
 
-    def gradients(*present: Tensor) -> Tensors:
-        everything = (*refill(tensors, present), *fixed)
-        return there(in_groups(of_group, needs, groups, (*STATES, *INPUTS, *FIXED), everything))
+    def of_group(*operands: Any) -> Tensors:
+        douts, inputs = unflatten(operands, OutputGradients, Inputs)
+        of_layer = flatten(inputs)
+        places = differentiable(of_layer, Inputs)
+        outputs, pullback = vjp(layer_maths(of_layer, places), *at(places, of_layer))
+        found = dict(zip(at(places, INPUTS), pullback(or_zeros(douts, outputs)), strict=True))
+        return tuple(found[name] for name in needed)
+
+    def gradients(*values: Tensor) -> Tensors:
+        axes = batch_axes(OutputGradients, Inputs)
+        return in_groups(of_group, needed, groups, axes, put(positions, values, operands))
 
     return gradients
 
 
-def pull(function: Callable[..., Tensors], tensors: Optionals, cotangents: Optionals) -> Optionals:
-    """Reverse mode over a function of the tensors that are there."""
-    outputs, pullback = vjp(function, *there(tensors))
-    return refill(tensors, pullback(or_zeros(cotangents, outputs)))
+def pull(function: Callable[..., Tensors], tensors: Tensors, cotangents: Optionals) -> Tensors:
+    """Reverse mode over a function of these tensors; None is a zero cotangent."""
+    outputs, pullback = vjp(function, *tensors)
+    return pullback(or_zeros(cotangents, outputs))
 
 
-def push(function: Callable[..., Tensors], tensors: Optionals, tangents: Optionals) -> Tensors:
-    """Forward mode over the same; by reverse mode twice, for plain forward mode does not nest."""
-    outputs, pullback = vjp(function, *there(tensors))
+def push(function: Callable[..., Tensors], tensors: Tensors, tangents: Optionals) -> Tensors:
+    """Forward mode over the same; by reverse mode twice, because plain forward mode does not nest."""
+    outputs, pullback = vjp(function, *tensors)
     _, pushforward = vjp(lambda *cotangents: pullback(cotangents), *map(torch.zeros_like, outputs))
-    return pushforward(
-        or_zeros((d for t, d in zip(tensors, tangents, strict=True) if t is not None), there(tensors))
-    )
+    return pushforward(or_zeros(tangents, tensors))

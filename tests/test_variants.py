@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, vmap
 
 import lstm_fused
 from lstm_fused import LSTM, LSTMCell, backends, masks
-from lstm_fused.reference import Variant
+from lstm_fused.contract import Variant
 
 ALL = [engine.name for engine in ENGINES_HERE]
 F64 = torch.float64
