@@ -16,6 +16,7 @@ from lstm_fused.function import LSTMFunction
 from lstm_fused.layer_norm import layer_norm
 from lstm_fused.ops import below_autograd, forward_op
 from lstm_fused.options import bound, flag
+from lstm_fused.parameters import Parameters
 from lstm_fused.reference import is_valid
 
 NOTHING = nullcontext()
@@ -76,25 +77,19 @@ def lstm(
         RuntimeError: the engine cannot serve this device or dtype; the message says why.
     """
     variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, bound("cell_clip", cell_clip))
-    weights = weight_ih, weight_hh, bias_ih, bias_hh, peephole, weight_hr
-    check_layer(input, *weights, gain_ih, hx, lengths, variant)
-    return run_layer(input, *weights, gain_ih, hx, lengths, flag("reverse", reverse), engine, variant)
+    own = Parameters(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole, gain_ih, gain_hh)
+    check_layer(input, own, hx, lengths, variant)
+    return run_layer(input, own, hx, lengths, flag("reverse", reverse), engine, variant)
 
 
 def run_layer(
     input: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    peephole: Tensor | None,
-    weight_hr: Tensor | None,
-    gain_ih: Tensor | None,
+    own: Parameters,
     hx: States | None,
     lengths: Tensor | None,
     reverse: bool,
     engine: str | None,
-    variant: Variant = PLAIN,
+    variant: Variant,
 ) -> tuple[Tensor, States]:
     """`lstm` for arguments that were checked before."""
     device, dtype = input.device, input.dtype
@@ -104,22 +99,22 @@ def run_layer(
     chosen = select(engine, device, dtype, variant)
     if engine is None:
         chosen = UNASKED.get(chosen, chosen)
-    bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
+    bias = own.bias_ih if own.bias_hh is None else own.bias_hh
+    if own.bias_ih is not None and own.bias_hh is not None:
+        bias = own.bias_ih + own.bias_hh
     if hx is None:
-        B, H, P = input.shape[1], weight_ih.shape[0] // 4, weight_hh.shape[1]
+        B, H, P = input.shape[1], own.weight_ih.shape[0] // 4, own.weight_hh.shape[1]
         h0 = input.new_zeros(B, P)
         hx = h0, h0 if P == H and not tracing.recorded() else input.new_zeros(B, H)
     if lengths is not None:
         lengths = lengths.to(device, torch.int64)
-    inputs = Inputs(
-        input, weight_ih, weight_hh, bias, peephole, weight_hr, *hx, lengths, reverse, False, variant
-    )
+    weights = own.weight_ih, own.weight_hh, bias, own.peephole, own.weight_hr
+    inputs = Inputs(input, *weights, *hx, lengths, reverse, False, variant)
     if casting:
         inputs = mapped(partial(cast, dtype=dtype), inputs)
     with autocast.off(device) if casting else NOTHING:
-        if gain_ih is not None:
-            gain_ih = cast(gain_ih, dtype) if casting else gain_ih
-            inputs = normalized_inputs(inputs, gain_ih)
+        if own.gain_ih is not None:
+            inputs = normalized_inputs(inputs, cast(own.gain_ih, dtype))
         # Defaults at the end are left out, so that the dispatcher has less to do.
         operands = inputs[:-1] if variant is PLAIN else flatten(inputs)
         if tracing.recorded():  # the program keeps the operator, whose kernels find its derivatives

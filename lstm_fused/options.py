@@ -10,6 +10,7 @@ from torch import nn
 
 from lstm_fused import backends, parameters
 from lstm_fused.errors import bad, bad_type, shown
+from lstm_fused.parameters import Parameters
 
 LIMIT = 2**60  # of sizes, beyond which PyTorch has an overflow in many lines
 
@@ -170,6 +171,11 @@ class WithOptions(nn.Module):
         """A parameter, sooner than by PyTorch's own way, which is left to those that are parametrized."""
         parameter = self._parameters.get(name)
         return getattr(self, name) if parameter is None else parameter
+
+    def _own(self, shapes: parameters.Shapes, suffix: str) -> Parameters:
+        """The parameters with names that end so, read anew at every call: they may be parametrized."""
+        read: list[Any] = [None if shapes[n] is None else self._read(n + suffix) for n in shapes]
+        return Parameters(*read)
 
     def extra_repr(self) -> str:
         """The sizes, and the options that differ from their defaults, as torch.nn.LSTM shows them."""
