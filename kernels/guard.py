@@ -34,7 +34,9 @@ from lstm_fused.kernels.choose import (
 from lstm_fused.kernels.verdicts import Verdict
 from torch import Tensor
 
-from lstm_fused import reference, tracing, triton
+from lstm_fused import reference
+from lstm_fused.autograd import tracing
+from lstm_fused.backends import triton
 from lstm_fused.contract import PLAIN, Gradients, Inputs, OutputGradients, Outputs, Saved, Variant
 from lstm_fused.errors import bad, shown
 

@@ -9,7 +9,7 @@ from lstm_fused.kernels import sequence, steps
 from lstm_fused.kernels.choose import Layer, Plan, card_at, choose, named, plans, precision
 from torch import Tensor
 
-from lstm_fused import autocast
+from lstm_fused.autograd import autocast
 from lstm_fused.contract import Gradients, Inputs, OutputGradients, Outputs, Saved, Variant
 from lstm_fused.reference import accumulation_dtype, cell_before_zoneout, previous, vector_gradients
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lstm_fused import backends
-from lstm_fused.autocast import computed_in
+from lstm_fused.autograd.autocast import computed_in
+from lstm_fused.autograd.tracing import has_values
+from lstm_fused.backends import table
 from lstm_fused.contract import SPECS, Variant
 from lstm_fused.errors import bad as bad  # as others import it from here
 from lstm_fused.errors import bad_type, shown
-from lstm_fused.parameters import Parameters, Shapes
-from lstm_fused.tracing import has_values
+from lstm_fused.layers.parameters import Parameters, Shapes
 
 States = tuple[Tensor, Tensor]
 MEANINGS = {
@@ -42,7 +42,7 @@ def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning:
 
 def not_dense(argument: str, tensor: Tensor) -> Exception:
     """The error for a tensor that is no plain one in memory; callers ask first, for a call takes longer."""
-    kind = "nested" if tensor.is_nested else backends.short(tensor.layout)
+    kind = "nested" if tensor.is_nested else table.short(tensor.layout)
     return bad(argument, "a dense tensor", f"a {kind} one")
 
 

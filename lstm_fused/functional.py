@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lstm_fused import autocast, tracing
-from lstm_fused.backends import UNASKED, select
+from lstm_fused.autograd import autocast, tracing
+from lstm_fused.autograd.dispatch import requires_grad
+from lstm_fused.autograd.function import LSTMFunction
+from lstm_fused.autograd.operators import below_autograd, forward_op
+from lstm_fused.backends.table import UNASKED, select
 from lstm_fused.checks import States, check_layer
 from lstm_fused.contract import DIFFERENTIABLE, PLAIN, Inputs, Variant, flatten, mapped
-from lstm_fused.dispatch import requires_grad
-from lstm_fused.function import LSTMFunction
-from lstm_fused.layer_norm import layer_norm
-from lstm_fused.ops import below_autograd, forward_op
-from lstm_fused.options import bound, flag
-from lstm_fused.parameters import Parameters
+from lstm_fused.layers.layer_norm import layer_norm
+from lstm_fused.layers.options import bound, flag
+from lstm_fused.layers.parameters import Parameters
 from lstm_fused.reference import is_valid
 
 NOTHING = nullcontext()

@@ -16,11 +16,12 @@ from torch.utils._pytree import tree_leaves
 from trainer import Trainer
 
 import lstm_fused
-from lstm_fused import ops, products, reference
+from lstm_fused import reference
+from lstm_fused.autograd import operators, products
 
 OWN = {
-    "reference_forward": partial(ops.forward_kernel, reference.forward),
-    "reference_backward": partial(ops.backward_kernel, reference.backward),
+    "reference_forward": partial(operators.forward_kernel, reference.forward),
+    "reference_backward": partial(operators.backward_kernel, reference.backward),
 }
 
 

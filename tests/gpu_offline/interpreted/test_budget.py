@@ -11,10 +11,11 @@ from lstm_fused.kernels import choose, launch, sequence, steps
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lstm_fused import products, reference
-from lstm_fused.backends import FLOATS, short
+from lstm_fused import reference
+from lstm_fused.autograd import products
+from lstm_fused.autograd.function import LSTMBackwardFunction
+from lstm_fused.backends.table import FLOATS, short
 from lstm_fused.contract import INPUTS, OutputGradients, Saved, flatten, unflatten
-from lstm_fused.function import LSTMBackwardFunction
 
 # These only look at memory or set it aside.
 FREE = {

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lstm_fused import masks, nn_lstm, parameters
 from lstm_fused.checks import (
     States,
     check_input,
@@ -20,8 +19,10 @@ from lstm_fused.checks import (
 from lstm_fused.contract import Variant
 from lstm_fused.errors import bad
 from lstm_fused.functional import in_rows, run_layer
-from lstm_fused.options import WithOptions, check_dtype, check_together
-from lstm_fused.parameters import Parameters
+from lstm_fused.interop import nn_lstm
+from lstm_fused.layers import masks, parameters
+from lstm_fused.layers.options import WithOptions, check_dtype, check_together
+from lstm_fused.layers.parameters import Parameters
 
 
 class LSTM(WithOptions):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lstm_fused import cpp, triton
+from lstm_fused.backends import cpp, triton
 from lstm_fused.contract import PLAIN, Variant
 from lstm_fused.errors import bad, bad_type, shown
 

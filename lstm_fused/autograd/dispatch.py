@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 
-from lstm_fused import tracing, transforms
-from lstm_fused.backends import OPERATORS
+from lstm_fused.autograd import tracing, transforms
+from lstm_fused.autograd.function import LSTMFunction
+from lstm_fused.autograd.operators import LIBRARY, backward_op, below_autograd, forward_op
+from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, at, put
+from lstm_fused.backends.table import OPERATORS
 from lstm_fused.contract import DIFFERENTIABLE, INPUTS, SAVE, Outputs, batch_axes
-from lstm_fused.function import LSTMFunction
-from lstm_fused.ops import LIBRARY, backward_op, below_autograd, forward_op
-from lstm_fused.transforms import Axes, Optionals, Tensors, at, put
 
 
 def requires_grad(arguments: Iterable[Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Each engine as a pair of PyTorch operators; `lstm_fused.function` has their derivatives."""
+"""Each engine as a pair of PyTorch operators; `lstm_fused.autograd.function` has their derivatives."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstm_fused import reference, triton
-from lstm_fused.backends import OPERATORS, Engine
+from lstm_fused import reference
+from lstm_fused.backends import triton
+from lstm_fused.backends.table import OPERATORS, Engine
 from lstm_fused.contract import (
     BACKWARD_INPUTS,
     INPUTS,
@@ -82,5 +83,5 @@ forward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 backward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     name: getattr(torch.ops.lstm_fused, f"{name}_backward").default for name in OPERATORS
 }
-# An operator called inside of this runs its engine: the kernels of `lstm_fused.function` are not asked.
+# Inside this guard an operator goes straight to its engine and skips the autograd kernels.
 below_autograd = torch._C._AutoDispatchBelowADInplaceOrView

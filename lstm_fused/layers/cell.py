@@ -5,7 +5,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lstm_fused import masks, parameters
 from lstm_fused.checks import (
     States,
     check_input,
@@ -14,7 +13,8 @@ from lstm_fused.checks import (
 )
 from lstm_fused.contract import Variant
 from lstm_fused.functional import run_layer
-from lstm_fused.options import OPTIONS, WithOptions, check_dtype, check_together
+from lstm_fused.layers import masks, parameters
+from lstm_fused.layers.options import OPTIONS, WithOptions, check_dtype, check_together
 
 
 class LSTMCell(WithOptions):

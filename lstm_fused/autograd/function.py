@@ -10,7 +10,10 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor as is_batched
 from torch._C._functorch import unwrap_if_dead
 
-from lstm_fused import autocast, tracing, transforms
+from lstm_fused.autograd import autocast, tracing, transforms
+from lstm_fused.autograd.gradients import Kept, input_gradients, recurrent_products
+from lstm_fused.autograd.operators import backward_op, below_autograd, forward_op
+from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, at, differentiable, put
 from lstm_fused.contract import (
     INPUTS,
     Gradients,
@@ -23,9 +26,6 @@ from lstm_fused.contract import (
     specs,
     unflatten,
 )
-from lstm_fused.gradients import Kept, input_gradients, recurrent_products
-from lstm_fused.ops import backward_op, below_autograd, forward_op
-from lstm_fused.transforms import Axes, Optionals, Tensors, at, differentiable, put
 
 
 def unwrapped(arguments: Sequence[Any]) -> tuple[Any, ...]:

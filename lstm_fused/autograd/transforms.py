@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
-from lstm_fused import reference, tracing
+from lstm_fused import reference
+from lstm_fused.autograd import tracing
 from lstm_fused.contract import INPUTS, Inputs, Kind, OutputGradients, batch_axes, flatten, specs, unflatten
 
 Tensors = tuple[Tensor, ...]
