@@ -11,8 +11,8 @@ from kernels_here import DTYPES, ON_GPU, PRECISIONS, TF32, running, takes
 from lstm_fused.kernels.plan import EXCHANGES
 from torch.autograd import gradcheck
 
-from lstm_fused.backends import short
-from lstm_fused.ops import forward_op
+from lstm_fused.autograd.operators import forward_op
+from lstm_fused.backends.table import short
 
 # Those that exchange by flags run in neither the interpreter nor every dtype.
 KERNELS = tuple(name for name, exchange in EXCHANGES.items() if exchange != "flags")

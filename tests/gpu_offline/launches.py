@@ -6,19 +6,19 @@ from unittest import mock
 
 import torch
 from builds import Build, compile_kernel
-from cases import make_tensors
+from cases import layer_inputs, layer_saved, make_tensors
 from lstm_fused.kernels import launcher, scratch, sequence
 from lstm_fused.kernels.plan import EXCHANGES
 from lstm_fused.kernels.table import HEAD, NUMBERS
 from ptx import Machine, Program
 
 from lstm_fused import reference
+from lstm_fused.contract import OutputGradients
 
 DTYPES = {
     **{"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64},
     "fp32": torch.float32,
 }
-NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
 # A product's rounding, and a little more for the steps that follow.
 TOLERANCE = {"fp16": 4e-3, "bf16": 3e-2, "tf32": 4e-3, "fp64": 1e-14, "fp32": 2e-6}
 NOTHING = (None, False, "mov", ["u32"], ["%nothing", "0"], "nothing")
@@ -81,7 +81,8 @@ def forward(launch, kernel, kind, case, programs=None, **changes):
     """The outputs of the compiled kernel for a case, one batch tile a launch, and the reference's."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind]) | changes
-    wanted = reference.lstm_forward(*(t[n] for n in NAMES), None, False, True)
+    inputs = layer_inputs(t)
+    wanted = reference.forward(inputs)
     weights = (t["weight_hh"], t["bias_ih"], t["peephole"])
     wide = reference.accumulation_dtype(DTYPES[kind])
     xw = t["x"].to(wide) @ t["weight_ih"].to(wide).T
@@ -94,8 +95,8 @@ def forward(launch, kernel, kind, case, programs=None, **changes):
         h_n, c_n = (h_next if T % 2 else h), c_state.to(c_n.dtype)
     else:
         with launch.in_place_of_a_card(programs):
-            plan, states = replace(launch.plan, at_once=1), (t["h0"], t["c0"], None)
-            h_n, c_n = sequence.forward(plan, xw, *weights, *states, y, c, gates, False)
+            plan, inputs = replace(launch.plan, at_once=1), inputs._replace(x=xw, weight_ih=None)
+            h_n, c_n = sequence.forward(plan, inputs, y, c, gates)
     return [y, h_n, c_n, c, gates], list(wanted)
 
 
@@ -103,10 +104,10 @@ def backward(launch, kernel, kind, case, programs=None):
     """The same for the backward pass."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind])
-    out = reference.lstm_forward(*(t[n] for n in NAMES), None, False, True)
-    saved = (out.c, out.gates, t["c0"])
-    weights = (t["weight_hh"], t["peephole"])
-    wanted = reference.lstm_backward(*out[:3], *saved, *weights, None, None, False)[:5]  # but for dhw
+    inputs = layer_inputs(t)
+    out = reference.forward(inputs)
+    saved, douts = layer_saved(inputs, out), OutputGradients(*out[:3])
+    wanted = reference.backward(saved, douts)[:5]  # but for dhw
     dxw = torch.full_like(wanted[0], torch.nan)
     if EXCHANGES[kernel] == "launches":
         dh, dc = out.h_n.to(out.c.dtype), out.c_n.to(out.c.dtype)
@@ -116,7 +117,7 @@ def backward(launch, kernel, kind, case, programs=None):
         return [dxw, dh.to(dxw.dtype), dc.to(dxw.dtype)], list(wanted[:3])
     with launch.in_place_of_a_card(programs):
         plan = replace(launch.plan, at_once=1)
-        found = sequence.backward(plan, *out[:3], *saved, *weights, None, dxw, False)
+        found = sequence.backward(plan, saved, douts, dxw)
     return [dxw, *found], list(wanted)
 
 
