@@ -1,8 +1,8 @@
 """Predicts the time per step of each GPU kernel from bytes, FLOPs and latencies: python -m bench.roofline.
 
-The cards' figures are the makers'; a latency is a usual public figure, but for what an H100 and an H200
-measured (docs/gpu/h200.md). A step cannot end before its longest chain of dependent events has: this is what
-binds at small batches, where neither bytes nor FLOPs do.
+A step takes as long as its longest chain of dependent latencies, its products and its traffic together; at
+small batches the chain dominates. The cards' rates are the vendors' figures. Latencies are published ones, or
+measured on an H100 and an H200 (docs/gpu/h200.md).
 """
 
 import argparse
@@ -22,14 +22,14 @@ from lstm_fused.kernels.plan import CARDS, EXCHANGES, Card, Layer, Plan
 
 @dataclass(frozen=True)
 class Speed:
-    """What a card does in a microsecond, and how long one event takes it."""
+    """The rates of a card, per microsecond, and the latencies of single events."""
 
     dense_flops: float  # 16-bit, on tensor cores, per microsecond
     memory: float  # bytes per microsecond
     l2: float  # bytes per microsecond
     shared: float  # bytes per microsecond and multiprocessor
-    exchange: float  # microseconds from a store to its load elsewhere: store, release, acquire, load
-    flagged: float  # the same where each number is its own flag
+    exchange: float  # microseconds for store, release, acquire and load through L2
+    flagged: float  # microseconds for a store and polling loads, every number its own flag
     launch: float  # microseconds between two kernels of a CUDA graph
     sync: float  # microseconds for a barrier and a round trip through shared memory
 
@@ -68,15 +68,15 @@ def resources() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Microseconds per step and what they are made of."""
+    """Microseconds per step, by component."""
 
-    chain: float  # latencies that follow one another
+    chain: float  # dependent latencies
     on_chip: float  # weights through shared memory and tensor cores
-    traffic: float  # what moves between memory, L2 and the multiprocessors
+    traffic: float  # bytes between memory, L2 and the multiprocessors
 
     @property
     def step(self) -> float:
-        """Traffic overlaps with neither chain nor product where it is the exchange itself."""
+        """All of them; traffic that is the exchange itself overlaps with neither chain nor product."""
         return self.chain + self.on_chip + self.traffic
 
 

@@ -7,7 +7,7 @@ of the warps are added up through shared memory. `lstm_fused.kernels.exchange` d
 program to another. Written in Gluon, where layouts are explicit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from itertools import product
@@ -99,7 +99,7 @@ def shared(plan: Plan, layer: Layer) -> int:
     return 4 * plan.num_warps * plan.BB * plan.BH * (4 if layer.direction == "forward" else 1)
 
 
-def most_launches(layer: Layer, in_one_launch: Any) -> int:
+def most_launches(layer: Layer, in_one_launch: Callable[[str], bool]) -> int:
     """The most launches of a sequence in which it is still faster than the kernels after it."""
     beside = layer.direction == "forward" and in_one_launch("cooperative")
     return LAUNCHES_BESIDE_COOPERATIVE if beside else LAUNCHES
