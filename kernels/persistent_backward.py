@@ -80,6 +80,7 @@ def lstm_backward_persistent_kernel(
     cells: gl.constexpr = gl.BlockedLayout([1, 1], [32 // BH, BH], [NUM_WARPS, 1], [1, 0])
     PIECE: gl.constexpr = (4 * H + NUM_WARPS * BK - 1) // (NUM_WARPS * BK) * BK  # terms of one warp
     WIDTH: gl.constexpr = PIECE * NUM_WARPS // 4  # columns of a gate
+    PADDED: gl.constexpr = WIDTH > (H + BH - 1) // BH * BH
 
     tile = first + gl.program_id(0)
     rows = tile * BB + gl.arange(0, BB, gl.SliceLayout(1, cells))
@@ -151,8 +152,9 @@ def lstm_backward_persistent_kernel(
         even, odd = none, none
         for first_k in gl.static_range(0, len(weights), PIECES):
             da_all = gather(
-                now, da_at, timed_out, first_k, min(first_k + PIECES, len(weights)), BK, BB * BK // 32, NATIVE
-            )
+                now, da_at, timed_out, first_k, min(first_k + PIECES, len(weights)), BK, PADDED,
+                BB * BK // 32, NATIVE,
+            )  # fmt: skip
             for k in gl.static_range(len(da_all)):
                 even, odd = odd, mma_v2(da_all[k], weights[first_k + k], even, input_precision=PRECISION)
         partial.store(even + odd)
