@@ -121,26 +121,28 @@ def flatten(*records: tuple[Any, ...]) -> tuple[Any, ...]:
     """The fields of records one by one, as an operator takes them."""
     flat: list[Any] = []
     for record in records:
-        for value in record:
-            if isinstance(value, Variant):
-                flat.extend(value)
-            else:
-                flat.append(value)
+        n = variant_at(type(record))
+        if n is None:
+            flat += record
+        else:
+            flat += record[:n]
+            flat += record[n]
+            flat += record[n + 1 :]
     return tuple(flat)
 
 
 def unflatten(flat: Sequence[Any], *records: Kind) -> tuple[Any, ...]:
-    """Records of these types from their fields; fields that lack at the end are as by default."""
+    """Records of these types from their fields; missing fields at the end have their default."""
     found: list[Any] = []
     start = 0
     for record in records:
-        values: list[Any] = []
-        for is_variant in variant_fields(record):
-            width = len(Variant._fields) if is_variant else 1
-            if start < len(flat):
-                values.append(Variant.of(*flat[start : start + width]) if is_variant else flat[start])
-            start += width
+        n, end = variant_at(record), start + width(record)
+        values = flat[start:end]
+        if n is not None and n < len(values):
+            after = n + width(Variant)
+            values = *values[:n], Variant.of(*values[n:after]), *values[after:]
         found.append(record(*values))
+        start = end
     return tuple(found)
 
 
@@ -155,9 +157,16 @@ def mapped(change: Callable[[Tensor], Any], record: Record) -> Record:
 
 
 @cache
-def variant_fields(record: Kind) -> tuple[bool, ...]:
-    """Whether each field of a record is a `Variant`."""
-    return tuple(hint is Variant for hint in get_type_hints(record).values())
+def variant_at(record: Kind) -> int | None:
+    """The position of the field of a record that is a `Variant`."""
+    kinds = list(get_type_hints(record).values())
+    return kinds.index(Variant) if Variant in kinds else None
+
+
+@cache
+def width(record: Kind) -> int:
+    """The number of fields in `flatten`'s order."""
+    return len(hints(record))
 
 
 def hints(*records: Kind) -> dict[str, Any]:
