@@ -40,7 +40,7 @@ def test_the_example_trains_in_two_processes_what_it_trains_in_one(tmp_path):
     options = ("--epochs=1", "--limit=70", "--hidden-size=8", "--batch-size=19", "--device=cpu")
     printed = torchrun(train_mnist.__file__, f"--out={tmp_path / 'two'}", *options)
     assert printed.count("Test accuracy") == printed.count("epoch     loss") == 1
-    assert "2 processes, each on its share of every batch" in printed
+    assert "2 processes, each with its share of every batch" in printed
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"checkpoint.pt", "curves.png"}
     train_mnist.main([f"--out={tmp_path / 'one'}", *options])
     two, one = (torch.load(tmp_path / name / "checkpoint.pt")["history"][0] for name in ("two", "one"))

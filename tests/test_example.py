@@ -50,7 +50,7 @@ def copy_of_first(first, tmp_path):
 
 def test_one_epoch(first):
     out, printed, state = first
-    assert "80 MNIST digits to train on and 20 to test" in printed
+    assert "80 MNIST digits for training and 20 for testing" in printed
     assert re.search(r"Test accuracy \d+\.\d % after 1 epoch\n", printed), printed
     assert len(state["history"]) == 1
     picture = imread(out / "curves.png")
@@ -85,7 +85,7 @@ def test_plain_cell_is_the_same_model(first):
 def test_resumed_run_equals_uninterrupted_one(copy_of_first, tmp_path):
     _, whole = train("--epochs=3", *SETTINGS, out=tmp_path / "whole")
     printed, resumed = train("--epochs=3", "--resume", out=copy_of_first)
-    assert "Going on from the checkpoint, after epoch 1" in printed
+    assert "Resuming from the checkpoint, after epoch 1" in printed
     assert len(resumed["history"]) == 3
     for epoch in whole["history"] + resumed["history"]:
         del epoch["seconds"]
