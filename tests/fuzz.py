@@ -97,7 +97,7 @@ def check_jvp(problem: Problem, exact: dict[str, Array]) -> float:
 
 
 def search(seed: int, first: int, last: int | None, done: Callable[[int, Draw, float], bool]) -> str | None:
-    """Check draws of a seed in order until ``done`` is true; return the first failure in one line, or None."""
+    """Check draws of a seed in order until ``done`` is true; return the first failure as a line, or None."""
     n = first
     while last is None or n < last:
         d, generator = draw(seed, n)
