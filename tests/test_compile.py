@@ -14,7 +14,7 @@ ALL = [engine.name for engine in ENGINES_HERE]
 SIZES = ((4, 3), (7, 2), (5, 6))  # T, B
 OPTIONS = [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 3, "batch_first": True}]
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning",  # raised by Dynamo itself
+    "ignore:.*should not be instantiated:DeprecationWarning",  # raised by Dynamo
     "ignore:.*deprecated:DeprecationWarning",
 )
 each_engine = pytest.mark.parametrize("engine", ALL)
