@@ -131,9 +131,9 @@ def compressed(text: str, known: int) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, report bits per letter and generate text; return the exit status."""
-    told = options(__doc__, seeds=1, argv=argv)
-    torch.set_num_threads(told.jobs)  # there is only one run, so it takes the threads of all jobs
-    plan = PLANS[told.size]
+    opts = options(__doc__, seeds=1, argv=argv)
+    torch.set_num_threads(opts.jobs)  # there is only one run, so it takes the threads of all jobs
+    plan = PLANS[opts.size]
     text = load(plan.letters)
     alphabet = "".join(sorted(set(text)))
     codes = torch.tensor([alphabet.index(letter) for letter in text])
@@ -170,8 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     axes.set_ylabel("bits per letter", color=GREY)
     axes.legend(frameon=False, fontsize=8)
     written = write(model, alphabet, "The ", 400)
-    told_text = f"{table(('held-out text', 'bits per letter'), rows)}\n\n```text\n{written}\n```"
-    report(told, "char_lm", told_text, figure)
+    page_text = f"{table(('held-out text', 'bits per letter'), rows)}\n\n```text\n{written}\n```"
+    report(opts, "char_lm", page_text, figure)
     return 0
 
 

@@ -44,7 +44,7 @@ class Kind:
     loss: Callable[[Tensor, Tensor], Tensor]
     score: Callable[[Tensor, Tensor], Tensor]
     passed: Callable[[float], bool]
-    said: str  # format of a score
+    score_format: str  # format of a score
 
 
 KINDS = {

@@ -97,16 +97,16 @@ def train(task: Task) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train with and without peepholes, report and plot the accuracies; return the exit status."""
-    told = options(__doc__, seeds=5, argv=argv)
-    plan = PLANS[told.size]
+    opts = options(__doc__, seeds=5, argv=argv)
+    plan = PLANS[opts.size]
     names = {True: "peephole LSTM", False: "LSTM"}
     folds = (0, 1, 2, 3, 4)
-    tested = [Task(plan, peephole, seed) for peephole in names for seed in range(told.seeds)]
-    validated = [Task(plan, True, 0, fold) for fold in folds] if told.size != "quick" else []
+    tested = [Task(plan, peephole, seed) for peephole in names for seed in range(opts.seeds)]
+    validated = [Task(plan, True, 0, fold) for fold in folds] if opts.size != "quick" else []
     tasks = [*tested, *validated]
-    accuracies = dict(zip(tasks, run(train, tasks, told.jobs), strict=True))
+    accuracies = dict(zip(tasks, run(train, tasks, opts.jobs), strict=True))
 
-    figure, (axes,) = panels(1, 1, f"Japanese Vowels: test accuracy, %, of {told.seeds} seeds")
+    figure, (axes,) = panels(1, 1, f"Japanese Vowels: test accuracy, %, of {opts.seeds} seeds")
     rows = []
     for peephole, colour in ((True, PEEPHOLE), (False, PLAIN)):
         curves = [accuracies[task] for task in tested if task.peephole == peephole]
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     axes.set_xlabel("epoch", color=GREY)
     axes.legend(frameon=False, fontsize=8)
     heading = ("both directions", "tested on", "runs", "mean accuracy", "least", "largest")
-    report(told, "japanese_vowels", table(heading, rows), figure)
+    report(opts, "japanese_vowels", table(heading, rows), figure)
     return 0
 
 

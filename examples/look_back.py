@@ -203,7 +203,7 @@ def solved_table(climbs: Climbs, plan: Plan) -> str:
                 if updates:
                     how = f"{median(updates):.0f} updates"
                 elif tried:
-                    how = KINDS[kind].said.format(median(o.score for o in tried))
+                    how = KINDS[kind].score_format.format(median(o.score for o in tried))
                 cells.append(f"{len(updates)} of {seeds}, {how}")
             rows.append(cells)
     return table(("task", "steps", *TRAINED), rows)
@@ -241,14 +241,14 @@ def draw_gradients(axes: Axes, norms: dict[str, list[float]], title: str) -> Non
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train all models, report what they solved and plot the gradients; return the exit status."""
-    told = options(__doc__, seeds=3, argv=argv)
-    plan = PLANS[told.size]
+    opts = options(__doc__, seeds=3, argv=argv)
+    plan = PLANS[opts.size]
     tasks = [
         Task(kind, model, seed, gaps, plan.updates[kind])
         for kind, gaps in plan.gaps.items()
-        for model, seed in product(reversed(TRAINED), range(told.seeds))
+        for model, seed in product(reversed(TRAINED), range(opts.seeds))
     ]
-    climbs = dict(zip(tasks, run(climb, tasks, told.jobs), strict=True))
+    climbs = dict(zip(tasks, run(climb, tasks, opts.jobs), strict=True))
     untrained = untrained_gradients(plan.distances[-1] + 1)
     trained, rows = {}, []
     for task, outcomes in climbs.items():
@@ -267,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before.legend(frameon=False, fontsize=7)
     rows = [[f"{model}, untrained", *at_distances(norms, plan)] for model, norms in untrained.items()] + rows
     heading = ("norm of d loss / d x_t", *(f"{d:,} step{'s' if d > 1 else ''} back" for d in plan.distances))
-    report(told, "look_back", f"{solved_table(climbs, plan)}\n\n{table(heading, rows)}", figure)
+    report(opts, "look_back", f"{solved_table(climbs, plan)}\n\n{table(heading, rows)}", figure)
     return 0
 
 

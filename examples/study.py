@@ -134,18 +134,18 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def report(told: Options, name: str, text: str, figure: Figure) -> None:
+def report(opts: Options, name: str, text: str, figure: Figure) -> None:
     """Print a study's table, and write the table and the figure to the output folder."""
     print(text)
-    write(told.out / f"{name}.md", f"{text}\n".encode())
-    write_figure(told.out / f"{name}.png", figure, dpi=110)
-    print(f"\nWrote {told.out / name}.md and {told.out / name}.png")
-    if told.publish:
+    write(opts.out / f"{name}.md", f"{text}\n".encode())
+    write_figure(opts.out / f"{name}.png", figure, dpi=110)
+    print(f"\nWrote {opts.out / name}.md and {opts.out / name}.png")
+    if opts.publish:
         picture = README.parent / "pictures" / f"{name}.png"
         make_folder(picture.parent)
         write_figure(picture, figure, dpi=80)
         made = (
-            f"`examples/{name}.py`, {told.size} sizes, seeds from 0 to {told.seeds - 1}, {date.today()}, "
+            f"`examples/{name}.py`, {opts.size} sizes, seeds from 0 to {opts.seeds - 1}, {date.today()}, "
             f"torch {torch.__version__}:"
         )
         page = published(README.read_text(), name, f"{made}\n\n{text}\n\n![{name}](pictures/{name}.png)")

@@ -21,7 +21,7 @@ import lstm_fused
 
 CELLS, BATCH, CHECK_EVERY = 8, 16, 25
 INTERVALS, TESTED = 8, 100  # measuring: intervals per sequence; test sequences
-AHEAD, SPIKES = 4, 20  # generating: spikes asked for beyond those that succeed; spikes of the test
+AHEAD, SPIKES = 4, 20  # generating: spikes trained beyond those that succeed; spikes of the test
 
 
 @dataclass(frozen=True)
@@ -163,17 +163,17 @@ def train(task: Task) -> Outcome:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train all models, report and plot what they solved; return the exit status."""
-    told = options(__doc__, seeds=10, argv=argv)
-    plan = PLANS[told.size]
+    opts = options(__doc__, seeds=10, argv=argv)
+    plan = PLANS[opts.size]
     tasks = [
         Task(kind, model, period, seed, plan.updates)
         for kind, periods in plan.periods.items()
-        for period, model, seed in product(periods, MODELS, range(told.seeds))
+        for period, model, seed in product(periods, MODELS, range(opts.seeds))
     ]
-    outcomes = dict(zip(tasks, run(train, tasks, told.jobs), strict=True))
+    outcomes = dict(zip(tasks, run(train, tasks, opts.jobs), strict=True))
     kinds = [(kind, period) for kind, periods in plan.periods.items() for period in periods]
 
-    figure, axes = panels(1, len(kinds), f"Seeds that made no mistake, of {told.seeds}, against updates")
+    figure, axes = panels(1, len(kinds), f"Seeds that made no mistake, of {opts.seeds}, against updates")
     rows = []
     for (kind, period), each in zip(kinds, axes, strict=True):
         cells = [kind, f"{period - 1} or {period}" if kind == "measuring" else f"every {period}"]
@@ -181,15 +181,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = [o for task, o in outcomes.items() if task[:3] == (kind, name, period)]
             solved = sorted(o.updates for o in found if o.updates is not None)
             how = f"{median(solved):.0f} updates" if solved else f"best {max(o.best for o in found):.0%}"
-            cells.append(f"{len(solved)} of {told.seeds}, {how}")
+            cells.append(f"{len(solved)} of {opts.seeds}, {how}")
             each.step([0, *solved, plan.updates], [*range(len(solved) + 1), len(solved)], where="post",
                       color=model.colour, label=name, linewidth=2, alpha=0.8)  # fmt: skip
         rows.append(cells)
         each.set_title(f"{kind}, {cells[1]} steps", loc="left", fontsize=10)
-        each.set_ylim(-0.2, told.seeds + 0.2)
+        each.set_ylim(-0.2, opts.seeds + 0.2)
         each.set_xlabel("updates", color=GREY)
     axes[0].legend(frameon=False, fontsize=8)
-    report(told, "timing", table(("task", "steps", *MODELS), rows), figure)
+    report(opts, "timing", table(("task", "steps", *MODELS), rows), figure)
     return 0
 
 

@@ -43,8 +43,8 @@ class Draw:
     transform: str | None = None  # or vmap, jvp
 
     def __str__(self) -> str:
-        told = (f for f in fields(self) if getattr(self, f.name) != f.default)
-        return " ".join(f"{f.name}={getattr(self, f.name)}" for f in told).replace("torch.", "")
+        changed = (f for f in fields(self) if getattr(self, f.name) != f.default)
+        return " ".join(f"{f.name}={getattr(self, f.name)}" for f in changed).replace("torch.", "")
 
 
 def draw(seed: int, n: int) -> tuple[Draw, torch.Generator]:

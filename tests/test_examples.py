@@ -19,7 +19,7 @@ import vowels
 from matplotlib.image import imread
 
 
-def told(main, out, capsys):
+def run_quick(main, out, capsys):
     """Run a study with --quick; check its figure and its file, and return its output."""
     assert main(["--quick", "--jobs=1", f"--out={out}"]) == 0
     printed = capsys.readouterr().out
@@ -31,7 +31,7 @@ def told(main, out, capsys):
 
 
 def test_look_back(tmp_path, capsys):
-    printed = told(look_back.main, tmp_path, capsys)
+    printed = run_quick(look_back.main, tmp_path, capsys)
     recall = next(line for line in printed.splitlines() if line.startswith("| recall | 5 |"))
     assert recall.count("1 of 1") == 3, "every model can look back over five steps"
 
@@ -55,7 +55,7 @@ def test_adding_marks_two_numbers_in_the_first_half(T):
 
 
 def test_timing(tmp_path, capsys):
-    printed = told(timing.main, tmp_path, capsys)
+    printed = run_quick(timing.main, tmp_path, capsys)
     measuring = [line for line in printed.splitlines() if line.startswith("| measuring")]
     assert measuring and all(line.count("1 of 1") == 3 for line in measuring), printed
 
@@ -74,13 +74,13 @@ def test_the_vowels_are_complete():
 
 
 def test_japanese_vowels(tmp_path, capsys):
-    printed = told(japanese_vowels.main, tmp_path, capsys)
+    printed = run_quick(japanese_vowels.main, tmp_path, capsys)
     accuracies = [float(share) for share in re.findall(r"\| 1 \| (\d+\.\d) %", printed)]
     assert len(accuracies) == 2 and min(accuracies) > 100 * 3 / 9, printed
 
 
 def test_char_lm(tmp_path, capsys):
-    printed = told(char_lm.main, tmp_path, capsys)
+    printed = run_quick(char_lm.main, tmp_path, capsys)
     found, packed, by_many, by_one = map(float, re.findall(r"\| (\d+\.\d+) \|", printed))
     assert found < 4.5 and packed < 4.5, printed
     assert by_one == pytest.approx(by_many, abs=2e-5), "carried states change the result"
@@ -133,9 +133,9 @@ def test_a_study_that_cannot_write_gives_one_line(tmp_path, capsys, monkeypatch)
         study.options("", 1, [f"--out={tmp_path / 'file'}"])
     assert f"--out: {tmp_path / 'file'} cannot be made a folder: File exists" in capsys.readouterr().err
 
-    told = study.Options("quick", 1, 1, tmp_path / "absent", publish=False)
+    opts = study.Options("quick", 1, 1, tmp_path / "absent", publish=False)
     figure, _ = study.panels(1, 1, "")
-    assert study.until_interrupted(lambda: study.report(told, "name", "a table", figure)) == 1
+    assert study.until_interrupted(lambda: study.report(opts, "name", "a table", figure)) == 1
     said = capsys.readouterr()
     assert "a table" in said.out, "the table is printed nevertheless"
     (line,) = said.err.splitlines()

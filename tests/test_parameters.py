@@ -123,10 +123,10 @@ def test_shared_parameters():
     assert len(list(module.parameters())) == 8 - 4 + 2 + 1
     x = torch.randn(4, 3, 7, dtype=F64)
     output(module, x).sum().backward()
-    apart = LSTM(7, 7, 2, dtype=F64)
-    apart.load_state_dict(module.state_dict())
-    output(apart, x).sum().backward()
-    both = apart.weight_hh_l0.grad + apart.weight_hh_l1.grad
+    unshared = LSTM(7, 7, 2, dtype=F64)
+    unshared.load_state_dict(module.state_dict())
+    output(unshared, x).sum().backward()
+    both = unshared.weight_hh_l0.grad + unshared.weight_hh_l1.grad
     torch.testing.assert_close(module.weight_hh_l0.grad, both)
     other = copy.deepcopy(module)
     assert other.weight_hh_l1 is other.weight_hh_l0 is not module.weight_hh_l0
