@@ -278,7 +278,8 @@ def test_from_onnx_refuses_a_head_on_another_tensor(tmp_path):
 def test_missing_packages_are_named(monkeypatch):
     assert lstm_fused.onnx.export is export
     monkeypatch.setitem(sys.modules, "onnx", None)  # hide the package
-    monkeypatch.delitem(sys.modules, "lstm_fused.onnx")
+    for name in ("lstm_fused.onnx", "lstm_fused.interop.onnx"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(lstm_fused, "onnx")
     message = re.escape("lstm_fused.onnx needs the package onnx: pip install 'lstm_fused[onnx]'")
     with pytest.raises(ModuleNotFoundError, match=message):
