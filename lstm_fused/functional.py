@@ -119,7 +119,9 @@ def run_layer(
         operands = inputs[:-1] if variant is PLAIN else flatten(inputs)
         if tracing.recorded():  # the program keeps the operator, whose kernels find its derivatives
             y, h_n, c_n, _, _ = forward_op[chosen](*operands)
-        elif tracing.transformed() or requires_grad(operands[n] for n in DIFFERENTIABLE if n < len(operands)):
+        elif tracing.under_transform() or requires_grad(
+            operands[n] for n in DIFFERENTIABLE if n < len(operands)
+        ):
             y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *flatten(inputs._replace(save=True)))
         else:
             with below_autograd():

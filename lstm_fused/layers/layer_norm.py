@@ -12,7 +12,7 @@ from lstm_fused.reference import EPS, accumulation_dtype, composed_layer_norm, n
 
 def layer_norm(v: Tensor, gain: Tensor) -> Tensor:
     """Gain * (v - mean) / sqrt(variance + 1e-5) over the last dimension of v [T, B, 4H]."""
-    if tracing.recorded() or tracing.transformed():
+    if tracing.recorded() or tracing.under_transform():
         return composed_layer_norm(v, gain)
     result: Tensor = LayerNorm.apply(v, gain)[0]
     return result
