@@ -18,7 +18,7 @@ from lstm_fused.checks import (
 )
 from lstm_fused.contract import Variant
 from lstm_fused.errors import bad
-from lstm_fused.functional import in_rows, run_layer
+from lstm_fused.functional import run_layer, stack_states
 from lstm_fused.interop import nn_lstm
 from lstm_fused.layers import masks, parameters
 from lstm_fused.layers.options import WithOptions, check_dtype, check_together
@@ -258,7 +258,7 @@ class LSTM(WithOptions):
                 h_n.append(h)
                 c_n.append(c)
             x = ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
-        return x, (in_rows(h_n), in_rows(c_n))
+        return x, (stack_states(h_n), stack_states(c_n))
 
     def _check_hx(self, hx: object, batch: tuple[int, ...], input: Tensor) -> None:
         rows, P = self.num_layers * self.num_directions, self.proj_size or self.hidden_size
