@@ -1,4 +1,4 @@
-"""The layer norm of W_ih x_t, which stands outside of the recurrence, differentiable any number of times."""
+"""Layer norm of W_ih x_t, outside the recurrence, differentiable to any order."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def layer_norm(v: Tensor, gain: Tensor) -> Tensor:
 
 
 class LayerNorm(torch.autograd.Function):
-    """PyTorch's own kernels for the first derivative, the reference's formula for all after it."""
+    """PyTorch's kernels for the first derivative, the reference's formula for higher ones."""
 
     @staticmethod
     def forward(v: Tensor, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
