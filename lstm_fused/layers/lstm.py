@@ -49,7 +49,7 @@ class LSTM(WithOptions):
         forget_bias: initial b_f, all of it in bias_ih; None draws it like the other parameters.
         coupled: couple the input gate to the forget gate, i = 1 - f: three gates, ordered f, g, o.
         layer_norm: normalize W_ih x_t and W_hh h_{t-1}, each over its 4H elements.
-        recurrent_dropout: probability of zeroing an element of h in W_hh h_{t-1} for a sequence while training.
+        recurrent_dropout: probability of zeroing an element of h, for all steps, in W_hh h_{t-1} in training.
         zoneout_h: probability that an element of h keeps its previous value; the share it keeps in eval mode.
         zoneout_c: the same for c.
         cell_clip: bound on the magnitude of c.
