@@ -41,8 +41,8 @@ def print_verdicts(check: bool) -> bool:
     right = True
     for device in cards():
         print(f"\n{verdicts.card_name(device)}, driver {verdicts.driver()}; LSTM_FUSED_GPU={guard.setting()}")
-        found = guard.check_usual(device) if check else verdicts.on_record(device)
-        for verdict in found:
+        results = guard.check_usual(device) if check else verdicts.on_record(device)
+        for verdict in results:
             print(f"{'right' if verdict.right else 'WRONG'}  {verdict.name}: {verdict.said}", flush=True)
             right &= verdict.right
         print(f"Verdicts are kept in {verdicts.cache_folder()}")

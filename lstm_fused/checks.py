@@ -145,8 +145,8 @@ def check_torch(lstm: object) -> None:
         raise bad_type("lstm", "a torch.nn.LSTM", type(lstm).__name__)
     if type(lstm).forward is not nn.LSTM.forward:
         raise bad("lstm", "a torch.nn.LSTM", f"{type(lstm).__name__}, a subclass that overrides forward")
-    if len(made := {f"{parameter.dtype} on {parameter.device}" for parameter in lstm.parameters()}) != 1:
-        raise bad("lstm", "parameters of one dtype on one device", " and ".join(sorted(made)) or "none")
+    if len(kinds := {f"{parameter.dtype} on {parameter.device}" for parameter in lstm.parameters()}) != 1:
+        raise bad("lstm", "parameters of one dtype on one device", " and ".join(sorted(kinds)) or "none")
 
 
 def check_layer(

@@ -111,19 +111,19 @@ class LSTMFunction(Function):
             if ctx.version is not None and ctx.version.changed():
                 with torch.no_grad():
                     y = LSTMFunction.forward(ctx.engine, *operands)[0]
-            given = dy, dh_n, dc_n, *operands, y, c, gates
+            arguments = dy, dh_n, dc_n, *operands, y, c, gates
             # Legacy batched tensors (is_grads_batched) lose what a Function records.
-            recorded = torch.is_grad_enabled()
-            batched = recorded and any(d is not None and is_batched(d) for d in (dy, dh_n, dc_n))
+            recording = torch.is_grad_enabled()
+            batched = recording and any(d is not None and is_batched(d) for d in (dy, dh_n, dc_n))
             function: Any
             if batched:
                 function = LSTMBackwardFunction.composed
-            elif recorded or tracing.under_transform():
+            elif recording or tracing.under_transform():
                 function = LSTMBackwardFunction.apply
             else:  # no higher derivatives
                 function = LSTMBackwardFunction.forward
-                given = unwrapped(given)
-            grads = dict(zip(needed, function(ctx.engine, needed, (), *given), strict=True))
+                arguments = unwrapped(arguments)
+            grads = dict(zip(needed, function(ctx.engine, needed, (), *arguments), strict=True))
         return None, *(grads.get(name) for name in INPUTS)
 
     @staticmethod
@@ -187,24 +187,24 @@ class LSTMBackwardFunction(Function):
             kept.hw,
         )
         with below_autograd():
-            found = Gradients(*backward_op[engine](*flatten(douts, saved)))
+            engine_grads = Gradients(*backward_op[engine](*flatten(douts, saved)))
         if gain_hh is None:
-            found = found._replace(dhw=found.dxw)
+            engine_grads = engine_grads._replace(dhw=engine_grads.dxw)
         if not groups:
-            return input_gradients(needed, True, douts, inputs, kept, found)
+            return input_gradients(needed, True, douts, inputs, kept, engine_grads)
         records = OutputGradients, Inputs, Kept, Gradients
 
-        def of_group(*operands: Any) -> Tensors:
+        def group_gradients(*operands: Any) -> Tensors:
             return input_gradients(needed, False, *unflatten(operands, *records))
 
-        operands = flatten(douts, inputs, kept, found)
-        return transforms.in_groups(of_group, needed, groups, batch_axes(*records), operands)
+        operands = flatten(douts, inputs, kept, engine_grads)
+        return transforms.in_groups(group_gradients, needed, groups, batch_axes(*records), operands)
 
     @staticmethod
     def composed(engine: str, needed: Sequence[str], groups: tuple[int, ...], *operands: Any) -> Tensors:
-        given = operands[:SOURCES]
-        positions = differentiable(given, OutputGradients, Inputs)
-        return transforms.gradient_function(needed, groups, given, positions)(*at(positions, given))
+        sources = operands[:SOURCES]
+        positions = differentiable(sources, OutputGradients, Inputs)
+        return transforms.gradient_function(needed, groups, sources, positions)(*at(positions, sources))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
@@ -215,10 +215,10 @@ class LSTMBackwardFunction(Function):
     @staticmethod
     def gradient_function(ctx: Any) -> tuple[Callable[..., Tensors], tuple[int, ...], Tensors]:
         """The gradients as a function of the differentiable operands, their positions, and the operands."""
-        given = load(ctx)
-        positions = differentiable(given, OutputGradients, Inputs)
-        function = transforms.gradient_function(ctx.needed, ctx.groups, given, positions)
-        return function, positions, at(positions, given)
+        sources = load(ctx)
+        positions = differentiable(sources, OutputGradients, Inputs)
+        function = transforms.gradient_function(ctx.needed, ctx.groups, sources, positions)
+        return function, positions, at(positions, sources)
 
     @staticmethod
     def backward(ctx: Any, *dgrads: Tensor | None) -> tuple[Any, ...]:
@@ -250,9 +250,9 @@ class LSTMBackwardFunction(Function):
             folded = transforms.fold(info.batch_size, dims, axes, operands)
             groups = (info.batch_size, *groups)
             grads = LSTMBackwardFunction.apply(engine, needed, groups, *folded)
-        found_axes = transforms.gradient_axes(needed)
-        out_dims = tuple(axis or 0 for axis in found_axes)
-        return transforms.unfold(info.batch_size, found_axes, grads), out_dims
+        out_axes = transforms.gradient_axes(needed)
+        out_dims = tuple(axis or 0 for axis in out_axes)
+        return transforms.unfold(info.batch_size, out_axes, grads), out_dims
 
 
 SOURCES = len(specs(OutputGradients, Inputs))  # operands that derivatives of the gradients are computed from

@@ -53,7 +53,7 @@ def triton_or_reference_forward(inputs: Inputs) -> Outputs:
 
 
 def triton_or_reference_backward(saved: Saved, douts: OutputGradients) -> Gradients:
-    """The same for the backward pass, whichever engine ran the forward pass."""
+    """The backward pass of either; both save the same tensors for it."""
     if triton.serves(saved.c):
         return triton.backward(saved, douts, unasked=True)
     return reference.backward(saved, douts)

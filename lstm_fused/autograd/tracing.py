@@ -63,5 +63,5 @@ def has_values(tensor: Tensor) -> bool:
 
 
 def has_values_on_cpu(tensor: Tensor) -> bool:
-    """The same, on the CPU, where reading them waits for no device."""
+    """`has_values`, and reading them waits for no device."""
     return tensor.device.type == "cpu" and has_values(tensor)

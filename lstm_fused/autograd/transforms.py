@@ -204,7 +204,7 @@ def gradient_function(
         positions: positions of the function's arguments.
     """
 
-    def of_group(*operands: Any) -> Tensors:
+    def group_gradients(*operands: Any) -> Tensors:
         douts, inputs = unflatten(operands, OutputGradients, Inputs)
         own = flatten(inputs)
         places = differentiable(own, Inputs)
@@ -214,7 +214,7 @@ def gradient_function(
 
     def gradients(*values: Tensor) -> Tensors:
         axes = batch_axes(OutputGradients, Inputs)
-        return in_groups(of_group, needed, groups, axes, put(positions, values, operands))
+        return in_groups(group_gradients, needed, groups, axes, put(positions, values, operands))
 
     return gradients
 

@@ -234,8 +234,8 @@ class LSTM(WithOptions):
         for layer in range(self.num_layers):
             shapes = self._shapes(layer)
             own.append({suffix: self._own(shapes, f"_{suffix}") for suffix in self._suffixes(layer)})
-            for suffix, given in own[-1].items():
-                check_parameters(given, shapes, f"_{suffix}", x)
+            for suffix, params in own[-1].items():
+                check_parameters(params, shapes, f"_{suffix}", x)
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
             lengths = lengths.to(x.device)
@@ -247,10 +247,10 @@ class LSTM(WithOptions):
             if layer > 0 and self.dropout > 0:
                 x = F.dropout(x, self.dropout, self.training)
             ys = []
-            for suffix, given in directions.items():
+            for suffix, params in directions.items():
                 row = len(h_n)
                 h0_c0 = None if hx is None else (hx[0][row], hx[1][row])
-                p = parameters.uncoupled(given) if self.coupled else given
+                p = parameters.uncoupled(params) if self.coupled else params
                 variant = Variant.of(p.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
                 reverse = suffix.endswith("_reverse")
                 y, (h, c) = run_layer(x, p, h0_c0, lengths, reverse, self.engine, variant)

@@ -76,7 +76,7 @@ def zero_absent_peepholes(
         Error messages.
     """
 
-    def given(name: str) -> list[str]:
+    def keys_of(name: str) -> list[str]:
         """The state dict's keys of a parameter, which may be pruned or parametrized there."""
         start = prefix + name, f"{prefix}parametrizations.{name}."
         keys = [start[0], *(f"{start[0]}_{end}" for end in ("orig", "g", "v"))]
@@ -84,14 +84,14 @@ def zero_absent_peepholes(
 
     def absent(name: str) -> bool:
         suffix = name.removeprefix(PEEPHOLE)
-        return not given(name) and all(given(weight + suffix) for weight in WEIGHTS)
+        return not keys_of(name) and all(keys_of(weight + suffix) for weight in WEIGHTS)
 
     for name, own in list(module._parameters.items()):
         peephole = name.removesuffix("_orig")  # of a pruned peephole
         if own is None or not name.startswith(PEEPHOLE) or not absent(peephole):
             continue
         if assign:
-            weight = state_dict[given(WEIGHTS[0] + peephole.removeprefix(PEEPHOLE))[0]]
+            weight = state_dict[keys_of(WEIGHTS[0] + peephole.removeprefix(PEEPHOLE))[0]]
             setattr(module, name, nn.Parameter(weight.new_zeros(own.shape), own.requires_grad))
         else:
             own.zero_()

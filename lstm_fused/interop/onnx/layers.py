@@ -65,9 +65,9 @@ class Layers:
             if kind == "LSTM":
                 values = self.run(next(remaining))
             elif kind == "Gemm":
-                values = [self.score(node)]
+                values = [self.head_logits(node)]
             elif kind == "Where":
-                values = [self.choose(node)]
+                values = [self.last_state(node)]
             elif set(node.output) <= file.constants.keys():
                 continue
             else:
@@ -173,7 +173,7 @@ class Layers:
             value = Value(value.origin, rows) if value.origin != KNOWN else None
         self.initial[state].append(Initial(k, operation, value))
 
-    def choose(self, node: NodeProto) -> Value:
+    def last_state(self, node: NodeProto) -> Value:
         """A Where node: the last state, or the initial state for length 0, as `export` writes it."""
         condition, last, first = (self.tensors.value(name) or NONE for name in node.input)
         lengths = "".join(self.lengths)
@@ -191,7 +191,7 @@ class Layers:
             return last
         return Value(f"{node.output[0]!r} of Where")
 
-    def score(self, node: NodeProto) -> Value:
+    def head_logits(self, node: NodeProto) -> Value:
         """A Gemm node as a classifier's head: the logits."""
         values = attributes(node)
         for name, value in values.items():
@@ -199,8 +199,8 @@ class Layers:
                 raise bad("path", f"{name} of Gemm {node.name!r} to be one of {GEMM.get(name)}", value)
         x = self.tensors.value(node.input[0]) or NONE
         state = self.last["h_n"][-1] if self.last else None
-        of_last = state is not None and x.origin == "h_n" and same(x.tensor, state)
-        if state is None or not of_last or self.D == 2 or not self.batch_first:
+        reads_last = state is not None and x.origin == "h_n" and same(x.tensor, state)
+        if state is None or not reads_last or self.D == 2 or not self.batch_first:
             wanted = "the Gemm to read Y_h of a last LSTM that is forward and batch-first"
             raise bad("path", wanted, self.tensors.describe(x))
         shapes = [list(proto.dims) if (proto := weight(self.file, node, n)) else None for n in (1, 2)]
@@ -246,7 +246,7 @@ class Layers:
 
     def check_outputs(self) -> None:
         """Check that the graph's outputs are those of a module."""
-        found = []
+        order = []
         for name, info in self.file.outputs.items():
             value = self.tensors.value(name)
             which = self.find_output(value)
@@ -255,10 +255,10 @@ class Layers:
             if not which or dtype != self.kind.dtype or misnamed:
                 wanted = "the output, h_n or c_n of a module, or the logits of a classifier"
                 raise bad("path", f"output {name!r} to be {wanted}", self.tensors.describe(value))
-            found.append(which)
+            order.append(which)
         names = ("logits",) if self.head is not None else OUTPUTS
-        if found != [name for name in names if name in found]:
-            raise bad("path", f"outputs in the order of {', '.join(names)}", found)
+        if order != [name for name in names if name in order]:
+            raise bad("path", f"outputs in the order of {', '.join(names)}", order)
 
     def find_output(self, value: Value | None) -> str:
         """The name of the module's output that this is, or ""."""

@@ -1,4 +1,4 @@
-"""`from_onnx`: a module from an ONNX file whose graph is a stack of LSTM nodes."""
+"""`from_onnx`: makes a module from an ONNX file whose graph is a stack of LSTM nodes."""
 
 import os
 

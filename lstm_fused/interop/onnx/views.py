@@ -256,10 +256,10 @@ def cast(call: Call) -> list[Value]:
 
 def multiply(call: Call) -> list[Value]:
     """Mul of sizes."""
-    one, other = call.known(0), call.known(1)
-    require(one.dtype == other.dtype == torch.int64, "no sizes")
-    require(math.prod(torch.broadcast_shapes(one.shape, other.shape)) <= COPIED, "many elements")
-    return [Value(KNOWN, one * other)]
+    left, right = call.known(0), call.known(1)
+    require(left.dtype == right.dtype == torch.int64, "no sizes")
+    require(math.prod(torch.broadcast_shapes(left.shape, right.shape)) <= COPIED, "many elements")
+    return [Value(KNOWN, left * right)]
 
 
 def nonzero(origin: str) -> str:

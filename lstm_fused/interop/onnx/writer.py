@@ -84,7 +84,7 @@ def export(
     lengths: bool = False,
     states: bool = False,
 ) -> None:
-    """Write a module in eval mode as an ONNX file of opset 17 with symbolic T and B.
+    """Write what a module computes in eval mode as an ONNX file of opset 17 with symbolic T and B.
 
     Coupled gates are written as all four.
 
