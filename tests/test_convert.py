@@ -44,7 +44,7 @@ def test_to_torch_keeps_dropout_and_refuses_peepholes():
     assert LSTM(I, H, 2, dropout=0.25, peephole=False).to_torch().dropout == 0.25
     module = LSTM(I, H, bidirectional=True)
     nn.init.zeros_(module.weight_peephole_l0)
-    with pytest.raises(ValueError, match="weight_peephole_l0_reverse: expected zeros, for"):
+    with pytest.raises(ValueError, match="weight_peephole_l0_reverse: expected zeros, because"):
         module.to_torch()
 
 
@@ -55,7 +55,7 @@ def test_to_torch_expands_coupled_gates_and_refuses_other_options():
     close(theirs(x)[0].detach(), ours(x)[0].detach())
     assert theirs.weight_ih_l0.shape == (4 * H, I) and not theirs.weight_hh_l1.requires_grad
     for option in ("recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip"):
-        with pytest.raises(ValueError, match=f"{option}: expected none, for torch.nn.LSTM has none, got 0.5"):
+        with pytest.raises(ValueError, match=f"{option}: expected none, as torch.nn.LSTM has none, got 0.5"):
             LSTM(I, H, peephole=False, **{option: 0.5}).to_torch()
     with pytest.raises(ValueError, match="layer_norm: expected none"):
         LSTM(I, H, peephole=False, layer_norm=True).to_torch()
@@ -144,9 +144,9 @@ SHAPES = r"cells: expected kernel \(I \+ H, 4H\), bias \(4H,\), and peepholes \(
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([], "layers: expected weights of one layer at least, got none"),
-        ([[]], "layers: expected weights of one layer at least, got none"),
-        ([[KERNEL, RECURRENT], []], "layers: expected weights of one layer at least, got none"),
+        ([], "layers: expected the weights of at least one layer, got none"),
+        ([[]], "layers: expected the weights of at least one layer, got none"),
+        ([[KERNEL, RECURRENT], []], "layers: expected the weights of at least one layer, got none"),
         ([None], r"layers: expected a list of arrays for each layer, as of get_weights\(\), got NoneType"),
         ([{"kernel": KERNEL}], "layers: expected a list of arrays for each layer, .* got dict"),
         (["kernel"], "layers: expected a list of arrays for each layer, .* got str"),
@@ -163,7 +163,7 @@ SHAPES = r"cells: expected kernel \(I \+ H, 4H\), bias \(4H,\), and peepholes \(
         ([[np.zeros((I, 0)), np.zeros((0, 0))]], ARRAYS),
         ([[BIAS, KERNEL, RECURRENT]], "layers: expected kernel, .* of one or two directions, got"),
         ([[KERNEL, RECURRENT] * 3], "layers: expected kernel, .* of one or two directions, got"),
-        ([[KERNEL, RECURRENT]] * 2, r"each as wide as the one before, got weight_ih_l1 \(28, 5\) where"),
+        ([[KERNEL, RECURRENT]] * 2, r"each fed by the one before, got weight_ih_l1 \(28, 5\) where"),
         ([[KERNEL, RECURRENT, BIAS], [RECURRENT, RECURRENT]], "layers of one kind, .* got bias_ih_l1 none"),
         ([[KERNEL, RECURRENT], [RECURRENT, RECURRENT, BIAS]], r"got bias_ih_l1 \(28,\) where .* none"),
         ([[KERNEL, RECURRENT, KERNEL, RECURRENT, BIAS]], "got bias_ih_l0_reverse .* asks for none"),
@@ -197,7 +197,7 @@ def test_invalid_keras_weights_are_refused(weights, message):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ([], "cells: expected weights of one layer at least, got none"),
+        ([], "cells: expected the weights of at least one layer, got none"),
         ([None], "cells: expected the variables of each cell by name, got NoneType"),
         ([[KERNEL, BIAS]], "cells: expected the variables of each cell by name, got list"),
         ([{}], NAMES),

@@ -63,10 +63,10 @@ def packed(batch_sizes, order=None, back=None, data=STEPS):
 
 
 PACKED_ERRORS = {
-    "negative": (([3, -2, 4],), "batch_sizes are positive and never grow", "[3, -2, 4]"),
-    "zero": (([3, 2, 0],), "batch_sizes are positive and never grow", "[3, 2, 0]"),
-    "growing": (([2, 3],), "batch_sizes are positive and never grow", "[2, 3]"),
-    "none": ((torch.zeros(0, dtype=torch.int64),), "batch_sizes are positive and never grow", "[]"),
+    "negative": (([3, -2, 4],), "batch_sizes are positive and non-increasing", "[3, -2, 4]"),
+    "zero": (([3, 2, 0],), "batch_sizes are positive and non-increasing", "[3, 2, 0]"),
+    "growing": (([2, 3],), "batch_sizes are positive and non-increasing", "[2, 3]"),
+    "none": ((torch.zeros(0, dtype=torch.int64),), "batch_sizes are positive and non-increasing", "[]"),
     "too many": (([3, 3],), "batch_sizes add up to its 5 steps", "6"),
     "too few": (([3, 1],), "batch_sizes add up to its 5 steps", "4"),
     "rank": (([[3, 2]],), "batch_sizes are a vector of int64", "torch.int64 of shape (1, 2) on cpu"),
@@ -76,12 +76,12 @@ PACKED_ERRORS = {
         "batch_sizes are a vector of int64",
         "torch.int32 of shape (2,) on cpu",
     ),
-    "out of range": (([3, 2], [0, 1, 3], [0, 1, 2]), "undo each other", "[0, 1, 3] and [0, 1, 2]"),
-    "negative index": (([3, 2], [0, 1, -1], [0, 1, 2]), "undo each other", "[0, 1, -1] and [0, 1, 2]"),
-    "back out of range": (([3, 2], [0, 1, 2], [0, 1, 3]), "undo each other", "[0, 1, 2] and [0, 1, 3]"),
-    "twice": (([3, 2], [0, 1, 1], [0, 1, 2]), "undo each other", "[0, 1, 1] and [0, 1, 2]"),
-    "no inverse": (([3, 2], [1, 2, 0], [1, 2, 0]), "undo each other", "[1, 2, 0] and [1, 2, 0]"),
-    "back alone": (([3, 2], None, [0, 1, 2]), "are there, or neither", "one"),
+    "out of range": (([3, 2], [0, 1, 3], [0, 1, 2]), "inverse permutations", "[0, 1, 3] and [0, 1, 2]"),
+    "negative index": (([3, 2], [0, 1, -1], [0, 1, 2]), "inverse permutations", "[0, 1, -1] and [0, 1, 2]"),
+    "back out of range": (([3, 2], [0, 1, 2], [0, 1, 3]), "inverse permutations", "[0, 1, 2] and [0, 1, 3]"),
+    "twice": (([3, 2], [0, 1, 1], [0, 1, 2]), "inverse permutations", "[0, 1, 1] and [0, 1, 2]"),
+    "no inverse": (([3, 2], [1, 2, 0], [1, 2, 0]), "inverse permutations", "[1, 2, 0] and [1, 2, 0]"),
+    "back alone": (([3, 2], None, [0, 1, 2]), "are both None or neither", "one"),
     "length": (([3, 2], [0, 1], [0, 1]), "sorted_indices have shape (3,) on cpu", "shape (2,) on cpu"),
     "floats": (([3, 2], [0.0, 1.0, 2.0], [0, 1, 2]), "sorted_indices are an integer tensor", "torch.float32"),
 }

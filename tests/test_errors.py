@@ -172,7 +172,7 @@ MODULE_ERRORS = {
     "engine": (lambda: layer(engine="cudnn"), "engine: expected one of", "'cudnn'"),
     "proj_size": (
         lambda: layer(proj_size=7),
-        "proj_size: expected an integer from 0 to less than hidden_size = 7",
+        "proj_size: expected a non-negative integer less than hidden_size = 7",
         "7",
     ),
     "proj_size negative": (lambda: layer(proj_size=-1), "proj_size: expected", "-1"),

@@ -46,7 +46,7 @@ NOT_COPIED = {
     "None": (lambda: None, "a torch.nn.LSTM, got NoneType"),
     "class": (lambda: nn.LSTM, "a torch.nn.LSTM, got type"),
     "quantized": (lambda: on_the_cpu(quantized.LSTM), "a torch.nn.LSTM, got LSTM"),
-    "subclass": (lambda: Louder(5, 7), "a torch.nn.LSTM, got Louder, a subclass with a forward of its own"),
+    "subclass": (lambda: Louder(5, 7), "a torch.nn.LSTM, got Louder, a subclass that overrides forward"),
     "weight norm": (lambda: normed(nn.LSTM(5, 7)), "plain parameters, not .*, got .*weight_hh_l0.original0"),
     "pruned": (
         lambda: pruned(nn.LSTM(5, 7)),

@@ -87,7 +87,7 @@ def test_refuses_other_modules(name):
 def test_refuses_training_mode_with_random_options(option):
     module, x = LSTM(5, 7, 2, **{option: 0.5}), torch.randn(6, 5)
     with pytest.raises(
-        ArgumentError, match=rf"^module: expected eval mode, .*, got training mode with {option}=0.5$"
+        ArgumentError, match=rf"^module: expected eval mode, got training mode with {option}=0.5$"
     ):
         lstm_fused.inspect(module, x)
     assert len(lstm_fused.inspect(module.eval(), x)) == 2

@@ -121,8 +121,8 @@ def test_export_expands_coupled_gates_and_ignores_training_options(tmp_path):
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (LSTM(5, 7, proj_size=3), {}, "proj_size=0, for ONNX's LSTM operator has no projection, got 3"),
-        (LSTM(5, 7, layer_norm=True), {}, "no layer_norm, for ONNX's LSTM operator has none, got True"),
+        (LSTM(5, 7, proj_size=3), {}, "proj_size=0, because ONNX's LSTM operator has no projection, got 3"),
+        (LSTM(5, 7, layer_norm=True), {}, "no layer_norm, because ONNX's LSTM operator has none, got True"),
         (LSTM(5, 7, zoneout_h=0.1), {}, "no zoneout_h, .* got 0.1"),
         (LSTM(5, 7, zoneout_c=0.1), {}, "no zoneout_c, .* got 0.1"),
         (LSTM(5, 7, cell_clip=3.0), {}, "no cell_clip, .* got 3.0"),
@@ -236,7 +236,7 @@ def drop_peephole(graph):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (add_attribute("clip", 1.0), "clip of LSTM 'y_l0' to be absent, or 87 at least, got 1.0"),
+        (add_attribute("clip", 1.0), "clip of LSTM 'y_l0' to be absent, or at least 87, got 1.0"),
         (add_attribute("input_forget", 2), "input_forget of LSTM 'y_l0' to be 0 or 1, got 2"),
         (add_attribute("input_forget", 1), "layers of one kind"),
         (add_attribute("activations", ["Relu"] * 6), "activations of LSTM"),
@@ -244,7 +244,7 @@ def drop_peephole(graph):
         (show_relu, "output 'relu' to be the output, h_n or c_n .* got 'relu' of Relu"),
         (show_one_step, r"output 'output' to be .* got the output of layer 2 moved to \(B, 14\)"),
         (compute_input, "the first LSTM to read a graph input"),
-        (remove_layers, r"LSTM nodes, and one Gemm at most, got 0 Gemm among \['Identity'\]"),
+        (remove_layers, r"LSTM nodes, and at most one Gemm, got 0 Gemm among \['Identity'\]"),
         (compute_weight, "constant weights at LSTM 'y_l0', got 'computed', computed"),
         (swap_steps_and_directions, r"outputs of LSTM 'y_l0' to go on as \[T, B, D \* H\]"),
         (skip_a_layer, "outputs of LSTM 'y_l1' to go on"),

@@ -70,8 +70,8 @@ def test_export_refuses_invalid_flags(argument, tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (".", "the path of a file, got .*, which is none"),
-        (os.devnull, "the path of a file, got /dev/null, which is none"),
+        (".", "the path of a file, got .*, which is not a file"),
+        (os.devnull, "the path of a file, got /dev/null, which is not a file"),
         (None, "the path of a file, got None"),
         (3, "the path of a file, got 3"),
         (b"model.onnx", "the path of a file, got b'model.onnx'"),

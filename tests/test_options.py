@@ -45,9 +45,9 @@ VALUES = {
     "proj_size": (
         [(np.int64(3), 3)],
         [
-            (-1, "an integer from 0"),
-            (False, "an integer from 0"),
-            (7, "an integer from 0 to less than hidden_size = 7"),
+            (-1, "a non-negative integer"),
+            (False, "a non-negative integer"),
+            (7, "a non-negative integer less than hidden_size = 7"),
         ],
     ),
     "peephole": ([(np.False_, False)], [("none", FLAG)]),
@@ -127,7 +127,7 @@ def test_options_that_decide_the_parameters_are_fixed(cls, name):
     made = getattr(module, name)
     setattr(module, name, made)
     other = not made if isinstance(made, bool) else 3
-    refused(lambda: setattr(module, name, other), name, f"{made!r}, for the parameters were made by it")
+    refused(lambda: setattr(module, name, other), name, f"{made!r}, which the parameters were created with")
     assert getattr(module, name) == made
 
 
@@ -167,7 +167,7 @@ def test_copies_keep_options_and_checks(cls, copier):
     other.cell_clip = 2
     assert (other.cell_clip, module.cell_clip) == (2.0, 0.5)
     refused(lambda: setattr(other, "cell_clip", -1.0), "cell_clip", NUMBER)
-    refused(lambda: setattr(other, "hidden_size", 8), "hidden_size", "7, for the parameters were made")
+    refused(lambda: setattr(other, "hidden_size", 8), "hidden_size", "7, which the parameters were created")
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by Dynamo

@@ -236,7 +236,7 @@ def test_loading_with_parametrized_and_pruned_parameters():
     module = make()
     parametrizations.weight_norm(module, "weight_peephole_l0", dim=0)
     with pytest.raises(
-        RuntimeError, match=r"rnn\.0\.weight_peephole_l0: expected in the state dict, for what is"
+        RuntimeError, match=r"rnn\.0\.weight_peephole_l0: expected in the state dict, because a"
     ):
         nested(module).load_state_dict(
             {f"rnn.0.{name}": value for name, value in given.items()}, strict=False
