@@ -279,6 +279,7 @@ def test_says_what_to_install(monkeypatch):
     assert lstm_fused.onnx.export is export
     monkeypatch.setitem(sys.modules, "onnx", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "lstm_fused.onnx")
+    monkeypatch.delitem(sys.modules, "lstm_fused.interop.onnx")
     monkeypatch.delattr(lstm_fused, "onnx")
     message = re.escape("lstm_fused.onnx needs the package onnx: pip install 'lstm_fused[onnx]'")
     with pytest.raises(ModuleNotFoundError, match=message):
