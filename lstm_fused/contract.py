@@ -121,27 +121,29 @@ def flatten(*records: tuple[Any, ...]) -> tuple[Any, ...]:
     """The fields of records one by one, in the order of an operator's arguments."""
     flat: list[Any] = []
     for record in records:
-        for value in record:
-            if isinstance(value, Variant):
-                flat.extend(value)
-            else:
-                flat.append(value)
+        n = variant_at(type(record))
+        if n is None:
+            flat += record
+        else:
+            flat += record[:n]
+            flat += record[n]
+            flat += record[n + 1 :]
     return tuple(flat)
 
 
 def unflatten(flat: Sequence[Any], *records: Kind) -> tuple[Any, ...]:
     """Undo `flatten` for records of these types; missing fields at the end have their defaults."""
-    result: list[Any] = []
+    found: list[Any] = []
     start = 0
     for record in records:
-        values: list[Any] = []
-        for is_variant in variant_fields(record):
-            width = len(Variant._fields) if is_variant else 1
-            if start < len(flat):
-                values.append(Variant.of(*flat[start : start + width]) if is_variant else flat[start])
-            start += width
-        result.append(record(*values))
-    return tuple(result)
+        n, end = variant_at(record), start + width(record)
+        values = flat[start:end]
+        if n is not None and n < len(values):
+            after = n + width(Variant)
+            values = *values[:n], Variant.of(*values[n:after]), *values[after:]
+        found.append(record(*values))
+        start = end
+    return tuple(found)
 
 
 def mapped(change: Callable[[Tensor], Any], record: Record) -> Record:
@@ -155,9 +157,16 @@ def mapped(change: Callable[[Tensor], Any], record: Record) -> Record:
 
 
 @cache
-def variant_fields(record: Kind) -> tuple[bool, ...]:
-    """For each field of a record, True if it is a `Variant`."""
-    return tuple(hint is Variant for hint in get_type_hints(record).values())
+def variant_at(record: Kind) -> int | None:
+    """Position of the field of a record that is a `Variant`, or None."""
+    kinds = list(get_type_hints(record).values())
+    return kinds.index(Variant) if Variant in kinds else None
+
+
+@cache
+def width(record: Kind) -> int:
+    """Number of fields, those of a variant one by one."""
+    return len(hints(record))
 
 
 def hints(*records: Kind) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lstm_fused.autograd.function import LSTMFunction
 from lstm_fused.autograd.operators import below_autograd, forward_op
 from lstm_fused.backends.table import UNASKED, select
 from lstm_fused.checks import States, check_layer
-from lstm_fused.contract import DIFFERENTIABLE, PLAIN, Inputs, Variant, flatten, mapped
+from lstm_fused.contract import PLAIN, Inputs, Variant, flatten, mapped
 from lstm_fused.layers.layer_norm import layer_norm
 from lstm_fused.layers.options import bound, flag
 from lstm_fused.layers.parameters import Parameters
@@ -108,23 +108,22 @@ def run_layer(
         hx = h0, h0 if P == H and not tracing.recorded() else input.new_zeros(B, H)
     if lengths is not None:
         lengths = lengths.to(device, torch.int64)
+    recorded = tracing.recorded()
+    save = not recorded and (tracing.under_transform() or requires_grad((input, *own, *hx)))
     weights = own.weight_ih, own.weight_hh, bias, own.peephole, own.weight_hr
-    inputs = Inputs(input, *weights, *hx, lengths, reverse, False, variant)
+    inputs = Inputs(input, *weights, *hx, lengths, reverse, save, variant)
     if casting:
         inputs = mapped(partial(cast, dtype=dtype), inputs)
     with autocast.off(device) if casting else NO_CONTEXT:
         if own.gain_ih is not None:
             inputs = normalized_inputs(inputs, cast(own.gain_ih, dtype))
-        # Trailing defaults are omitted, which saves the dispatcher time.
-        operands = inputs[:-1] if variant is PLAIN else flatten(inputs)
-        if tracing.recorded():  # a recorded program holds the operator; dispatch.py has its derivatives
-            y, h_n, c_n, _, _ = forward_op[chosen](*operands)
-        elif tracing.under_transform() or requires_grad(
-            operands[n] for n in DIFFERENTIABLE if n < len(operands)
-        ):
-            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *flatten(inputs._replace(save=True)))
+        if save:
+            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *flatten(inputs))
         else:
-            with below_autograd():
+            # Trailing defaults are omitted, which saves the dispatcher time.
+            operands = inputs[:-1] if variant is PLAIN else flatten(inputs)
+            # A recorded program holds the operator; dispatch.py has its derivatives.
+            with NO_CONTEXT if recorded else below_autograd():
                 y, h_n, c_n, _, _ = forward_op[chosen](*operands)
     return y, (h_n, c_n)
 

@@ -1,4 +1,4 @@
-"""Weights to and from other libraries, beside the equations of these; tests/interop.py has the libraries."""
+"""Conversion of weights, tested against the libraries' equations; tests/interop.py tests the libraries."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_to_torch_keeps_dropout_and_refuses_peepholes():
         module.to_torch()
 
 
-def test_to_torch_expands_coupled_gates_and_refuses_what_torch_has_not():
+def test_to_torch_expands_coupled_gates_and_refuses_other_options():
     ours = LSTM(I, H, 2, bidirectional=True, peephole=False, coupled=True, forget_bias=1.0, dtype=F64)
     ours.weight_hh_l1.requires_grad_(False)
     theirs, x = ours.to_torch(), torch.randn(4, 3, I, dtype=F64)
@@ -62,7 +62,7 @@ def test_to_torch_expands_coupled_gates_and_refuses_what_torch_has_not():
 
 
 def keras(arrays, x, peepholes=(0, 0, 0)):
-    """One Keras layer in one direction over x [B, T, I], in its own notation."""
+    """Run one Keras layer in one direction over x [B, T, I], in Keras's notation."""
     kernel, recurrent_kernel, bias = arrays
     p_i, p_f, p_o = peepholes
     h = c = np.zeros((len(x), H))
@@ -189,7 +189,7 @@ SHAPES = r"cells: expected kernel \(I \+ H, 4H\), bias \(4H,\), and peepholes \(
         ),
     ],
 )
-def test_refuses_other_weights_of_keras(weights, message):
+def test_invalid_keras_weights_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         from_keras(*weights)
 
@@ -219,18 +219,18 @@ def test_refuses_other_weights_of_keras(weights, message):
         ([CELL, CELL], r"cells: expected layers of one kind, .* got weight_ih_l1 \(28, 5\) where"),
     ],
 )
-def test_refuses_other_variables_of_tensorflow(cells, message):
+def test_invalid_tensorflow_variables_are_refused(cells, message):
     with pytest.raises(ValueError, match=message):
         from_tensorflow(*cells)
 
 
 @pytest.mark.parametrize("forget_bias", [float("nan"), float("inf"), None, "1", True, 1j, torch.ones(1)])
-def test_refuses_a_forget_bias_that_is_no_number(forget_bias):
+def test_an_invalid_forget_bias_is_refused(forget_bias):
     with pytest.raises(ValueError, match="forget_bias: expected a finite number, got "):
         from_tensorflow(CELL, forget_bias=forget_bias)
 
 
 @pytest.mark.parametrize("forget_bias", [2, np.float32(2), np.int64(2)])
-def test_takes_a_forget_bias_of_any_kind_of_number(forget_bias):
+def test_forget_bias_may_be_any_number_type(forget_bias):
     module, plain = from_tensorflow(CELL, forget_bias=forget_bias), from_tensorflow(CELL, forget_bias=0.0)
     assert torch.equal(module.bias_ih_l0[H : 2 * H], plain.bias_ih_l0[H : 2 * H] + 2)

@@ -1,4 +1,4 @@
-"""What is no plain torch.nn.LSTM, or no plain LSTM of ours, is not copied as if it were."""
+"""`from_torch` and `to_torch` refuse modules that they cannot copy exactly."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ NOT_COPIED = {
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", NOT_COPIED)
-def test_from_torch_copies_nothing_else(name):
+def test_from_torch_refuses_other_modules(name):
     lstm, message = NOT_COPIED[name]
     with pytest.raises(ArgumentError, match=f"^lstm: expected {message}"):
         LSTM.from_torch(lstm())

@@ -1,4 +1,4 @@
-"""`from_onnx` refuses graphs that compute something else than a module, each for what is wrong with it."""
+"""`from_onnx` refuses graphs that no module computes, with an error about the cause."""
 
 import tempfile
 
@@ -45,7 +45,7 @@ def custom_domain(model):
 
 
 def function(model):
-    """Define what Transpose is anew."""
+    """Redefine Transpose as a function."""
     body, opsets = [helper.make_node("Identity", ["x"], ["y"])], [helper.make_opsetid("", 17)]
     model.functions.append(helper.make_function("", "Transpose", ["x"], ["y"], body, opsets))
 
@@ -76,12 +76,12 @@ def first_layer_of_doubles(model):
 
 
 def default(model):
-    """Give the input a value."""
+    """Give the input a default value."""
     model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 1, I), np.float32), "input"))
 
 
 def exported():
-    """What `export` writes for lengths and states."""
+    """Return the model that `export` writes with lengths and states."""
     with tempfile.TemporaryDirectory() as folder:
         export(LSTM(I, H, 2), f"{folder}/model.onnx", lengths=True, states=True)
         return onnx.load(f"{folder}/model.onnx")
@@ -104,7 +104,7 @@ def lengths_of_open_T(length):
 
 
 def rows(*of_layers):
-    """Start the layers from other rows of h_0."""
+    """Use other rows of h_0 for the layers."""
 
     def change(model):
         for k, row in enumerate(of_layers):
@@ -115,7 +115,7 @@ def rows(*of_layers):
 
 
 def put_first(k):
-    """Put one of the graph's inputs before the others."""
+    """Move a graph input to the front."""
     return lambda model: model.graph.input.insert(0, model.graph.input.pop(k))
 
 
@@ -144,7 +144,7 @@ FAULTS = [
     (lambda: lengths_of_open_T(1009), nothing, LENGTHS),
     (two_nodes, node_input(0, 4, ""), "the same lengths in all layers"),
     (two_nodes, node_input(0, 4, "lengths"), LENGTHS.replace("y0", "yr")),  # of 64 bits
-    # what becomes of the outputs
+    # outputs
     (two_layers, read_backwards("h_n"), OUTPUT.format("h_n")),
     (two_layers, after("h_n", "Transpose", perm=[1, 0, 2]), OUTPUT.format("h_n")),
     (two_layers, after("h_n", "Reshape", [-1, 2, H]), OUTPUT.format("h_n")),

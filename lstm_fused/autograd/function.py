@@ -30,7 +30,12 @@ from lstm_fused.contract import (
 
 def unwrapped(arguments: Sequence[Any]) -> tuple[Any, ...]:
     """The arguments without the wrappers of transforms that have ended."""
-    return tuple([unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in arguments])
+    return tuple([unwrap_if_dead(a) if is_tensor(a) else a for a in arguments])
+
+
+def is_tensor(value: object) -> bool:
+    """True for a tensor; `isinstance(None, Tensor)` alone takes a microsecond."""
+    return value is not None and isinstance(value, Tensor)
 
 
 class Function(torch.autograd.Function):
@@ -60,8 +65,8 @@ class Function(torch.autograd.Function):
 
 def store(ctx: Any, operands: Sequence[Any], *more: Tensor) -> None:
     """Save operands and further tensors for the derivatives."""
-    tensors = [operand if isinstance(operand, Tensor) else None for operand in operands]
-    ctx.settings = [None if isinstance(operand, Tensor) else operand for operand in operands]
+    ctx.settings = [None if is_tensor(operand) else operand for operand in operands]
+    tensors = [operand if is_tensor(operand) else None for operand in operands]
     ctx.save_for_backward(*tensors, *more)
     ctx.save_for_forward(*tensors)
 
