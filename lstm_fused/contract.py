@@ -133,7 +133,7 @@ def flatten(*records: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def unflatten(flat: Sequence[Any], *records: Kind) -> tuple[Any, ...]:
     """Undo `flatten` for records of these types; missing fields at the end have their defaults."""
-    found: list[Any] = []
+    result: list[Any] = []
     start = 0
     for record in records:
         n, end = variant_at(record), start + width(record)
@@ -141,9 +141,9 @@ def unflatten(flat: Sequence[Any], *records: Kind) -> tuple[Any, ...]:
         if n is not None and n < len(values):
             after = n + width(Variant)
             values = *values[:n], Variant.of(*values[n:after]), *values[after:]
-        found.append(record(*values))
+        result.append(record(*values))
         start = end
-    return tuple(found)
+    return tuple(result)
 
 
 def mapped(change: Callable[[Tensor], Any], record: Record) -> Record:
