@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "engine.h"
+#include "lstm/engine.h"
 
 namespace lstm_fused {
 

@@ -2,8 +2,8 @@
 // here.
 #pragma once
 
-#include "cell.h"
-#include "pack.h"
+#include "lstm/cell.h"
+#include "gemm/pack.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 

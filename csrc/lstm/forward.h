@@ -1,9 +1,9 @@
 // The sequence loop, forward.
 #pragma once
 
-#include "cell.h"
-#include "pack.h"
-#include "variant.h"
+#include "lstm/cell.h"
+#include "gemm/pack.h"
+#include "lstm/variant.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 

@@ -16,7 +16,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "number.h"
+#include "gemm/layout.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 

@@ -1,7 +1,7 @@
 // The product of a few rows with packed weights, in registers.
 #pragma once
 
-#include "simd.h"
+#include "isa/simd.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 

@@ -1,5 +1,5 @@
 // AVX-512.
-#include "engine.h"
+#include "lstm/engine.h"
 
 #ifdef __x86_64__
 #ifdef __clang__
@@ -12,7 +12,7 @@
 #define LSTM_FUSED_VECTOR_BYTES 64
 #define LSTM_FUSED_REGISTERS 32
 #define LSTM_FUSED_AVX512
-#include "isa.h"
+#include "isa/instantiate.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

@@ -2,8 +2,8 @@
 // past the end.
 #pragma once
 
-#include "column.h"
-#include "parts.h"
+#include "gemm/macrokernel.h"
+#include "gemm/bf16x3.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 

@@ -1,7 +1,7 @@
 // One vector of channels of one row through the cell, forward and back; the equations of reference.py.
 #pragma once
 
-#include "activations.h"
+#include "lstm/activations.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 

@@ -15,8 +15,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "dispatch.h"
-#include "pool.h"
+#include "runtime/dispatch.h"
+#include "runtime/memory.h"
 
 namespace lstm_fused {
 namespace {

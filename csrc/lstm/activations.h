@@ -4,7 +4,7 @@
 
 #include <limits>
 
-#include "simd.h"
+#include "isa/simd.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 

@@ -1,4 +1,4 @@
-#include "team.h"
+#include "runtime/threads.h"
 
 #ifdef __unix__
 #include <unistd.h>

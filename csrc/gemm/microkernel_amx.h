@@ -2,7 +2,7 @@
 // here and nowhere else.
 #pragma once
 
-#include "parts.h"
+#include "gemm/bf16x3.h"
 
 #ifdef LSTM_FUSED_AMX
 

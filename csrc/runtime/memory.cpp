@@ -1,4 +1,4 @@
-#include "pool.h"
+#include "runtime/memory.h"
 
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>

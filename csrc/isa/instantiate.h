@@ -1,8 +1,8 @@
 // Compiles the engine for the instruction set of the including file. Only templates and functions in the
 // set's own namespace may follow its pragma: code shared with other files would carry these instructions to
 // machines that lack them.
-#include "backward.h"
-#include "forward.h"
+#include "lstm/backward.h"
+#include "lstm/forward.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 

@@ -1,8 +1,8 @@
 // Rows by packed weights, tile by tile: what the sequence loops are written with.
 #pragma once
 
-#include "matrix.h"
-#include "tile.h"
+#include "gemm/microkernel_amx.h"
+#include "gemm/microkernel.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 

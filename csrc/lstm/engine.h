@@ -7,8 +7,8 @@
 
 #include <cstdint>
 
-#include "number.h"
-#include "team.h"
+#include "gemm/layout.h"
+#include "runtime/threads.h"
 
 namespace lstm_fused {
 

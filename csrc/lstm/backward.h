@@ -1,9 +1,9 @@
 // The sequence loop, back: dh_{t-1} = da_t W_hh is the tile's product, the gates of step t - 1 its epilogue.
 #pragma once
 
-#include "cell.h"
-#include "pack.h"
-#include "variant.h"
+#include "lstm/cell.h"
+#include "gemm/pack.h"
+#include "lstm/variant.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 

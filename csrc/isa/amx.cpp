@@ -1,5 +1,5 @@
 // AVX-512 with dot products of bfloat16, and a matrix unit for them.
-#include "engine.h"
+#include "lstm/engine.h"
 
 #ifdef __x86_64__
 #ifdef __clang__
@@ -15,7 +15,7 @@
 #define LSTM_FUSED_AVX512
 #define LSTM_FUSED_BF16_DOT
 #define LSTM_FUSED_AMX
-#include "isa.h"
+#include "isa/instantiate.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

@@ -1,5 +1,5 @@
 // AVX2 and FMA.
-#include "engine.h"
+#include "lstm/engine.h"
 
 #ifdef __x86_64__
 #ifdef __clang__
@@ -10,7 +10,7 @@
 #define LSTM_FUSED_ISA avx2
 #define LSTM_FUSED_VECTOR_BYTES 32
 #define LSTM_FUSED_REGISTERS 16
-#include "isa.h"
+#include "isa/instantiate.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
