@@ -1,7 +1,4 @@
-// Floats as sums of three bfloat16, which is how a matrix unit multiplies them.
-//
-// Parts are cut off, not rounded, so that all have their float's sign, and none but those of zero is zero:
-// where a factor is infinite, so are its products with all parts, and their sum is what the float's would be.
+// Splits float32 into three bfloat16 terms (bf16x3), the form in which AMX multiplies it.
 #pragma once
 
 #include <limits>
@@ -10,45 +7,47 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// A vector's parts.
-struct Parts {
-  Vec<float> part[float_parts];  // each of them a bfloat16
+// v = term[0] + term[1] + term[2]. Terms are truncated, not rounded, so that all have the sign of v, and only
+// those of zero are zero: infinity times the terms then adds up to what infinity times v is.
+struct Bf16x3 {
+  Vec<float> term[bf16x3_terms];  // the low 16 bits are zero
 
-  explicit Parts(Vec<float> v) {
-    const Vec<float> sign = broadcast(-0.f), least = broadcast(std::numeric_limits<float>::min());
-    const Vec<float> nearly_zero = (Vec<float>)(((Bits)v & (Bits)sign) | (Bits)least);
-    const Vec<float> none = v == Vec<float>{} ? v : nearly_zero;
-    for (Vec<float>& p : part) {
-      p = (Vec<float>)((Bits)v & 0xffff0000u);
-      v = v == p ? none : v - p;  // of infinity none is left, of NaN a NaN
+  explicit Bf16x3(Vec<float> v) {
+    const Vec<float> sign = broadcast(-0.f), smallest = broadcast(std::numeric_limits<float>::min());
+    const Vec<float> nearly_zero = (Vec<float>)(((Bits)v & (Bits)sign) | (Bits)smallest);
+    const Vec<float> if_exact = v == Vec<float>{} ? v : nearly_zero;
+    for (Vec<float>& t : term) {
+      t = (Vec<float>)((Bits)v & 0xffff0000u);
+      v = v == t ? if_exact : v - t;  // infinity is exact; NaN stays NaN
     }
   }
 };
 
-// Channels j .. j + n of a row of the relay.
-template <class Number>
-[[gnu::always_inline]] inline void hand_on(const Relay<Number>& relay, Number* row, int64_t j,
-                                           Vec<Real<Number>> v, int64_t n) {
-  if constexpr (has_matrix_unit && std::is_same_v<Number, float>)
-    if (relay.in_parts) {
-      const Parts parts(v);
+// Stores columns [j, j + n) of a row of the buffer, at most one vector.
+template <class scalar_t>
+[[gnu::always_inline]] inline void store_operand(const OperandBuffer<scalar_t>& buffer, scalar_t* row,
+                                                 int64_t j, Vec<scalar_t> v, int64_t n) {
+  if constexpr (has_amx && std::is_same_v<scalar_t, float>)
+    if (buffer.bf16x3) {
+      const Bf16x3 split(v);
       BFloat16* to = reinterpret_cast<BFloat16*>(row) + j;
-      for (const Vec<float>& part : parts.part) store(to, part, n), to += row_stride<BFloat16>(relay.N);
+      for (const Vec<float>& term : split.term) store(to, term, n), to += row_stride<BFloat16>(buffer.K);
       return;
     }
   store(row + j, v, n);
 }
 
-// Zeros from channel N to the end of the row, which are multiplied too.
-template <class Number>
-inline void clear_past_end(const Relay<Number>& relay, int64_t step, int64_t b) {
+// Sets the padding of a row, columns K to the end, to zero: it is multiplied too.
+template <class scalar_t>
+inline void clear_padding(const OperandBuffer<scalar_t>& buffer, int64_t step, int64_t b) {
   const auto clear = [&](auto* row, int64_t stride) {
-    for (int64_t j = relay.N; j < stride; ++j) row[j] = {};
+    for (int64_t j = buffer.K; j < stride; ++j) row[j] = {};
   };
-  Number* row = relay.at(step, b);
-  if (!relay.in_parts) return clear(row, row_stride<Number>(relay.N));
-  const int64_t apart = row_stride<BFloat16>(relay.N);
-  for (int64_t p = 0; p < float_parts; ++p) clear(reinterpret_cast<BFloat16*>(row) + p * apart, apart);
+  scalar_t* row = buffer.row(step, b);
+  if (!buffer.bf16x3) return clear(row, row_stride<scalar_t>(buffer.K));
+  const int64_t term_stride = row_stride<BFloat16>(buffer.K);
+  for (int64_t t = 0; t < bf16x3_terms; ++t)
+    clear(reinterpret_cast<BFloat16*>(row) + t * term_stride, term_stride);
 }
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA

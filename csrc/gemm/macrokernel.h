@@ -1,50 +1,52 @@
-// Rows by packed weights, tile by tile: what the sequence loops are written with.
+// The GEMM macro-kernel: divides rows × panels into macro-tiles and multiplies them by the micro-kernels.
+//
+// The caller fills the accumulators of a macro-tile, calls add_product and applies its epilogue, the LSTM
+// cell, before they leave the cache (lstm/forward.h, lstm/backward.h).
 #pragma once
 
-#include "gemm/microkernel_amx.h"
 #include "gemm/microkernel.h"
+#include "gemm/microkernel_amx.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// Tiles of the same panels, one below the other.
-template <class Number>
-struct Column {
-  static constexpr int most = 8;
-
-  Tile<Number> tiles[most];
+// Register tiles, stacked along rows, that use the same weight panels.
+template <class scalar_t>
+struct MacroTile {
+  Tile<scalar_t> tiles[max_macrotile_tiles];
   int64_t count;
-  int64_t next_panel;  // which panels come after these; the last ones again, where the next sweep begins
-  int64_t of_panels;   // how many the thread passes over
+  int64_t prefetch_panel;  // first panel of the next macro-tile, or of this one if it is the last
+  int64_t thread_panels;   // panels of the thread's whole product
 
-  // sums += rows times packed weights; `of` finds each row's factors.
-  template <class Of>
-  void add_product(const Packed<Number>& weights, Of of) {
+  // accumulators += rows times packed weights; row_ptr(r) is the address of operand row r.
+  template <class RowPtr>
+  void add_product(const PackedWeights<scalar_t>& weights, RowPtr row_ptr) {
     const FlushSubnormals flush;
-    const Number* factors[most][most_rows<Number>];
+    const scalar_t* rows[max_macrotile_tiles][max_tile_rows<scalar_t>];
     for (int64_t n = 0; n < count; ++n)
-      for (int64_t r = 0; r < tiles[n].rows; ++r) factors[n][r] = of(tiles[n].row + r);
+      for (int64_t r = 0; r < tiles[n].rows; ++r) rows[n][r] = row_ptr(tiles[n].first_row + r);
 #ifdef LSTM_FUSED_AMX
-    if constexpr (Unit<Number>::numbers == 2)
-      if (count > 1 || tiles[0].rows >= least_matrix_rows) return add_matrices<1>(weights, factors);
-    if constexpr (std::is_same_v<Number, float>)
-      if (weights.in_parts) return add_matrices<float_parts>(weights, factors);
+    if constexpr (k_pack<scalar_t> == 2)
+      if (count > 1 || tiles[0].rows >= amx_min_rows) return add_product_amx<1>(weights, rows);
+    if constexpr (std::is_same_v<scalar_t, float>)
+      if (weights.bf16x3) return add_product_amx<bf16x3_terms>(weights, rows);
 #endif
-    const int64_t bytes = of_panels * weights.apart * static_cast<int64_t>(sizeof(Number));
-    for (int64_t first = 0; first < weights.K; first += block) {
-      const int64_t last = weights.K - first < block ? weights.K : first + block;
-      const bool done = last == weights.K;
-      const int64_t k = done ? 0 : last, rest = weights.K - k;
+    const int64_t bytes = thread_panels * weights.panel_stride * static_cast<int64_t>(sizeof(scalar_t));
+    for (int64_t first = 0; first < weights.k_groups; first += KC) {
+      const int64_t last = weights.k_groups - first < KC ? weights.k_groups : first + KC;
+      const bool done = last == weights.k_groups;
+      const int64_t k = done ? 0 : last, rest = weights.k_groups - k;
       for (int64_t n = 0; n < count; ++n) {
-        Tile<Number>& tile = tiles[n];
-        const bool kept = bytes <= kept_bytes && memory_binds(tile.rows);
-        const int64_t units = kept ? 0 : rest < block ? rest : block;
-        // A matrix unit's tile is higher than vectors take.
-        const int64_t lots = ceil_div(tile.rows, vector_rows);
-        for (int64_t lot = 0; lot < lots; ++lot) {
-          const int64_t row = tile.rows * lot / lots, rows = tile.rows * (lot + 1) / lots - row;
-          const Next next{done ? next_panel : tile.panel0, k, units, n * lots + lot, count * lots};
-          multiply_up_to<Number>(rows, factors[n] + row, first, last, weights, tile.panel0, tile.panels,
-                                 tile.at(row, 0), next);
+        Tile<scalar_t>& tile = tiles[n];
+        const bool in_l2 = bytes <= l2_resident_bytes && is_memory_bound(tile.rows);
+        const int64_t k_groups = in_l2 ? 0 : rest < KC ? rest : KC;
+        // A tile as tall as AMX takes is more than MR rows: divide it into chunks.
+        const int64_t chunks = ceil_div(tile.rows, MR);
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+          const int64_t row = tile.rows * chunk / chunks, count_rows = tile.rows * (chunk + 1) / chunks - row;
+          const Prefetch next{done ? prefetch_panel : tile.first_panel, k, k_groups, n * chunks + chunk,
+                              count * chunks};
+          multiply_rows<scalar_t>(count_rows, rows[n] + row, first, last, weights, tile.first_panel,
+                                  tile.panels, tile.at(row, 0), next);
         }
       }
     }
@@ -52,34 +54,36 @@ struct Column {
 
 #ifdef LSTM_FUSED_AMX
  private:
-  MatrixShape shape_;
+  AmxTileConfig config_;
 
-  // The same by the matrix unit, two tiles at a time, so that the weights are fetched once for both, or of
-  // one tile two panels: there are four sums to add to, for each is ready only four times as late.
-  template <int Parts>
-  void add_matrices(const Packed<Number>& weights, const Number* (*factors)[most_rows<Number>]) {
-    constexpr int64_t unit = Parts * 2 * panel<BFloat16>, most_units = Parts == 1 ? block : long_block;
-    const int64_t longest = Parts == 1 || weights.K >= long_sum ? most_units : short_block;
-    const int64_t apart = weights.apart * static_cast<int64_t>(sizeof(Number) / sizeof(BFloat16));
-    const int64_t units = apart / unit, part = row_stride<BFloat16>(weights.K);
-    alignas(64) BFloat16 copies[2][Parts * matrix_units * most_units * 2];
-    for (int64_t k = 0; k < units; k += longest) {
-      const int64_t some = min(units - k, longest);
+  // The same by AMX. Four independent accumulators hide the latency of a tile multiplication: two register
+  // tiles by one panel, where each load of weights is used twice, or an odd last tile by two panels.
+  template <int Terms>
+  void add_product_amx(const PackedWeights<scalar_t>& weights,
+                       const scalar_t* (*rows)[max_tile_rows<scalar_t>]) {
+    constexpr int64_t group = Terms * 2 * NR<BFloat16>, max_kc = Terms == 1 ? KC : bf16x3_long_kc;
+    const int64_t kc = Terms == 1 || weights.k_groups >= bf16x3_long_k ? max_kc : bf16x3_short_kc;
+    const int64_t panel_stride =
+        weights.panel_stride * static_cast<int64_t>(sizeof(scalar_t) / sizeof(BFloat16));
+    const int64_t k_groups = panel_stride / group, term_stride = row_stride<BFloat16>(weights.k_groups);
+    alignas(64) BFloat16 copies[2][Terms * amx_tile_rows * max_kc * 2];
+    for (int64_t k = 0; k < k_groups; k += kc) {
+      const int64_t some = min(k_groups - k, kc);
       for (int64_t n = 0; n < count; n += 2) {
         const bool two = n + 1 < count;
-        Tile<Number>&tile = tiles[n], &other = tiles[two ? n + 1 : n];
-        MatrixRows rows = lot<Parts>(factors[n], tile.rows, k, some, part, copies[0]), others = rows;
-        if (two) others = lot<Parts>(factors[n + 1], other.rows, k, some, part, copies[1]);
-        shape_.set(tile.rows, other.rows, Parts == 1 || two ? matrix_units : tile.rows);
-        const int64_t stride = tile.panels * panel<Number>;
+        Tile<scalar_t>&tile = tiles[n], &other = tiles[two ? n + 1 : n];
+        AmxRows first = amx_rows<Terms>(rows[n], tile.rows, k, some, term_stride, copies[0]), second = first;
+        if (two) second = amx_rows<Terms>(rows[n + 1], other.rows, k, some, term_stride, copies[1]);
+        config_.set(tile.rows, other.rows, Terms == 1 || two ? amx_tile_k_groups : tile.rows);
+        const int64_t stride = tile.panels * NR<scalar_t>;
         for (int64_t p = 0; p < tile.panels;) {
           const bool wide = !two && p + 1 < tile.panels;
-          rows.sums = tile.at(0, p), others.sums = wide ? tile.at(0, p + 1) : other.at(0, p);
-          const auto multiply = two    ? multiply_matrices<Parts, 2, 1>
-                                : wide ? multiply_matrices<Parts, 1, 2>
-                                       : multiply_matrices<Parts, 1, 1>;
-          const auto* from = reinterpret_cast<const BFloat16*>(weights.at(tile.panel0 + p, 0));
-          multiply(rows, others, some, from + k * unit, apart, stride);
+          first.acc = tile.at(0, p), second.acc = wide ? tile.at(0, p + 1) : other.at(0, p);
+          const auto multiply = two    ? microkernel_amx<Terms, 2, 1>
+                                : wide ? microkernel_amx<Terms, 1, 2>
+                                       : microkernel_amx<Terms, 1, 1>;
+          const auto* from = reinterpret_cast<const BFloat16*>(weights.at(tile.first_panel + p, 0));
+          multiply(first, second, some, from + k * group, panel_stride, stride);
           p += wide ? 2 : 1;
         }
       }
@@ -88,47 +92,48 @@ struct Column {
 #endif
 };
 
-template <class Number>
-inline void zero(Column<Number>& column) {
-  for (int64_t i = 0; i < column.count; ++i) {
-    Tile<Number>& tile = column.tiles[i];
-    for (int64_t n = 0; n < tile.rows * tile.panels * panel<Number>; ++n) tile.sums[n] = 0;
+template <class scalar_t>
+inline void zero(MacroTile<scalar_t>& macrotile) {
+  for (int64_t i = 0; i < macrotile.count; ++i) {
+    Tile<scalar_t>& tile = macrotile.tiles[i];
+    for (int64_t n = 0; n < tile.rows * tile.panels * NR<scalar_t>; ++n) tile.acc[n] = 0;
   }
 }
 
-// Visits rows [row0, row1) by panels [first, last) in register tiles of equal height, at most `tallest`,
-// panels outermost: their weights then stay in cache while all rows pass. All tiles but the last have as many
-// panels: at least two, for the rows are then fetched once for both, and two hold the gates of a vector of
-// channels; where the matrix unit takes the rows, which it fetches anew for each panel, as many as there may
-// be. Every other time `back`, from the last panels to the first: of weights that the cache cannot hold as a
-// whole, those that came last are still there.
-template <class Number, class Visit>
-inline void for_columns(int64_t tallest, int64_t row0, int64_t row1, int64_t first, int64_t last, bool back,
-                        Visit visit) {
+// Visits rows [row0, row1) × panels [first, last) by macro-tiles. Rows are divided into tiles of equal
+// height, at most `tallest`. Panels are the outer loop: their weights stay in cache while all rows pass. With
+// AMX, which loads the rows again for each panel, a macro-tile has as many panels as fit. `backwards`, every
+// other step, visits panels from last to first, to begin with those that the step before has left in the
+// cache.
+template <class scalar_t, class Visit>
+inline void for_macrotiles(int64_t tallest, int64_t row0, int64_t row1, int64_t first, int64_t last,
+                           bool backwards, Visit visit) {
   const int64_t rows = row1 - row0;
   const int64_t tiles = (rows + tallest - 1) / tallest;
   if (tiles == 0) return;
-  const int64_t widest = panels_of(static_cast<int>((rows + tiles - 1) / tiles));
-  const int64_t wide = tallest > vector_rows ? most_panels : widest > gate_panels ? widest : gate_panels;
-  const int64_t columns = (tiles + Column<Number>::most - 1) / Column<Number>::most;
+  const int64_t panels = panels_for(static_cast<int>((rows + tiles - 1) / tiles));
+  const int64_t wide = tallest > MR                    ? max_panels
+                       : panels > min_macrotile_panels ? panels
+                                                       : min_macrotile_panels;
+  const int64_t down = (tiles + max_macrotile_tiles - 1) / max_macrotile_tiles;
   const int64_t across = ceil_div(last - first, wide);
-  const auto panel_at = [&](int64_t m) { return first + (back ? across - 1 - m : m) * wide; };
-  Column<Number> column;
-  column.of_panels = last - first;
+  const auto panel_at = [&](int64_t m) { return first + (backwards ? across - 1 - m : m) * wide; };
+  MacroTile<scalar_t> macrotile;
+  macrotile.thread_panels = last - first;
   for (int64_t m = 0; m < across; ++m) {
     const int64_t p = panel_at(m);
-    for (int64_t n = 0; n < columns; ++n) {
-      const int64_t begin = tiles * n / columns, end = tiles * (n + 1) / columns;
-      column.count = end - begin;
-      column.next_panel = panel_at(min(n + 1 < columns ? m : m + 1, across - 1));
+    for (int64_t n = 0; n < down; ++n) {
+      const int64_t begin = tiles * n / down, end = tiles * (n + 1) / down;
+      macrotile.count = end - begin;
+      macrotile.prefetch_panel = panel_at(min(n + 1 < down ? m : m + 1, across - 1));
       for (int64_t t = begin; t < end; ++t) {
-        Tile<Number>& tile = column.tiles[t - begin];
-        tile.row = row0 + rows * t / tiles;
-        tile.rows = row0 + rows * (t + 1) / tiles - tile.row;
-        tile.panel0 = p;
+        Tile<scalar_t>& tile = macrotile.tiles[t - begin];
+        tile.first_row = row0 + rows * t / tiles;
+        tile.rows = row0 + rows * (t + 1) / tiles - tile.first_row;
+        tile.first_panel = p;
         tile.panels = min(last - p, wide);
       }
-      visit(column);
+      visit(macrotile);
     }
   }
 }

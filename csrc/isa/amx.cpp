@@ -1,4 +1,4 @@
-// AVX-512 with dot products of bfloat16, and a matrix unit for them.
+// Compiles the engine for AVX-512 with bfloat16 dot products and AMX tiles.
 #include "lstm/engine.h"
 
 #ifdef __x86_64__

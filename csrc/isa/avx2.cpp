@@ -1,4 +1,4 @@
-// AVX2 and FMA.
+// Compiles the engine for AVX2 and FMA.
 #include "lstm/engine.h"
 
 #ifdef __x86_64__

@@ -1,4 +1,4 @@
-// AVX-512.
+// Compiles the engine for AVX-512.
 #include "lstm/engine.h"
 
 #ifdef __x86_64__

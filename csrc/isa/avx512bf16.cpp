@@ -1,4 +1,4 @@
-// AVX-512 with dot products of bfloat16.
+// Compiles the engine for AVX-512 with bfloat16 dot products.
 #include "lstm/engine.h"
 
 #ifdef __x86_64__

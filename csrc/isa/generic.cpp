@@ -1,4 +1,4 @@
-// What every machine of the family has: SSE2 on x86, NEON on Arm.
+// Compiles the engine for the baseline of every machine: SSE2 on x86, NEON on Arm.
 #include "lstm/engine.h"
 
 #define LSTM_FUSED_ISA generic

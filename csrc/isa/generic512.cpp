@@ -1,4 +1,4 @@
-// The shapes of avx512 without its instructions: for testing where the machine has none.
+// Compiles the engine in the blocking of avx512 without its instructions, to test it on any machine.
 #include "lstm/engine.h"
 
 #define LSTM_FUSED_ISA generic512

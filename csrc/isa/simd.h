@@ -1,10 +1,11 @@
-// Vectors by the compiler's own extension, so that one source serves every instruction set; what it cannot
-// express, the dot product of bfloat16 pairs, stores past the caches and the mode for subnormal numbers, is
-// here and nowhere else.
+// Vectors of any instruction set: load, store, convert, transpose, multiply-add.
 //
-// LSTM_FUSED_ISA names the set and its namespace, LSTM_FUSED_VECTOR_BYTES is the width of a vector and
-// LSTM_FUSED_REGISTERS how many of them the set has; LSTM_FUSED_AVX512 and LSTM_FUSED_BF16_DOT say what it
-// is.
+// They are GCC's vector extension, so that one source serves every instruction set. The few intrinsics that
+// it cannot express (bfloat16 dot products, streaming stores, flushing subnormal numbers) are in this file.
+//
+// LSTM_FUSED_ISA names the instruction set and its namespace. LSTM_FUSED_VECTOR_BYTES is the width of a
+// vector, LSTM_FUSED_REGISTERS the number of vector registers; LSTM_FUSED_AVX512, LSTM_FUSED_BF16_DOT and
+// LSTM_FUSED_AMX are defined where the set has these instructions.
 #pragma once
 
 #ifdef __x86_64__
@@ -36,38 +37,39 @@ struct Simd<double> {
   typedef int64_t Int __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
 };
 
-template <class Real>
-using Vec = typename Simd<Real>::Vec;
+// A vector of what scalar_t is computed in: of bfloat16, float32.
+template <class scalar_t>
+using Vec = typename Simd<acc_t<scalar_t>>::Vec;
 template <class Real>
 using Int = typename Simd<Real>::Int;
 using Bits = Simd<float>::Bits;
 
 #ifdef LSTM_FUSED_AMX
-constexpr bool has_matrix_unit = true;
+constexpr bool has_amx = true;
 #else
-constexpr bool has_matrix_unit = false;
+constexpr bool has_amx = false;
 #endif
 
 inline int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Channels in a vector: as many numbers as are computed at a time, however they are stored.
-template <class Number>
-constexpr int lanes = LSTM_FUSED_VECTOR_BYTES / sizeof(Real<Number>);
+// Elements of a vector.
+template <class scalar_t>
+constexpr int lanes = LSTM_FUSED_VECTOR_BYTES / sizeof(acc_t<scalar_t>);
 
-// A vector of numbers as they are stored.
-template <class Number>
+// As many elements as they are stored in memory, and the conversions.
+template <class scalar_t>
 struct Stored {
-  typedef Vec<Number> Type;
-  static Vec<Number> widen(Type v) { return v; }
-  static Type narrow(Vec<Number> v) { return v; }
+  typedef Vec<scalar_t> Type;
+  static Vec<scalar_t> widen(Type v) { return v; }
+  static Type narrow(Vec<scalar_t> v) { return v; }
 };
 
 template <>
 struct Stored<BFloat16> {
   typedef uint16_t Type __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES / 2)));
   static Vec<float> widen(Type v) { return (Vec<float>)(__builtin_convertvector(v, Bits) << 16); }
-  // To the nearest, ties to even; a NaN stays one.
+  // Rounds to nearest, ties to even; NaN stays NaN.
   static Type narrow(Vec<float> v) {
 #ifdef LSTM_FUSED_BF16_DOT
     if constexpr (sizeof v == 64) return (Type)_mm512_cvtneps_pbh((__m512)v);
@@ -78,8 +80,8 @@ struct Stored<BFloat16> {
   }
 };
 
-// While it lives, subnormal numbers are zero in what this thread computes: a processor may take a hundred
-// times as long over them, and vanishing gradients pass through them all.
+// Flushes subnormal numbers to zero on this thread, until the end of the scope: processors may take a hundred
+// times as long to compute with them, and vanishing gradients pass through their range.
 class FlushSubnormals {
  public:
 #if defined(__x86_64__)
@@ -104,41 +106,41 @@ class FlushSubnormals {
   FlushSubnormals(const FlushSubnormals&) = delete;
 };
 
-template <class Number>
-inline Vec<Real<Number>> load(const Number* from) {
-  typename Stored<Number>::Type v;
+template <class scalar_t>
+inline Vec<scalar_t> load(const scalar_t* from) {
+  typename Stored<scalar_t>::Type v;
   __builtin_memcpy(&v, from, sizeof v);
-  return Stored<Number>::widen(v);
+  return Stored<scalar_t>::widen(v);
 }
 
-template <class Number>
-inline void store(Number* to, Vec<Real<Number>> v) {
-  const typename Stored<Number>::Type stored = Stored<Number>::narrow(v);
+template <class scalar_t>
+inline void store(scalar_t* to, Vec<scalar_t> v) {
+  const typename Stored<scalar_t>::Type stored = Stored<scalar_t>::narrow(v);
   __builtin_memcpy(to, &stored, sizeof stored);
 }
 
-// Of the first n lanes only; the others read as zero and are not written.
-template <class Number>
-inline Vec<Real<Number>> load(const Number* from, int64_t n) {
-  if (n >= lanes<Number>) return load(from);
-  typename Stored<Number>::Type v = {};
-  __builtin_memcpy(&v, from, static_cast<size_t>(n) * sizeof(Number));
-  return Stored<Number>::widen(v);
+// The first n lanes only; other lanes read as zero and are not written.
+template <class scalar_t>
+inline Vec<scalar_t> load(const scalar_t* from, int64_t n) {
+  if (n >= lanes<scalar_t>) return load(from);
+  typename Stored<scalar_t>::Type v = {};
+  __builtin_memcpy(&v, from, static_cast<size_t>(n) * sizeof(scalar_t));
+  return Stored<scalar_t>::widen(v);
 }
 
-template <class Number>
-inline void store(Number* to, Vec<Real<Number>> v, int64_t n) {
-  if (n >= lanes<Number>) return store(to, v);
-  const typename Stored<Number>::Type stored = Stored<Number>::narrow(v);
-  __builtin_memcpy(to, &stored, static_cast<size_t>(n) * sizeof(Number));
+template <class scalar_t>
+inline void store(scalar_t* to, Vec<scalar_t> v, int64_t n) {
+  if (n >= lanes<scalar_t>) return store(to, v);
+  const typename Stored<scalar_t>::Type stored = Stored<scalar_t>::narrow(v);
+  __builtin_memcpy(to, &stored, static_cast<size_t>(n) * sizeof(scalar_t));
 }
 
-// The same past the caches: for what is read long after, and would only push out what is read soon. Before
-// another thread reads it, `finish_streams`.
-template <class Number>
-inline void stream(Number* to, Vec<Real<Number>> v, int64_t n) {
-  if constexpr (sizeof(Number) == sizeof(Real<Number>)) {
-    if (n >= lanes<Number> && reinterpret_cast<uintptr_t>(to) % sizeof v == 0) {
+// Stores past the caches, for data that is read so late that caching it would only evict other data. Call
+// streaming_fence() before another thread reads it.
+template <class scalar_t>
+inline void stream(scalar_t* to, Vec<scalar_t> v, int64_t n) {
+  if constexpr (sizeof(scalar_t) == sizeof(acc_t<scalar_t>)) {
+    if (n >= lanes<scalar_t> && reinterpret_cast<uintptr_t>(to) % sizeof v == 0) {
 #if defined(LSTM_FUSED_AVX512)
       return _mm512_stream_si512((__m512i*)to, (__m512i)v);
 #elif LSTM_FUSED_VECTOR_BYTES == 32
@@ -149,22 +151,22 @@ inline void stream(Number* to, Vec<Real<Number>> v, int64_t n) {
   store(to, v, n);
 }
 
-inline void finish_streams() {
+inline void streaming_fence() {
 #ifdef __x86_64__
   _mm_sfence();
 #endif
 }
 
-// Interleaves the vectors of the numbers that lie together in a unit, `apart` in memory; zero past `left`.
-inline void store_unit(BFloat16* to, const BFloat16* from, int64_t apart, int64_t left) {
+// Interleaves rows k and k + 1, of which `left` exist, into a vector of VNNI pairs.
+inline void store_vnni_pairs(BFloat16* to, const BFloat16* from, int64_t k_stride, int64_t left) {
   Stored<BFloat16>::Type low = {}, high = {};
   if (left > 0) __builtin_memcpy(&low, from, sizeof low);
-  if (left > 1) __builtin_memcpy(&high, from + apart, sizeof high);
+  if (left > 1) __builtin_memcpy(&high, from + k_stride, sizeof high);
   const Bits both = __builtin_convertvector(low, Bits) | __builtin_convertvector(high, Bits) << 16;
   __builtin_memcpy(to, &both, sizeof both);
 }
 
-// Two vectors' lanes in turn, from lane First of both on.
+// Lanes of a and b alternately, from lane First of both on.
 template <class Real, int First, int... N>
 inline Vec<Real> interleave(Vec<Real> a, Vec<Real> b, std::integer_sequence<int, N...>) {
   constexpr int L = lanes<Real>;
@@ -175,8 +177,8 @@ inline Vec<Real> interleave(Vec<Real> a, Vec<Real> b, std::integer_sequence<int,
 #endif
 }
 
-// Lane j of vector k and lane k of vector j change places: each round moves the highest bit of a number's
-// place to the end, and after log2 of the lanes rounds its vector and its lane have changed roles.
+// Transposes a square of lanes × lanes: each round rotates the bits of an element's index (vector, lane) by
+// one, and log2(lanes) rounds exchange vector and lane.
 template <class Real>
 inline void transpose(Vec<Real>* v) {
   constexpr int L = lanes<Real>;
@@ -196,24 +198,22 @@ inline void transpose(Vec<Real>* v) {
 
 template <class Real>
 inline Vec<Real> broadcast(Real value) {
-  return value - Vec<Real>{};  // keeps the sign of -0, as a sum would not
+  return value - Vec<Real>{};  // value + 0 would lose the sign of -0
 }
 
-// What one vector of packed weights and one factor add to a vector of sums. A float or double is a unit of
-// its own. Of bfloat16 a unit is two neighbours in the inner dimension: both are taken at once where there is
-// an instruction for it, or else one after the other, in `passes`.
-template <class Number>
-struct Unit {
-  static constexpr int numbers = 1, passes = 1;
-  typedef Vec<Number> Weights;
-  static Weights weights(const Number* from, int) { return load(from); }
-  static Weights factor(const Number* row, int64_t k, int) { return broadcast(row[k]); }
-  static Vec<Number> multiply_add(Weights w, Weights factor, Vec<Number> sum) { return sum + w * factor; }
+// Multiply-add of one k-group: a vector of packed weights times a broadcast element of the operand row. VNNI
+// pairs take one instruction where the set has one, else two passes.
+template <class scalar_t>
+struct KGroup {
+  static constexpr int passes = 1;
+  typedef Vec<scalar_t> Operand;
+  static Operand weights(const scalar_t* from, int) { return load(from); }
+  static Operand element(const scalar_t* row, int64_t k, int) { return broadcast(row[k]); }
+  static Vec<scalar_t> multiply_add(Operand w, Operand a, Vec<scalar_t> sum) { return sum + w * a; }
 };
 
 template <>
-struct Unit<BFloat16> {
-  static constexpr int numbers = 2;
+struct KGroup<BFloat16> {
   static uint32_t pair(const BFloat16* row, int64_t k) {
     uint32_t both;
     __builtin_memcpy(&both, row + 2 * k, sizeof both);
@@ -221,27 +221,27 @@ struct Unit<BFloat16> {
   }
 #ifdef LSTM_FUSED_BF16_DOT
   static constexpr int passes = 1;
-  typedef __m512bh Weights;
-  static Weights weights(const BFloat16* from, int) { return (Weights)_mm512_loadu_si512(from); }
-  static Weights factor(const BFloat16* row, int64_t k, int) {
-    return (Weights)_mm512_set1_epi32(static_cast<int>(pair(row, k)));
+  typedef __m512bh Operand;
+  static Operand weights(const BFloat16* from, int) { return (Operand)_mm512_loadu_si512(from); }
+  static Operand element(const BFloat16* row, int64_t k, int) {
+    return (Operand)_mm512_set1_epi32(static_cast<int>(pair(row, k)));
   }
-  static Vec<float> multiply_add(Weights w, Weights factor, Vec<float> sum) {
-    return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, w, factor);
+  static Vec<float> multiply_add(Operand w, Operand a, Vec<float> sum) {
+    return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, w, a);
   }
 #else
   static constexpr int passes = 2;
-  typedef Vec<float> Weights;
-  static Weights weights(const BFloat16* from, int pass) {
+  typedef Vec<float> Operand;
+  static Operand weights(const BFloat16* from, int pass) {
     Bits both;
     __builtin_memcpy(&both, from, sizeof both);
-    return (Weights)(pass == 0 ? both << 16 : both & 0xffff0000u);
+    return (Operand)(pass == 0 ? both << 16 : both & 0xffff0000u);
   }
-  static Weights factor(const BFloat16* row, int64_t k, int pass) {
+  static Operand element(const BFloat16* row, int64_t k, int pass) {
     const uint32_t both = pair(row, k);
     return broadcast(__builtin_bit_cast(float, pass == 0 ? both << 16 : both & 0xffff0000u));
   }
-  static Vec<float> multiply_add(Weights w, Weights factor, Vec<float> sum) { return sum + w * factor; }
+  static Vec<float> multiply_add(Operand w, Operand a, Vec<float> sum) { return sum + w * a; }
 #endif
 };
 

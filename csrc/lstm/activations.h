@@ -1,5 +1,7 @@
-// Vectorised sigmoid and tanh, right at infinities and NaN: within 2 ulp everywhere of float and double; for
-// bfloat16, in float, within 2^-20, which is lost when the result is rounded.
+// Vectorised sigmoid and tanh, correct for infinities and NaN.
+//
+// Errors are below 2 ulp over all of float and double. For bfloat16 they are computed in float with errors
+// below 2^-20, far below the rounding of the result.
 #pragma once
 
 #include <limits>
@@ -10,7 +12,7 @@ namespace lstm_fused::LSTM_FUSED_ISA {
 
 // e^y = 2^n e^r, n = round(y / ln 2), |r| <= ln 2 / 2, and e^r - 1 = r + r^2 p(r).
 // ln 2 is split so that n times its high part is exact; p is a Chebyshev fit of (e^r - 1 - r) / r^2.
-template <class Number>
+template <class scalar_t>
 struct Exp;
 
 template <>
@@ -51,15 +53,15 @@ struct Exp<double> {
                                  0.5};
 };
 
-// Results are rounded to fewer digits than they are computed with.
-template <class Number>
-constexpr bool is_rounded = sizeof(Number) < sizeof(Real<Number>);
+// Whether results are stored with fewer bits than they are computed with.
+template <class scalar_t>
+constexpr bool is_rounded = sizeof(scalar_t) < sizeof(acc_t<scalar_t>);
 
 // e^y = scale (1 + q), where scale is 2^(n + offset) and q has full relative accuracy near 0.
-template <class Number>
+template <class scalar_t>
 struct SplitExp {
-  using R = Real<Number>;
-  using E = Exp<Number>;
+  using R = acc_t<scalar_t>;
+  using E = Exp<scalar_t>;
   Vec<R> scale, q;
 
   SplitExp(Vec<R> y, int offset) {
@@ -68,7 +70,7 @@ struct SplitExp {
     const Vec<R> r = (y - n * E::ln2_high) - n * E::ln2_low;
     Vec<R> p = broadcast(E::p[0]);
     for (int k = 1; k < static_cast<int>(sizeof(E::p) / sizeof(R)); ++k) p = p * r + E::p[k];
-    // Float stays within 2 ulp without what rounding r lost: all its numbers were tried.
+    // Float needs no correction for the rounding of r: tested for all floats.
     const Vec<R> lost = sizeof(R) == 4 ? Vec<R>{} : (y - n * E::ln2_high - r) - n * E::ln2_low;
     q = sizeof(R) == 4 ? r * (r * p) + r : r + (r * (r * p) + lost);  // r * r may be subnormal
     scale = (Vec<R>)(((Int<R>)shifted + (E::exponent_bias + offset)) << E::mantissa_bits);
@@ -81,42 +83,42 @@ inline Vec<R> abs(Vec<R> x) {
   return (Vec<R>)((Int<R>)x & ~(Int<R>)sign);
 }
 
-// Zero for what would take a hundred times as long to compute with.
+// Subnormal numbers become zero: computing with them may take a hundred times as long.
 template <class R>
 inline Vec<R> without_subnormals(Vec<R> x) {
   const Vec<R> smallest = broadcast(std::numeric_limits<R>::min());
   return abs<R>(x) < smallest ? Vec<R>{} : x;  // NaN stays
 }
 
-// s = e / d or 1 - s, with d = 1 + e and e = e^-|x|, which cannot overflow. What rounding d lost is given
-// back to s, whose change for a small change of d is -s / d = -s (1 - s); the same in tanh.
-template <class Number>
-inline Vec<Real<Number>> sigmoid(Vec<Real<Number>> x) {
-  using R = Real<Number>;
-  const Vec<R> smallest = broadcast(Exp<Number>::smallest);
+// s = e / d or 1 - s, with d = 1 + e and e = e^-|x|, which cannot overflow. The rounding error of d is
+// corrected to first order: ds/dd = -s / d = -s (1 - s). tanh does the same.
+template <class scalar_t>
+inline Vec<scalar_t> sigmoid(Vec<scalar_t> x) {
+  using R = acc_t<scalar_t>;
+  const Vec<R> smallest = broadcast(Exp<scalar_t>::smallest);
   Vec<R> y = -abs<R>(x);
-  y = y < smallest ? smallest : y;    // NaN stays
-  const SplitExp<Number> exp(y, 64);  // so that a subnormal e comes from a normal scale
+  y = y < smallest ? smallest : y;      // NaN stays
+  const SplitExp<scalar_t> exp(y, 64);  // so that a subnormal e comes from a normal scale
   const Vec<R> e = (exp.scale + exp.scale * exp.q) * R(0x1p-64);
   const Vec<R> d = 1 + e;
   Vec<R> s = e / d;
-  if constexpr (!is_rounded<Number>) s -= s * ((e - (d - 1)) * (1 - s));
+  if constexpr (!is_rounded<scalar_t>) s -= s * ((e - (d - 1)) * (1 - s));
   return x < 0 ? s : 1 - s;
 }
 
-// t = u / d or 1 - 2 / d, with d = 2 + u and u = e^2|x| - 1, by whichever quotient is smaller; what rounding
-// d lost matters to the first alone. To bfloat16 neither matters.
-template <class Number>
-inline Vec<Real<Number>> tanh(Vec<Real<Number>> x) {
-  using R = Real<Number>;
-  const Vec<R> saturated = broadcast(Exp<Number>::saturated), two = broadcast(R(2));
+// t = u / d or 1 - 2 / d, with d = 2 + u and u = e^2|x| - 1, whichever quotient is smaller. The rounding
+// error of d matters for the first alone; for bfloat16 neither choice nor error matters.
+template <class scalar_t>
+inline Vec<scalar_t> tanh(Vec<scalar_t> x) {
+  using R = acc_t<scalar_t>;
+  const Vec<R> saturated = broadcast(Exp<scalar_t>::saturated), two = broadcast(R(2));
   Vec<R> y = abs<R>(x) * 2;
   y = y > saturated ? saturated : y;  // NaN stays
-  const SplitExp<Number> exp(y, 0);
+  const SplitExp<scalar_t> exp(y, 0);
   const Vec<R> u = exp.scale * exp.q + (exp.scale - 1);
   const Vec<R> d = 2 + u;
   Vec<R> t;
-  if constexpr (is_rounded<Number>) {
+  if constexpr (is_rounded<scalar_t>) {
     t = u / d;
   } else {
     t = (u < two ? u : -two) / d;

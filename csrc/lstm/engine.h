@@ -1,18 +1,20 @@
-// What the engine is given and what it leaves behind: plain pointers, no tensors.
+// Declares the engine: the arguments of its passes, plain pointers without tensors, and its table of
+// functions.
 //
-// Everything here is compiled before any instruction set is chosen, so that it runs on every machine; the
-// sequence loops (forward.h, backward.h) are compiled once per set, each into a namespace of its own, and
-// reached through one Engine.
+// This header and those it includes are compiled for the baseline of every machine. The sequence loops
+// (forward.h, backward.h) are compiled once per instruction set, each time in a namespace of its own, and are
+// called through one Engine.
 #pragma once
 
 #include <cstdint>
 
 #include "gemm/layout.h"
+#include "isa/isa.h"
 #include "runtime/threads.h"
 
 namespace lstm_fused {
 
-// The steps of every row, in the order in which the recurrence meets them.
+// The steps of every row. n counts steps in the order of the recurrence, t indexes the tensors.
 struct Sequence {
   int64_t T;
   int64_t B;
@@ -27,146 +29,118 @@ struct Sequence {
   int64_t last(int64_t b) const { return reverse ? 0 : length(b) - 1; }
 };
 
-// A row that takes part in a step, and where its factors for that step lie.
-template <class Number>
+// A row of the batch that takes part in a step, and its operands of the step's GEMM.
+template <class scalar_t>
 struct Row {
   int64_t b;
-  const Number* x;   // forward: x_t [I], null where W_ih x is not formed inside the step
-  const Number* in;  // forward: h_{t-1} [P]; backward: da_{t+1} [4H], null where there is none
+  const scalar_t* x;          // forward: x_t [I], null where W_ih x is not fused into the step
+  const scalar_t* recurrent;  // forward: h_{t-1} [P]; backward: da_{t+1} [4H], null where there is none
 };
 
-// A tensor's [T, B] of contiguous rows, which may lie apart.
-template <class Number>
-struct Rows {
-  const Number* data;
-  int64_t step;  // elements from one t to the next
-  int64_t row;   // elements from one b to the next
+// A tensor [T, B, N] whose rows are contiguous.
+template <class scalar_t>
+struct StridedRows {
+  const scalar_t* data;
+  int64_t t_stride, b_stride;  // in elements
 
-  const Number* at(int64_t t, int64_t b) const { return data + t * step + b * row; }
+  const scalar_t* at(int64_t t, int64_t b) const { return data + t * t_stride + b * b_stride; }
 };
 
-// What step n leaves to the next, in slots used in turn: [slots, B, row_stride(N)], zero past N. Of slots
-// there are a power of two. In parts, a row of floats is float_parts rows of bfloat16.
-template <class Number>
-struct Relay {
-  Number* data;
-  int64_t B, N, slots = 2;
-  bool in_parts = false;
-
-  int64_t stride() const {
-    constexpr int64_t in_number = sizeof(Number) / sizeof(BFloat16);
-    return in_parts ? float_parts * row_stride<BFloat16>(N) / in_number : row_stride<Number>(N);
-  }
-  int64_t size() const { return slots * B * stride(); }
-  Number* at(int64_t n, int64_t b) const { return data + ((n & (slots - 1)) * B + b) * stride(); }
-};
-
-// What a layer does beyond the textbook.
-template <class Number>
+// The optional features of a layer (variant.h).
+template <class scalar_t>
 struct Variant {
   bool any;
-  const Number* gain_hh;   // [4H], or null: no layer norm
-  const Number* h_mask;    // [B, P], or null
-  Rows<Number> zoneout_h;  // [T, B, P], data may be null
-  Rows<Number> zoneout_c;  // [T, B, H], data may be null
-  Real<Number> cell_clip;  // infinite: none
+  const scalar_t* gain_hh;          // [4H], or null: no layer norm
+  const scalar_t* h_mask;           // [B, P], or null
+  StridedRows<scalar_t> zoneout_h;  // [T, B, P], data may be null
+  StridedRows<scalar_t> zoneout_c;  // [T, B, H], data may be null
+  acc_t<scalar_t> cell_clip;        // infinite: none
 };
 
-template <class Number>
+template <class scalar_t>
 struct Forward {
   Sequence sequence;
   int64_t I, H, P;
-  int64_t x_steps;  // steps whose W_ih x is formed at a time, a power of two; 1: inside each step, 0: never
-  bool streams;     // gates are stored past the caches
+  // As in Plan.
+  int64_t x_steps;
+  bool streaming_stores;
+  int32_t min_rows_per_thread;
 
   // Inputs, the caller's. All but x are contiguous.
-  Rows<Number> x;           // [T, B, I]; without weight_ih [T, B, 4H]
-  const Number* weight_ih;  // [4H, I], or null
-  const Number* weight_hh;  // [4H, P]
-  const Number* bias;       // [4H], or null
-  const Number* peephole;   // [3H], p_i, p_f, p_o, or null
-  const Number* weight_hr;  // [P, H], or null: P = H
-  const Number* h0;         // [B, P]
-  const Number* c0;         // [B, H]
-  Variant<Number> variant;
+  StridedRows<scalar_t> x;    // [T, B, I]; without weight_ih [T, B, 4H]
+  const scalar_t* weight_ih;  // [4H, I], or null
+  const scalar_t* weight_hh;  // [4H, P]
+  const scalar_t* bias;       // [4H], or null
+  const scalar_t* peephole;   // [3H], p_i, p_f, p_o, or null
+  const scalar_t* weight_hr;  // [P, H], or null: P = H
+  const scalar_t* h0;         // [B, P]
+  const scalar_t* c0;         // [B, H]
+  Variant<scalar_t> variant;
 
-  // Outputs, the caller's, contiguous, every element written.
-  Number* y;      // [T, B, P]
-  Number* h_n;    // [B, P]
-  Number* c_n;    // [B, H]
-  Number* c;      // [T, B, H], or null: nothing is saved
-  Number* gates;  // [T, B, 4H], or null with c
+  // Outputs, the caller's, contiguous. The pass writes every element.
+  scalar_t* y;      // [T, B, P]
+  scalar_t* h_n;    // [B, P]
+  scalar_t* c_n;    // [B, H]
+  scalar_t* c;      // [T, B, H], or null: nothing is saved
+  scalar_t* gates;  // [T, B, 4H], or null with c
 
-  // Workspace, the caller's, 64-byte aligned. Sizes in elements, of packed weights by Packing below.
-  Number* packed_ih;     // Packing::gates(H, I), unused without weight_ih
-  Number* packed_hh;     // Packing::gates(H, P)
-  Number* packed_hr;     // Packing::channels(P, H), unused without weight_hr
-  Relay<Number> x_next;  // of N = I, in x_steps slots or two, unused without weight_ih
-  Real<Number>* xw;      // [x_steps, B, 4H], W_ih x, unused where x_steps < 2
-  Relay<Number> h;       // of N = P
-  Relay<Number> m;       // of N = H, o * tanh(c), unused without weight_hr
-  Real<Number>* cell;    // [B, H], c of the last step
-  Real<Number>* hw;      // [B, 4H], W_hh h_{t-1}, unused without gain_hh
-  Row<Number>* rows;     // [threads, B]
+  // Workspace, the caller's, 64-byte aligned. Sizes of packed weights are those of Packing.
+  scalar_t* packed_ih;                // gates(H, I), unused without weight_ih
+  scalar_t* packed_hh;                // gates(H, P)
+  scalar_t* packed_hr;                // channels(P, H), unused without weight_hr
+  OperandBuffer<scalar_t> x_operand;  // K = I, max(x_steps, 2) slots, unused without weight_ih
+  acc_t<scalar_t>* xw;                // [x_steps, B, 4H], W_ih x, unused where x_steps < 2
+  OperandBuffer<scalar_t> h_operand;  // K = P
+  OperandBuffer<scalar_t> m_operand;  // K = H, o * tanh(c), unused without weight_hr
+  acc_t<scalar_t>* c_state;           // [B, H], c of the last step
+  acc_t<scalar_t>* hw;                // [B, 4H], W_hh h_{t-1}, unused without gain_hh
+  Row<scalar_t>* rows;                // [threads, B]
 };
 
-template <class Number>
+template <class scalar_t>
 struct Backward {
   Sequence sequence;
   int64_t H, P;
-  bool streams;  // dxw is stored past the caches
+  // As in Plan.
+  bool streaming_stores;
+  int32_t min_rows_per_thread;
 
   // Inputs, the caller's. All but dy are contiguous.
-  Rows<Number> dy;          // [T, B, P], data may be null: zero
-  const Number* dh_n;       // [B, P], or null: zero
-  const Number* dc_n;       // [B, H], or null: zero
-  const Number* c;          // [T, B, H]
-  const Number* gates;      // [T, B, 4H]
-  const Number* c0;         // [B, H]
-  const Number* weight_hh;  // [4H, P]
-  const Number* peephole;   // [3H], or null
-  const Number* weight_hr;  // [P, H], or null: P = H
-  Variant<Number> variant;
-  const Real<Number>* hw;  // [T, B, 4H], W_hh h_{t-1}, unused without gain_hh
+  StridedRows<scalar_t> dy;   // [T, B, P], data may be null: zero
+  const scalar_t* dh_n;       // [B, P], or null: zero
+  const scalar_t* dc_n;       // [B, H], or null: zero
+  const scalar_t* c;          // [T, B, H]
+  const scalar_t* gates;      // [T, B, 4H]
+  const scalar_t* c0;         // [B, H]
+  const scalar_t* weight_hh;  // [4H, P]
+  const scalar_t* peephole;   // [3H], or null
+  const scalar_t* weight_hr;  // [P, H], or null: P = H
+  Variant<scalar_t> variant;
+  const acc_t<scalar_t>* hw;  // [T, B, 4H], W_hh h_{t-1}, unused without gain_hh
 
-  // Outputs, the caller's, contiguous, every element written.
-  Number* dxw;        // [T, B, 4H]
-  Number* dhw;        // [T, B, 4H], unused without gain_hh
-  Number* dh0;        // [B, P]
-  Number* dc0;        // [B, H]
-  Number* dbias;      // [4H]
-  Number* dpeephole;  // [3H], zero without peephole
+  // Outputs, the caller's, contiguous. The pass writes every element.
+  scalar_t* dxw;        // [T, B, 4H]
+  scalar_t* dhw;        // [T, B, 4H], unused without gain_hh
+  scalar_t* dh0;        // [B, P]
+  scalar_t* dc0;        // [B, H]
+  scalar_t* dbias;      // [4H]
+  scalar_t* dpeephole;  // [3H], zero without peephole
 
   // Workspace, the caller's, 64-byte aligned.
-  Number* packed_hh;      // Packing::channels(P, 4H)
-  Number* packed_hr;      // Packing::channels(H, P), unused without weight_hr
-  Relay<Number> da;       // of N = 4H
-  Relay<Number> dh;       // of N = P, unused without weight_hr
-  Real<Number>* dcell;    // [B, H], dc of the last step
-  Real<Number>* dh_kept;  // [B, P], what passes by the last step, unused without zoneout_h
-  double* sums;           // [threads, 2, 7, width], dbias and dpeephole of its rows, and what they lost
-  int64_t width;          // H, in whole vectors
-  Row<Number>* rows;      // [threads, B]
-};
-
-// How large packed weights are. A panel is two vectors of outputs by the whole inner dimension.
-template <class Number>
-struct Packing {
-  int64_t lanes;  // of one vector
-
-  int64_t gates(int64_t H, int64_t K, bool in_parts = false) const {
-    return (H + lanes - 1) / lanes * 4 * lanes * depth<Number>(K, in_parts);
-  }
-  int64_t channels(int64_t N, int64_t K, bool in_parts = false) const {
-    return (N + 2 * lanes - 1) / (2 * lanes) * 2 * lanes * depth<Number>(K, in_parts);
-  }
+  scalar_t* packed_hh;                 // channels(P, 4H)
+  scalar_t* packed_hr;                 // channels(H, P), unused without weight_hr
+  OperandBuffer<scalar_t> da_operand;  // K = 4H
+  OperandBuffer<scalar_t> dh_operand;  // K = P, unused without weight_hr
+  acc_t<scalar_t>* dc_state;           // [B, H], dc of the last step
+  acc_t<scalar_t>* dh_zoneout;         // [B, P], the share of dh that skips a step, unused without zoneout_h
+  double* sums;   // [threads, 2, 7, width], each thread's dbias and dpeephole, and their rounding errors
+  int64_t width;  // H, in whole vectors
+  Row<scalar_t>* rows;  // [threads, B]
 };
 
 // The engine as compiled for one instruction set.
 struct Engine {
-  const char* isa;
-  int64_t vector_bytes;
-  bool in_parts;  // floats can be multiplied in parts
+  Isa isa;
   void (*forward_float)(const Forward<float>&, const Team&);
   void (*forward_double)(const Forward<double>&, const Team&);
   void (*forward_bfloat16)(const Forward<BFloat16>&, const Team&);

@@ -1,7 +1,9 @@
 #include "runtime/dispatch.h"
 
-#if defined(__linux__) && defined(__x86_64__)
+#ifdef __linux__
 #include <sys/syscall.h>
+#endif
+#ifdef __unix__
 #include <unistd.h>
 #endif
 
@@ -9,9 +11,11 @@
 #include <stdexcept>
 #include <string>
 
+#include "plan/thresholds.h"
+
 namespace lstm_fused {
 
-// One per isa_*.cpp.
+// One per isa/*.cpp.
 namespace amx {
 extern const Engine engine;
 }
@@ -45,12 +49,12 @@ bool avx512_runs() {
          __builtin_cpu_supports("fma");
 }
 
-// Its registers are large, so Linux gives them only to a process that asks.
+// Linux enables AMX tile registers only for a process that asks.
 bool amx_runs() {
 #ifdef __linux__
-  constexpr long request = 0x1023, matrix_registers = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-tile") &&
-         syscall(SYS_arch_prctl, request, matrix_registers) == 0;
+         syscall(SYS_arch_prctl, request, tile_data) == 0;
 #else
   return false;
 #endif
@@ -72,7 +76,7 @@ const Candidate candidates[] = {
 const Engine& choose() {
   const char* wanted = std::getenv("LSTM_FUSED_ISA");
   for (const auto& [engine, runs] : candidates)
-    if (runs && (!wanted || std::string(wanted) == engine->isa)) return *engine;
+    if (runs && (!wanted || std::string(wanted) == engine->isa.name)) return *engine;
   std::string names;
   for (const std::string& name : isas()) names += (names.empty() ? "" : ", ") + name;
   throw std::runtime_error("LSTM_FUSED_ISA is \"" + std::string(wanted) + "\", but this machine runs " +
@@ -84,8 +88,25 @@ const Engine& choose() {
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const auto& [engine, runs] : candidates)
-    if (runs) names.emplace_back(engine->isa);
+    if (runs) names.emplace_back(engine->isa.name);
   return names;
+}
+
+const Isa* isa_of(const std::string& name) {
+  for (const auto& [engine, _] : candidates)
+    if (name == engine->isa.name) return &engine->isa;
+  return nullptr;
+}
+
+int64_t l2_bytes() {
+  static const int64_t bytes = [] {
+    int64_t found = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return found > 0 ? found : default_l2_bytes;
+  }();
+  return bytes;
 }
 
 bool on_intel() {

@@ -16,15 +16,10 @@
 #include <sys/mman.h>
 #endif
 
+#include "plan/thresholds.h"
+
 namespace lstm_fused {
 namespace {
-
-// Smaller tensors the C library's own allocator keeps at hand.
-constexpr size_t smallest = 64 << 10;
-// What is kept unused at most: a layer of the larger sizes in bench/sizes.py. To map and clear memory at
-// every step takes as long as a quarter of a training step's arithmetic.
-constexpr size_t most_kept = 256 << 20;
-constexpr size_t large_page = 2 << 20;
 
 struct Block {
   void* data;
@@ -33,23 +28,23 @@ struct Block {
 
 size_t rounded(size_t bytes) {
   constexpr size_t page = 4 << 10;
-  const size_t unit = bytes < large_page ? page : large_page;
-  return (bytes + unit - 1) / unit * unit;
+  const size_t multiple = bytes < huge_page_bytes ? page : huge_page_bytes;
+  return (bytes + multiple - 1) / multiple * multiple;
 }
 
-// Null where there is no more.
+// Null if there is no memory left.
 void* fresh(size_t bytes, size_t wanted) {
-  void* data = std::aligned_alloc(bytes < large_page ? 64 : large_page, bytes);
+  void* data = std::aligned_alloc(bytes < huge_page_bytes ? 64 : huge_page_bytes, bytes);
 #ifdef MADV_HUGEPAGE
-  // To map 4 KB at a time costs as much as to compute what is written there. The end, which may be a large
-  // page for a few bytes, is left to small ones.
-  if (data && bytes >= large_page) madvise(data, wanted / large_page * large_page, MADV_HUGEPAGE);
+  // The end stays in small pages: it may be a few bytes, for which a huge page would be wasted.
+  if (data && bytes >= huge_page_bytes)
+    madvise(data, wanted / huge_page_bytes * huge_page_bytes, MADV_HUGEPAGE);
 #endif
   return data;
 }
 
-// Blocks that no tensor uses, the longest unused first. Whoever finds it locked does without it: a process
-// forked while another thread held the lock would wait for ever.
+// Keeps blocks that no tensor uses, the longest unused first. A caller that finds the pool locked does
+// without it: in a process forked while another thread held the lock, it stays locked for ever.
 class Pool final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
@@ -59,22 +54,22 @@ class Pool final : public c10::Allocator {
   }
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
 
-  // Never destroyed, for tensors may outlive every static object.
+  // Never destroyed: tensors may outlive every static object.
   static Pool& instance() {
     static Pool& pool = *new Pool;
     return pool;
   }
 
  private:
-  // As many blocks as may be kept: what is given back needs no memory for that.
-  Pool() { kept_.reserve(most_kept / smallest); }
+  // Reserves room for the largest number of blocks, so that freeing a tensor allocates nothing.
+  Pool() { kept_.reserve(pool_max_bytes / pool_min_bytes); }
 
   Block take(size_t wanted) {
     const size_t bytes = rounded(wanted);
     if (const std::unique_lock lock{mutex_, std::try_to_lock}) {
-      // The latest first, for it may still be in the caches; but no block is to be mostly empty.
+      // The latest first: it may still be in the caches.
       for (auto block = kept_.rbegin(); block != kept_.rend(); ++block)
-        if (block->bytes >= bytes && block->bytes <= bytes + bytes / 4) {
+        if (block->bytes >= bytes && block->bytes <= bytes + bytes / pool_slack) {
           const Block found = *block;
           kept_.erase(std::next(block).base());
           kept_bytes_ -= found.bytes;
@@ -84,20 +79,20 @@ class Pool final : public c10::Allocator {
     if (void* data = fresh(bytes, wanted)) return {data, bytes};
     if (const std::unique_lock lock{mutex_, std::try_to_lock}) keep_at_most(0);
     if (void* data = fresh(bytes, wanted)) return {data, bytes};
-    // In torch's words, for which some programs look, to try again with less.
+    // Torch's message, which some programs look for to try again with less.
     TORCH_CHECK(false, "lstm_fused: DefaultCPUAllocator: can't allocate memory: you tried to allocate ",
                 wanted, " bytes.");
   }
 
   void keep(Block block) {
     const std::unique_lock lock{mutex_, std::try_to_lock};
-    if (!lock || block.bytes > most_kept) return std::free(block.data);
-    keep_at_most(most_kept - block.bytes);
+    if (!lock || block.bytes > pool_max_bytes) return std::free(block.data);
+    keep_at_most(pool_max_bytes - block.bytes);
     kept_.push_back(block);
     kept_bytes_ += block.bytes;
   }
 
-  // Frees the longest unused beyond so many bytes. By whoever holds the lock.
+  // Frees the longest unused blocks beyond so many bytes. The caller holds the lock.
   void keep_at_most(size_t bytes) {
     auto block = kept_.begin();
     for (; kept_bytes_ > bytes; ++block) {
@@ -122,8 +117,8 @@ class Pool final : public c10::Allocator {
 
 at::Tensor empty(const at::Tensor& like, at::IntArrayRef shape) {
   const size_t bytes = static_cast<size_t>(c10::multiply_integers(shape)) * like.element_size();
-  // In deterministic mode PyTorch fills new tensors, to show what was never written.
-  if (bytes < smallest || at::globalContext().deterministicAlgorithms()) return like.new_empty(shape);
+  // In deterministic mode PyTorch fills new tensors, to expose elements that were never written.
+  if (bytes < pool_min_bytes || at::globalContext().deterministicAlgorithms()) return like.new_empty(shape);
   return at::detail::empty_generic(shape, &Pool::instance(), c10::DispatchKeySet(c10::DispatchKey::CPU),
                                    like.scalar_type(), std::nullopt);
 }

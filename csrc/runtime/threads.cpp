@@ -1,11 +1,9 @@
 #include "runtime/threads.h"
 
-#ifdef __unix__
-#include <unistd.h>
-#endif
-
 #include <thread>
 #include <vector>
+
+#include "plan/thresholds.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -14,9 +12,6 @@
 
 namespace lstm_fused {
 namespace {
-
-// About 20 µs: longer than any step's imbalance, short beside a scheduler's time slice.
-constexpr int spins = 1000;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -27,8 +22,8 @@ inline void pause() {
 }
 
 #ifdef _OPENMP
-// A forked child has none of the pool's threads, but OpenMP would wait for them, in torch's own products too.
-// So whoever forks puts its pool away first, and parent and child each make a new one when they need it.
+// A forked child has none of the pool's threads, but OpenMP would wait for them, in torch's own operators
+// too. So the pool is released before a fork, and parent and child each start a new one when they need it.
 [[maybe_unused]] const int pool_ends_at_fork =
     pthread_atfork([] { omp_pause_resource_all(omp_pause_soft); }, nullptr, nullptr);
 #endif
@@ -43,7 +38,7 @@ void Barrier::wait(int threads) {
     return;
   }
   for (int n = 0; generation_.load(std::memory_order_acquire) == generation; ++n) {
-    if (n < spins) {
+    if (n < barrier_spins) {
       pause();
     } else {
       std::this_thread::yield();
@@ -56,7 +51,7 @@ void run(int threads, const std::function<void(const Team&)>& body) {
   std::vector<Barrier> groups(static_cast<size_t>(threads));
 #ifdef _OPENMP
   if (threads > 1) {
-    omp_set_dynamic(0);  // or a busy machine gives fewer threads, and with them other sums
+    omp_set_dynamic(0);  // a busy machine would give fewer threads, and so other sums
 #pragma omp parallel num_threads(threads)
     body({omp_get_thread_num(), omp_get_num_threads(), &everyone, groups.data()});
     return;
@@ -65,23 +60,12 @@ void run(int threads, const std::function<void(const Team&)>& body) {
   body({0, 1, &everyone, groups.data()});
 }
 
-int64_t near_bytes() {
-  static const int64_t bytes = [] {
-    int64_t cache = 0;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-    cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-    return (cache > 0 ? cache : 1 << 20) / 4 * 3;
-  }();
-  return bytes;
-}
-
-Slice slice(const Team& team, int64_t B, int64_t weight_bytes, int64_t tile_rows) {
-  const bool split_rows = weight_bytes <= near_bytes() && B >= team.size * tile_rows;
+Slice slice(const Team& team, int64_t B, int64_t min_rows_per_thread) {
+  const bool split_rows = min_rows_per_thread > 0 && B >= team.size * min_rows_per_thread;
   const int groups = split_rows ? team.size : 1;
-  const int parts = team.size / groups;
-  const int group = team.rank / parts;
-  return {B * group / groups, B * (group + 1) / groups, team.rank % parts, parts, team.groups + group};
+  const int size = team.size / groups;
+  const int group = team.rank / size;
+  return {B * group / groups, B * (group + 1) / groups, team.rank % size, size, team.groups + group};
 }
 
 }  // namespace lstm_fused

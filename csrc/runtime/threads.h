@@ -1,4 +1,4 @@
-// The threads of one call, and how they wait for each other.
+// Runs a call on a team of threads, and divides rows and channels among them.
 #pragma once
 
 #include <atomic>
@@ -20,34 +20,30 @@ class Barrier {
 // One thread's view of the team that runs a call.
 struct Team {
   int rank;
-  int size;           // threads that really run, never more than were asked for
-  Barrier* everyone;  // for all of them
+  int size;           // threads that run; OpenMP may give fewer than were asked for
+  Barrier* everyone;  // of all threads
   Barrier* groups;    // [size], one for each group of threads that share their rows
 };
 
 // Runs the body on up to `threads` threads of torch's pool at the same time, and returns when all are done.
 void run(int threads, const std::function<void(const Team&)>& body);
 
-// One thread's part of the rows, and its place among the threads that share these rows and split the
+// One thread's share of the work: its group's rows, and its rank in the group, whose threads split the
 // channels.
 struct Slice {
   int64_t row_begin, row_end;
-  int part, parts;
+  int rank, size;
   Barrier* group;
 
   void sync() const {
-    if (parts > 1) group->wait(parts);
+    if (size > 1) group->wait(size);
   }
-  // This thread's share of n things that the group splits.
-  int64_t begin(int64_t n) const { return n * part / parts; }
-  int64_t end(int64_t n) const { return n * (part + 1) / parts; }
+  // This thread's share [begin, end) of n items that the group splits.
+  int64_t begin(int64_t n) const { return n * rank / size; }
+  int64_t end(int64_t n) const { return n * (rank + 1) / size; }
 };
 
-// What weights may take of a core's second cache, so that they stay there from step to step.
-int64_t near_bytes();
-
-// Splits B rows and their channels over the team. Splitting rows needs no barrier, but every core then reads
-// all the weights at every step and register tiles, `tile_rows` high, must be filled by fewer rows.
-Slice slice(const Team& team, int64_t B, int64_t weight_bytes, int64_t tile_rows);
+// Splits B rows if each thread gets at least min_rows_per_thread, else, or if that is 0, the channels.
+Slice slice(const Team& team, int64_t B, int64_t min_rows_per_thread);
 
 }  // namespace lstm_fused
