@@ -127,7 +127,7 @@ ForwardOutputs forward(const Tensor& x, const MaybeTensor& weight_ih, const Tens
                     " and ", c0.dim());
   const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = c0.size(1), P = h0.size(1);
   const Sizes sizes{T, B, I, H, P, weight_ih.has_value(), gain_hh.has_value()};
-  check_sizes(x, sizes);
+  check_sizes(sizes, dtype);
   TORCH_CHECK_VALUE(weight_hr || P == H, "lstm_fused: without weight_hr, h0 must be as wide as c0, ", H,
                     ", got ", P);
   TORCH_CHECK_VALUE(weight_ih || I == 4 * H, "lstm_fused: without weight_ih, x must be [T, B, 4H], got ",
@@ -201,7 +201,7 @@ BackwardOutputs backward(const MaybeTensor& dy, const MaybeTensor& dh_n, const M
                     weight_hh.dim(), "; was the forward pass asked to save?");
   const int64_t T = c.size(0), B = c.size(1), H = c.size(2), P = weight_hh.size(1);
   const Sizes sizes{T, B, 0, H, P, false, gain_hh.has_value()};
-  check_sizes(c, sizes);
+  check_sizes(sizes, dtype);
   TORCH_CHECK_VALUE(weight_hr || P == H, "lstm_fused: without weight_hr, weight_hh must be [4H, H], got ",
                     weight_hh.sizes());
   TORCH_CHECK_VALUE(gain_hh.has_value() == hw.has_value(), "lstm_fused: gain_hh and hw go together");
@@ -218,19 +218,20 @@ BackwardOutputs backward(const MaybeTensor& dy, const MaybeTensor& dh_n, const M
   });
 }
 
-// What plan.cpp decides for a layer with weight_ih on an instruction set that was compiled, here or on
-// another machine; `pass` is "forward", "saving forward" or "backward".
-c10::Dict<std::string, int64_t> plan_of(const std::string& isa, at::ScalarType dtype, const std::string& pass,
-                                        at::IntArrayRef TBIHP, int64_t threads, int64_t l2_bytes) {
+// The plan of a layer with weight_ih on any compiled instruction set, whether or not this machine runs it.
+// `call` is "forward", "saving forward" or "backward".
+c10::Dict<std::string, int64_t> plan_of(const std::string& isa, at::ScalarType dtype, at::IntArrayRef TBIHP,
+                                        const std::string& call, int64_t threads, int64_t l2_bytes) {
   const Isa* found = isa_of(isa);
   TORCH_CHECK_VALUE(found, "lstm_fused: the C++ engine is not compiled for \"", isa, "\"");
-  TORCH_CHECK_VALUE(TBIHP.size() == 5, "lstm_fused: sizes must be T, B, I, H and P");
+  TORCH_CHECK_VALUE(TBIHP.size() == 5, "lstm_fused: TBIHP must be five sizes, got ", TBIHP);
   const Machine machine{*found, l2_bytes, static_cast<int>(threads)};
   const Sizes sizes{TBIHP[0], TBIHP[1], TBIHP[2], TBIHP[3], TBIHP[4]};
+  check_sizes(sizes, dtype);
   const Plan plan = by_dtype(dtype, "dtype", [&](auto element) {
     using scalar_t = decltype(element);
-    return pass == "backward" ? plan_backward<scalar_t>(machine, sizes)
-                              : plan_forward<scalar_t>(machine, sizes, pass == "saving forward");
+    return call == "backward" ? plan_backward<scalar_t>(machine, sizes)
+                              : plan_forward<scalar_t>(machine, sizes, call == "saving forward");
   });
   c10::Dict<std::string, int64_t> result;
   result.insert("threads", plan.threads);
@@ -252,8 +253,8 @@ TORCH_LIBRARY_FRAGMENT(lstm_fused, m) {
   m.def("cpp_isas() -> str[]", isas);
   m.def("cpp_on_intel() -> bool", on_intel);
   m.def(
-      "cpp_plan(str isa, ScalarType dtype, str stage, int[] TBIHP, int threads, int l2_bytes) -> "
-      "Dict(str, int)",
+      "cpp_plan(str isa, ScalarType dtype, int[] TBIHP, str call, int threads, int l2_bytes)"
+      " -> Dict(str, int)",
       plan_of);
 }
 

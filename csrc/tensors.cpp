@@ -22,7 +22,7 @@ void check(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::Sc
 
 }  // namespace
 
-void check_sizes(const Tensor& like, const Sizes& sizes) {
+void check_sizes(const Sizes& sizes, at::ScalarType dtype) {
   const auto& [T, B, I, H, P, weight_ih, gain_hh] = sizes;
   const auto padded = [](int64_t n) { return static_cast<double>(n) + 128; };  // at most, in workspaces
   const double rows = static_cast<double>(std::max<int64_t>(T, 2)) * static_cast<double>(B);
@@ -30,7 +30,7 @@ void check_sizes(const Tensor& like, const Sizes& sizes) {
   const double elements = rows * (gates + inner) + gates * inner;
   TORCH_CHECK(elements < 0x1p59,
               "lstm_fused: DefaultCPUAllocator: can't allocate memory: you tried to allocate ",
-              elements * static_cast<double>(like.itemsize()), " bytes, for T = ", T, ", B = ", B,
+              elements * static_cast<double>(c10::elementSize(dtype)), " bytes, for T = ", T, ", B = ", B,
               ", I = ", I, ", H = ", H, " and P = ", P);
 }
 

@@ -15,7 +15,7 @@ using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
 // Refuses sizes whose products would overflow; a tensor may be expanded from one element, or have none.
-void check_sizes(const Tensor& like, const Sizes& sizes);
+void check_sizes(const Sizes& sizes, at::ScalarType dtype);
 
 // Refuses a tensor that is not a CPU tensor of this shape and dtype with enough storage; makes it contiguous.
 Tensor checked(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype);

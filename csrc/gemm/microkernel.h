@@ -89,8 +89,8 @@ struct PackedWeights {
   }
 };
 
-// Weights that a micro-kernel prefetches into L2 for the next one: its `share` of `shares` of k_groups
-// [k, k + k_groups) from `panel` on.
+// Weights that a micro-kernel prefetches into L2 for the next one: its `share` of `shares` of the k-groups
+// [k, k + k_groups), from `panel` on.
 struct Prefetch {
   int64_t panel, k, k_groups, share, shares;
 };

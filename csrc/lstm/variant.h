@@ -35,8 +35,8 @@ void store_h_operand(const Forward<scalar_t>& f, const scalar_t* h, int64_t step
   store_operand(operand, operand.row(step, b), j, v, n);
 }
 
-// Completes the gradient of h_t, given da_{t+1} W_hh: adds dy_t and the share that zoneout let skip step t
-// + 1. Stores the share that skips step t in dh_zoneout and returns the rest. t < 0: the gradient of h0.
+// Completes the gradient of h_t, given da_{t+1} W_hh: adds dy_t and the share that skipped the next step by
+// zoneout. Stores the share that skips step t in dh_zoneout and returns the rest. t < 0: the gradient of h0.
 template <class scalar_t>
 Vec<scalar_t> gradient_of_h(const Backward<scalar_t>& f, const Row<scalar_t>& row, int64_t t, int64_t j,
                             Vec<scalar_t> dh) {
