@@ -1,3 +1,4 @@
+// The checks of tensors.h.
 #include "tensors.h"
 
 #include <ATen/EmptyTensor.h>

@@ -93,8 +93,8 @@ void store_dh(const Backward<scalar_t>& f, const Row<scalar_t>* rows, MacroTile<
     Tile<scalar_t>& tile = macrotile.tiles[i];
     for (int64_t r = 0; r < tile.rows; ++r)
       for (int64_t v = 0; v < 2 * tile.panels; ++v) {
-        const int64_t j = tile.first_panel * NR<scalar_t> + v * lanes<scalar_t>,
-                      b = rows[tile.first_row + r].b;
+        const int64_t j = tile.first_panel * NR<scalar_t> + v * lanes<scalar_t>;
+        const int64_t b = rows[tile.first_row + r].b;
         if (j >= f.P) continue;
         Vec<scalar_t> sum = load(tile.at(r, 0) + v * lanes<scalar_t>);
         if (f.variant.any)
@@ -213,7 +213,7 @@ void backward(const Backward<scalar_t>& f, const Team& team) {
   const int64_t j0 = h0 * NR<scalar_t>, j1 = min(h1 * NR<scalar_t>, H);  // this thread's channels of c
   Row<scalar_t>* rows = f.rows + team.rank * q.B;
   double* sums =
-      f.sums + (team.rank - s.rank) * 14 * f.width;  // the group's, in which each thread has its channels
+      f.sums + (team.rank - s.rank) * 14 * f.width;  // the group's; each thread adds to its channels
 
   for (int64_t j = 0; j < 14 * f.width; ++j) f.sums[team.rank * 14 * f.width + j] = 0;
   init_state(f, s);

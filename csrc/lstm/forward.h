@@ -186,8 +186,8 @@ void project(const Forward<scalar_t>& f, int64_t n, int64_t t, const Row<scalar_
     Tile<scalar_t>& tile = macrotile.tiles[i];
     for (int64_t r = 0; r < tile.rows; ++r)
       for (int64_t v = 0; v < 2 * tile.panels; ++v) {
-        const int64_t j = tile.first_panel * NR<scalar_t> + v * lanes<scalar_t>,
-                      b = rows[tile.first_row + r].b;
+        const int64_t j = tile.first_panel * NR<scalar_t> + v * lanes<scalar_t>;
+        const int64_t b = rows[tile.first_row + r].b;
         if (j >= f.P) continue;
         const Vec<scalar_t> h = load(tile.at(r, 0) + v * lanes<scalar_t>);
         if (f.variant.any) {

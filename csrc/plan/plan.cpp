@@ -1,3 +1,4 @@
+// The decisions of plan.h, by the thresholds of thresholds.h.
 #include "plan/plan.h"
 
 #include <algorithm>
@@ -72,10 +73,10 @@ void plan_products(const Machine& machine, const Sizes& sizes, bool save, Plan& 
     return;
   }
   plan.h_bf16x3 = split_h;
-  // Split weights of which half fit in L2 are read fast enough to stay fused.
-  const bool near = fits_l2<scalar_t>(machine, split_h ? elements / 2 : elements);
+  // Split weights stay fused if half of them fit in L2: they are read fast enough.
+  const bool in_l2 = fits_l2<scalar_t>(machine, split_h ? elements / 2 : elements);
   const bool enough_rows = T * B >= hoisted_rows_amx && B <= hoisted_rows_amx / min_hoisted_steps_amx;
-  if (amx_x && !near && enough_rows) {
+  if (amx_x && !in_l2 && enough_rows) {
     plan.x_steps = steps_of(hoisted_rows_amx, sizes);
     plan.x_bf16x3 = split_x;
   } else {

@@ -1,3 +1,4 @@
+// Detects instruction sets, the L2 cache and the vendor at run time.
 #include "runtime/dispatch.h"
 
 #ifdef __linux__

@@ -1,3 +1,4 @@
+// A pool of freed blocks behind torch's allocator interface.
 #include "runtime/memory.h"
 
 #include <ATen/Context.h>

@@ -1,3 +1,4 @@
+// Threads of torch's OpenMP pool, a spinning barrier, and fork safety.
 #include "runtime/threads.h"
 
 #include <thread>
