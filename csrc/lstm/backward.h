@@ -212,8 +212,7 @@ void backward(const Backward<scalar_t>& f, const Team& team) {
   const int64_t h0 = s.begin(h_panels), h1 = s.end(h_panels), p0 = s.begin(p_panels), p1 = s.end(p_panels);
   const int64_t j0 = h0 * NR<scalar_t>, j1 = min(h1 * NR<scalar_t>, H);  // this thread's channels of c
   Row<scalar_t>* rows = f.rows + team.rank * q.B;
-  double* sums =
-      f.sums + (team.rank - s.rank) * 14 * f.width;  // the group's; each thread adds to its channels
+  double* sums = f.sums + (team.rank - s.rank) * 14 * f.width;  // the group's
 
   for (int64_t j = 0; j < 14 * f.width; ++j) f.sums[team.rank * 14 * f.width + j] = 0;
   init_state(f, s);
