@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bench.limits import arithmetic
 from bench.rivals import Problem, Rival, fused, make_problem, training
 from bench.sizes import Setting
-from lstm_fused.backends import select
+from lstm_fused.backends.table import select
 from tests.cases import Case
 from tests.cases import shortened as cut
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import lstm_fused
-from lstm_fused import cpp
+from lstm_fused.backends import cpp
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of what the processor says it has, what a float kernel can be written with.

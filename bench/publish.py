@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.machine import ROOT, Machine
 from bench.results import Result, picture_of
 from bench.tables import KINDS, limits_line
-from lstm_fused.backends import short
+from lstm_fused.backends.table import short
 
 # Where each page has its pictures.
 PAGES = {ROOT / "README.md": "docs/pictures", ROOT / "docs" / "bench.md": "pictures"}

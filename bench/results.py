@@ -11,7 +11,7 @@ from bench import everyone, growth, memory, speed
 from bench.limits import Limits
 from bench.machine import Machine
 from bench.sizes import Setting
-from lstm_fused.backends import short
+from lstm_fused.backends.table import short
 
 Row = speed.Row | memory.Row | growth.Row | everyone.Row
 

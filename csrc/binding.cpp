@@ -1,4 +1,4 @@
-// The operators that lstm_fused/ops.py declares: checks arguments, allocates, and calls the engine as
+// The operators that lstm_fused/autograd/operators.py declares: checks arguments, allocates, and calls the engine as
 // planned.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>

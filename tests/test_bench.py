@@ -25,7 +25,7 @@ from bench.speed import measure
 from bench.tables import KINDS
 from bench.timing import Pace, race, ratio
 from bench.workers import missing
-from lstm_fused import cpp
+from lstm_fused.backends import cpp
 from tests.cases import TIMED, Case, shortened
 
 ROOT = Path(__file__).parent.parent

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import TIMED
 
-from lstm_fused import cpp
+from lstm_fused.backends import cpp
 
 if cpp.unavailable() is not None:
     pytest.skip(f"the C++ engine: {cpp.unavailable()}", allow_module_level=True)

@@ -24,7 +24,7 @@ from bench.gpu import rows
 from bench.gpu.machine import describe, mend_interpreter
 from bench.gpu.times import exchange, numbers, profile
 from bench.gpu.tune import kernel_named, operators
-from lstm_fused.backends import select, short
+from lstm_fused.backends.table import select, short
 from tests.cases import Case, make_lengths, make_tensors
 
 # In units of the step-by-step engine's own error: rounding gives a few, the smallest mistake thousands.

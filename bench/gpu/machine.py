@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bench import machine
-from lstm_fused.triton import INTERPRETED
+from lstm_fused.backends.triton import INTERPRETED
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from bench.rivals import Problem, StepByStep, cell, fused, make_problem, torch_l
 from bench.sizes import Setting
 from bench.tables import Column, Table, digits, spread
 from bench.timing import Pace, Ratio, race, ratio
-from lstm_fused.backends import short
+from lstm_fused.backends.table import short
 from tests.cases import Case
 
 SIZES = tuple(

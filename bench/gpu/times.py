@@ -11,7 +11,7 @@ from bench.gpu import rows, speed
 from bench.gpu.machine import timed
 from bench.gpu.tune import kernel_times, operators
 from bench.rivals import torch_lstm
-from lstm_fused.backends import short
+from lstm_fused.backends.table import short
 from tests.cases import Case
 
 

@@ -13,8 +13,8 @@ from lstm_fused.kernels import choose
 from lstm_fused.kernels.tuned import TUNED
 
 from bench.gpu.machine import Machine, milliseconds
-from lstm_fused.backends import short
-from lstm_fused.ops import backward_op, forward_op
+from lstm_fused.autograd.operators import backward_op, forward_op
+from lstm_fused.backends.table import short
 from tests.cases import Case, make_tensors
 
 SIZES = tuple(

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton")
 
 from bench.gpu import check
-from lstm_fused import cpp, triton
+from lstm_fused.backends import cpp, triton
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("gpu-check", "bench-gpu", "gpu-tune")
