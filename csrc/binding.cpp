@@ -1,5 +1,4 @@
-// The operators that lstm_fused/autograd/operators.py declares: checks arguments, allocates, and calls the engine as
-// planned.
+// The operators of lstm_fused/autograd/operators.py: checks arguments, allocates, runs the engine as planned.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
