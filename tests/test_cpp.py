@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 import lstm_fused
 from lstm_fused.autograd.operators import backward_op, forward_op
 from lstm_fused.backends import cpp
-from lstm_fused.reference import Variant
+from lstm_fused.contract import Variant
 
 TESTS = Path(__file__).parent
 if cpp.unavailable() is not None:
