@@ -55,8 +55,9 @@ def why_no_compiler():
 
 engine = Extension(
     "lstm_fused._cpp",
-    sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp")),
-    depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.h")),
+    sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp")),
+    depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")),
+    include_dirs=[str(ROOT / "csrc")],
     library_dirs=cpp_extension.library_paths(),
     libraries=["c10", "torch_cpu"],
     extra_compile_args=FLAGS + HEADERS,

@@ -1,0 +1,172 @@
+// The AMX micro-kernel: bfloat16, or float32 by the bf16x3 split. All AMX intrinsics are in this file.
+#pragma once
+
+#include "gemm/bf16x3.h"
+
+#ifdef LSTM_FUSED_AMX
+
+namespace lstm_fused::LSTM_FUSED_ISA {
+
+// A block of operand rows at equal distances, as tile loads need them, and its accumulators.
+struct AmxRows {
+  const BFloat16* data;
+  int64_t stride;       // elements from one row to the next
+  int64_t term_stride;  // elements from one bf16x3 term to the next
+  float* acc;
+};
+
+// K-groups [k, k + k_groups) of `count` rows. Where lengths have left gaps between the rows, copies them.
+template <int Terms, class scalar_t>
+AmxRows amx_rows(const scalar_t* const* rows, int64_t count, int64_t k, int64_t k_groups, int64_t term_stride,
+                 BFloat16* copy) {
+  const auto at = [&](int64_t r) { return reinterpret_cast<const BFloat16*>(rows[r]) + 2 * k; };
+  const int64_t stride = count > 1 ? at(1) - at(0) : 0, elements = 2 * k_groups;
+  bool equidistant = true;
+  for (int64_t r = 2; r < count; ++r) equidistant = equidistant && at(r) - at(r - 1) == stride;
+  if (equidistant) return {at(0), stride, term_stride, nullptr};
+  for (int64_t term = 0; term < Terms; ++term)
+    for (int64_t r = 0; r < count; ++r)
+      __builtin_memcpy(copy + (term * count + r) * elements, at(r) + term * term_stride,
+                       static_cast<size_t>(elements) * sizeof(BFloat16));
+  return {copy, elements, count * elements, nullptr};
+}
+
+// Configures the eight tile registers and releases them at the end of the scope. Registers 0 to 3 accumulate
+// two row blocks × two vectors, or one row block × four vectors. 4 and 5 hold the row blocks of A, 6 and 7
+// the two vectors of B; with bf16x3 and one row block, 4 to 6 hold the terms of A.
+class AmxTileConfig {
+ public:
+  ~AmxTileConfig() {
+    if (rows_[0]) _tile_release();
+  }
+  // Rows of registers 0, 1 and 4; of 2, 3 and 5; and of 6.
+  void set(int64_t first, int64_t second, int64_t third) {
+    if (rows_[0] == first && rows_[1] == second && rows_[2] == third) return;
+    rows_[0] = first, rows_[1] = second, rows_[2] = third;
+    struct alignas(64) {
+      uint8_t palette, start, reserved[14];
+      uint16_t row_bytes[16];
+      uint8_t rows[16];
+    } config = {1, 0, {}, {}, {}};
+    for (int n = 0; n < 8; ++n) {
+      const int64_t rows = n == 7 ? 16 : rows_[n < 4 ? n / 2 : n - 4];
+      config.rows[n] = static_cast<uint8_t>(rows);
+      config.row_bytes[n] = 64;
+    }
+    load(&config);
+  }
+
+ private:
+  // Never inlined, like the micro-kernel: the compiler does not know which memory these instructions read.
+  [[gnu::noinline]] static void load(const void* config) { _tile_loadconfig(config); }
+
+  int64_t rows_[3] = {0, 0, 0};
+};
+
+// Adds A times B to the accumulators of two row blocks by one panel, or of one row block by two panels that
+// are `panel_stride` apart; `second` is the second row block, or the first one with the accumulators of the
+// second panel. `stride` is the leading dimension of all accumulators. K is `k_groups` k-groups, in whole AMX
+// tiles.
+//
+// With bf16x3 it forms the six of the nine products of terms that reach into the 24 bits of float32, in the
+// same order for every shape; the other three are below 2^-21 of the whole. G. Henry, P. T. P. Tang and
+// A. Heinecke, Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations,
+// ARITH 2019.
+template <int Terms, int RowBlocks, int Panels>
+[[gnu::noinline]] void microkernel_amx(const AmxRows& first, const AmxRows& second, int64_t k_groups,
+                                       const BFloat16* weights, int64_t panel_stride, int64_t stride) {
+  constexpr int64_t group = 2 * 2 * lanes<BFloat16>, group_bytes = group * sizeof(BFloat16);
+  constexpr int64_t term_bytes = amx_tile_k_groups * group_bytes, vector_bytes = group_bytes / 2;
+  const int64_t acc_bytes = stride * static_cast<int64_t>(sizeof(float));
+  const int64_t first_bytes = first.stride * static_cast<int64_t>(sizeof(BFloat16));
+  const int64_t second_bytes = second.stride * static_cast<int64_t>(sizeof(BFloat16));
+  _tile_loadd(0, first.acc, acc_bytes);
+  _tile_loadd(1, first.acc + lanes<float>, acc_bytes);
+  if constexpr (RowBlocks * Panels == 2) {
+    _tile_loadd(2, second.acc, acc_bytes);
+    _tile_loadd(3, second.acc + lanes<float>, acc_bytes);
+  }
+  for (int64_t k = 0; k < k_groups; k += amx_tile_k_groups) {
+    const BFloat16 *x = first.data + 2 * k, *z = second.data + 2 * k;
+    const char* w = reinterpret_cast<const char*>(weights + k * Terms * group);
+    const char* v = w + panel_stride * static_cast<int64_t>(sizeof(BFloat16));
+    if constexpr (Terms == 1) {
+      _tile_loadd(6, w, group_bytes);
+      _tile_loadd(4, x, first_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, w + vector_bytes, group_bytes);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (RowBlocks == 2) {
+        _tile_loadd(5, z, second_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      if constexpr (Panels == 2) {
+        _tile_loadd(6, v, group_bytes);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_loadd(7, v + vector_bytes, group_bytes);
+        _tile_dpbf16ps(3, 4, 7);
+      }
+    } else if constexpr (RowBlocks == 2) {
+      const auto load_weights = [&](int64_t term) {
+        _tile_loadd(6, w + term * term_bytes, group_bytes);
+        _tile_loadd(7, w + term * term_bytes + vector_bytes, group_bytes);
+      };
+      const auto load_rows = [&](int64_t term) {
+        _tile_loadd(4, x + term * first.term_stride, first_bytes);
+        _tile_loadd(5, z + term * second.term_stride, second_bytes);
+      };
+      const auto add_products = [] {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      };
+      load_weights(2), load_rows(0), add_products();
+      load_weights(1), add_products();
+      load_rows(1), add_products();
+      load_weights(0), add_products();
+      load_rows(2), add_products();
+      load_rows(0), add_products();
+    } else {
+      _tile_loadd(4, x, first_bytes);
+      _tile_loadd(5, x + first.term_stride, first_bytes);
+      _tile_loadd(6, x + 2 * first.term_stride, first_bytes);
+      // Macros, because tile registers are numbered by literals. Each multiplies one term of B.
+#define LSTM_FUSED_TERM_2(acc, from)                    \
+  _tile_loadd(7, (from) + 2 * term_bytes, group_bytes); \
+  _tile_dpbf16ps(acc, 4, 7);
+#define LSTM_FUSED_TERM_1(acc, from)                \
+  _tile_loadd(7, (from) + term_bytes, group_bytes); \
+  _tile_dpbf16ps(acc, 4, 7);                        \
+  _tile_dpbf16ps(acc, 5, 7);
+#define LSTM_FUSED_TERM_0(acc, from) \
+  _tile_loadd(7, from, group_bytes); \
+  _tile_dpbf16ps(acc, 5, 7);         \
+  _tile_dpbf16ps(acc, 6, 7);         \
+  _tile_dpbf16ps(acc, 4, 7);
+#define LSTM_FUSED_EACH_VECTOR(term)     \
+  term(0, w) term(1, w + vector_bytes);  \
+  if constexpr (Panels == 2) {           \
+    term(2, v) term(3, v + vector_bytes) \
+  }
+      LSTM_FUSED_EACH_VECTOR(LSTM_FUSED_TERM_2)
+      LSTM_FUSED_EACH_VECTOR(LSTM_FUSED_TERM_1)
+      LSTM_FUSED_EACH_VECTOR(LSTM_FUSED_TERM_0)
+#undef LSTM_FUSED_TERM_2
+#undef LSTM_FUSED_TERM_1
+#undef LSTM_FUSED_TERM_0
+#undef LSTM_FUSED_EACH_VECTOR
+    }
+  }
+  _tile_stored(0, first.acc, acc_bytes);
+  _tile_stored(1, first.acc + lanes<float>, acc_bytes);
+  if constexpr (RowBlocks * Panels == 2) {
+    _tile_stored(2, second.acc, acc_bytes);
+    _tile_stored(3, second.acc + lanes<float>, acc_bytes);
+  }
+}
+
+}  // namespace lstm_fused::LSTM_FUSED_ISA
+
+#endif

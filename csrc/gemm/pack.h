@@ -1,0 +1,127 @@
+// Packs weights in the order in which the micro-kernels read them: panels [K, NR], in VNNI pairs of bfloat16
+// or bf16x3 terms, zero past K and past the last channel.
+#pragma once
+
+#include "gemm/bf16x3.h"
+#include "gemm/microkernel.h"
+
+namespace lstm_fused::LSTM_FUSED_ISA {
+
+// A square of lanes × lanes weights: lane j of row[k] is weights[j * lane_stride + k * k_stride], zero for j
+// >= n and k >= K. One of the strides is 1.
+template <class Real>
+struct Square {
+  Vec<Real> row[lanes<Real>];
+
+  Square(const Real* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K) {
+    constexpr int64_t L = lanes<Real>;
+    if (lane_stride == 1) {
+      for (int64_t k = 0; k < L; ++k) row[k] = k < K && n > 0 ? load(weights + k * k_stride, n) : Vec<Real>{};
+    } else {
+      for (int64_t j = 0; j < L; ++j)
+        row[j] = j < n && K > 0 ? load(weights + j * lane_stride, K) : Vec<Real>{};
+      transpose<Real>(row);
+    }
+  }
+};
+
+// Packs one of the two vectors of a panel: n channels by K.
+template <class Real>
+inline void pack_vector(const Real* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K,
+                        Real* to) {
+  for (int64_t first = 0; first < K; first += lanes<Real>) {
+    const Square<Real> square(weights + first * k_stride, lane_stride, k_stride, n, K - first);
+    for (int64_t k = first; k < min(first + lanes<Real>, K); ++k)
+      store(to + k * NR<Real>, square.row[k - first]);
+  }
+}
+
+// The same in VNNI pairs, each of which moves as one float does.
+inline void pack_vector(const BFloat16* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K,
+                        BFloat16* to) {
+  constexpr int64_t L = lanes<BFloat16>, group = 2 * NR<BFloat16>;
+  const int64_t k_groups = padded_k<BFloat16>(K) / 2;
+  if (lane_stride == 1 && n >= L) {
+    for (int64_t u = 0; u < k_groups; ++u)
+      store_vnni_pairs(to + u * group, weights + 2 * u * k_stride, k_stride, K - 2 * u);
+    return;
+  }
+  for (int64_t first = 0; first < k_groups; first += L) {
+    if (n >= L && K - 2 * first >= 2 * L && k_stride == 1) {
+      Vec<float> square[L];
+      for (int64_t j = 0; j < L; ++j)
+        __builtin_memcpy(square + j, weights + j * lane_stride + 2 * first, sizeof *square);
+      transpose<float>(square);
+      for (int64_t u = 0; u < L; ++u) __builtin_memcpy(to + (first + u) * group, square + u, sizeof *square);
+      continue;
+    }
+    for (int64_t j = 0; j < L; ++j)
+      for (int64_t u = first; u < min(first + L, k_groups); ++u)
+        for (int64_t k = 2 * u; k < 2 * u + 2; ++k)
+          to[u * group + 2 * j + k % 2] =
+              j < n && k < K ? weights[j * lane_stride + k * k_stride] : BFloat16{};
+  }
+}
+
+// The same in bf16x3: [AMX tiles, terms, k-groups of a tile, NR, 2].
+inline void pack_vector_bf16x3(const float* weights, int64_t lane_stride, int64_t k_stride, int64_t n,
+                               int64_t K, BFloat16* to) {
+  constexpr int64_t L = lanes<float>, group = 2 * NR<BFloat16>, term_size = amx_tile_k_groups * group;
+  for (int64_t first = 0; first < padded_k<BFloat16>(K); first += L) {
+    const Square<float> square(weights + first * k_stride, lane_stride, k_stride, n, K - first);
+    for (int64_t k = 0; k < L; k += 2) {
+      const Bf16x3 even(square.row[k]), odd(square.row[k + 1]);
+      const int64_t u = (first + k) / 2;
+      BFloat16* at = to + u / amx_tile_k_groups * bf16x3_terms * term_size + u % amx_tile_k_groups * group;
+      for (int64_t t = 0; t < bf16x3_terms; ++t) {
+        const Bits pair = (Bits)even.term[t] >> 16 | (Bits)odd.term[t];
+        __builtin_memcpy(at + t * term_size, &pair, sizeof pair);
+      }
+    }
+  }
+}
+
+// Packs vector 0 or 1 of a panel, in either form.
+template <class scalar_t>
+inline void pack_panel_vector(const scalar_t* weights, int64_t lane_stride, int64_t k_stride, int64_t n,
+                              int64_t K, bool bf16x3, int64_t vector, scalar_t* panel) {
+  if constexpr (has_amx && std::is_same_v<scalar_t, float>)
+    if (bf16x3)
+      return pack_vector_bf16x3(weights, lane_stride, k_stride, n, K,
+                                reinterpret_cast<BFloat16*>(panel) + vector * 2 * lanes<float>);
+  pack_vector(weights, lane_stride, k_stride, n, K, panel + vector * lanes<scalar_t> * k_pack<scalar_t>);
+}
+
+// Packs W [4H, K] into two panels for each vector of channels, i and f, g and o; vectors [first, last) only.
+template <class scalar_t>
+void pack_gates(const scalar_t* W, int64_t H, int64_t K, bool bf16x3, int64_t first, int64_t last,
+                scalar_t* packed) {
+  const int64_t panel_stride = packed_k<scalar_t>(K, bf16x3) * NR<scalar_t>;
+  for (int64_t n = first; n < last; ++n)
+    for (int64_t gate = 0; gate < 4; ++gate) {
+      const int64_t j = n * lanes<scalar_t>;
+      pack_panel_vector(W + (gate * H + j) * K, K, 1, H - j, K, bf16x3, gate % 2,
+                        packed + (gate_panels * n + gate / 2) * panel_stride);
+    }
+}
+
+// Packs the weights W[n * n_stride + k * k_stride] of N channels by K; panels [first, last) only.
+template <class scalar_t>
+void pack_channels(const scalar_t* W, int64_t n_stride, int64_t k_stride, int64_t N, int64_t K, bool bf16x3,
+                   int64_t first, int64_t last, scalar_t* packed) {
+  const int64_t panel_stride = packed_k<scalar_t>(K, bf16x3) * NR<scalar_t>;
+  for (int64_t p = first; p < last; ++p)
+    for (int64_t v = 0; v < 2; ++v) {
+      const int64_t j = p * NR<scalar_t> + v * lanes<scalar_t>;
+      pack_panel_vector(W + j * n_stride, n_stride, k_stride, N - j, K, bf16x3, v, packed + p * panel_stride);
+    }
+}
+
+// The packed weights that multiply rows of the buffer, in its form.
+template <class scalar_t>
+PackedWeights<scalar_t> packed_for(const OperandBuffer<scalar_t>& rows, const scalar_t* weights) {
+  return {weights, ceil_div(rows.K, k_pack<scalar_t>), packed_k<scalar_t>(rows.K, rows.bf16x3) * NR<scalar_t>,
+          rows.bf16x3};
+}
+
+}  // namespace lstm_fused::LSTM_FUSED_ISA

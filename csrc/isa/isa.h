@@ -1,0 +1,15 @@
+// Describes an instruction set to code that is compiled for every machine.
+#pragma once
+
+#include <cstdint>
+
+namespace lstm_fused {
+
+struct Isa {
+  const char* name;
+  int64_t vector_bytes;
+  int registers;  // vector registers
+  bool has_amx;   // AMX tiles multiply bfloat16, and float32 by the bf16x3 split
+};
+
+}  // namespace lstm_fused

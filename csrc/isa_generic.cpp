@@ -1,7 +1,0 @@
-// What every machine of the family has: SSE2 on x86, NEON on Arm.
-#include "engine.h"
-
-#define LSTM_FUSED_ISA generic
-#define LSTM_FUSED_VECTOR_BYTES 16
-#define LSTM_FUSED_REGISTERS 16
-#include "isa.h"

@@ -1,7 +1,0 @@
-// The shapes of avx512 without its instructions: for testing where the machine has none.
-#include "engine.h"
-
-#define LSTM_FUSED_ISA generic512
-#define LSTM_FUSED_VECTOR_BYTES 64
-#define LSTM_FUSED_REGISTERS 32
-#include "isa.h"

@@ -1,0 +1,284 @@
+// The backward pass: the loop over steps, each of which is the GEMM dh_t = da_{t+1} W_hh with the gradients
+// of the cell at step t as its epilogue.
+#pragma once
+
+#include "gemm/macrokernel.h"
+#include "gemm/pack.h"
+#include "lstm/cell.h"
+#include "lstm/variant.h"
+
+namespace lstm_fused::LSTM_FUSED_ISA {
+
+template <class scalar_t>
+void pack(const Backward<scalar_t>& f, const Team& team) {
+  const Slice all{0, 0, team.rank, team.size, team.everyone};
+  const int64_t p = ceil_div(f.P, NR<scalar_t>), h = ceil_div(f.H, NR<scalar_t>);
+  pack_channels(f.weight_hh, 1, f.P, f.P, 4 * f.H, f.da_operand.bf16x3, all.begin(p), all.end(p),
+                f.packed_hh);
+  if (f.weight_hr) pack_channels(f.weight_hr, 1, f.H, f.H, f.P, false, all.begin(h), all.end(h), f.packed_hr);
+  all.sync();
+}
+
+// Initialises dc with dc_n, and the padding of operand rows.
+template <class scalar_t>
+void init_state(const Backward<scalar_t>& f, const Slice& s) {
+  for (int64_t b = s.row_begin; b < s.row_end; ++b) {
+    for (int64_t j = s.begin(f.H); j < s.end(f.H); j += lanes<scalar_t>) {
+      const int64_t n = min(lanes<scalar_t>, s.end(f.H) - j);
+      store(f.dc_state + b * f.H + j, f.dc_n ? load(f.dc_n + b * f.H + j, n) : Vec<scalar_t>{}, n);
+    }
+    for (int64_t slot = 0; slot < 2 && s.rank == 0; ++slot) {
+      clear_padding(f.da_operand, slot, b);
+      if (f.weight_hr) clear_padding(f.dh_operand, slot, b);
+    }
+  }
+}
+
+// Lists the slice's rows that have a step at t, the n-th: first those with a step after it, then those that
+// end there.
+struct Count {
+  int64_t continuing, all;
+};
+
+template <class scalar_t>
+Count active_rows(const Backward<scalar_t>& f, const Slice& s, int64_t n, int64_t t, Row<scalar_t>* rows) {
+  const Sequence& q = f.sequence;
+  int64_t count = 0;
+  for (int64_t b = s.row_begin; b < s.row_end; ++b)
+    if (t < q.length(b) && t != q.last(b)) rows[count++] = {b, nullptr, f.da_operand.row(n + 1, b)};
+  const int64_t continuing = count;
+  for (int64_t b = s.row_begin; b < s.row_end; ++b)
+    if (t < q.length(b) && t == q.last(b)) rows[count++] = {b, nullptr, nullptr};
+  return {continuing, count};
+}
+
+// Sets da of rows without a step at t to zero.
+template <class scalar_t>
+void fill_inactive(const Backward<scalar_t>& f, const Slice& s, int64_t t, int64_t j0, int64_t j1) {
+  for (int64_t b = s.row_begin; b < s.row_end; ++b)
+    if (t >= f.sequence.length(b))
+      for (int64_t gate = 0; gate < 4; ++gate)
+        for (int64_t j = j0; j < j1; ++j) {
+          const int64_t at = ((t * f.sequence.B + b) * 4 + gate) * f.H + j;
+          f.dxw[at] = {};
+          if (f.dhw) f.dhw[at] = {};
+        }
+}
+
+// Accumulates the gradient of h_t from the steps after t: da_{t+1} W_hh, or dh_n at the end.
+template <class scalar_t>
+void recurrent_gradient(const Backward<scalar_t>& f, const Row<scalar_t>* rows,
+                        MacroTile<scalar_t>& macrotile) {
+  const bool ends = rows[macrotile.tiles[0].first_row].recurrent == nullptr;
+  for (int64_t i = 0; i < macrotile.count; ++i) {
+    Tile<scalar_t>& tile = macrotile.tiles[i];
+    for (int64_t r = 0; r < tile.rows; ++r)
+      for (int64_t v = 0; v < 2 * tile.panels; ++v) {
+        const int64_t j = tile.first_panel * NR<scalar_t> + v * lanes<scalar_t>;
+        const bool given = ends && f.dh_n && j < f.P;
+        store(tile.at(r, 0) + v * lanes<scalar_t>,
+              given ? load(f.dh_n + rows[tile.first_row + r].b * f.P + j, f.P - j) : Vec<scalar_t>{});
+      }
+  }
+  if (!ends)
+    macrotile.add_product(packed_for(f.da_operand, f.packed_hh),
+                          [&](int64_t r) { return rows[r].recurrent; });
+}
+
+// Stores dh, the accumulators plus dy_t unless this is dh0; to(b) is the address of row b.
+template <class scalar_t, class To>
+void store_dh(const Backward<scalar_t>& f, const Row<scalar_t>* rows, MacroTile<scalar_t>& macrotile,
+              int64_t t, bool with_dy, To to) {
+  for (int64_t i = 0; i < macrotile.count; ++i) {
+    Tile<scalar_t>& tile = macrotile.tiles[i];
+    for (int64_t r = 0; r < tile.rows; ++r)
+      for (int64_t v = 0; v < 2 * tile.panels; ++v) {
+        const int64_t j = tile.first_panel * NR<scalar_t> + v * lanes<scalar_t>;
+        const int64_t b = rows[tile.first_row + r].b;
+        if (j >= f.P) continue;
+        Vec<scalar_t> sum = load(tile.at(r, 0) + v * lanes<scalar_t>);
+        if (f.variant.any)
+          sum = gradient_of_h(f, rows[tile.first_row + r], with_dy ? t : -1, j, sum);
+        else if (with_dy && f.dy.data)
+          sum += load(f.dy.at(t, b) + j, f.P - j);
+        store(to(b) + j, sum, f.P - j);
+      }
+  }
+}
+
+// Knuth's TwoSum: sum += v, and lost += the exact rounding error. For float64 sums over all steps of all
+// rows.
+template <class T>
+inline void two_sum(T& sum, T& lost, T v) {
+  const T before = sum;
+  sum += v;
+  const T added = sum - before;
+  lost += (before - (sum - added)) + (v - added);
+}
+
+// Adds v to sums of double. Those of float64 come with their rounding errors, `lost` elements further on.
+inline void add_to_sums(double* sums, int64_t lost, Vec<double> v) {
+  Vec<double> sum = load(sums), rest = load(sums + lost);
+  two_sum(sum, rest, v);
+  store(sums, sum);
+  store(sums + lost, rest);
+}
+
+inline void add_to_sums(double* sums, int64_t, Vec<float> v) {
+  typedef float Half __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES / 2)));
+  Half halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  for (int64_t n = 0; n < 2; ++n) {
+    double* to = sums + n * lanes<double>;
+    store(to, load(to) + __builtin_convertvector(halves[n], Vec<double>));
+  }
+}
+
+// The epilogue: the backward cell on the accumulators, the gradient of o * tanh(c), plus dy_t if `with_dy`.
+// Adds the gradients of bias and peephole to sums [2, 7, width].
+template <bool HasVariant, class scalar_t>
+void cell_epilogue(const Backward<scalar_t>& f, int64_t n, int64_t t, const Row<scalar_t>* rows,
+                   Tile<scalar_t>& tile, bool with_dy, double* sums) {
+  using Gate = Gates<acc_t<scalar_t>>;
+  const int64_t H = f.H, B = f.sequence.B;
+  for (int64_t v = 0; v < 2 * tile.panels; ++v) {
+    const int64_t j = tile.first_panel * NR<scalar_t> + v * lanes<scalar_t>, left = H - j;
+    if (left <= 0) continue;
+    const Peephole<acc_t<scalar_t>> peephole(f.peephole, H, j, left);
+    Vec<scalar_t> sum[7] = {};
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const int64_t b = rows[tile.first_row + r].b, tb = t * B + b;
+      const bool starts = t == f.sequence.first(b);
+      const scalar_t* before = starts ? f.c0 + b * H : f.c + (f.sequence.previous(t) * B + b) * H;
+      const Gate gates = Gate::from(f.gates + tb * 4 * H, H, j, left);
+      Vec<scalar_t> c = load(f.c + tb * H + j, left), dc_zoneout = {};
+      const Vec<scalar_t> c_prev = load(before + j, left);
+      Vec<scalar_t> dm = load(tile.at(r, 0) + v * lanes<scalar_t>);
+      Vec<scalar_t> dc = load(f.dc_state + b * H + j, left);
+      if (HasVariant && with_dy)
+        dm = gradient_of_h(f, rows[tile.first_row + r], t, j, dm);
+      else if (with_dy && f.dy.data)
+        dm += load(f.dy.at(t, b) + j, left);
+      if (HasVariant && f.variant.zoneout_c.data) {
+        const Vec<scalar_t> share = load(f.variant.zoneout_c.at(t, b) + j, left);
+        dc_zoneout = share * dc;
+        dc *= 1 - share;
+        c = clip<acc_t<scalar_t>>(gates.f * c_prev + gates.i * gates.g, f.variant.cell_clip);
+      }
+      const Gate da =
+          cell_backward<HasVariant, scalar_t>(dm, dc, gates, c, c_prev, peephole, f.variant.cell_clip);
+      if (HasVariant) dc += dc_zoneout;
+      da.to(f.dxw + tb * 4 * H, H, j, left, f.streaming_stores);
+      scalar_t* next = f.da_operand.row(n, b);
+      store_operand(f.da_operand, next, j, da.i, left);
+      store_operand(f.da_operand, next, H + j, da.f, left);
+      store_operand(f.da_operand, next, 2 * H + j, da.g, left);
+      store_operand(f.da_operand, next, 3 * H + j, da.o, left);
+      store(f.dc_state + b * H + j, dc, left);
+      sum[0] += da.i, sum[1] += da.f, sum[2] += da.g, sum[3] += da.o;
+      if (peephole.present) sum[4] += da.i * c_prev, sum[5] += da.f * c_prev, sum[6] += da.o * c;
+    }
+    for (int64_t k = 0; k < 7; ++k) add_to_sums(sums + k * f.width + j, 7 * f.width, sum[k]);
+  }
+}
+
+// Reduces dbias and dpeephole over all groups of threads, in a fixed order.
+template <class scalar_t>
+void reduce_sums(const Backward<scalar_t>& f, const Team& team) {
+  const Slice all{0, 0, team.rank, team.size, team.everyone};
+  all.sync();
+  for (int64_t k = 0; k < 7; ++k)
+    for (int64_t j = all.begin(f.H); j < all.end(f.H); ++j) {
+      double sum = 0, lost = 0;
+      for (int group = 0; group < team.size; ++group) {
+        const double* group_sum = f.sums + (group * 14 + k) * f.width + j;
+        two_sum(sum, lost, group_sum[0]);
+        lost += group_sum[7 * f.width];
+      }
+      if (lost == lost) sum += lost;  // NaN where a sum is infinite
+      const Vec<scalar_t> value = broadcast(static_cast<acc_t<scalar_t>>(sum));
+      store(k < 4 ? f.dbias + k * f.H + j : f.dpeephole + (k - 4) * f.H + j, value, 1);
+    }
+}
+
+template <class scalar_t>
+void backward(const Backward<scalar_t>& f, const Team& team) {
+  const FlushSubnormals flush;
+  const Sequence& q = f.sequence;
+  const int64_t H = f.H, P = f.P;
+  const int64_t tallest = tile_rows<scalar_t>(f.da_operand.bf16x3);
+  const Slice s = slice(team, q.B, f.min_rows_per_thread);
+  const int64_t h_panels = ceil_div(H, NR<scalar_t>), p_panels = ceil_div(P, NR<scalar_t>);
+  const int64_t h0 = s.begin(h_panels), h1 = s.end(h_panels), p0 = s.begin(p_panels), p1 = s.end(p_panels);
+  const int64_t j0 = h0 * NR<scalar_t>, j1 = min(h1 * NR<scalar_t>, H);  // this thread's channels of c
+  Row<scalar_t>* rows = f.rows + team.rank * q.B;
+  double* sums = f.sums + (team.rank - s.rank) * 14 * f.width;  // the group's
+
+  for (int64_t j = 0; j < 14 * f.width; ++j) f.sums[team.rank * 14 * f.width + j] = 0;
+  init_state(f, s);
+  pack(f, team);
+
+  for (int64_t n = q.T - 1; n >= 0; --n) {
+    const int64_t t = q.step(n);
+    const Count count = active_rows(f, s, n, t, rows);
+    // Rows that end here have no product, so they must not share a tile with those that continue.
+    const auto for_rows = [&](int64_t first, int64_t last, auto visit) {
+      for_macrotiles<scalar_t>(tallest, 0, count.continuing, first, last, n & 1, visit);
+      for_macrotiles<scalar_t>(tallest, count.continuing, count.all, first, last, n & 1, visit);
+    };
+    if (!f.weight_hr) {
+      for_rows(h0, h1, [&](auto& macrotile) {
+        recurrent_gradient(f, rows, macrotile);
+        for (int64_t i = 0; i < macrotile.count; ++i)
+          if (f.variant.any)
+            cell_epilogue<true>(f, n, t, rows, macrotile.tiles[i], true, sums);
+          else
+            cell_epilogue<false>(f, n, t, rows, macrotile.tiles[i], true, sums);
+      });
+    } else {
+      for_rows(p0, p1, [&](auto& macrotile) {
+        recurrent_gradient(f, rows, macrotile);
+        store_dh(f, rows, macrotile, t, true, [&](int64_t b) { return f.dh_operand.row(n, b); });
+      });
+      s.sync();
+      for_macrotiles<scalar_t>(tile_rows<scalar_t>(false), 0, count.all, h0, h1, n & 1, [&](auto& macrotile) {
+        zero(macrotile);
+        macrotile.add_product(packed_for(f.dh_operand, f.packed_hr),
+                              [&](int64_t r) { return f.dh_operand.row(n, rows[r].b); });
+        for (int64_t i = 0; i < macrotile.count; ++i)
+          if (f.variant.any)
+            cell_epilogue<true>(f, n, t, rows, macrotile.tiles[i], false, sums);
+          else
+            cell_epilogue<false>(f, n, t, rows, macrotile.tiles[i], false, sums);
+      });
+    }
+    if (q.lengths) fill_inactive(f, s, t, j0, j1);
+    s.sync();
+    if (f.variant.gain_hh) {
+      denormalize(f, s, n, t, rows, count.all);
+      s.sync();
+    }
+  }
+
+  // dh0 is da W_hh of a row's first step, or dh_n where a row has no steps.
+  const auto first_step = [&](int64_t b) { return q.reverse ? q.T - q.length(b) : int64_t{0}; };
+  int64_t count = 0;
+  for (int64_t b = s.row_begin; b < s.row_end; ++b)
+    if (q.length(b)) rows[count++] = {b, nullptr, f.da_operand.row(first_step(b), b)};
+  const int64_t with_steps = count;
+  for (int64_t b = s.row_begin; b < s.row_end; ++b)
+    if (!q.length(b)) rows[count++] = {b, nullptr, nullptr};
+  const auto to_dh0 = [&](auto& macrotile) {
+    recurrent_gradient(f, rows, macrotile);
+    store_dh(f, rows, macrotile, 0, false, [&](int64_t b) { return f.dh0 + b * P; });
+  };
+  for_macrotiles<scalar_t>(tallest, 0, with_steps, p0, p1, false, to_dh0);
+  for_macrotiles<scalar_t>(tallest, with_steps, count, p0, p1, false, to_dh0);
+  for (int64_t b = s.row_begin; b < s.row_end; ++b)
+    for (int64_t j = j0; j < j1; j += lanes<scalar_t>)
+      store(f.dc0 + b * H + j, load(f.dc_state + b * H + j, j1 - j), j1 - j);
+  if (f.streaming_stores) streaming_fence();
+  reduce_sums(f, team);
+}
+
+}  // namespace lstm_fused::LSTM_FUSED_ISA

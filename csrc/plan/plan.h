@@ -1,0 +1,45 @@
+// Decides how one call runs: threads, hoisting of W_ih x, the bf16x3 split, streaming stores.
+//
+// Decisions are functions of sizes and machine alone, so that the same call gives the same bits every time.
+// Their thresholds are in thresholds.h.
+#pragma once
+
+#include <cstdint>
+
+#include "isa/isa.h"
+
+namespace lstm_fused {
+
+struct Machine {
+  Isa isa;
+  int64_t l2_bytes;  // of one core
+  int threads;       // that a call may use
+};
+
+// One layer in one direction.
+struct Sizes {
+  int64_t T, B, I, H, P;
+  bool weight_ih = true;  // false: x holds W_ih x, and I is unused
+  bool gain_hh = false;   // layer norm of W_hh h
+};
+
+struct Plan {
+  int threads;
+  // Threads split the batch if each gets at least so many rows, else they split the channels; 0: always the
+  // latter. Splitting rows needs no barrier, but every core reads all weights at every step.
+  int32_t min_rows_per_thread;
+  bool streaming_stores;   // gates or dxw are stored past the caches
+  int64_t x_steps = 0;     // forward: steps whose W_ih x is computed at once; 1: fused, 0: no weight_ih
+  bool x_bf16x3 = false;   // forward: W_ih x by the bf16x3 split
+  bool h_bf16x3 = false;   // forward: W_hh h by the bf16x3 split
+  bool da_bf16x3 = false;  // backward: da W_hh by the bf16x3 split
+};
+
+// `save`: the pass stores c and gates for the backward pass.
+template <class scalar_t>
+Plan plan_forward(const Machine& machine, const Sizes& sizes, bool save);
+
+template <class scalar_t>
+Plan plan_backward(const Machine& machine, const Sizes& sizes);
+
+}  // namespace lstm_fused

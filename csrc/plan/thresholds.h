@@ -1,0 +1,127 @@
+// Every blocking parameter and threshold of the C++ engine: [unit], meaning, and the measurement behind it.
+//
+// plan.cpp uses those that depend on a layer's sizes, gemm/ and runtime/ the others. Times are from the AMX
+// machine of docs/bench.md; mnist, mid, long, ptb, stream, wide and big are the sizes of bench/sizes.py.
+// Seven hexadecimal digits name the commit whose message has the measurement; "by trial": no numbers were
+// kept.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lstm_fused {
+
+// ---- Threads
+
+// [multiply-adds per step and thread] Minimum work for another thread, about 2 µs; starting and waiting for a
+// thread costs as much.
+constexpr int64_t min_products_per_thread = 50000;
+// [polls] Spinning of a barrier before it yields: about 20 µs, longer than a step's imbalance, shorter than a
+// scheduler's time slice.
+constexpr int barrier_spins = 1000;
+
+// ---- L2 cache
+
+// [bytes] Maximum size of packed weights that stay in a core's L2 from step to step. Operand rows and
+// accumulators need the rest. By trial.
+constexpr int64_t l2_budget(int64_t l2_bytes) { return l2_bytes / 4 * 3; }
+// [bytes] Assumed size of L2 where the system does not report it.
+constexpr int64_t default_l2_bytes = 1 << 20;
+// [bytes] Maximum size of a thread's packed weights that a memory-bound micro-kernel does not prefetch into
+// L2, because they are there. Without prefetching a core reads 165 instead of 117 GB/s (3964d43). A constant,
+// older than l2_budget; it affects speed, not results.
+constexpr int64_t l2_resident_bytes = 1 << 20;
+
+// ---- The input GEMM, W_ih x: fused into each step, or hoisted and computed for several steps at once
+
+// [rows] Minimum B for fusing, which is then as fast as one GEMM over all steps (abe15b8).
+constexpr int64_t min_fused_rows = 6;
+// [rows] Steps × B of a hoisted GEMM by vectors. By trial (2c7a5f8).
+constexpr int64_t hoisted_rows = 64;
+// [rows] The same by AMX, used for weights beyond l2_budget, with at least so many [steps] that share one
+// read of the weights: with four, ptb's forward pass in bfloat16 is 1.13 times as fast (32c30a7).
+constexpr int64_t hoisted_rows_amx = 128;
+constexpr int64_t min_hoisted_steps_amx = 4;
+
+// ---- The bf16x3 split of float32: AMX multiplies it 2.5 times as fast as vectors multiply float32
+// (d3e034d), but an element of packed weights takes 6 instead of 4 bytes
+
+// [rows] Minimum B for the split, if a thread's packed weights fit in l2_budget, if half of them fit, or
+// otherwise. With 24 for the second, one thread runs mid's forward pass in 14.8 instead of 20.5 ms, and two
+// threads the backward pass of B = 32, H = 420 in 11.1 instead of 15.5 ms (d1c854e). The others by trial
+// (5305332, d3e034d).
+constexpr int64_t bf16x3_min_rows_l2 = 12;
+constexpr int64_t bf16x3_min_rows_half_l2 = 24;
+constexpr int64_t bf16x3_min_rows_beyond_l2 = 48;
+// [rows] Minimum T × B that pays for the slower packing. By trial (d3e034d).
+constexpr int64_t bf16x3_min_total_rows = 128;
+// [elements] Maximum growth of packed weights by the split, given the size of y. Without gradients, half of y
+// keeps the peak below that of torch.nn.LSTM, which holds a second y. A pass that saves holds five y more and
+// may take two: without a limit, ptb's training step peaked a quarter higher for 2 % of its time (382aa03).
+constexpr int64_t bf16x3_max_extra(int64_t y, bool save) { return save ? 2 * y : y / 2; }
+
+// ---- Memory
+
+// [bytes] Maximum size of gates (forward) or dxw (backward) that is stored through the caches; larger ones
+// are evicted before they are read. Streaming takes a tenth less time at 13 MB (mid) and 33 MB (wide), a
+// tenth more at 4 MB (3d5ece3).
+constexpr int64_t streaming_min_bytes = 8 << 20;
+// [bytes] Minimum size of a tensor whose memory later calls reuse, and the maximum kept unused. Mapping fresh
+// pages took a quarter of mnist's training step and a fifth of wide's (f9ef642); the C library itself keeps
+// smaller blocks.
+constexpr size_t pool_min_bytes = 64 << 10;
+constexpr size_t pool_max_bytes = 256 << 20;
+// [1 / fraction] A reused block may exceed the request by a quarter. By trial.
+constexpr size_t pool_slack = 4;
+// [bytes] Size of a huge page, and minimum size of a block that asks for them. With 4 KB pages, wide's
+// training step took 142 instead of 87 ms (f853d39).
+constexpr size_t huge_page_bytes = 2 << 20;
+
+// ---- GEMM blocking: C[M, N] += A[M, K] B[K, N]. A holds rows of the batch, B packed weights by output
+// channel. NR, the width of a packed panel, is two vectors of channels
+
+// MR [rows]: height of the vector micro-kernel's register tile, MR × NR, by the number of vector registers.
+// Four registers hold a panel's weights and a broadcast element of A, the others are accumulators.
+constexpr int accumulators(int registers) { return registers - 4; }
+constexpr int mr(int registers) { return accumulators(registers) / 2; }
+// [rows] and [k-groups, pairs of bfloat16] of an AMX tile: the maximum of the architecture.
+constexpr int64_t amx_tile_rows = 16;
+constexpr int64_t amx_tile_k_groups = 16;
+// [rows] Minimum for AMX in bfloat16. With fewer, reading the weights takes longer than vectors need to
+// multiply (b1f776a).
+constexpr int64_t amx_min_rows = 4;
+// [panels] Width of the vector micro-kernel: more panels for fewer rows, to keep enough accumulators in
+// flight.
+constexpr int max_panels = 4;
+constexpr int microkernel_panels(int registers, int rows) {
+  return rows * 8 <= accumulators(registers) ? max_panels : rows * 4 <= accumulators(registers) ? 2 : 1;
+}
+// [panels] Minimum width of a macro-tile, whose rows are loaded once for all its panels: with two, the
+// backward passes of long and big are 5 to 10 % faster (eb4bf23). Two panels also hold the gates of a vector
+// of channels. With AMX macro-tiles have max_panels; mid's forward pass then takes 7.7 instead of 8.5 ms
+// (5305332).
+constexpr int min_macrotile_panels = 2;
+// MC [register tiles]: maximum height of a macro-tile; all its tiles use its panels while these are in L2. By
+// trial (970d529).
+constexpr int max_macrotile_tiles = 8;
+// KC [k-groups]: depth of a block, which all tiles of a macro-tile multiply before the next, so that the
+// block of its panels, at most 512 KB, stays in L2. By trial (970d529).
+constexpr int64_t KC = 1024;
+// KC of bf16x3 [k-groups], short for K below bf16x3_long_k [elements]: rows then stay in L1 while all panels
+// of the macro-tile pass. For longer sums, storing accumulators that often costs more: with the long KC big's
+// backward pass takes 98 instead of 138 ms (5305332).
+constexpr int64_t bf16x3_short_kc = 32;
+constexpr int64_t bf16x3_long_kc = 512;
+constexpr int64_t bf16x3_long_k = 1024;
+// [rows] Maximum of a memory-bound micro-kernel: reading weights takes longer than multiplying them
+// (3964d43).
+constexpr int64_t memory_bound_rows = 3;
+// [k-groups] Maximum that is summed in fresh accumulators before these are added to the tile's: shorter
+// chains of additions err less. Libraries take few rows as matrix-vector products with many short chains; 16
+// does too.
+constexpr int64_t chain_length(int rows) { return rows <= memory_bound_rows ? 16 : 128; }
+// [k-groups] Distance of the micro-kernel's prefetching of weights; hardware prefetching stops at the end of
+// every page. By trial.
+constexpr int prefetch_distance = 16;
+
+}  // namespace lstm_fused

@@ -1,0 +1,30 @@
+// Allocates tensors and workspaces in memory that earlier calls have left.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace lstm_fused {
+
+// As `like.new_empty(shape)`; a large tensor reuses the memory of one that was freed.
+at::Tensor empty(const at::Tensor& like, at::IntArrayRef shape);
+
+// Memory for the duration of a call, 64-byte aligned.
+class Workspace {
+ public:
+  template <class Item>
+  Item* take(int64_t count) {
+    if (count == 0) return nullptr;
+    held_.push_back(empty(bytes_, {count * static_cast<int64_t>(sizeof(Item))}));
+    return static_cast<Item*>(held_.back().mutable_data_ptr());
+  }
+
+ private:
+  at::Tensor bytes_ = at::empty({0}, at::kByte);
+  std::vector<at::Tensor> held_;
+};
+
+}  // namespace lstm_fused

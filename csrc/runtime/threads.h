@@ -1,0 +1,49 @@
+// Runs a call on a team of threads, and divides rows and channels among them.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+
+namespace lstm_fused {
+
+// Spins, then yields: a step is shorter than putting a thread to sleep, but the machine may be shared.
+class Barrier {
+ public:
+  void wait(int threads);
+
+ private:
+  std::atomic<int> arrived_{0};
+  std::atomic<unsigned> generation_{0};
+};
+
+// One thread's view of the team that runs a call.
+struct Team {
+  int rank;
+  int size;           // threads that run; OpenMP may give fewer than were asked for
+  Barrier* everyone;  // of all threads
+  Barrier* groups;    // [size], one for each group of threads that share their rows
+};
+
+// Runs the body on up to `threads` threads of torch's pool at the same time, and returns when all are done.
+void run(int threads, const std::function<void(const Team&)>& body);
+
+// One thread's share of the work: its group's rows, and its rank in the group, whose threads split the
+// channels.
+struct Slice {
+  int64_t row_begin, row_end;
+  int rank, size;
+  Barrier* group;
+
+  void sync() const {
+    if (size > 1) group->wait(size);
+  }
+  // This thread's share [begin, end) of n items that the group splits.
+  int64_t begin(int64_t n) const { return n * rank / size; }
+  int64_t end(int64_t n) const { return n * (rank + 1) / size; }
+};
+
+// Splits B rows if each thread gets at least min_rows_per_thread, else, or if that is 0, the channels.
+Slice slice(const Team& team, int64_t B, int64_t min_rows_per_thread);
+
+}  // namespace lstm_fused

@@ -1,0 +1,95 @@
+"""What the C++ engine's plan (csrc/plan) chooses at the benchmarks' sizes, on every instruction set."""
+
+import pytest
+import torch
+from cases import TIMED
+
+from lstm_fused.backends import cpp
+
+if cpp.unavailable() is not None:
+    pytest.skip(f"the C++ engine: {cpp.unavailable()}", allow_module_level=True)
+
+L2 = 2 * 2**20
+MR = {"generic": 6, "avx2": 6, "generic512": 14, "avx512": 14, "avx512bf16": 14, "amx": 14}
+AMX_ROWS = 16
+
+# r: each thread takes rows of the batch if they fill its register tiles, MR rows; R: if they fill AMX tiles
+# x8: W_ih x is hoisted out of the step, for 8 steps at a time
+# X, H, D: W_ih x, W_hh h, da W_hh by the bf16x3 split
+# s: gates or dxw are stored past the caches
+VECTORS = """
+dtype     call           threads  mnist mid   long   ptb  stream  wide  big
+float32   forward        12       r     r     -      -    rx64    r     -
+float32   saving forward 12       r     rs    s      -    rx64    rs    s
+float32   backward       12       r     rs    s      -    r       rs    s
+float64   forward        12       r     -     -      -    -       r     -
+float64   saving forward 12       r     s     s      s    -       rs    s
+float64   backward       12       r     s     s      s    -       rs    s
+bfloat16  forward        12       r     r     -      -    rx64    r     -
+bfloat16  saving forward 12       r     r     s      -    rx64    rs    s
+bfloat16  backward       12       r     r     s      -    r       rs    s
+"""
+AMX = """
+dtype     call           threads  mnist mid   long   ptb  stream  wide  big
+float32   forward        12       RXH   XH    x8X    -    rx64    RXH   H
+float32   saving forward 12       RXH   XHs   x8Xs   -    rx64X   RXHs  XHs
+float32   backward       12       RD    RDs   s      -    r       RDs   Ds
+float64   forward        12       r     -     -      -    -       r     -
+float64   saving forward 12       r     s     s      s    -       rs    s
+float64   backward       12       r     s     s      s    -       rs    s
+bfloat16  forward        1        R     R     x8     x4   Rx64    R     -
+bfloat16  forward        2        R     R     -      x4   Rx64    R     -
+bfloat16  saving forward 1        R     R     x8s    x4   Rx64    Rs    s
+bfloat16  saving forward 2        R     R     s      x4   Rx64    Rs    s
+bfloat16  backward       12       R     R     s      -    R       Rs    s
+"""
+
+
+def plan(isa, dtype, call, sizes, threads):
+    return torch.ops.lstm_fused.cpp_plan(isa, getattr(torch, dtype), sizes, call, threads, L2)
+
+
+def written(isa, chosen):
+    """A plan in the words of the tables."""
+    rows = {0: "", MR[isa]: "r", AMX_ROWS: "R"}[chosen["min_rows_per_thread"]]
+    hoisted = f"x{chosen['x_steps']}" if chosen["x_steps"] > 1 else ""
+    split = "".join(
+        letter for letter, name in zip("XHD", ("x", "h", "da"), strict=True) if chosen[f"{name}_bf16x3"]
+    )
+    return rows + hoisted + split + "s" * chosen["streaming_stores"] or "-"
+
+
+@pytest.mark.parametrize("isa", MR)
+def test_plans_at_the_sizes_of_the_benchmarks(isa):
+    try:
+        plan(isa, "float32", "forward", [1, 1, 1, 1, 1], 1)
+    except ValueError as error:
+        pytest.skip(str(error))
+    _, *lines = (AMX if isa == "amx" else VECTORS).split("\n")[1:-1]
+    calls = [
+        (line[:10].strip(), line[10:25].strip(), line[25:34].strip(), line[34:].split()) for line in lines
+    ]
+    expected, found = {}, {}
+    for dtype, call, thread_counts, cells in calls:
+        for threads in map(int, thread_counts):
+            for case, cell in zip(TIMED, cells, strict=True):
+                chosen = plan(isa, dtype, call, [case.T, case.B, case.I, case.H, case.H], threads)
+                assert chosen["threads"] == threads
+                expected[dtype, call, threads, case.name] = cell
+                found[dtype, call, threads, case.name] = written(isa, chosen)
+    assert len(found) == 3 * 3 * 2 * len(TIMED)
+    assert found == expected
+
+
+def test_small_steps_take_fewer_threads():
+    # A step of 4 * 64 * 64 * 2 multiply-adds a row; a thread is worth 50,000.
+    sizes = {B: [10, B, 64, 64, 64] for B in (1, 3, 4, 100)}
+    chosen = {B: plan(cpp.isa(), "float32", "forward", TBIHP, 4)["threads"] for B, TBIHP in sizes.items()}
+    assert chosen == {1: 1, 3: 1, 4: 2, 100: 4}
+
+
+def test_the_operator_refuses_what_has_no_plan():
+    with pytest.raises(ValueError, match='not compiled for "mmx"'):
+        plan("mmx", "float32", "forward", [1, 1, 1, 1, 1], 1)
+    with pytest.raises(ValueError, match="TBIHP must be five sizes"):
+        plan(cpp.isa(), "float32", "forward", [1, 1, 1, 1], 1)
