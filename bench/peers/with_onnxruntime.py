@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.workers import Arrays
+from bench.peers.libraries import Arrays
 
 GATES = (0, 3, 1, 2)  # i, o, f, c of ours: i, f, g, o
 PEEPHOLES = (0, 2, 1)  # i, o, f of ours: i, f, o

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.workers import Arrays
+from bench.peers.libraries import Arrays
 
 INPUTS = ("x", "h0", "c0")
 WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight_peephole_l0")

@@ -1,19 +1,16 @@
 """oneDNN's own LSTM primitive with its peepholes, forward and backward: onednn.cpp, compiled here."""
 
 import ctypes
-import os
-import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from torch.utils.cpp_extension import include_paths
 
-from bench.workers import Arrays
+from bench.host.compiler import compiled
+from bench.peers.libraries import Arrays
 
-SOURCE = Path(__file__).with_name("onednn.cpp")
 LIBRARY = Path(sys.prefix) / "lib" / "libdnnl.so.3"  # where the package puts it
 STATES = ("y", "h_n", "c_n")
 PARAMETERS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "weight_peephole_l0")
@@ -22,27 +19,23 @@ GRADIENTS = tuple(f"d_{name}" for name in ("x", "h0", "c0", *PARAMETERS))
 
 @cache
 def library() -> ctypes.CDLL:
-    """Compile onednn.cpp, with the headers that torch has, and load it.
+    """onednn.cpp, compiled with the headers that torch has.
 
     Raises:
         NotImplementedError: there is no C++ compiler, or no header.
     """
     headers = [f"-I{path}" for path in include_paths()]
-    with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "onednn.so"
-        command = [*os.environ.get("CXX", "c++").split(), "-std=c++17", "-O2", "-shared", "-fPIC", *headers]
-        try:
-            subprocess.run([*command, "-o", built, SOURCE, LIBRARY], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise NotImplementedError(f"onednn.cpp cannot be compiled: {error}") from None
+    try:
         ctypes.CDLL(str(LIBRARY))
-        loaded = ctypes.CDLL(str(built))
+        loaded = compiled(Path(__file__).with_name("onednn.cpp"), "-std=c++17", "-O2", *headers, LIBRARY)
+    except OSError as error:
+        raise NotImplementedError(str(error)) from None
     loaded.make.restype = ctypes.c_char_p
     return loaded
 
 
 def pointers(arrays: list[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
-    """Where they begin."""
+    """Their addresses."""
     return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 

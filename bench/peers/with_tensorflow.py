@@ -7,7 +7,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # read at the import
 import numpy as np
 import tensorflow as tf
 
-from bench.workers import Arrays
+from bench.peers.libraries import Arrays
 
 GATES = (0, 2, 1, 3)  # i, g, f, o of ours: i, f, g, o
 Tensors = dict[str, tf.Tensor]
