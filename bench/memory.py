@@ -22,7 +22,7 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of L
 
 
 def measure_memory(case: Case, setting: Setting) -> list[Record]:
-    """Measure the memory of ours, nn.LSTM and the cell at one size; peaks in fresh processes, on Linux only."""
+    """Measure ours, nn.LSTM and the cell at one size; peaks in fresh processes, on Linux only."""
     records = {
         (module.name, what): empty(case, setting, what, module.name) for module in BASICS for what in STEPS
     }

@@ -45,7 +45,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("what", STEPS)
 @pytest.mark.parametrize("size", SIZES)
 def test_time(benchmark: BenchmarkFixture, size: str, what: str) -> None:
-    """One size, without gradients or with; each is called twice and timed the second time, as in `bench.race.race`."""
+    """One size and step; each call is timed right after another of its own, as in `bench.race.race`."""
     problem = make_problem(SIZES[size], SETTING)
     ours = partial(STEPS[what], fused(problem, SETTING.engine), problem)
     theirs = partial(STEPS[what], torch_lstm(problem), problem)

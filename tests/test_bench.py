@@ -83,13 +83,10 @@ def test_the_main_table_through_the_command_line(tmp_path):
         ("training", "nn.LSTM", 0.85 * 2.2),
         ("training", "cell", 0.85 * 8),
     }
-    times = {record["what"]: record["milliseconds"] for record in ours}
-    assert times.keys() == STEPS.keys()
+    assert {record["what"] for record in ours if record["milliseconds"] > 0} == STEPS.keys()
     for record in theirs:
         seen = record["ratio"]
         assert seen["low"] <= seen["median"] <= seen["high"]
-        # The least and the largest ratio of two rounds lie around that of the medians.
-        assert 0.3 < seen["median"] / (record["milliseconds"] / times[record["what"]]) < 3
     assert "| mnist " in printed and "of 4 targets met" in printed
     assert (tmp_path / "found-speed-float32-1.png").exists()
 
@@ -358,6 +355,19 @@ def test_a_ratio_is_the_median_of_the_rounds_and_stands_between_its_quartiles():
     # The ratio of the medians, 20 / 10, is in no round.
     skewed = ratio(theirs=[10.0, 20.0, 30.0], ours=[9.0, 30.0, 10.0])
     assert skewed.low <= skewed.median == pytest.approx(10 / 9) <= skewed.high < 20 / 10 + 0.1
+
+
+def test_a_record_has_medians_of_its_times_and_of_the_ratios_of_rounds(monkeypatch):
+    def rounds(calls, _pace):
+        return {name: [1.0, 4.0, 2.0] if name == "ours" else [3.0, 4.0, 8.0] for name in calls}
+
+    monkeypatch.setattr("bench.race.race", rounds)
+    for record in measure(TINY, SETTING, BASICS, QUICK):
+        ours = record.who == "ours"
+        assert (record.milliseconds, record.rounds) == (2000 if ours else 4000, 3)
+        assert (record.ratio.low, record.ratio.median, record.ratio.high) == (
+            (1, 1, 1) if ours else (2, 3, 3.5)
+        )
 
 
 def test_targets():
