@@ -43,7 +43,7 @@ def check(
     Args:
         make: the module to check.
         truth: the module that is right, in float64 and, but for rounding, in the dtype of the setting.
-        case: the size; checked over fewer steps if all would take long.
+        case: the size.
         setting: dtype, device, layers.
         draws: problems to draw at most.
         limit: the largest error that rounding explains.
@@ -51,7 +51,6 @@ def check(
     Raises:
         Wrong: an error is above the limit.
     """
-    case = shortened(case, setting)
     errors: dict[str, list[float]] = {}
     for seed in range(draws):
         problem = make_problem(case, setting, seed)

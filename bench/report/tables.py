@@ -143,10 +143,8 @@ def memory(heading: str, name: str, what: str, *targets: Column) -> list[Column]
     return [number(heading, name, what, "ours"), *targets, *others]
 
 
-SIZE = (
-    Column("size", lambda row: row[0].size, 6),
-    Column("(T, B, I, H)", lambda row: str(row[0].shape), 20),
-)
+SHAPE = Column("(T, B, I, H)", lambda row: str(row[0].shape), 20)
+SIZE = (Column("size", lambda row: row[0].size, 6), SHAPE)
 SPEED = Kind(
     lambda record: record.size,
     (
