@@ -44,8 +44,9 @@ def measure_growth(
 ) -> Iterator[list[Record]]:
     """Race ours with nn.LSTM at several values of T, B or H; growth is against the first value."""
     first: dict[str, float] = {}
-    sizes = {"T": 64, "B": 32, "I": 256, "H": 256}
-    cases = [Case(f"{varied} = {value}", **sizes | {varied: value}) for value in values]
+    base = {"T": 64, "B": 32, "H": 256}
+    sizes = [base | {varied: value} for value in values]
+    cases = [Case(f"{varied} = {s[varied]}", T=s["T"], B=s["B"], I=256, H=s["H"]) for s in sizes]
     work = [arithmetic(case, setting, "forward") for case in cases]
     for case, flop in zip(cases, work, strict=True):
         records = measure(case, setting, (OURS, TORCH), pace)

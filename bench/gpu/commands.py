@@ -30,7 +30,7 @@ def limited(seconds: int) -> list[str]:
 
 
 def under(tool: str, device: str) -> list[str]:
-    """The words in front of a command that run it under a tool of compute-sanitizer; none where there is none."""
+    """The prefix that runs a command under a tool of compute-sanitizer; empty where there is none."""
     program = cuda_tool("compute-sanitizer", device)
     return [] if program is None else [program, "--tool", tool, "--print-limit", "20", *TOOLS[tool]]
 

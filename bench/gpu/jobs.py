@@ -1,4 +1,4 @@
-"""Runs commands as process groups within a time limit, and judges how they ended. Needs nothing but Python."""
+"""Runs commands as process groups with time limits, and judges how they ended. Needs nothing but Python."""
 
 import asyncio
 import os

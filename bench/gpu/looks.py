@@ -49,6 +49,8 @@ GRIDS = {
     "rows": (128, 500, BF16, None),
 }
 REPEATS = 200
+Tensors = list[Tensor]
+Differing = Callable[[Callable[[], Tensors], Tensors], int]
 
 
 def say(*text: object) -> None:
@@ -163,7 +165,7 @@ def grid(kernel: str, name: str, device: str, small: bool) -> bool:
         text = f"{kernel} {name}, H {case.H}, B {case.B}, {short(dtype)}"
         right = judge(text, partial(error_of, "triton", case, dtype, device))
         calls = operators(case, dtype, device)
-        checks = {
+        checks: dict[str, Differing] = {
             f"launches of {2 * REPEATS} that differ in bits": partial(repeated, 2 if small else REPEATS)
         }
         if device == "cuda" and "graph" in name:
@@ -175,10 +177,7 @@ def grid(kernel: str, name: str, device: str, small: bool) -> bool:
     return right
 
 
-Tensors = list[Tensor]
-
-
-def count(differing: Callable[[Callable[[], Tensors], Tensors], int], calls: Calls) -> float:
+def count(differing: Differing, calls: Calls) -> float:
     """How many results of both directions differ from their first ones."""
     total = 0
     for call in calls.values():

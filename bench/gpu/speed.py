@@ -157,6 +157,7 @@ def verdict(records: list[Record]) -> str:
             return "nothing could be compared with nn.LSTM"
         said.append(
             f"{what} ahead of nn.LSTM in {sum(ratio > 1 for ratio in found)} of {len(found)}, "
-            f"{digits(statistics.median(found))} times in the median ({digits(min(found))} to {digits(max(found))})"
+            f"{digits(statistics.median(found))} times in the median "
+            f"({digits(min(found))} to {digits(max(found))})"
         )
     return "; ".join(said)

@@ -134,7 +134,7 @@ def on_gpu(place: Place, *arguments: str) -> list[str]:
     return pytest(place.device, "-v", *ONE_TEST, "tests/gpu", *arguments)
 
 
-def tests(place: Place, waiting: bool, left_out: Sequence[str] = ()) -> Stage:
+def tests(place: Place, waiting: bool, left_out: Sequence[str]) -> Stage:
     """All of tests/gpu but those that take most of the memory, and two tools beside them."""
     if place.small:
         return Stage("tests", 170, {"tests-0": Job(on_gpu(place, "-k", "same_bits"))})
@@ -185,27 +185,12 @@ def green(place: Place, seen: Mapping[str, Sequence[str]]) -> list[Stage]:
     rest = {f"rest-{k}": Job([*command, "--part", f"{k}/{parts}"]) for k in range(parts)}
     engine, linked = place.work / "engine", place.linked / "lstm_fused"
     build = [sys.executable, "setup.py", "-q", "build_ext", "-b", str(engine), "-t", str(engine / "objects")]
-    cpu = [
-        "--threads",
-        "1",
-        "2",
-        "4",
-        "8",
-        "16",
-        "--sizes",
-        "mnist",
-        "mid",
-        "wide",
-        "--rounds",
-        "3",
-        "--seconds",
-        "1",
-    ]
-    race = [sys.executable, "-m", "bench", *cpu, "--json", str(place.work / "threads.json")]
+    cpu = ["--threads", *map(str, (1, 2, 4, 8, 16)), "--sizes", "mnist", "mid", "wide", "--rounds", "3"]
+    race = [sys.executable, "-m", "bench", *cpu, "--seconds", "1", "--json", str(place.work / "threads.json")]
     use = f'cp "{engine}"/lstm_fused/_cpp*.so "{linked}/_cpp.so" && exec "$@"'
     threads = Job(["sh", "-c", use, "sh", *race], {"OMP_NUM_THREADS": "16"}, advice=True, shown=True)
     left = {}
-    for name, job in tests(place, waiting=True).jobs.items():
+    for name, job in tests(place, True, []).jobs.items():
         done = [option for test in seen.get(name, ()) for option in ("--deselect", test)]
         if not job.advice:
             left[name] = replace(job, command=[*job.command, *done])
