@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,19 +24,12 @@ OUTPUTS = ("y", "h_n", "c_n")
 Arrays = dict[str, Any]  # numpy arrays by name
 
 
-class Program(Protocol):
-    """The class that a module of this folder defines for its library, made of arrays and a thread count."""
+class Program(NamedTuple):
+    """The layer of a problem; a module of this folder makes one by ``program(arrays, threads)``."""
 
-    def __init__(self, arrays: Arrays, threads: int) -> None: ...
-
-    def forward(self) -> Any:
-        """The outputs, computed when this returns."""
-
-    def training(self) -> Any:
-        """The outputs and every gradient."""
-
-    def named(self, found: Any) -> Arrays:
-        """What either returned: y, h_n, c_n, d_x, d_h0, d_c0, d_weight_ih_l0 and so on; not timed."""
+    forward: Callable[[], Any]  # computes the outputs
+    training: Callable[[], Any] | None  # computes the outputs and every gradient
+    named: Callable[[Any], Arrays]  # either's result: y, h_n, c_n, d_x, d_weight_ih_l0 and so on; not timed
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Library:
     """A contestant outside of PyTorch."""
 
     name: str
-    module: str  # of this folder; it defines a `Program`
+    module: str  # of this folder; it makes a `Program`
     needs: tuple[str, ...]  # packages, as they are imported or installed
     can: tuple[str, ...]  # "forward", "training"
 
@@ -87,26 +80,26 @@ def arrays_of(problem: Problem) -> Arrays:
 
 # In the process of its own:
 
-program: Program
+loaded: Program
 
 
 def load(module: str, arrays: Arrays, threads: int) -> None:
     """Make the program of a problem."""
-    global program
+    global loaded
     if hasattr(os, "sched_setaffinity"):  # a pool of threads then sees only so many processors
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    program = import_module(f"bench.peers.{module}").Program(arrays, threads)
+    loaded = import_module(f"bench.peers.{module}").program(arrays, threads)
 
 
 def results(what: str) -> dict[str, Tensor]:
     """The results of "forward" or "training", by name."""
-    named = program.named(getattr(program, what)())
+    named = loaded.named(getattr(loaded, what)())
     return {name: torch.from_numpy(array) for name, array in named.items()}
 
 
 def seconds(what: str) -> float:
     """The time that "forward" or "training" takes."""
-    call = getattr(program, what)
+    call = getattr(loaded, what)
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.peers.libraries import Arrays
+from bench.peers.libraries import OUTPUTS, Arrays, Program
 
-INPUTS = ("x", "h0", "c0")
-WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight_peephole_l0")
+GIVEN = ("x", "h0", "c0", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight_peephole_l0")
+Gradients = dict[str, jax.Array]
+Three = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def lstm(given: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+def lstm(given: dict[str, jax.Array]) -> Three:
     """Outputs y [T, B, H], h_n and c_n [1, B, H]."""
     p_i, p_f, p_o = jnp.split(given["weight_peephole_l0"], 3)
     weight_hh = given["weight_hh_l0"].T
@@ -30,40 +31,27 @@ def lstm(given: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
     return y, h[None], c[None]
 
 
-Found = tuple[tuple[jax.Array, ...], dict[str, jax.Array]]
-
-
-def both(given: dict[str, jax.Array], gradients: tuple[jax.Array, ...]) -> Found:
+def both(given: dict[str, jax.Array], gradients: Three) -> tuple[Three, Gradients]:
     """Outputs, and the gradients of all that is given."""
     outputs, pull = jax.vjp(lstm, given)
     return outputs, pull(gradients)[0]
 
 
-class Program:
-    """One layer.
+def named(found: tuple[Three, Gradients]) -> Arrays:
+    """Outputs and gradients as arrays."""
+    outputs, gradients = found
+    arrays = dict(zip(OUTPUTS, outputs, strict=True))
+    arrays |= {f"d_{name}": array for name, array in gradients.items()}
+    return {name: np.asarray(array) for name, array in arrays.items()}
 
-    Args:
-        arrays: weights, inputs and gradients by name.
-        threads: as many as this process may use processors.
-    """
 
-    def __init__(self, arrays: Arrays, threads: int) -> None:
-        self.given = {name: jnp.asarray(arrays[name]) for name in (*INPUTS, *WEIGHTS)}
-        self.gradients = tuple(jnp.asarray(arrays[f"d_{name}"]) for name in ("y", "h_n", "c_n"))
-        self.lstm, self.both = jax.jit(lstm), jax.jit(both)
-
-    def forward(self) -> Found:
-        """The outputs, and no gradients."""
-        return jax.block_until_ready(self.lstm(self.given)), {}
-
-    def training(self) -> Found:
-        """The outputs, and the gradients of all that is given."""
-        found: Found = jax.block_until_ready(self.both(self.given, self.gradients))
-        return found
-
-    def named(self, found: Found) -> Arrays:
-        """As arrays."""
-        outputs, gradients = found
-        named = dict(zip(("y", "h_n", "c_n"), outputs, strict=True))
-        named |= {f"d_{name}": array for name, array in gradients.items()}
-        return {name: np.asarray(array) for name, array in named.items()}
+def program(arrays: Arrays, threads: int) -> Program:
+    """One layer, on as many threads as this process may use processors."""
+    given = {name: jnp.asarray(arrays[name]) for name in GIVEN}
+    gradients = tuple(jnp.asarray(arrays[f"d_{name}"]) for name in OUTPUTS)
+    forward, training = jax.jit(lstm), jax.jit(both)
+    return Program(
+        lambda: (jax.block_until_ready(forward(given)), {}),
+        lambda: jax.block_until_ready(training(given, gradients)),
+        named,
+    )
