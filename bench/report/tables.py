@@ -7,14 +7,22 @@ from typing import NamedTuple
 from bench.race import Ratio, Record, Target, progress
 
 Row = Sequence[Record]  # the records that one row of a table shows
+Show = Callable[[Record], str]
 
 
 class Column(NamedTuple):
-    """One column of a table."""
+    """One column of a table: shows one record of a row, that of its step and contestant if they are named."""
 
     heading: str
-    cell: Callable[[Row], str]
+    show: Show
     width: int = 0  # in a terminal, at least
+    what: str | None = None
+    who: str | None = None
+
+    def cell(self, row: Row) -> str:
+        """Its text in a row."""
+        found = (r for r in row if self.what in (None, r.what) and self.who in (None, r.who))
+        return next(map(self.show, found), "")
 
 
 class Kind(NamedTuple):
@@ -25,7 +33,7 @@ class Kind(NamedTuple):
 
     def rows(self, records: Iterable[Record]) -> list[list[str]]:
         """The cells of each row."""
-        grouped = (list(row) for _, row in groupby(records, self.by))
+        grouped = [list(row) for _, row in groupby(records, self.by)]
         return [[column.cell(row) for column in self.columns] for row in grouped]
 
     def markdown(self, records: Iterable[Record]) -> str:
@@ -48,144 +56,124 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows))
 
 
-def digits(value: float) -> str:
-    """Three significant digits, or all of a larger whole number."""
+def digits(value: float | None) -> str:
+    """Three significant digits, or all of a larger whole number; nothing of nothing."""
+    if value is None:
+        return ""
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
-def spread(ratio: Ratio) -> str:
+def spread(ratio: Ratio | None) -> str:
     """A ratio and its quartiles."""
-    return f"{digits(ratio.median)} ({digits(ratio.low)}–{digits(ratio.high)})"
+    return f"{digits(ratio.median)} ({digits(ratio.low)}–{digits(ratio.high)})" if ratio else ""
 
 
-def verdict(target: Target) -> str:
+def verdict(target: Target | None) -> str:
     """A target, and whether it is met or by which factor it is missed."""
+    if target is None:
+        return ""
     met = "met" if target.share >= 1 else f"missed by {digits(1 / target.share)}×"
     return f"{'≤' if target.at_most else '≥'} {digits(target.limit)} {met}"
 
 
-def find(row: Row, what: str, who: str | None) -> Record | None:
-    """The record of a step and a contestant; of the row's only one, without a name."""
-    found = (record for record in row if record.what == what and who in (None, record.who))
-    return next(found, None)
+def time(record: Record) -> str:
+    """The median in milliseconds."""
+    return "not timed" if record.refused else digits(record.milliseconds)
 
 
-def number(
-    heading: str, name: str, what: str, who: str | None = None, instead: str = "", width: int = 0
-) -> Column:
-    """A column of one field of a record."""
-
-    def cell(row: Row) -> str:
-        value = getattr(record, name) if (record := find(row, what, who)) else None
-        return instead if value is None else digits(value)
-
-    return Column(heading, cell, width)
+def floors(record: Record) -> str:
+    """The time as a multiple of the floor."""
+    if record.milliseconds is None:
+        return ""
+    return f"{record.milliseconds / record.floor:.2f}" if record.floor else "?"
 
 
-def ratios(heading: str, what: str, who: str | None = None) -> Column:
-    """A column of times over ours."""
-
-    def cell(row: Row) -> str:
-        record = find(row, what, who)
-        return spread(record.ratio) if record and record.ratio and record.who != "ours" else ""
-
-    return Column(heading, cell, 18)
+def target(name: str, what: str, who: str = "ours") -> Column:
+    """The column of a field's target."""
+    return Column("target", lambda record: verdict(record.targets.get(name)), 22, what, who)
 
 
-def target(name: str, what: str, who: str, width: int = 22) -> Column:
-    """A column of a field's target."""
-
-    def cell(row: Row) -> str:
-        record = find(row, what, who)
-        return verdict(record.targets[name]) if record and name in record.targets else ""
-
-    return Column("target", cell, width)
+def ratios(who: str, what: str) -> Column:
+    """The column of a contestant's time over ours."""
+    return Column(f"{who} ÷ ours", lambda record: spread(record.ratio), 18, what, who)
 
 
-def error(who: str | None = None) -> Column:
-    """A column of errors."""
-
-    def cell(row: Row) -> str:
-        found = (record.error for record in row if who in (None, record.who) and record.error is not None)
-        return next(map(digits, found), "")
-
-    return Column("error ÷ reference's error", cell)
-
-
-def times(what: str, others: Sequence[str]) -> list[Column]:
+def speed(what: str, *others: str) -> list[Column]:
     """Our time, its multiple of the floor, and others' times over it with their targets."""
-
-    def above(row: Row) -> str:
-        record = find(row, what, "ours")
-        if record is None or record.milliseconds is None:
-            return ""
-        return f"{record.milliseconds / record.floor:.2f}" if record.floor else "?"
-
-    columns = [number(f"{what} ms", "milliseconds", what, "ours", "not timed"), Column("× floor", above)]
-    for who in others:
-        columns += [ratios(f"{who} ÷ ours", what, who), target("ratio", what, who)]
-    return columns
+    ours = [Column(f"{what} ms", time, 0, what, "ours"), Column("× floor", floors, 0, what, "ours")]
+    return [*ours, *(column for who in others for column in (ratios(who, what), target("ratio", what, who)))]
 
 
 def growth(what: str) -> list[Column]:
     """Our time and its growth, and nn.LSTM's time."""
     return [
-        number(f"{what} ms", "milliseconds", what, "ours", "not timed"),
-        number("growth", "growth", what, "ours"),
-        target("growth", what, "ours"),
-        number("nn.LSTM ms", "milliseconds", what, "nn.LSTM"),
+        Column(f"{what} ms", time, 0, what, "ours"),
+        *(Column("growth", lambda record: digits(record.growth), 0, what, "ours"), target("growth", what)),
+        Column("nn.LSTM ms", time, 0, what, "nn.LSTM"),
     ]
 
 
-def memory(heading: str, name: str, what: str, *targets: Column) -> list[Column]:
+def memory(heading: str, show: Show, what: str, *targets: Column) -> list[Column]:
     """Ours, its target, nn.LSTM's and the cell's."""
-    others = [number(who, name, what, who, width=7) for who in ("nn.LSTM", "cell")]
-    return [number(heading, name, what, "ours"), *targets, *others]
+    others = [Column(who, show, 7, what, who) for who in ("nn.LSTM", "cell")]
+    return [Column(heading, show, 0, what, "ours"), *targets, *others]
 
 
-SHAPE = Column("(T, B, I, H)", lambda row: str(row[0].shape), 20)
-SIZE = (Column("size", lambda row: row[0].size, 6), SHAPE)
+def kept(record: Record) -> str:
+    """Bytes kept for backward."""
+    return digits(record.kept)
+
+
+def peak(record: Record) -> str:
+    """MB in use at the peak."""
+    return digits(record.peak)
+
+
+SHAPE = Column("(T, B, I, H)", lambda record: str(record.shape), 20)
+SIZE = (Column("size", lambda record: record.size, 6), SHAPE)
+ERROR = Column("error ÷ reference's error", lambda record: digits(record.error))
 SPEED = Kind(
     lambda record: record.size,
     (
         *SIZE,
-        *(error("ours"), target("error", "forward", "ours")),
-        *times("forward", ["nn.LSTM"]),
-        *times("training", ["nn.LSTM", "cell"]),
+        ERROR,
+        target("error", "forward"),
+        *speed("forward", "nn.LSTM"),
+        *speed("training", "nn.LSTM", "cell"),
     ),
 )
 MEMORY = Kind(
     lambda record: record.size,
     (
         *SIZE,
-        *memory(
-            "kept for backward, bytes per (t, b, h)", "kept", "training", target("kept", "training", "ours")
-        ),
-        *memory(
-            "peak of forward without gradients, MB", "peak", "forward", target("peak", "forward", "ours")
-        ),
-        *memory("peak of a training step, MB", "peak", "training"),
+        *memory("kept for backward, bytes per (t, b, h)", kept, "training", target("kept", "training")),
+        *memory("peak of forward without gradients, MB", peak, "forward", target("peak", "forward")),
+        *memory("peak of a training step, MB", peak, "training"),
     ),
 )
 GROWTH = Kind(
     lambda record: record.size,
     (
-        Column("", lambda row: row[0].size, 8),
-        Column("growth of the arithmetic", lambda row: digits(row[0].arithmetic or 0)),
+        Column("", lambda record: record.size, 8),
+        Column("growth of the arithmetic", lambda record: digits(record.arithmetic)),
         *growth("forward"),
         *growth("training"),
     ),
 )
+
+
+def beside_ours(record: Record) -> str:
+    """The time over ours; of ours, nothing."""
+    return "" if record.who == "ours" else spread(record.ratio)
+
+
 RIVALS = Kind(
     lambda record: (record.size, record.who),
     (
         *SIZE,
-        Column("contestant", lambda row: row[0].who, 20),
-        error(),
-        number("forward ms", "milliseconds", "forward"),
-        ratios("÷ ours", "forward"),
-        number("training ms", "milliseconds", "training"),
-        ratios("÷ ours", "training"),
+        *(Column("contestant", lambda record: record.who, 20), ERROR),
+        *(Column("forward ms", time, 0, "forward"), Column("÷ ours", beside_ours, 18, "forward")),
+        *(Column("training ms", time, 0, "training"), Column("÷ ours", beside_ours, 18, "training")),
     ),
 )
 KINDS = {
