@@ -16,7 +16,7 @@ import torch
 from bench.cases import Setting
 from bench.check import Refused, Wrong
 from bench.problem import STEPS, Problem, make_problem
-from lstm_fused.backends import short
+from lstm_fused.backends.table import short
 from tests.cases import Case
 
 Call = Callable[[], object]

@@ -1,4 +1,4 @@
-// The operators of lstm_fused/ops.py: checks what would be unsafe, allocates, and calls the engine.
+// The operators of lstm_fused/autograd/operators.py: checks what would be unsafe, allocates, and calls the engine.
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from trainer import Epoch, Trainer, train_step
 
 import lstm_fused
-from lstm_fused.backends import select
+from lstm_fused.backends.table import select
 
 # They decide what is computed, so a resumed run takes them from its checkpoint.
 POSITIVE: dict[str, Any] = {name: int for name in ("hidden_size", "num_layers", "batch_size", "limit")}

@@ -7,6 +7,7 @@ The numbers are always the same ones, and so is the verdict.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_fused import reference
-from lstm_fused.reference import PLAIN, Variant, accumulation_dtype
+from lstm_fused.contract import PLAIN, Inputs, OutputGradients, Saved, Variant, mapped
+from lstm_fused.reference import accumulation_dtype
 
 T, I = 4, 5
 LONG = 32  # steps, in which a persistent kernel's ring of slots goes round
@@ -42,11 +44,10 @@ def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
                 # The two tiles at once, and one after the other in launches of their own.
                 launched = replace(plan, at_once=1) if reverse and plan.at_once else plan
                 run, exact_run = RUNS[layer.direction]
-                wide = map_tensors(widened, operands)
-                exact, near = exact_run(*wide), exact_run(*map_tensors(nudged, wide, unit(plan, layer)))
-                once, again = (
-                    poisoned(run, map_tensors(Tensor.to, operands, device), launched) for _ in range(2)
-                )
+                wide, by = all_mapped(widened, operands), unit(plan, layer)
+                exact, near = exact_run(*wide), exact_run(*all_mapped(partial(nudged, by=by), wide))
+                there = all_mapped(partial(Tensor.to, device=device), operands)
+                once, again = (poisoned(run, there, launched) for _ in range(2))
                 if device.type != "cpu":
                     torch.cuda.synchronize(device)
                 if sequence.gave_up(device):  # for want of room perhaps, which another process may have
@@ -72,8 +73,8 @@ def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
 
 
 RUNS = {
-    "forward": (launch.forward, reference.lstm_forward),
-    "backward": (launch.backward, reference.lstm_backward),
+    "forward": (launch.forward, reference.forward),
+    "backward": (launch.backward, reference.backward),
 }
 
 
@@ -99,11 +100,13 @@ def problem(plan: Plan, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
         zoneouts = uniform(T, B, P, low=0), uniform(T, B, H, low=0)
         variant, hw = Variant(gain, h_mask, *zoneouts, cell_clip=0.7), uniform(T, B, 4 * H, wide=True)
     states = uniform(B, P), uniform(B, H)
-    weights_of_cell = weight_hh, uniform(4 * H), peephole, weight_hr
-    forward = (
+    inputs = Inputs(
         uniform(T, B, I),
         weights(4 * H, I),
-        *weights_of_cell,
+        weight_hh,
+        uniform(4 * H),
+        peephole,
+        weight_hr,
         *states,
         lengths,
         reverse,
@@ -111,22 +114,16 @@ def problem(plan: Plan, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
         variant,
     )
     if layer.direction == "forward":
-        return forward
-    c, gates = reference.lstm_forward(*map_tensors(widened, forward))[3:]
-    saved = c.to(accumulation_dtype(layer.dtype)), gates.to(layer.dtype), states[1]
-    douts = uniform(T, B, P), uniform(B, P), uniform(B, H)
-    return *douts, *saved, weight_hh, peephole, weight_hr, lengths, reverse, variant, hw
+        return (inputs,)
+    outputs = reference.forward(mapped(widened, inputs))
+    c, gates = outputs.c.to(accumulation_dtype(layer.dtype)), outputs.gates.to(layer.dtype)
+    saved = Saved(c, gates, states[1], weight_hh, peephole, weight_hr, lengths, reverse, variant, hw)
+    return saved, OutputGradients(uniform(T, B, P), uniform(B, P), uniform(B, H))
 
 
-def map_tensors(change: Callable[..., Tensor], operands: tuple[Any, ...], *how: Any) -> tuple[Any, ...]:
-    """The operands, each tensor changed."""
-
-    def one(operand: Any) -> Any:
-        if isinstance(operand, Variant):
-            return Variant(*map(one, operand))
-        return change(operand, *how) if isinstance(operand, Tensor) else operand
-
-    return tuple(map(one, operands))
+def all_mapped(change: Callable[[Tensor], Tensor], records: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The records, each tensor changed."""
+    return tuple(mapped(change, record) for record in records)
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -34,9 +34,11 @@ from lstm_fused.kernels.choose import (
 from lstm_fused.kernels.verdicts import Verdict
 from torch import Tensor
 
-from lstm_fused import reference, tracing, triton
+from lstm_fused import reference
+from lstm_fused.autograd import tracing
+from lstm_fused.backends import triton
+from lstm_fused.contract import PLAIN, Gradients, Inputs, OutputGradients, Outputs, Saved, Variant
 from lstm_fused.errors import bad, shown
-from lstm_fused.reference import PLAIN, Backward, Forward, Variant
 
 SETTINGS = ("auto", "off", "step", "unchecked")
 UNDECIDED = object()
@@ -45,47 +47,16 @@ _decided: dict[Hashable, Plan | None] = {}
 _warned: set[str] = set()
 
 
-def forward(
-    unasked: bool,
-    x: Tensor,  # [T, B, I]
-    weight_ih: Tensor | None,  # [4H, I]
-    weight_hh: Tensor,  # [4H, P]
-    bias: Tensor | None,  # [4H]
-    peephole: Tensor | None,  # [3H]
-    weight_hr: Tensor | None,  # [P, H]
-    h0: Tensor,  # [B, P]
-    c0: Tensor,  # [B, H]
-    lengths: Tensor | None,  # [B], int64
-    reverse: bool,
-    save: bool,
-    variant: Variant,
-) -> Forward:
+def forward(inputs: Inputs, unasked: bool) -> Outputs:
     """The forward pass; where it was ``unasked`` for by name, the reference may take its place."""
-    operands = x, weight_ih, weight_hh, bias, peephole, weight_hr, h0, c0, lengths, reverse, save, variant
-    plan = plan_for(unasked, "forward", x, c0, weight_hr, variant)
-    return reference.lstm_forward(*operands) if plan is None else launch.forward(*operands, plan)
+    plan = plan_for(unasked, "forward", inputs.x, inputs.c0, inputs.weight_hr, inputs.variant)
+    return reference.forward(inputs) if plan is None else launch.forward(inputs, plan)
 
 
-def backward(
-    unasked: bool,
-    dy: Tensor | None,  # [T, B, P]
-    dh_n: Tensor | None,  # [B, P]
-    dc_n: Tensor | None,  # [B, H]
-    c: Tensor,  # [T, B, H]
-    gates: Tensor,  # [T, B, 4H]
-    c0: Tensor,  # [B, H]
-    weight_hh: Tensor,  # [4H, P]
-    peephole: Tensor | None,  # [3H]
-    weight_hr: Tensor | None,  # [P, H]
-    lengths: Tensor | None,  # [B], int64
-    reverse: bool,
-    variant: Variant,
-    hw: Tensor | None = None,  # [T, B, 4H], accumulation dtype
-) -> Backward:
+def backward(saved: Saved, douts: OutputGradients, unasked: bool) -> Gradients:
     """The backward pass; it may be the reference's where the forward pass was a kernel's, and vice versa."""
-    operands = (dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, weight_hr, lengths, reverse, variant, hw)
-    plan = plan_for(unasked, "backward", gates, c0, weight_hr, variant)
-    return reference.lstm_backward(*operands) if plan is None else launch.backward(*operands, plan)
+    plan = plan_for(unasked, "backward", saved.gates, saved.c0, saved.weight_hr, saved.variant)
+    return reference.backward(saved, douts) if plan is None else launch.backward(saved, douts, plan)
 
 
 def plan_for(

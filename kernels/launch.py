@@ -9,92 +9,46 @@ from lstm_fused.kernels import sequence, steps
 from lstm_fused.kernels.choose import Layer, Plan, card_at, choose, named, plans, precision
 from torch import Tensor
 
-from lstm_fused import autocast
-from lstm_fused.reference import (
-    PLAIN,
-    Backward,
-    Forward,
-    Variant,
-    accumulation_dtype,
-    cell_before_zoneout,
-    previous,
-    vector_gradients,
-)
+from lstm_fused.autograd import autocast
+from lstm_fused.contract import Gradients, Inputs, OutputGradients, Outputs, Saved, Variant
+from lstm_fused.reference import accumulation_dtype, cell_before_zoneout, previous, vector_gradients
 
 
-def forward(
-    x: Tensor,  # [T, B, I]
-    weight_ih: Tensor | None,  # [4H, I]
-    weight_hh: Tensor,  # [4H, P]
-    bias: Tensor | None,  # [4H]
-    peephole: Tensor | None,  # [3H]
-    weight_hr: Tensor | None,  # [P, H]
-    h0: Tensor,  # [B, P]
-    c0: Tensor,  # [B, H]
-    lengths: Tensor | None,  # [B], int64
-    reverse: bool,
-    save: bool,
-    variant: Variant = PLAIN,
-    plan: Plan | None = None,
-) -> Forward:
+def forward(inputs: Inputs, plan: Plan | None = None) -> Outputs:
     """Run one layer in one direction over the whole sequence, by this plan or the table's."""
+    x, h0, c0, save = inputs.x, inputs.h0, inputs.c0, inputs.save
     (T, B, _), H, P = x.shape, c0.shape[1], h0.shape[1]
     y = x.new_empty(T, B, P)
     c = x.new_empty((T, B, H) if save else (0,), dtype=accumulation_dtype(x.dtype))
     gates = x.new_empty((T, B, 4 * H) if save else (0,))
     if y.numel() == 0:
-        return Forward(y, h0.clone(), c0.clone(), c, gates)
-    plan = plan or of_table("forward", x, c0, weight_hr, variant)
+        return Outputs(y, h0.clone(), c0.clone(), c, gates)
+    plan = plan or of_table("forward", x, c0, inputs.weight_hr, inputs.variant)
     with on(x.device):
-        xw = input_projection(x, weight_ih)
-        weights = map(dense, (weight_hh, bias, peephole))
-        states = map(dense, (h0, c0, lengths))
-        saved = (c, gates) if save else (None, None)
-        if plan.kernel == "step":
-            tensors = xw, *weights, dense(weight_hr), *states, y, *saved
-            h_n, c_n = steps.forward(plan, *tensors, reverse, variant)
-        else:
-            h_n, c_n = sequence.forward(plan, xw, *weights, *states, y, *saved, reverse)
-    return Forward(y, h_n, c_n, c, gates)
+        inputs = dense(inputs._replace(x=input_projection(x, inputs.weight_ih), weight_ih=None))
+        run = steps.forward if plan.kernel == "step" else sequence.forward
+        h_n, c_n = run(plan, inputs, y, *((c, gates) if save else (None, None)))
+    return Outputs(y, h_n, c_n, c, gates)
 
 
-def backward(
-    dy: Tensor | None,  # [T, B, P]
-    dh_n: Tensor | None,  # [B, P]
-    dc_n: Tensor | None,  # [B, H]
-    c: Tensor,  # [T, B, H]
-    gates: Tensor,  # [T, B, 4H]
-    c0: Tensor,  # [B, H]
-    weight_hh: Tensor,  # [4H, P]
-    peephole: Tensor | None,  # [3H]
-    weight_hr: Tensor | None,  # [P, H]
-    lengths: Tensor | None,  # [B], int64
-    reverse: bool,
-    variant: Variant = PLAIN,
-    hw: Tensor | None = None,  # [T, B, 4H], accumulation dtype
-    plan: Plan | None = None,
-) -> Backward:
-    """Carry the gradients of y, h_n and c_n (None is zero) back over the whole sequence."""
+def backward(saved: Saved, douts: OutputGradients, plan: Plan | None = None) -> Gradients:
+    """Carry the gradients of y, h_n and c_n back over the whole sequence."""
+    gates, c0, variant = saved.gates, saved.c0, saved.variant
     B, H = c0.shape
     dxw = torch.empty_like(gates, memory_format=torch.contiguous_format)
-    dhw = gates.new_empty(0) if hw is None else torch.empty_like(dxw)
+    dhw = gates.new_empty(0) if saved.hw is None else torch.empty_like(dxw)
     if dxw.numel() == 0:
-        dh0 = gates.new_zeros(B, weight_hh.shape[1]) if dh_n is None else dh_n.clone()
-        dc0 = gates.new_zeros(B, H) if dc_n is None else dc_n.clone()
-        return Backward(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3 * H), dhw)
-    plan = plan or of_table("backward", gates, c0, weight_hr, variant)
-    with on(c.device):
-        douts = map(dense, (dy, dh_n, dc_n))
-        saved = map(dense, (c, gates, c0, weight_hh, peephole))
-        if plan.kernel == "step":
-            tensors = *douts, *saved, dense(weight_hr), dense(lengths), dxw
-            dh0, dc0 = steps.backward(plan, *tensors, reverse, variant, dense(hw), dhw)
-            c_prev = previous(c, c0.to(c.dtype), lengths, reverse)
-            c = cell_before_zoneout(c, c_prev, gates, variant.zoneout_c, variant.cell_clip)
-            sums = vector_gradients(dxw, c, c_prev, peephole)
-            return Backward(dxw, dh0, dc0, *sums, dhw)
-        found = sequence.backward(plan, *douts, *saved, dense(lengths), dxw, reverse)
-        return Backward(dxw, *found, dhw)
+        dh0 = gates.new_zeros(B, saved.weight_hh.shape[1]) if douts.dh_n is None else douts.dh_n.clone()
+        dc0 = gates.new_zeros(B, H) if douts.dc_n is None else douts.dc_n.clone()
+        return Gradients(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3 * H), dhw)
+    plan = plan or of_table("backward", gates, c0, saved.weight_hr, variant)
+    with on(gates.device):
+        if plan.kernel != "step":
+            return Gradients(dxw, *sequence.backward(plan, dense(saved), dense(douts), dxw), dhw)
+        dh0, dc0 = steps.backward(plan, dense(saved), dense(douts), dxw, dhw)
+        c_prev = previous(saved.c, c0.to(saved.c.dtype), saved.lengths, saved.reverse)
+        c = cell_before_zoneout(saved.c, c_prev, gates, variant.zoneout_c, variant.cell_clip)
+        return Gradients(dxw, dh0, dc0, *vector_gradients(dxw, c, c_prev, saved.peephole), dhw)
 
 
 def of_table(direction: str, steps: Tensor, c0: Tensor, weight_hr: Tensor | None, variant: Variant) -> Plan:
@@ -116,7 +70,7 @@ def input_projection(x: Tensor, weight_ih: Tensor | None) -> Tensor:
         # many rows there are; what this kernel makes of it does not.
         xw = rows.new_empty(len(rows), len(weight_ih))
         plan = next(plans("step", Layer("forward", len(weight_ih) // 4, x.shape[1], x.dtype, "ieee")))
-        steps.product(plan, dense(rows), dense(weight_ih).T, xw)
+        steps.product(plan, rows.contiguous(), weight_ih.contiguous().T, xw)
     else:
         with autocast.off(x.device):  # it would narrow the sums
             if wide == x.dtype:
@@ -134,6 +88,6 @@ def on(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext() if there else torch.cuda.device(device)
 
 
-def dense(tensor: Tensor | None) -> Any:
-    """The kernels take dense tensors only."""
-    return None if tensor is None else tensor.contiguous()
+def dense(record: Any) -> Any:
+    """The record with its own tensors contiguous, because the kernels take no strides; not its variant's."""
+    return type(record)(*[v.contiguous() if isinstance(v, Tensor) else v for v in record])

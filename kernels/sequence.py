@@ -12,25 +12,22 @@ from lstm_fused.kernels.launcher import launch
 from lstm_fused.kernels.resident import lstm_backward_resident_kernel, lstm_forward_resident_kernel
 from torch import Tensor
 
+from lstm_fused.contract import Inputs, OutputGradients, Saved
+
 
 def forward(
     plan: Plan,
-    xw: Tensor,  # [T, B, 4H]
-    weight_hh: Tensor,  # [4H, H]
-    bias: Tensor | None,  # [4H]
-    peephole: Tensor | None,  # [3H]
-    h0: Tensor,  # [B, H]
-    c0: Tensor,  # [B, H]
-    lengths: Tensor | None,  # [B]
+    inputs: Inputs,  # dense; x is xw [T, B, 4H], in the accumulation dtype
     y: Tensor,  # [T, B, H]
     c: Tensor | None,  # [T, B, H]
     gates: Tensor | None,  # [T, B, 4H]
-    reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Fill y, c and gates; h_n and c_n."""
+    h0, c0, reverse = inputs.h0, inputs.c0, inputs.reverse
     T, B, H = y.shape
     h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
-    tensors = (xw, weight_hh, bias, peephole, lengths, h0, c0, h_n, c_n, y, c, gates)
+    weights = inputs.weight_hh, inputs.bias, inputs.peephole
+    tensors = (inputs.x, *weights, inputs.lengths, h0, c0, h_n, c_n, y, c, gates)
     rows, columns = plan.grid(B, H)
     if plan.kernel == "resident":
         launch(plan, lstm_forward_resident_kernel, (rows, 1), tensors, (T, B), (H, reverse))
@@ -51,23 +48,17 @@ def forward(
 
 def backward(
     plan: Plan,
-    dy: Tensor | None,  # [T, B, H]
-    dh_n: Tensor | None,  # [B, H]
-    dc_n: Tensor | None,  # [B, H]
-    c: Tensor,  # [T, B, H]
-    gates: Tensor,  # [T, B, 4H]
-    c0: Tensor,  # [B, H]
-    weight_hh: Tensor,  # [4H, H]
-    peephole: Tensor | None,  # [3H]
-    lengths: Tensor | None,  # [B]
+    saved: Saved,  # dense
+    douts: OutputGradients,  # dense
     dxw: Tensor,  # [T, B, 4H]
-    reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Fill dxw; dh0, dc0, and the gradients of bias and peephole."""
+    c, c0, reverse = saved.c, saved.c0, saved.reverse
     T, B, H = c.shape
     rows, columns = plan.grid(B, H)
     found = torch.empty_like(c0), torch.empty_like(c0), c0.new_empty(4 * H), c0.new_empty(3 * H)
-    tensors = (dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, lengths, dxw, *found)
+    states = c, saved.gates, c0
+    tensors = (*douts, *states, saved.weight_hh, saved.peephole, saved.lengths, dxw, *found)
     if plan.kernel == "resident":
         tensors += (c.new_empty(rows, 7, H), zero_counters(c, 1))
         launch(plan, lstm_backward_resident_kernel, (rows, 1), tensors, (T, B, rows), (H, reverse))

@@ -17,37 +17,30 @@ from lstm_fused.kernels.step import lstm_backward_step_kernel, lstm_forward_step
 from lstm_fused.kernels.variant import lstm_norm_step_kernel
 from torch import Tensor
 
-from lstm_fused.reference import Variant
+from lstm_fused.contract import Inputs, OutputGradients, Saved, Variant, mapped
 
 
 def forward(
     plan: Plan,
-    xw: Tensor,  # [T, B, 4H]
-    weight_hh: Tensor,  # [4H, P]
-    bias: Tensor | None,  # [4H]
-    peephole: Tensor | None,  # [3H]
-    weight_hr: Tensor | None,  # [P, H]
-    h0: Tensor,  # [B, P]
-    c0: Tensor,  # [B, H]
-    lengths: Tensor | None,  # [B]
+    inputs: Inputs,  # dense; x is xw [T, B, 4H], in the accumulation dtype
     y: Tensor,  # [T, B, P]
     c: Tensor | None,  # [T, B, H]
     gates: Tensor | None,  # [T, B, 4H]
-    reverse: bool,
-    variant: Variant,
 ) -> tuple[Tensor, Tensor]:
     """Fill y, c and gates; h_n and c_n."""
+    xw, h0, c0, weight_hr = inputs.x, inputs.h0, inputs.c0, inputs.weight_hr
     (T, B, P), H = y.shape, c0.shape[1]
     h, h_next = h0.clone(), h0.new_empty(B, H)
     c_state = c0.to(xw.dtype, copy=True)
-    gain_hh, h_mask, zoneout_h, zoneout_c, clip, shared = dense_variant(variant)
-    hw = None if gain_hh is None else xw.new_empty(B, 4 * H)
+    variant, shared = dense_variant(inputs.variant)
+    hw = None if variant.gain_hh is None else xw.new_empty(B, 4 * H)
     tensors = (
-        *(xw, weight_hh, bias, peephole, lengths, h, h_next, c_state, y, c, gates),
-        *(hw, gain_hh, h_mask, zoneout_h, zoneout_c, weight_hr),
+        *(xw, inputs.weight_hh, inputs.bias, inputs.peephole, inputs.lengths),
+        *(h, h_next, c_state, y, c, gates, hw, variant.gain_hh),
+        *(variant.h_mask, variant.zoneout_h, variant.zoneout_c, weight_hr),
     )
     sizes = {"B": B, "H": H, "P": P} | of_tensors(tensors)
-    of_cell = sizes | plan.options | {"CLIP": clip, "SHARED": shared}
+    of_cell = sizes | plan.options | {"CLIP": variant.cell_clip, "SHARED": shared}
     if hw is None and weight_hr is None:
         of_cell |= dependent_launch(h0.device)
     launches = [Launch(lstm_forward_step_kernel, plan.grid(B, H), items(of_cell))]
@@ -57,42 +50,35 @@ def forward(
     if weight_hr is not None:
         of_product = items(sizes | plan.options | {"SHARED": shared})
         launches.append(Launch(lstm_projection_step_kernel, plan.grid(B, P), of_product))
-    first, stride = (T - 1, -1) if reverse else (0, 1)
+    first, stride = (T - 1, -1) if inputs.reverse else (0, 1)
     run(Steps(tuple(launches), T, T, first, stride), tensors, h0.device)
     return (h_next if weight_hr is None and T % 2 else h), c_state.to(c0.dtype)
 
 
 def backward(
     plan: Plan,
-    dy: Tensor | None,  # [T, B, P]
-    dh_n: Tensor | None,  # [B, P]
-    dc_n: Tensor | None,  # [B, H]
-    c: Tensor,  # [T, B, H]
-    gates: Tensor,  # [T, B, 4H]
-    c0: Tensor,  # [B, H]
-    weight_hh: Tensor,  # [4H, P]
-    peephole: Tensor | None,  # [3H]
-    weight_hr: Tensor | None,  # [P, H]
-    lengths: Tensor | None,  # [B]
+    saved: Saved,  # dense
+    douts: OutputGradients,  # dense
     dxw: Tensor,  # [T, B, 4H]
-    reverse: bool,
-    variant: Variant,
-    hw: Tensor | None,  # [T, B, 4H], accumulation dtype
     dhw: Tensor,  # [T, B, 4H], with layer norm
 ) -> tuple[Tensor, Tensor]:
     """Fill dxw, and dhw with layer norm; dh0 and dc0."""
-    (T, B, H), P = c.shape, weight_hh.shape[1]
+    c, gates, weight_hr, hw = saved.c, saved.gates, saved.weight_hr, saved.hw
+    dh_n, dc_n = douts.dh_n, douts.dc_n
+    (T, B, H), P = c.shape, saved.weight_hh.shape[1]
     dh = c.new_zeros(B, P) if dh_n is None else dh_n.to(c.dtype, copy=True)
     dc = c.new_zeros(B, H) if dc_n is None else dc_n.to(c.dtype, copy=True)
     dh_t = None if weight_hr is None else gates.new_empty(B, P)
-    gain_hh, h_mask, zoneout_h, zoneout_c, clip, shared = dense_variant(variant)
-    kept = None if zoneout_h is None else c.new_zeros(B, P)
+    variant, shared = dense_variant(saved.variant)
+    kept = None if variant.zoneout_h is None else c.new_zeros(B, P)
     tensors = (
-        *(dy, dxw if hw is None else dhw, weight_hh, dh, dc, c, c0, gates, peephole, lengths, dxw),
-        *(h_mask, zoneout_h, kept, zoneout_c, weight_hr, dh_t, hw, gain_hh),
+        *(douts.dy, dxw if hw is None else dhw, saved.weight_hh, dh, dc),
+        *(c, saved.c0, gates, saved.peephole, saved.lengths, dxw),
+        *(variant.h_mask, variant.zoneout_h, kept, variant.zoneout_c),
+        *(weight_hr, dh_t, hw, variant.gain_hh),
     )
     sizes = {"B": B, "H": H} | of_tensors(tensors)
-    of_cell = sizes | {"P": P, "CLIP": clip, "SHARED": shared} | plan.options
+    of_cell = sizes | {"P": P, "CLIP": variant.cell_clip, "SHARED": shared} | plan.options
     if hw is None and weight_hr is None:
         of_cell |= dependent_launch(c.device)
     launches = [Launch(lstm_backward_step_kernel, plan.grid(B, H), items(of_cell))]
@@ -102,7 +88,7 @@ def backward(
     if hw is not None:
         tiles = {"BB": plan.BB, "BK": plan.BK, "num_warps": plan.num_warps}
         launches.append(Launch(lstm_norm_step_kernel, plan.grid(B, H)[:1], items(sizes | tiles)))
-    first, stride = (0, 1) if reverse else (T - 1, -1)
+    first, stride = (0, 1) if saved.reverse else (T - 1, -1)
     # One launch more, for what the first step hands on to h0.
     run(Steps(tuple(launches), T + 1, T, first, stride), tensors, c.device)
     return dh.to(gates.dtype), dc.to(gates.dtype)
@@ -139,9 +125,13 @@ def product(
     lstm_product_kernel[plan.grid(B, N)](left, right, out, B, N, K, *right.stride(), **plan.options)
 
 
-def dense_variant(variant: Variant) -> tuple[Any, ...]:
-    """What kernels take of it: dense tensors, but of a zoneout that is the same everywhere one row."""
-    gain_hh, h_mask, *zoneouts, clip = variant
-    shared = all(z is None or z.stride()[:2] == (0, 0) for z in zoneouts)
-    rows = (z[0, 0] if z is not None and shared else z for z in zoneouts)
-    return *(None if t is None else t.contiguous() for t in (gain_hh, h_mask, *rows)), clip, shared
+def dense_variant(variant: Variant) -> tuple[Variant, bool]:
+    """The variant with dense tensors, and whether each zoneout is one row, the same at all steps."""
+    zoneouts = [z for z in (variant.zoneout_h, variant.zoneout_c) if z is not None]
+    shared = all(z.stride()[:2] == (0, 0) for z in zoneouts)
+
+    def rows(zoneout: Tensor | None) -> Tensor | None:
+        return zoneout[0, 0] if zoneout is not None and shared else zoneout
+
+    variant = variant._replace(zoneout_h=rows(variant.zoneout_h), zoneout_c=rows(variant.zoneout_c))
+    return mapped(Tensor.contiguous, variant), shared

@@ -4,13 +4,13 @@ from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
 
-from lstm_fused.backends import engines
-from lstm_fused.cell import LSTMCell
-from lstm_fused.classifier import SequenceClassifier
+from lstm_fused.backends.table import engines
 from lstm_fused.errors import ArgumentError
 from lstm_fused.functional import lstm
 from lstm_fused.gates import Gates, inspect
-from lstm_fused.module import LSTM
+from lstm_fused.layers.cell import LSTMCell
+from lstm_fused.layers.classifier import SequenceClassifier
+from lstm_fused.layers.lstm import LSTM
 
 __all__ = ["LSTM", "ArgumentError", "Gates", "LSTMCell", "SequenceClassifier", "engines", "inspect", "lstm"]
 __version__ = version("lstm_fused")

@@ -7,8 +7,8 @@ import sys
 import torch
 
 import lstm_fused
-from lstm_fused import cpp, triton
-from lstm_fused.backends import ENGINES, short
+from lstm_fused.backends import cpp, triton
+from lstm_fused.backends.table import ENGINES, short
 
 
 def main() -> None:

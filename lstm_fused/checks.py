@@ -7,15 +7,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lstm_fused import backends
-from lstm_fused.autocast import computed_in
+from lstm_fused.autograd.autocast import computed_in
+from lstm_fused.autograd.tracing import has_values
+from lstm_fused.backends import table
+from lstm_fused.contract import SPECS, Variant
 from lstm_fused.errors import bad as bad  # as others import it from here
 from lstm_fused.errors import bad_type, shown
-from lstm_fused.parameters import Parameters
-from lstm_fused.reference import Variant
-from lstm_fused.tracing import has_values
+from lstm_fused.layers.parameters import Parameters, Shapes
 
 States = tuple[Tensor, Tensor]
+MEANINGS = {
+    "T": "T",
+    "B": "B",
+    "H": "hidden_size",
+    "P": "proj_size or hidden_size",
+    "3H": "3 * hidden_size",
+    "4H": "4 * hidden_size",
+}
 
 
 def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning: str, like: Tensor) -> None:
@@ -34,7 +42,7 @@ def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning:
 
 def not_dense(argument: str, tensor: Tensor) -> Exception:
     """The error for a tensor that is no plain one in memory; callers ask first, for a call takes longer."""
-    kind = "nested" if tensor.is_nested else backends.short(tensor.layout)
+    kind = "nested" if tensor.is_nested else table.short(tensor.layout)
     return bad(argument, "a dense tensor", f"a {kind} one")
 
 
@@ -142,19 +150,10 @@ def check_torch(lstm: object) -> None:
 
 
 def check_layer(
-    input: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    peephole: Tensor | None,
-    weight_hr: Tensor | None,
-    gain_ih: Tensor | None,
-    hx: States | None,
-    lengths: Tensor | None,
-    variant: Variant,
+    input: Tensor, own: Parameters, hx: States | None, lengths: Tensor | None, variant: Variant
 ) -> None:
     """Check everything `lstm_fused.lstm` takes."""
+    weight_ih, weight_hh, weight_hr = own.weight_ih, own.weight_hh, own.weight_hr
     for argument, weight in (("weight_ih", weight_ih), ("weight_hh", weight_hh)):
         expected = "a matrix of 4 * hidden_size rows"
         if not isinstance(weight, Tensor):
@@ -175,21 +174,20 @@ def check_layer(
         check_tensor("weight_hr", weight_hr, (P, H), "(proj_size, hidden_size)", input)
         if P >= H:
             raise bad("weight_hr", f"fewer rows than hidden_size = {H}", P)
-    four, state, steps = (4 * H,), (B, P), (T, B, P)
-    optional: tuple[tuple[str, Tensor | None, tuple[int, ...], str], ...] = (
-        ("bias_ih", bias_ih, four, "(4 * hidden_size,)"),
-        ("bias_hh", bias_hh, four, "(4 * hidden_size,)"),
-        ("peephole", peephole, (3 * H,), "(3 * hidden_size,)"),
-        ("gain_ih", gain_ih, four, "(4 * hidden_size,)"),
-        ("gain_hh", variant.gain_hh, four, "(4 * hidden_size,)"),
-        ("h_mask", variant.h_mask, state, "(B, proj_size or hidden_size)"),
-        ("zoneout_h", variant.zoneout_h, steps, "(T, B, proj_size or hidden_size)"),
-        ("zoneout_c", variant.zoneout_c, (T, B, H), "(T, B, hidden_size)"),
-    )
-    for argument, tensor, shape, meaning in optional:
+    sizes = {"T": T, "B": B, "H": H, "P": P, "3H": 3 * H, "4H": 4 * H}
+    optional: dict[str, tuple[Any, str]] = {
+        "bias_ih": (own.bias_ih, "bias"),
+        "bias_hh": (own.bias_hh, "bias"),
+        "peephole": (own.peephole, "peephole"),
+        "gain_ih": (own.gain_ih, "gain_hh"),
+    }
+    optional |= {name: (value, name) for name, value in variant._asdict().items() if name in SPECS}
+    for argument, (tensor, field) in optional.items():
         if tensor is not None:
-            check_tensor(argument, tensor, shape, meaning, input)
-    if (gain_ih is None) != (variant.gain_hh is None):
+            dims = SPECS[field].dims.split()
+            shape, meaning = tuple(sizes[dim] for dim in dims), ", ".join(MEANINGS[dim] for dim in dims)
+            check_tensor(argument, tensor, shape, f"({meaning}{',' * (len(dims) == 1)})", input)
+    if (own.gain_ih is None) != (own.gain_hh is None):
         raise bad("gain_ih and gain_hh", "both or none", "one of them")
     if variant.zoneout_h is not None:
         check_shares("zoneout_h", variant.zoneout_h)
@@ -201,9 +199,7 @@ def check_layer(
         check_lengths(lengths, B, T)
 
 
-def check_parameters(
-    own: Parameters, shapes: dict[str, tuple[int, ...] | None], suffix: str, input: Tensor
-) -> None:
+def check_parameters(own: Parameters, shapes: Shapes, suffix: str, input: Tensor) -> None:
     """Check the parameters of one layer in one direction, which may be replaced by any tensor.
 
     Args:
@@ -213,8 +209,7 @@ def check_parameters(
         input: what they share dtype and device with.
     """
     dtype, device = input.dtype, input.device
-    in_order = (*own[:4], own.weight_hr, own.peephole, own.gain_ih, own.gain_hh)
-    for (name, shape), parameter in zip(shapes.items(), in_order, strict=True):
+    for (name, shape), parameter in zip(shapes.items(), own, strict=True):
         if shape is None:
             continue
         if not isinstance(parameter, Tensor):

@@ -1,21 +1,23 @@
 """One layer in one direction as a function: checks, the engine's choice, with or without gradients."""
 
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lstm_fused import autocast, tracing
-from lstm_fused.backends import UNASKED, select
+from lstm_fused.autograd import autocast, tracing
+from lstm_fused.autograd.dispatch import requires_grad
+from lstm_fused.autograd.function import LSTMFunction
+from lstm_fused.autograd.operators import below_autograd, forward_op
+from lstm_fused.backends.table import UNASKED, select
 from lstm_fused.checks import States, check_layer
-from lstm_fused.dispatch import requires_grad
-from lstm_fused.function import LSTMFunction
-from lstm_fused.layer_norm import layer_norm
-from lstm_fused.ops import below_autograd, forward_op
-from lstm_fused.options import bound, flag
-from lstm_fused.reference import PLAIN, Variant, is_valid
+from lstm_fused.contract import DIFFERENTIABLE, PLAIN, Inputs, Variant, flatten, mapped
+from lstm_fused.layers.layer_norm import layer_norm
+from lstm_fused.layers.options import bound, flag
+from lstm_fused.layers.parameters import Parameters
+from lstm_fused.reference import is_valid
 
 NOTHING = nullcontext()
 
@@ -75,25 +77,19 @@ def lstm(
         RuntimeError: the engine cannot serve this device or dtype; the message says why.
     """
     variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, bound("cell_clip", cell_clip))
-    weights = weight_ih, weight_hh, bias_ih, bias_hh, peephole, weight_hr
-    check_layer(input, *weights, gain_ih, hx, lengths, variant)
-    return run_layer(input, *weights, gain_ih, hx, lengths, flag("reverse", reverse), engine, variant)
+    own = Parameters(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole, gain_ih, gain_hh)
+    check_layer(input, own, hx, lengths, variant)
+    return run_layer(input, own, hx, lengths, flag("reverse", reverse), engine, variant)
 
 
 def run_layer(
     input: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    peephole: Tensor | None,
-    weight_hr: Tensor | None,
-    gain_ih: Tensor | None,
+    own: Parameters,
     hx: States | None,
     lengths: Tensor | None,
     reverse: bool,
     engine: str | None,
-    variant: Variant = PLAIN,
+    variant: Variant,
 ) -> tuple[Tensor, States]:
     """`lstm` for arguments that were checked before."""
     device, dtype = input.device, input.dtype
@@ -103,32 +99,37 @@ def run_layer(
     chosen = select(engine, device, dtype, variant)
     if engine is None:
         chosen = UNASKED.get(chosen, chosen)
-    bias = bias_ih if bias_hh is None else bias_hh if bias_ih is None else bias_ih + bias_hh
+    bias = own.bias_ih if own.bias_hh is None else own.bias_hh
+    if own.bias_ih is not None and own.bias_hh is not None:
+        bias = own.bias_ih + own.bias_hh
     if hx is None:
-        B, H, P = input.shape[1], weight_ih.shape[0] // 4, weight_hh.shape[1]
+        B, H, P = input.shape[1], own.weight_ih.shape[0] // 4, own.weight_hh.shape[1]
         h0 = input.new_zeros(B, P)
         hx = h0, h0 if P == H and not tracing.recorded() else input.new_zeros(B, H)
     if lengths is not None:
         lengths = lengths.to(device, torch.int64)
-    weights = weight_ih, weight_hh, bias, peephole, weight_hr
-    tensors: tuple[Any, ...] = (input, *weights, *hx, variant.gain_hh)
-    masks: tuple[Any, ...] = variant[1:4]
+    weights = own.weight_ih, own.weight_hh, bias, own.peephole, own.weight_hr
+    inputs = Inputs(input, *weights, *hx, lengths, reverse, False, variant)
     if casting:
-        cast = [None if t is None else t.to(dtype) for t in (gain_ih, *masks, *tensors)]
-        gain_ih, masks, tensors = cast[0], tuple(cast[1:4]), tuple(cast[4:])
+        inputs = mapped(partial(cast, dtype=dtype), inputs)
     with autocast.off(device) if casting else NOTHING:
-        if gain_ih is not None:
-            tensors = (normalized_products(tensors[0], tensors[1], gain_ih, lengths), None, *tensors[2:])
-        beyond = () if variant is PLAIN else (tensors[8], *masks, variant.cell_clip)
+        if own.gain_ih is not None:
+            inputs = normalized_inputs(inputs, cast(own.gain_ih, dtype))
+        # Defaults at the end are left out, so that the dispatcher has less to do.
+        operands = inputs[:-1] if variant is PLAIN else flatten(inputs)
         if tracing.recorded():  # the program keeps the operator, whose kernels find its derivatives
-            y, h_n, c_n, _, _ = forward_op[chosen](*tensors[:8], lengths, reverse, False, *beyond)
-        elif requires_grad(tensors) or tracing.transformed():
-            arguments = *tensors, lengths, *masks, reverse, variant.cell_clip
-            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *arguments)
+            y, h_n, c_n, _, _ = forward_op[chosen](*operands)
+        elif tracing.transformed() or requires_grad(operands[n] for n in DIFFERENTIABLE if n < len(operands)):
+            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *flatten(inputs._replace(save=True)))
         else:
             with below_autograd():
-                y, h_n, c_n, _, _ = forward_op[chosen](*tensors[:8], lengths, reverse, False, *beyond)
+                y, h_n, c_n, _, _ = forward_op[chosen](*operands)
     return y, (h_n, c_n)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in autocast's dtype, but for lengths."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def in_rows(states: list[Tensor]) -> Tensor:
@@ -140,8 +141,10 @@ def in_rows(states: list[Tensor]) -> Tensor:
     return row
 
 
-def normalized_products(x: Tensor, weight_ih: Tensor, gain: Tensor, lengths: Tensor | None) -> Tensor:
-    """W_ih x_t of every step through its layer norm, [T, B, 4H], which waits for no recurrence."""
+def normalized_inputs(inputs: Inputs, gain: Tensor) -> Inputs:
+    """The inputs with W_ih x_t through its layer norm in place of x, which no recurrence has to wait for."""
+    x, weight_ih, lengths = inputs.x, inputs.weight_ih, inputs.lengths
     if lengths is not None:  # padding may be NaN, and 0 * NaN is NaN
         x = torch.where(is_valid(lengths, x.shape[0]), x, torch.zeros_like(x))
-    return layer_norm(F.linear(x, weight_ih), gain)
+    assert weight_ih is not None
+    return inputs._replace(x=layer_norm(F.linear(x, weight_ih), gain), weight_ih=None)

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lstm_fused.autograd.operators import forward_op
 from lstm_fused.checks import States
+from lstm_fused.contract import SAVE
 from lstm_fused.errors import bad, bad_type
-from lstm_fused.module import LSTM
-from lstm_fused.ops import SAVE, forward_op
+from lstm_fused.layers.lstm import LSTM
 from lstm_fused.reference import is_valid
 
 

@@ -29,95 +29,38 @@ Variants, each alone or with others; with a projection, h is what it yields (doc
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lstm_fused.contract import Gradients, Inputs, OutputGradients, Outputs, Saved
+
 EPS = 1e-5  # torch.nn.LayerNorm's
 
 
-class Variant(NamedTuple):
-    """What a layer does beyond the textbook, in the operators' order; by default nothing."""
-
-    gain_hh: Tensor | None = None  # [4H], of the layer norm
-    h_mask: Tensor | None = None  # [B, P]
-    zoneout_h: Tensor | None = None  # [T, B, P], z_h, 0 to 1
-    zoneout_c: Tensor | None = None  # [T, B, H], z_c, 0 to 1
-    cell_clip: float | None = None
-
-    @staticmethod
-    def of(*values: Any) -> "Variant":
-        """The variant of these values, in order; `PLAIN` itself if none is there, which is quick to tell."""
-        for value in values:  # by hand, for every call comes here
-            if value is not None:
-                return Variant(*values)
-        return PLAIN
-
-    def names(self) -> list[str]:
-        """Those that are asked for."""
-        return [name for name, value in zip(self._fields, self, strict=True) if value is not None]
-
-
-PLAIN = Variant()
-
-
-class Forward(NamedTuple):
-    """What an engine's forward pass yields; ``c`` and ``gates`` are empty unless asked to be saved."""
-
-    y: Tensor  # [T, B, P], h of every step
-    h_n: Tensor  # [B, P]
-    c_n: Tensor  # [B, H]
-    c: Tensor  # [T, B, H]; here float32 at least, an engine may keep it in the tensors' dtype
-    gates: Tensor  # [T, B, 4H], i, f, g, o after their nonlinearity
-
-
-class Backward(NamedTuple):
-    """What an engine's backward pass yields; every other gradient follows from ``dxw``."""
-
-    dxw: Tensor  # [T, B, 4H], d loss / d a
-    dh0: Tensor  # [B, P]
-    dc0: Tensor  # [B, H]
-    dbias: Tensor  # [4H]
-    dpeephole: Tensor  # [3H], zero without peepholes
-    dhw: Tensor  # [T, B, 4H], d loss / d (W_hh h_{t-1}); empty without layer norm, for then it is dxw
-
-
-def lstm_forward(
-    x: Tensor,  # [T, B, I]
-    weight_ih: Tensor | None,  # [4H, I]; None: x is W_ih x already, [T, B, 4H]
-    weight_hh: Tensor,  # [4H, P]
-    bias: Tensor | None,  # [4H]
-    peephole: Tensor | None,  # [3H], p_i, p_f, p_o
-    weight_hr: Tensor | None,  # [P, H]
-    h0: Tensor,  # [B, P]
-    c0: Tensor,  # [B, H]
-    lengths: Tensor | None,  # [B], int64
-    reverse: bool,
-    save: bool,
-    variant: Variant = PLAIN,
-) -> Forward:
+def forward(inputs: Inputs) -> Outputs:
     """Run one layer in one direction over the whole sequence, by the equations above."""
+    x, h0, c0, lengths, variant = inputs.x, inputs.h0, inputs.c0, inputs.lengths, inputs.variant
     T, B, _ = x.shape
     H, P = c0.shape[1], h0.shape[1]
-    gain, mask, zoneout_h, zoneout_c, clip = variant
-    wide = accumulation_dtype(x.dtype)
-    W_hh, W_hr = weight_hh.to(wide), None if weight_hr is None else weight_hr.to(wide)
-    p = None if peephole is None else peephole.to(wide)
+    mask, wide = variant.h_mask, accumulation_dtype(x.dtype)
+    W_hh, W_hr, p, gain = widened(wide, inputs.weight_hh, inputs.weight_hr, inputs.peephole, variant.gain_hh)
     if lengths is not None:
         # Padding may hold anything, NaN included, and must not reach a gradient as 0 * NaN.
         x = torch.where(is_valid(lengths, T), x, torch.zeros_like(x))
-    xw = input_products(x, weight_ih, bias)
+    xw = input_products(x, inputs.weight_ih, inputs.bias)
 
     h, c = h0.clone(), c0.to(wide)
     ys, cs, gates = [h] * T, [c] * T, [c] * T
-    for t in time_steps(T, reverse):
+    for t in time_steps(T, inputs.reverse):
         hw = (h if mask is None else h * mask).to(wide) @ W_hh.T  # [B, 4H]
-        a = xw[t] + (hw if gain is None else layer_norm(hw, gain.to(wide)))
-        m, c_t, gates[t] = cell_forward(a, c, p, clip)
+        a = xw[t] + (hw if gain is None else layer_norm(hw, gain))
+        m, c_t, gates[t] = cell_forward(a, c, p, variant.cell_clip)
         h_t = m if W_hr is None else m @ W_hr.T
-        h_t, c_t = zone_out(h_t, h, zoneout_h, t).to(x.dtype), zone_out(c_t, c, zoneout_c, t)
+        h_t = zone_out(h_t, h, variant.zoneout_h, t).to(x.dtype)
+        c_t = zone_out(c_t, c, variant.zoneout_c, t)
         if lengths is None:
             ys[t], h, c = h_t, h_t, c_t
         else:
@@ -129,12 +72,12 @@ def lstm_forward(
     def over_time(steps: list[Tensor], *shape: int) -> Tensor:
         return torch.stack(steps) if T else c.new_empty(0, *shape)
 
-    return Forward(
+    return Outputs(
         over_time(ys, B, P).to(x.dtype),
         h.clone(),
         c.to(x.dtype, copy=True),
-        over_time(cs, B, H) if save else c.new_empty(0),
-        over_time(gates, B, 4 * H).to(x.dtype) if save else x.new_empty(0),
+        over_time(cs, B, H) if inputs.save else c.new_empty(0),
+        over_time(gates, B, 4 * H).to(x.dtype) if inputs.save else x.new_empty(0),
     )
 
 
@@ -150,43 +93,29 @@ def input_products(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None) -> 
     return torch.cat([F.linear(part.to(wide), weight_ih.to(wide), b) for part in parts])
 
 
-def lstm_backward(
-    dy: Tensor | None,  # [T, B, P]
-    dh_n: Tensor | None,  # [B, P]
-    dc_n: Tensor | None,  # [B, H]
-    c: Tensor,  # [T, B, H]
-    gates: Tensor,  # [T, B, 4H]
-    c0: Tensor,  # [B, H]
-    weight_hh: Tensor,  # [4H, P]
-    peephole: Tensor | None,  # [3H]
-    weight_hr: Tensor | None,  # [P, H]
-    lengths: Tensor | None,  # [B], int64
-    reverse: bool,
-    variant: Variant = PLAIN,
-    hw: Tensor | None = None,  # [T, B, 4H], W_hh h_{t-1} in the accumulation dtype; given with layer norm
-) -> Backward:
-    """Carry the gradients of y, h_n and c_n (None is zero) back over the whole sequence."""
-    T, B, H = c.shape
-    gain, mask, zoneout_h, zoneout_c, clip = variant
-    wide = accumulation_dtype(gates.dtype)
-    W_hh, W_hr = weight_hh.to(wide), None if weight_hr is None else weight_hr.to(wide)
-    p = None if peephole is None else peephole.to(wide)
-    c = c.to(wide)
-    dh = c.new_zeros(B, weight_hh.shape[1]) if dh_n is None else dh_n.to(wide)
-    dc = c.new_zeros(B, H) if dc_n is None else dc_n.to(wide)
-    c_prev = previous(c, c0.to(wide), lengths, reverse)
-    c = cell_before_zoneout(c, c_prev, gates, zoneout_c, clip)
+def backward(saved: Saved, douts: OutputGradients) -> Gradients:
+    """Carry the gradients of y, h_n and c_n back over the whole sequence."""
+    gates, lengths, reverse, variant, hw = saved.gates, saved.lengths, saved.reverse, saved.variant, saved.hw
+    T, B, H = saved.c.shape
+    mask, clip, wide = variant.h_mask, variant.cell_clip, accumulation_dtype(gates.dtype)
+    W_hh, W_hr, p, gain = widened(wide, saved.weight_hh, saved.weight_hr, saved.peephole, variant.gain_hh)
+    c = saved.c.to(wide)
+    dh = c.new_zeros(B, W_hh.shape[1]) if douts.dh_n is None else douts.dh_n.to(wide)
+    dc = c.new_zeros(B, H) if douts.dc_n is None else douts.dc_n.to(wide)
+    c_prev = previous(c, saved.c0.to(wide), lengths, reverse)
+    c = cell_before_zoneout(c, c_prev, gates, variant.zoneout_c, clip)
 
     dxw = gates.new_empty(T, B, 4 * H)
     dhw = dxw if gain is None else gates.new_empty(T, B, 4 * H)
     for t in reversed(list(time_steps(T, reverse))):
-        dh_t, dh_kept = zone_back(dh if dy is None else dh + dy[t], zoneout_h, t)  # [B, P]
-        dc_t, dc_kept = zone_back(dc, zoneout_c, t)
+        dh_t = dh if douts.dy is None else dh + douts.dy[t]  # [B, P]
+        dh_t, dh_kept = zone_back(dh_t, variant.zoneout_h, t)
+        dc_t, dc_kept = zone_back(dc, variant.zoneout_c, t)
         dm = dh_t if W_hr is None else dh_t @ W_hr  # [B, H]
         da, dc_t = cell_backward(dm, dc_t, gates[t].to(wide), c[t], c_prev[t], p, clip)
         dxw[t] = da = if_valid(da.to(gates.dtype), lengths, t)
         if gain is not None and hw is not None:
-            dhw[t] = da = norm_backward(da.to(wide), hw[t], gain.to(wide)).to(gates.dtype)
+            dhw[t] = da = norm_backward(da.to(wide), hw[t], gain).to(gates.dtype)
         dh_t = da.to(wide) @ W_hh
         dh_t = (dh_t if mask is None else dh_t * mask) + dh_kept
         dc_t = dc_t + dc_kept
@@ -195,11 +124,11 @@ def lstm_backward(
         else:
             valid = (t < lengths)[:, None]
             dh, dc = torch.where(valid, dh_t, dh), torch.where(valid, dc_t, dc)
-    return Backward(
+    return Gradients(
         dxw,
         dh.to(gates.dtype, copy=True),
         dc.to(gates.dtype, copy=True),
-        *vector_gradients(dxw, c, c_prev, peephole),
+        *vector_gradients(dxw, c, c_prev, p),
         gates.new_empty(0) if gain is None else dhw,
     )
 
@@ -348,6 +277,11 @@ def previous(states: Tensor, first: Tensor, lengths: Tensor | None, reverse: boo
 def is_valid(lengths: Tensor, T: int) -> Tensor:
     """Which steps lie within their sequence, [T, B, 1]."""
     return (torch.arange(T, device=lengths.device)[:, None] < lengths)[:, :, None]
+
+
+def widened(wide: torch.dtype, weight_hh: Tensor, *optional: Tensor | None) -> tuple[Any, ...]:
+    """W_hh and optional weights in the accumulation dtype."""
+    return weight_hh.to(wide), *(None if weight is None else weight.to(wide) for weight in optional)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lstm_fused.contract import Inputs, Outputs, Saved
+
 DEVICE = os.environ.get("LSTM_FUSED_TEST_DEVICE", "cpu")  # pytest --device sets it
 
 
@@ -198,6 +200,20 @@ def make_tensors(
     if case.layer_norm:
         tensors |= {"gain_ih": draw(4 * H, scale=1.0), "gain_hh": draw(4 * H, scale=0.5)}
     return tensors
+
+
+def layer_inputs(
+    t: dict[str, Tensor | None], lengths: Tensor | None = None, reverse: bool = False, save: bool = True
+) -> Inputs:
+    """What an engine takes, of tensors by name; the second bias is left out."""
+    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
+    return Inputs(*(t[name] for name in names), lengths, reverse, save)
+
+
+def layer_saved(inputs: Inputs, out: Outputs) -> Saved:
+    """What an engine's backward pass takes, without layer norm."""
+    weights = inputs.weight_hh, inputs.peephole, inputs.weight_hr
+    return Saved(out.c, out.gates, inputs.c0, *weights, inputs.lengths, inputs.reverse, inputs.variant)
 
 
 def make_masks(

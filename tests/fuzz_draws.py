@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lstm_fused.backends import ENGINES
+from lstm_fused.backends.table import ENGINES
 
 
 @dataclass(frozen=True)

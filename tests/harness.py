@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 
 import lstm_fused
-from lstm_fused.backends import ENGINES
+from lstm_fused.backends.table import ENGINES
 
 ENGINES_HERE = [engine for engine in ENGINES if not engine.why_not(torch.device(DEVICE), torch.float32)]
 # On another device the reference, too, is held against itself on the CPU.

@@ -7,7 +7,7 @@ from harness import ENGINES_HERE, pack_sequence
 
 import lstm_fused
 from lstm_fused import LSTM, LSTMCell, functional
-from lstm_fused.reference import PLAIN
+from lstm_fused.contract import PLAIN
 
 HALF = (torch.bfloat16, torch.float16)
 SERVING = [(e.name, dtype) for e in ENGINES_HERE for dtype in HALF if dtype in e.dtypes]

@@ -10,16 +10,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lstm_fused
-from lstm_fused import backends, cpp, triton
+from lstm_fused.backends import cpp, table, triton
 
 CPU = torch.device("cpu")
 
 
 def test_the_best_engine_is_taken():
     ready = [name for name, reason in lstm_fused.engines().items() if reason is None]
-    assert backends.select(None, CPU, torch.float32) == ready[0]
-    assert backends.select(None, CPU, torch.float16) == "reference"
-    assert backends.select(None, torch.device("mps"), torch.float32) == "reference"
+    assert table.select(None, CPU, torch.float32) == ready[0]
+    assert table.select(None, CPU, torch.float16) == "reference"
+    assert table.select(None, torch.device("mps"), torch.float32) == "reference"
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler: the reference engine serves")
@@ -29,7 +29,7 @@ def test_the_cpp_engine_was_built():
 
 def test_an_engine_asked_for_is_never_replaced():
     with pytest.raises(RuntimeError, match="engine 'cpp' cannot serve float16 on cuda") as caught:
-        backends.select("cpp", torch.device("cuda"), torch.float16)
+        table.select("cpp", torch.device("cuda"), torch.float16)
     assert "runs on cpu, not on cuda" in str(caught.value)
     assert "takes bfloat16, float32, float64, not float16" in str(caught.value)
     with pytest.raises(RuntimeError, match="cpp: "):
@@ -37,7 +37,7 @@ def test_an_engine_asked_for_is_never_replaced():
 
 
 def test_an_engine_that_cannot_run_here_says_so():
-    if lstm_fused.engines()["triton"] is None and backends.triton.DEVICE == "cpu":
+    if lstm_fused.engines()["triton"] is None and table.triton.DEVICE == "cpu":
         pytest.skip("Triton's interpreter serves on the CPU")
     for module, x in ((lstm_fused.LSTM, torch.zeros(4, 3, 5)), (lstm_fused.LSTMCell, torch.zeros(3, 5))):
         with pytest.raises(RuntimeError, match=r"^engine 'triton' cannot serve float32 on cpu: triton: "):
@@ -46,15 +46,15 @@ def test_an_engine_that_cannot_run_here_says_so():
         with pytest.raises(
             lstm_fused.ArgumentError, match=f"^engine: expected one of 'cpp', .*, got {name!r}$"
         ):
-            backends.select(name, CPU, torch.float32)
+            table.select(name, CPU, torch.float32)
 
 
 def test_a_refusal_lists_every_engine_and_reason(monkeypatch):
-    absent = backends.Engine("absent", ("cuda",), (torch.float16,), lambda: "it is not built")
-    picky = backends.Engine("picky", None, (torch.float64,), lambda: None)
-    monkeypatch.setattr(backends, "ENGINES", (absent, picky))
+    absent = table.Engine("absent", ("cuda",), (torch.float16,), lambda: "it is not built")
+    picky = table.Engine("picky", None, (torch.float64,), lambda: None)
+    monkeypatch.setattr(table, "ENGINES", (absent, picky))
     with pytest.raises(RuntimeError) as caught:
-        backends.select(None, CPU, torch.float32)
+        table.select(None, CPU, torch.float32)
     assert str(caught.value) == (
         "no engine can serve float32 on cpu: "
         "absent: it is not built; runs on cuda, not on cpu; takes float16, not float32"
@@ -66,10 +66,10 @@ def test_tensors_on_the_cpu_wake_no_card(monkeypatch):
     def wake():
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
 
-    card = backends.Engine("card", ("cuda",), backends.FLOATS, wake)
-    monkeypatch.setattr(backends, "ENGINES", (card, *backends.ENGINES))
-    assert backends.select(None, CPU, torch.float16) == "reference"
-    assert backends.select(None, torch.device("meta"), torch.float32) == "reference"
+    card = table.Engine("card", ("cuda",), table.FLOATS, wake)
+    monkeypatch.setattr(table, "ENGINES", (card, *table.ENGINES))
+    assert table.select(None, CPU, torch.float16) == "reference"
+    assert table.select(None, torch.device("meta"), torch.float32) == "reference"
 
 
 def test_the_engine_named_is_the_one_that_runs(monkeypatch):
@@ -85,9 +85,9 @@ def test_the_engine_named_is_the_one_that_runs(monkeypatch):
 
 
 def test_on_a_gpu_triton_is_taken_and_may_give_way(monkeypatch):
-    ready = replace(backends.TRITON, devices=("cpu",), unavailable=lambda: None)
-    monkeypatch.setattr(backends, "ENGINES", (ready, backends.REFERENCE))
-    assert backends.select(None, CPU, torch.float16) == "triton"
+    ready = replace(table.TRITON, devices=("cpu",), unavailable=lambda: None)
+    monkeypatch.setattr(table, "ENGINES", (ready, table.REFERENCE))
+    assert table.select(None, CPU, torch.float16) == "triton"
     ran = []
 
     class Seen(TorchDispatchMode):

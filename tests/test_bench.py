@@ -29,7 +29,7 @@ from bench.peers.modules import BASICS, COMPILED, LOOPS, OURS, WITH_LENGTHS, Mod
 from bench.problem import STEPS, Problem, make_problem
 from bench.race import Pace, Target, measure, race, ratio
 from bench.report.tables import KINDS
-from lstm_fused import cpp
+from lstm_fused.backends import cpp
 from tests.cases import TIMED, Case, shortened
 
 ROOT = Path(__file__).parent.parent

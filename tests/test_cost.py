@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lstm_fused import LSTM
-from lstm_fused.gradients import steps_to_gather
+from lstm_fused.autograd.gradients import steps_to_gather
 
 ALL = [engine.name for engine in ENGINES_HERE]
 each_engine = pytest.mark.parametrize("engine", ALL)

@@ -18,8 +18,8 @@ from oracle import EXTENDED
 from torch.utils.data import DataLoader, Dataset
 
 import lstm_fused
-from lstm_fused import cpp
-from lstm_fused.ops import backward_op, forward_op
+from lstm_fused.autograd.operators import backward_op, forward_op
+from lstm_fused.backends import cpp
 from lstm_fused.reference import Variant
 
 TESTS = Path(__file__).parent

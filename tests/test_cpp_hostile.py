@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import lstm_fused
-from lstm_fused import cpp
-from lstm_fused.ops import backward_op, forward_op
+from lstm_fused.autograd.operators import backward_op, forward_op
+from lstm_fused.backends import cpp
 
 if cpp.unavailable() is not None:
     pytest.skip(f"the C++ engine: {cpp.unavailable()}", allow_module_level=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lstm_fused import LSTM, cpp
-from lstm_fused.ops import backward_op, forward_op
+from lstm_fused import LSTM
+from lstm_fused.autograd.operators import backward_op, forward_op
+from lstm_fused.backends import cpp
 
 if cpp.unavailable() is not None:
     pytest.skip(f"the C++ engine: {cpp.unavailable()}", allow_module_level=True)

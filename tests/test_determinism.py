@@ -12,7 +12,8 @@ from cases import DEVICE
 from harness import ENGINES_HERE
 from torch import nn
 
-from lstm_fused import LSTM, products
+from lstm_fused import LSTM
+from lstm_fused.autograd import products
 
 ALL = [engine.name for engine in ENGINES_HERE]
 

@@ -26,8 +26,8 @@ from harness import ENGINES_HERE, NATIVE, call, check_against_reference, results
 from oracle import EXTENDED
 from torch.autograd import gradcheck, gradgradcheck
 
-from lstm_fused.backends import short
-from lstm_fused.ops import backward_op, forward_op
+from lstm_fused.autograd.operators import backward_op, forward_op
+from lstm_fused.backends.table import short
 
 ALL = [engine.name for engine in ENGINES_HERE]
 NATIVE_DTYPES = [(e.name, dtype) for e in ENGINES_HERE if e.name in NATIVE for dtype in e.dtypes]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lstm_fused import LSTM, cpp
+from lstm_fused import LSTM
+from lstm_fused.backends import cpp
 
 if not hasattr(os, "fork"):
     pytest.skip("no fork on this system", allow_module_level=True)

@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_fused import LSTM, reference
+from lstm_fused.contract import Inputs
 
 ALL = [engine.name for engine in ENGINES_HERE]
 F64 = torch.float64
@@ -270,4 +271,4 @@ def plain_reference(t):
     """The reference without any Function: differentiable as often as PyTorch is."""
     lengths = torch.tensor([3, 2])
     weights = (t["weight_ih"], t["weight_hh"], t["bias_ih"] + t["bias_hh"], t["peephole"], None)
-    return reference.lstm_forward(t["x"], *weights, t["h0"], t["c0"], lengths, False, False)[:3]
+    return reference.forward(Inputs(t["x"], *weights, t["h0"], t["c0"], lengths, False, False))[:3]

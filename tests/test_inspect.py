@@ -17,7 +17,7 @@ def draw_gates():
 
 def by_hand(module, suffix, x, h, c):
     """The gates of one layer in one direction over one sequence x [T, I], and its outputs."""
-    W_ih, W_hh, b_ih, b_hh, peephole, W_hr, *_ = module._parameters_of(suffix)
+    W_ih, W_hh, b_ih, b_hh, W_hr, peephole, *_ = module._parameters_of(suffix)
     p_i, p_f, p_o = peephole.chunk(3)
     steps = [None] * len(x)
     order = range(len(x))

@@ -13,7 +13,7 @@ from torch import nn
 
 import lstm_fused
 from lstm_fused import LSTM, ArgumentError, LSTMCell, SequenceClassifier
-from lstm_fused.options import OPTIONS
+from lstm_fused.layers.options import OPTIONS
 
 NAN, INF = float("nan"), float("inf")
 SHARE, NUMBER, FLAG = "a probability from 0 to 1", "a positive number or None", "True or False"

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from lstm_fused import LSTM, LSTMCell
-from lstm_fused.ops import backward_op, forward_op
+from lstm_fused.autograd.operators import backward_op, forward_op
 
 F64 = torch.float64
 each_engine = pytest.mark.parametrize("engine", [engine.name for engine in ENGINES_HERE])

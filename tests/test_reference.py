@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from cases import CASES, Case, make_tensors
+from cases import CASES, Case, layer_saved, make_tensors
 from harness import oracle_results, reference_results
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from lstm_fused import reference
+from lstm_fused.contract import Inputs, OutputGradients
 
 SMALL = (
     Case("plain", T=3, B=2, I=2, H=3),
@@ -21,7 +22,7 @@ SMALL = (
 
 
 def small_inputs(case: Case) -> list[Tensor | None]:
-    """Float64 leaves in the order of `reference.lstm_forward`."""
+    """Float64 leaves in the order of `contract.Inputs`."""
     tensors = make_tensors(case, torch.float64)
     names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
     return [None if tensors[n] is None else tensors[n].requires_grad_() for n in names]
@@ -30,7 +31,7 @@ def small_inputs(case: Case) -> list[Tensor | None]:
 def forward(case: Case, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """y, h_n, c_n, as plain PyTorch operations that autograd sees."""
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
-    return reference.lstm_forward(*inputs, lengths, case.reverse, False)[:3]
+    return reference.forward(Inputs(*inputs, lengths, case.reverse, False))[:3]
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
@@ -43,16 +44,14 @@ def test_autograd_of_the_reference(case):
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
 def test_hand_derived_backward_equals_autograd(case):
     inputs = small_inputs(case)
-    x, weight_ih, weight_hh, _, peephole, weight_hr, h0, c0 = inputs
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
-    out = reference.lstm_forward(*inputs, lengths, case.reverse, True)
-    douts = [torch.randn_like(o) for o in out[:3]]
-    back = reference.lstm_backward(
-        *douts, out.c, out.gates, c0, weight_hh, peephole, weight_hr, lengths, case.reverse
-    )
-    dx, dh0, dc0 = torch.autograd.grad(out[:3], (x, h0, c0), douts)
+    inputs = Inputs(*inputs, lengths, case.reverse, True)
+    out = reference.forward(inputs)
+    douts = OutputGradients(*(torch.randn_like(o) for o in out[:3]))
+    back = reference.backward(layer_saved(inputs, out), douts)
+    dx, dh0, dc0 = torch.autograd.grad(out[:3], (inputs.x, inputs.h0, inputs.c0), douts)
     for name, ours, theirs in (
-        ("dx", back.dxw @ weight_ih, dx),
+        ("dx", back.dxw @ inputs.weight_ih, dx),
         ("dh0", back.dh0, dh0),
         ("dc0", back.dc0, dc0),
     ):
@@ -74,10 +73,8 @@ def test_zero_peepholes_equal_torch(P):
     h0, c0 = torch.randn(2, P or 7, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
     bias = theirs.bias_ih_l0 + theirs.bias_hh_l0
     zeros = torch.zeros(21, dtype=torch.float64)
-    ours = reference.lstm_forward(
-        x, theirs.weight_ih_l0, theirs.weight_hh_l0, bias, zeros, theirs.weight_hr_l0 if P else None, h0, c0,
-        None, False, False,
-    )  # fmt: skip
+    weights = theirs.weight_ih_l0, theirs.weight_hh_l0, bias, zeros, theirs.weight_hr_l0 if P else None
+    ours = reference.forward(Inputs(x, *weights, h0, c0, None, False, False))
     y, (h_n, c_n) = theirs(x, (h0[None], c0[None]))
     for ours_, theirs_ in ((ours.y, y), (ours.h_n, h_n[0]), (ours.c_n, c_n[0])):
         torch.testing.assert_close(ours_, theirs_, rtol=1e-13, atol=1e-14)
@@ -89,10 +86,8 @@ def test_half_precision_keeps_the_cell_state_in_float32(dtype):
     T, H = 1000, 1
     w = torch.zeros(4, 1, dtype=dtype)
     bias = torch.tensor([100.0, 100.0, 2**-13, 100.0], dtype=dtype)
-    out = reference.lstm_forward(
-        torch.zeros(T, 1, 1, dtype=dtype), w, w, bias, None, None,
-        torch.zeros(1, H, dtype=dtype), torch.zeros(1, H, dtype=dtype), None, False, True,
-    )  # fmt: skip
+    x, state = torch.zeros(T, 1, 1, dtype=dtype), torch.zeros(1, H, dtype=dtype)
+    out = reference.forward(Inputs(x, w, w, bias, None, None, state, state, None, False, True))
     assert out.c.dtype == torch.float32
     assert abs(out.c[-1].item() - T * 2**-13) < 1e-4
     assert out.y.dtype == out.h_n.dtype == out.c_n.dtype == out.gates.dtype == dtype
@@ -102,5 +97,5 @@ def test_runs_on_the_meta_device():
     # No data, no host reads: nothing in the reference depends on values, so any device can run it.
     case = Case("meta", T=4, B=2, I=3, H=5, lengths=(4, 1))
     inputs = [None if t is None else t.detach().to("meta") for t in small_inputs(case)]
-    out = reference.lstm_forward(*inputs, torch.tensor(case.lengths).to("meta"), False, True)
+    out = reference.forward(Inputs(*inputs, torch.tensor(case.lengths).to("meta"), False, True))
     assert out.y.shape == (4, 2, 5)

@@ -11,8 +11,10 @@ from harness import ENGINES_HERE, call
 from torch.func import functional_call, grad, vmap
 
 import lstm_fused
-from lstm_fused import LSTM, LSTMCell, backends, masks
-from lstm_fused.reference import Variant
+from lstm_fused import LSTM, LSTMCell
+from lstm_fused.backends import table
+from lstm_fused.contract import Variant
+from lstm_fused.layers import masks
 
 ALL = [engine.name for engine in ENGINES_HERE]
 F64 = torch.float64
@@ -300,13 +302,13 @@ def test_inspect_shows_the_variants_too():
 
 
 def test_an_engine_without_a_variant_refuses_it(monkeypatch):
-    plain = backends.Engine("plain", None, (F64,), lambda: None, variants=("cell_clip",))
-    monkeypatch.setattr(backends, "ENGINES", (plain, *backends.ENGINES))
+    plain = table.Engine("plain", None, (F64,), lambda: None, variants=("cell_clip",))
+    monkeypatch.setattr(table, "ENGINES", (plain, *table.ENGINES))
     cpu, ones = torch.device("cpu"), torch.ones(1)
-    assert backends.select(None, cpu, F64, Variant(cell_clip=3.0)) == "plain"
-    assert backends.select(None, cpu, F64, Variant(h_mask=ones)) != "plain"
+    assert table.select(None, cpu, F64, Variant(cell_clip=3.0)) == "plain"
+    assert table.select(None, cpu, F64, Variant(h_mask=ones)) != "plain"
     with pytest.raises(RuntimeError, match="plain: has no h_mask, zoneout_c"):
-        backends.select("plain", cpu, F64, Variant(h_mask=ones, zoneout_c=ones, cell_clip=3.0))
+        table.select("plain", cpu, F64, Variant(h_mask=ones, zoneout_c=ones, cell_clip=3.0))
 
 
 @each_engine

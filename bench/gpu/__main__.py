@@ -12,7 +12,7 @@ import lstm_fused
 from bench.gpu import check, speed, tune
 from bench.gpu.kernels import mend_interpreter
 from bench.host.machine import ROOT, describe_gpu
-from lstm_fused import triton
+from lstm_fused.backends import triton
 
 # What is run, for how long at most (less than eight minutes for check and bench together), where it writes.
 TASKS = {

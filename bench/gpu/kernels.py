@@ -10,8 +10,8 @@ from importlib import import_module
 import torch
 from lstm_fused.kernels import choose
 
-from lstm_fused.ops import backward_op, forward_op
-from lstm_fused.triton import INTERPRETED
+from lstm_fused.autograd.operators import backward_op, forward_op
+from lstm_fused.backends.triton import INTERPRETED
 from tests.cases import Case, make_tensors
 
 Calls = dict[str, Callable[[], object]]

@@ -27,7 +27,7 @@ from bench.gpu.kernels import Calls, kernel_named, kernel_times, mend_interprete
 from bench.host.machine import describe_gpu
 from bench.peers.modules import torch_lstm
 from bench.race import measure
-from lstm_fused.backends import select, short
+from lstm_fused.backends.table import select, short
 from tests.cases import Case, make_lengths, make_tensors
 
 # In units of the reference's own error: rounding gives a few, the smallest mistake thousands.

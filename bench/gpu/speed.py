@@ -21,7 +21,7 @@ from bench.peers.modules import StepByStep, cell, compiled, fused, torch_lstm
 from bench.problem import STEPS, Problem
 from bench.race import Call, Pace, Record, measure, write_json
 from bench.report.tables import SHAPE, Column, Kind, digits, ratios, time
-from lstm_fused.backends import short
+from lstm_fused.backends.table import short
 from tests.cases import Case
 
 SIZES = tuple(

@@ -11,7 +11,7 @@ from lstm_fused.kernels.tuned import TUNED
 
 from bench.gpu.kernels import kernel_times, operators
 from bench.host.machine import GpuMachine
-from lstm_fused.backends import short
+from lstm_fused.backends.table import short
 from tests.cases import Case
 
 # What matters most first.

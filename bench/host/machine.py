@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import lstm_fused
-from lstm_fused import cpp
+from lstm_fused.backends import cpp
 
 ROOT = Path(__file__).resolve().parents[2]
 # The processor's flags that matter to float kernels.

@@ -15,7 +15,7 @@ from bench.cases import Setting
 from bench.check import DRAWS, Make, Refused, check, shortened
 from bench.problem import STEPS, Problem, States, with_all_steps
 from bench.race import Call
-from lstm_fused.backends import select
+from lstm_fused.backends.table import select
 from tests.cases import Case
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.host.machine import ROOT, Machine
 from bench.report.result import Result
 from bench.report.tables import KINDS
-from lstm_fused.backends import short
+from lstm_fused.backends.table import short
 
 # Where each page has its pictures.
 PAGES = {ROOT / "README.md": "docs/pictures", ROOT / "docs" / "bench.md": "pictures"}

@@ -8,7 +8,7 @@ from bench.cases import Setting
 from bench.host.limits import Limits
 from bench.host.machine import Machine
 from bench.race import Record
-from lstm_fused.backends import short
+from lstm_fused.backends.table import short
 
 
 @dataclass

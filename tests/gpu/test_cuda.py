@@ -10,7 +10,7 @@ from kernels_here import running
 from lstm_fused.kernels import choose, replay, sequence
 
 from lstm_fused import LSTM
-from lstm_fused.ops import backward_op, forward_op
+from lstm_fused.autograd.operators import backward_op, forward_op
 
 NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
 

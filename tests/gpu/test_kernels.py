@@ -10,8 +10,8 @@ from harness import call, check_against_reference, results
 from kernels_here import DTYPES, ON_GPU, PRECISIONS, TF32, running, takes
 from torch.autograd import gradcheck
 
-from lstm_fused.backends import short
-from lstm_fused.ops import forward_op
+from lstm_fused.autograd.operators import forward_op
+from lstm_fused.backends.table import short
 
 KERNELS = ("step", "resident", "cooperative")
 # Odd sizes, more than one tile of rows and of columns; large enough that largest errors can be compared.

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from bench.gpu import check
 from bench.gpu.jobs import Ended
-from lstm_fused import cpp, triton
+from lstm_fused.backends import cpp, triton
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("gpu-check", "bench-gpu", "gpu-tune")

@@ -13,11 +13,13 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from cases import Case, make_tensors  # noqa: E402
+from cases import Case, layer_inputs, layer_saved, make_tensors  # noqa: E402
 from compiled import CARDS  # noqa: E402
 from lstm_fused.kernels import launch, sequence  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime import driver, jit  # noqa: E402
+
+from lstm_fused.contract import OutputGradients  # noqa: E402
 
 KERNELS = ("step", "resident", "cooperative", "persistent")
 # As small as it can be, with all left out that can be; and the opposite.
@@ -59,11 +61,10 @@ def call(case, dtype=torch.float16, **given):
     """Both passes."""
     t = make_tensors(case, dtype)
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
-    names = "x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0"
-    out = launch.forward(*(t[name] for name in names), lengths, case.reverse, True)
-    saved = out.c, out.gates, t["c0"], t["weight_hh"], t["peephole"], t["weight_hr"]
-    dout = [out[0], out[1], out[2]] if case is not LEAST else [out[0], None, None]
-    launch.backward(*dout, *saved, lengths, case.reverse)
+    inputs = layer_inputs(t, lengths, case.reverse)
+    out = launch.forward(inputs)
+    douts = OutputGradients(out.y, *(out[1:3] if case is not LEAST else (None, None)))
+    launch.backward(layer_saved(inputs, out), douts)
 
 
 @pytest.mark.parametrize("case", [LEAST, MOST], ids=lambda case: case.name)

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,13 @@ from torch.utils._pytree import tree_leaves
 from trainer import Trainer
 
 import lstm_fused
-from lstm_fused import products, reference
+from lstm_fused import reference
+from lstm_fused.autograd import operators, products
 
-OWN = {"reference_forward": reference.lstm_forward, "reference_backward": reference.lstm_backward}
+OWN = {
+    "reference_forward": partial(operators.forward_kernel, reference.forward),
+    "reference_backward": partial(operators.backward_kernel, reference.backward),
+}
 
 
 @pytest.fixture(autouse=True)

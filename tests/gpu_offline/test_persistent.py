@@ -8,15 +8,16 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from cases import Case, make_tensors  # noqa: E402
+from cases import Case, layer_inputs, layer_saved, make_tensors  # noqa: E402
 from compiled import CARDS  # noqa: E402
 from lstm_fused.kernels import cooperative, exchange, persistent  # noqa: E402
 from planting import planted  # noqa: E402
 from ptx import Fault  # noqa: E402
 from test_ptx import DIRECTIONS as COOPERATIVE  # noqa: E402
-from test_ptx import DTYPES, NAMES, TOLERANCE, Launcher  # noqa: E402
+from test_ptx import DTYPES, TOLERANCE, Launcher  # noqa: E402
 
 from lstm_fused import reference  # noqa: E402
+from lstm_fused.contract import OutputGradients  # noqa: E402
 
 KINDS = ("fp16", "bf16", "tf32")
 
@@ -35,7 +36,7 @@ def forward(launch, kind, case, programs=None, **changes):
     """What the compiled kernel makes of a case, and what the reference makes of it."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind]) | changes
-    wanted = reference.lstm_forward(*(t[n] for n in NAMES), None, False, True)
+    wanted = reference.forward(layer_inputs(t))
     xw = t["x"].float() @ t["weight_ih"].float().T
     y, h_n, c_n, c, gates = found = [torch.full_like(w, torch.nan) for w in wanted]
     rows, columns = launch.plan.grid(B, H)
@@ -52,10 +53,11 @@ def backward(launch, kind, case, programs=None):
     """The same for the backward pass."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind])
-    out = reference.lstm_forward(*(t[n] for n in NAMES), None, False, True)
+    inputs = layer_inputs(t)
+    out = reference.forward(inputs)
     saved = (out.c, out.gates, t["c0"])
     weights = (t["weight_hh"], t["peephole"])
-    wanted = reference.lstm_backward(*out[:3], *saved, *weights, None, None, False)[:5]  # but for dhw
+    wanted = reference.backward(layer_saved(inputs, out), OutputGradients(*out[:3]))[:5]  # but for dhw
     found = [torch.full_like(w, torch.nan) for w in wanted]
     rows, columns = launch.plan.grid(B, H)
     partials = torch.full((rows, 7, H), torch.nan)

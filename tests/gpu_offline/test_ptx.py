@@ -8,7 +8,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from cases import Case, make_tensors  # noqa: E402
+from cases import Case, layer_inputs, layer_saved, make_tensors  # noqa: E402
 from compiled import CARDS, Build, compile_kernel  # noqa: E402
 from lstm_fused.kernels import product, step, variant  # noqa: E402
 from lstm_fused.kernels.table import ADDRESSES, HEAD  # noqa: E402
@@ -19,6 +19,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from bench import roofline  # noqa: E402
 from lstm_fused import reference  # noqa: E402
+from lstm_fused.contract import OutputGradients  # noqa: E402
 
 DTYPES = {
     **{"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64},
@@ -26,7 +27,6 @@ DTYPES = {
 }
 # A product's rounding, and a little more for the steps that follow.
 TOLERANCE = {"fp16": 4e-3, "bf16": 3e-2, "tf32": 4e-3, "fp64": 1e-14, "fp32": 2e-6}
-NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
 KERNELS = ("step", "resident", "cooperative")
 # As small as can be, with the products' loop going round often enough to use each of its buffers again.
 SMALL = {
@@ -80,7 +80,7 @@ def forward(launch, kernel, kind, case, programs=None):
     """What the compiled kernel makes of a case, and what the reference makes of it."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind])
-    wanted = reference.lstm_forward(*(t[n] for n in NAMES), None, False, True)
+    wanted = reference.forward(layer_inputs(t))
     weights = (t["weight_hh"], t["bias_ih"], t["peephole"])
     wide = reference.accumulation_dtype(DTYPES[kind])
     xw = t["x"].to(wide) @ t["weight_ih"].to(wide).T
@@ -108,10 +108,11 @@ def backward(launch, kernel, kind, case, programs=None):
     """The same for the backward pass."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind])
-    out = reference.lstm_forward(*(t[n] for n in NAMES), None, False, True)
+    inputs = layer_inputs(t)
+    out = reference.forward(inputs)
     saved = (out.c, out.gates, t["c0"])
     weights = (t["weight_hh"], t["peephole"])
-    wanted = reference.lstm_backward(*out[:3], *saved, *weights, None, None, False)[:5]  # but for dhw
+    wanted = reference.backward(layer_saved(inputs, out), OutputGradients(*out[:3]))[:5]  # but for dhw
     dxw, dh0, dc0, *_ = found = [torch.full_like(w, torch.nan) for w in wanted]
     rows, columns = launch.plan.grid(B, H)
     if kernel == "step":

@@ -6,15 +6,16 @@ from functools import partial
 
 import pytest
 import torch
-from cases import Case, make_tensors
+from cases import Case, layer_inputs, make_tensors
 from lstm_fused.kernels import choose, launch, sequence, steps
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lstm_fused import products, reference
-from lstm_fused.backends import FLOATS, short
-from lstm_fused.function import LSTMBackwardFunction
-from lstm_fused.gradients import PerInput
+from lstm_fused import reference
+from lstm_fused.autograd import products
+from lstm_fused.autograd.function import LSTMBackwardFunction
+from lstm_fused.backends.table import FLOATS, short
+from lstm_fused.contract import INPUTS, OutputGradients, Saved, flatten, unflatten
 
 # These only look at memory or set it aside.
 FREE = {
@@ -43,7 +44,8 @@ class Count(TorchDispatchMode):
         name = function.name().split("::")[1].split(".")[0]
         if name == "triton_backward":
             with self:
-                return launch.backward(*args)
+                douts, saved = unflatten(args, OutputGradients, Saved)
+                return launch.backward(saved, douts)
         if name not in FREE:
             self.launched.append(name)
         return function(*args, **(kwargs or {}))
@@ -61,13 +63,12 @@ def test_forward(kernel, save, dtype, monkeypatch):
     monkeypatch.setattr(launch, "card_at", lambda device: choose.CARDS[1])
     monkeypatch.setattr(launch, "on", lambda device: nullcontext())
     monkeypatch.setattr(sequence, "late", lambda like: like.new_empty(1))
-    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
     # These have no memory and are on a GPU for all that the launcher can tell.
     with FakeTensorMode() as fake:
         tensors = make_tensors(CASE, dtype).items()
         t = {n: v if v is None else torch.empty_like(v, device="cuda") for n, v in tensors}
     with fake, Count(monkeypatch) as count:
-        launch.forward(*(t[n] for n in names), None, False, save)
+        launch.forward(layer_inputs(t, save=save))
     counters = ["zeros"] if kernel == "cooperative" else []
     assert count.launched == [PROJECTION[dtype], *counters, f"lstm_forward_{kernel}_kernel"]
 
@@ -77,14 +78,12 @@ def test_backward_with_every_gradient(kernel, monkeypatch):
     monkeypatch.setenv("LSTM_FUSED_KERNEL", kernel)
     monkeypatch.setattr(sequence, "late", lambda like: like.new_empty(1))
     t = make_tensors(CASE, torch.float32)
-    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
-    inputs = [t[n] for n in names]
-    out = reference.lstm_forward(*inputs, None, False, True)
-    needs = PerInput(*(tensor is not None for tensor in inputs), gain_hh=False)
+    inputs = layer_inputs(t)
+    out = reference.forward(inputs)
+    needed = [name for name, value in zip(INPUTS, inputs[:8], strict=False) if value is not None]
     monkeypatch.setattr(products, "ours_to_choose", lambda *_: False)  # as it is for tensors on a GPU
     with Count(monkeypatch) as count:
-        LSTMBackwardFunction.forward(
-            "triton", needs, False, None, (), *out[:3], *inputs, *[None] * 5, out.y, out.c, out.gates
-        )
+        kept = out.y, out.c, out.gates
+        LSTMBackwardFunction.forward("triton", needed, (), *out[:3], *flatten(inputs), *kept)
     # Counters to zero, the sequence; gradients of x, W_ih, W_hh from the second step on and from the first.
     assert count.launched == ["zeros", f"lstm_backward_{kernel}_kernel", "mm", "mm", "mm", "addmm_"]

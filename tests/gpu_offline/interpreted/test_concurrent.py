@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case, make_tensors
+from cases import Case, layer_inputs, layer_saved, make_tensors
 from concurrently import Deadlock, Launch, Race, concurrently
 from lstm_fused.kernels import choose, cooperative, launch, resident, sequence, sums
 from planting import planted
 
 from lstm_fused import reference
+from lstm_fused.contract import OutputGradients
 
 CASE = Case("three_programs", T=3, B=3, I=2, H=19, lengths=(3, 1, 0), reverse=True)
 SIX = Case("six_programs", T=2, B=17, I=2, H=19)
@@ -46,19 +47,18 @@ def named_kernel(monkeypatch):
 def forward_inputs(case):
     t = make_tensors(case, torch.float32)
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
-    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
-    return (*(t[n] for n in names), lengths, case.reverse, True)
+    return (layer_inputs(t, lengths, case.reverse),)
 
 
 def backward_inputs(case):
-    _, _, weight_hh, _, peephole, _, _, c0, lengths, reverse, _ = inputs = forward_inputs(case)
-    out = reference.lstm_forward(*inputs)
-    return (out.y, out.h_n, out.c_n, out.c, out.gates, c0, weight_hh, peephole, None, lengths, reverse)
+    (inputs,) = forward_inputs(case)
+    out = reference.forward(inputs)
+    return layer_saved(inputs, out), OutputGradients(*out[:3])
 
 
 def check(direction, case, seed):
     inputs = forward_inputs(case) if direction == "forward" else backward_inputs(case)
-    wanted = getattr(reference, f"lstm_{direction}")(*inputs)
+    wanted = getattr(reference, direction)(*inputs)
     with concurrently(seed):
         found = getattr(launch, direction)(*inputs)
     torch.testing.assert_close(tuple(found), tuple(wanted), rtol=1e-5, atol=1e-5)

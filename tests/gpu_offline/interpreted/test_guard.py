@@ -15,7 +15,8 @@ from planting import planted
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lstm_fused
-from lstm_fused import LSTM, ArgumentError, backends, triton
+from lstm_fused import LSTM, ArgumentError
+from lstm_fused.backends import table, triton
 
 CPU = torch.device("cpu")
 SMALL = Layer("forward", 5, 3, torch.float32, "tf32")
@@ -36,7 +37,7 @@ def as_on_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("LSTM_FUSED_GPU", "auto")
     monkeypatch.setenv("LSTM_FUSED_CACHE", str(tmp_path / "verdicts"))
     monkeypatch.delenv("LSTM_FUSED_KERNEL", raising=False)
-    monkeypatch.setattr(backends, "ENGINES", (backends.TRITON, backends.REFERENCE))
+    monkeypatch.setattr(table, "ENGINES", (table.TRITON, table.REFERENCE))
     forget()
     yield
     forget()
@@ -359,9 +360,10 @@ def cache_files():
 PROGRAM = """
 import os, sys, torch
 import mending
-from lstm_fused import backends, LSTM
+from lstm_fused import LSTM
+from lstm_fused.backends import table
 from lstm_fused.kernels import check
-backends.ENGINES = backends.TRITON, backends.REFERENCE
+table.ENGINES = table.TRITON, table.REFERENCE
 check.check = lambda *a: sys.exit("checked again")
 with torch.no_grad():
     print(LSTM(3, 5)(torch.zeros(2, 3, 3))[0].shape)
@@ -534,9 +536,9 @@ def test_without_triton_the_operators_are_the_reference(monkeypatch, launched):
     monkeypatch.setattr(triton, "INSTALLED", False)
     monkeypatch.setitem(sys.modules, "lstm_fused.kernels", None)  # which cannot be imported then
     module, x = small()
-    monkeypatch.setattr(backends, "ENGINES", (backends.REFERENCE,))
+    monkeypatch.setattr(table, "ENGINES", (table.REFERENCE,))
     wanted = outcome(module, x)
-    monkeypatch.setattr(backends, "ENGINES", (backends.REFERENCE,))
+    monkeypatch.setattr(table, "ENGINES", (table.REFERENCE,))
     monkeypatch.setattr(lstm_fused.functional, "UNASKED", {"reference": "triton_or_reference"})
     assert all(map(torch.equal, outcome(module, x), wanted)) and launched == []
 

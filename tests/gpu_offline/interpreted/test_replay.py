@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import EVERY_VARIANT, Case, make_tensors
+from cases import EVERY_VARIANT, Case, layer_inputs, layer_saved, make_tensors
 from lstm_fused.kernels import launch, replay, steps
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from lstm_fused import reference
+from lstm_fused.contract import OutputGradients, Variant
 
 CASE = Case("small", T=3, B=2, I=3, H=5, lengths=(3, 1))
 CASES = (
@@ -20,7 +21,6 @@ CASES = (
     replace(CASE, name="projection", P=3, lengths=None, reverse=True),
     replace(EVERY_VARIANT, name="every_variant", T=3, B=2, I=3, H=5, lengths=(3, 1)),
 )
-NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
 REAL_RUNTIME, REAL_STREAM = replay.runtime, replay.stream_for_graphs
 RECORDING = ("StreamCreateWithFlags", "StreamBeginCapture", "StreamEndCapture", "GraphInstantiateWithFlags")
 
@@ -111,19 +111,18 @@ def check(case, T=3):
     drawn = make_tensors(case, torch.float64).items()
     t = {n: v if v is None else torch.rand_like(v) - 0.5 for n, v in drawn}
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
-    inputs = (*(t[n] for n in NAMES), lengths, case.reverse, True)
-    rest = (t["c0"], t["weight_hh"], t["peephole"], t["weight_hr"], lengths, case.reverse)
-    variant, hw = reference.PLAIN, None
+    inputs, hw = layer_inputs(t, lengths, case.reverse), None
     if case.varied:
         hw, gain, h_mask, *zoneouts = (
             torch.rand(shape, dtype=torch.float64)
             for shape in ((T, 2, 20), (20,), (2, 5), (T, 2, 5), (T, 2, 5))
         )
-        variant = reference.Variant(gain, h_mask, *zoneouts, 0.7)
-    saved = reference.lstm_forward(*inputs, variant)
-    torch.testing.assert_close(tuple(launch.forward(*inputs, variant)), tuple(saved))
-    wanted = reference.lstm_backward(*saved, *rest, variant, hw)
-    torch.testing.assert_close(tuple(launch.backward(*saved, *rest, variant, hw)), tuple(wanted))
+        inputs = inputs._replace(variant=Variant(gain, h_mask, *zoneouts, 0.7))
+    out = reference.forward(inputs)
+    torch.testing.assert_close(tuple(launch.forward(inputs)), tuple(out))
+    saved, douts = layer_saved(inputs, out)._replace(hw=hw), OutputGradients(*out[:3])
+    wanted = reference.backward(saved, douts)
+    torch.testing.assert_close(tuple(launch.backward(saved, douts)), tuple(wanted))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lstm_fused import cpp
-from lstm_fused.tracing import has_values_on_cpu
+from lstm_fused.autograd.tracing import has_values_on_cpu
+from lstm_fused.backends import cpp
 
 # Which library multiplies floats faster follows from the processor, and is never measured in the process,
 # where other programs would decide which bits come out. Large products took, in times of MKL's:

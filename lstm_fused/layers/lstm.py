@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lstm_fused import masks, nn_lstm, parameters
 from lstm_fused.checks import (
     States,
     check_input,
@@ -17,11 +16,13 @@ from lstm_fused.checks import (
     check_parameters,
     check_states,
 )
+from lstm_fused.contract import Variant
 from lstm_fused.errors import bad
 from lstm_fused.functional import in_rows, run_layer
-from lstm_fused.options import WithOptions, check_dtype, check_together
-from lstm_fused.parameters import Parameters
-from lstm_fused.reference import Variant
+from lstm_fused.interop import nn_lstm
+from lstm_fused.layers import masks, parameters
+from lstm_fused.layers.options import WithOptions, check_dtype, check_together
+from lstm_fused.layers.parameters import Parameters
 
 
 class LSTM(WithOptions):
@@ -229,11 +230,12 @@ class LSTM(WithOptions):
 
     def _run(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
         """All layers over x [T, B, I]; hx has one row for each layer and direction."""
-        layers = range(self.num_layers)
-        own = [{suffix: self._own(suffix) for suffix in self._suffixes(layer)} for layer in layers]
-        for layer, directions in enumerate(own):
-            for suffix, given in directions.items():
-                check_parameters(given, self._shapes(layer), f"_{suffix}", x)
+        own: list[dict[str, Parameters]] = []
+        for layer in range(self.num_layers):
+            shapes = self._shapes(layer)
+            own.append({suffix: self._own(shapes, f"_{suffix}") for suffix in self._suffixes(layer)})
+            for suffix, given in own[-1].items():
+                check_parameters(given, shapes, f"_{suffix}", x)
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
             lengths = lengths.to(x.device)
@@ -251,7 +253,7 @@ class LSTM(WithOptions):
                 p = parameters.uncoupled(given) if self.coupled else given
                 variant = Variant.of(p.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
                 reverse = suffix.endswith("_reverse")
-                y, (h, c) = run_layer(x, *p[:7], h0_c0, lengths, reverse, self.engine, variant)
+                y, (h, c) = run_layer(x, p, h0_c0, lengths, reverse, self.engine, variant)
                 ys.append(y)
                 h_n.append(h)
                 c_n.append(c)
@@ -272,27 +274,13 @@ class LSTM(WithOptions):
         """The ends of the names of a layer's parameters, one for each direction."""
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
-    def _shapes(self, layer: int) -> dict[str, tuple[int, ...] | None]:
+    def _shapes(self, layer: int) -> parameters.Shapes:
         """The shapes of a layer's parameters in one direction, by the beginnings of their names."""
         H, P = self.hidden_size, self.proj_size
         I = self.input_size if layer == 0 else (P or H) * self.num_directions
         return parameters.shapes(I, H, P, self.bias, self.peephole, self.coupled, self.layer_norm)
 
-    def _own(self, suffix: str) -> Parameters:
-        """The parameters of one layer in one direction, read anew at every call: they may be parametrized."""
-        read = self._read
-        return Parameters(
-            read(f"weight_ih_{suffix}"),
-            read(f"weight_hh_{suffix}"),
-            read(f"bias_ih_{suffix}") if self.bias else None,
-            read(f"bias_hh_{suffix}") if self.bias else None,
-            read(f"weight_peephole_{suffix}") if self.peephole else None,
-            read(f"weight_hr_{suffix}") if self.proj_size else None,
-            read(f"gain_ih_{suffix}") if self.layer_norm else None,
-            read(f"gain_hh_{suffix}") if self.layer_norm else None,
-        )
-
     def _parameters_of(self, suffix: str) -> Parameters:
-        """The same, where coupled gates come as all four."""
-        own = self._own(suffix)
+        """The parameters of one layer in one direction, with coupled gates expanded to all four."""
+        own = self._own(self._shapes(0), f"_{suffix}")
         return parameters.uncoupled(own) if self.coupled else own

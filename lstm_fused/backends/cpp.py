@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-_LIBRARY = Path(__file__).with_name("_cpp.so")
+_LIBRARY = Path(__file__).parents[1] / "_cpp.so"
 
 
 def _load() -> str | None:

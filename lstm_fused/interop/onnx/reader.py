@@ -3,12 +3,12 @@
 import os
 
 from lstm_fused.checks import bad
-from lstm_fused.classifier import SequenceClassifier
-from lstm_fused.convert import stack
-from lstm_fused.module import LSTM
-from lstm_fused.onnx.file import File, attributes
-from lstm_fused.onnx.layers import Layers
-from lstm_fused.onnx.operation import read_weights
+from lstm_fused.interop.convert import stack
+from lstm_fused.interop.onnx.file import File, attributes
+from lstm_fused.interop.onnx.layers import Layers
+from lstm_fused.interop.onnx.operation import read_weights
+from lstm_fused.layers.classifier import SequenceClassifier
+from lstm_fused.layers.lstm import LSTM
 
 PRIMES = (1009, 10007)  # sizes to try; see `Layers`
 

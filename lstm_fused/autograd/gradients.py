@@ -1,66 +1,91 @@
 """The gradients every engine shares: formed once, after the recurrence, from ``dxw``."""
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Generic, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lstm_fused.products import add_product, outer_sum, product, rows
+from lstm_fused import reference
+from lstm_fused.autograd.products import add_product, outer_sum, product, rows
+from lstm_fused.autograd.tracing import has_values_on_cpu
+from lstm_fused.contract import Gradients, Inputs, OutputGradients, Spec
 from lstm_fused.reference import accumulation_dtype, is_valid, normalized, previous, time_steps
-from lstm_fused.tracing import has_values_on_cpu
 
-Item = TypeVar("Item")
 # Where no more than this share of all steps lies within their sequences, the products leave out the others.
 # Measured: at a half 1.1 to 1.5 times as fast a training step, at three quarters 1.0 or a little more.
 GATHERED = 0.7
 
 
-class PerInput(NamedTuple, Generic[Item]):
-    """Something for each differentiable input of a layer, in the operators' order."""
+class Kept(NamedTuple):
+    """What the gradients of the weights are formed from, besides the inputs."""
 
-    x: Item
-    weight_ih: Item
-    weight_hh: Item
-    bias: Item
-    peephole: Item
-    weight_hr: Item
-    h0: Item
-    c0: Item
-    gain_hh: Item
+    y: Annotated[Tensor, Spec("T B P")]  # times h_mask
+    c: Annotated[Tensor, Spec("T B H")]
+    gates: Annotated[Tensor, Spec("T B 4H")]
+    hw: Annotated[Tensor | None, Spec("T B 4H")] = None  # W_hh h_{t-1}, with layer norm
+
+
+def input_gradients(
+    needed: Sequence[str],
+    whole: bool,
+    douts: OutputGradients,
+    inputs: Inputs,
+    kept: Kept,
+    found: Gradients,
+) -> tuple[Tensor, ...]:
+    """Every gradient that is needed, after the recurrence.
+
+    Args:
+        needed: the names of the inputs that need a gradient.
+        whole: whether ``found`` is of these rows alone; if not, its sums over the batch are formed again.
+        douts: the gradients that the backward pass started from.
+        inputs: what the forward pass took, but h0 times h_mask.
+        kept: what else was kept.
+        found: what the backward pass of the engine yielded.
+    """
+    lengths, reverse, variant = inputs.lengths, inputs.reverse, inputs.variant
+    c, d_bias, d_peephole = kept.c, found.dbias, found.dpeephole
+    if not whole or variant.zoneout_c is not None:
+        wide = c.to(accumulation_dtype(c.dtype))
+        c_prev = previous(wide, inputs.c0.to(wide.dtype), lengths, reverse)
+        c = reference.cell_before_zoneout(wide, c_prev, kept.gates, variant.zoneout_c, variant.cell_clip)
+        if not whole:
+            d_bias, d_peephole = reference.vector_gradients(found.dxw, c, c_prev, inputs.peephole)
+    grads = product_gradients(needed, inputs, kept.y, found.dxw, found.dhw)
+    grads |= {"bias": d_bias, "peephole": d_peephole, "h0": found.dh0, "c0": found.dc0}
+    if "weight_hr" in needed:
+        grads["weight_hr"] = weight_hr_gradient(found.dhw, douts, c, kept.gates, inputs)
+    if kept.hw is not None:
+        grads["gain_hh"] = gain_hh_gradient(found.dxw, kept.hw)
+    return tuple(grads[name] for name in needed)
 
 
 def product_gradients(
-    needs: PerInput[bool],
-    dxw: Tensor,
-    dhw: Tensor,
-    x: Tensor,
-    weight_ih: Tensor | None,
-    y: Tensor,
-    h0: Tensor,
-    lengths: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    needed: Sequence[str], inputs: Inputs, y: Tensor, dxw: Tensor, dhw: Tensor
+) -> dict[str, Tensor]:
     """The gradients of x, W_ih and W_hh where needed: each is one product over all steps of all rows."""
-    dx = d_weight_ih = d_weight_hh = None
+    x, weight_ih, h0, lengths, reverse = inputs.x, inputs.weight_ih, inputs.h0, inputs.lengths, inputs.reverse
+    grads = {}
     steps = None if lengths is None else steps_to_gather(lengths, x.shape[0])
     if lengths is None or steps is None:
-        if needs.x:
-            dx = dxw if weight_ih is None else product(dxw, weight_ih)
-        if needs.weight_ih:
-            d_weight_ih = weight_ih_gradient(dxw, x, lengths)
-        if needs.weight_hh:
-            d_weight_hh = weight_hh_gradient(dhw, y, h0, lengths, reverse)
+        if "x" in needed:
+            grads["x"] = dxw if weight_ih is None else product(dxw, weight_ih)
+        if "weight_ih" in needed:
+            grads["weight_ih"] = weight_ih_gradient(dxw, x, lengths)
+        if "weight_hh" in needed:
+            grads["weight_hh"] = weight_hh_gradient(dhw, y, h0, lengths, reverse)
     else:
         da = gather(dxw, steps)
-        if needs.x:
-            dx = dxw if weight_ih is None else spread(product(da, weight_ih), steps, *y.shape[:2])
-        if needs.weight_ih:
-            d_weight_ih = outer_sum(da, gather(x, steps))
-        if needs.weight_hh:
+        if "x" in needed:
+            grads["x"] = dxw if weight_ih is None else spread(product(da, weight_ih), steps, *y.shape[:2])
+        if "weight_ih" in needed:
+            grads["weight_ih"] = outer_sum(da, gather(x, steps))
+        if "weight_hh" in needed:
             da = da if dhw is dxw else gather(dhw, steps)
-            d_weight_hh = outer_sum(da, gather_previous(y, h0, steps, lengths, reverse))
-    return dx, d_weight_ih, d_weight_hh
+            grads["weight_hh"] = outer_sum(da, gather_previous(y, h0, steps, lengths, reverse))
+    return grads
 
 
 def steps_to_gather(lengths: Tensor, T: int) -> Tensor | None:
@@ -122,22 +147,16 @@ def gain_hh_gradient(dxw: Tensor, hw: Tensor) -> Tensor:
 
 
 def weight_hr_gradient(
-    dhw: Tensor,
-    dy: Tensor | None,
-    dh_n: Tensor | None,
-    c: Tensor,
-    gates: Tensor,
-    weight_hh: Tensor,
-    lengths: Tensor | None,
-    h_mask: Tensor | None,
-    zoneout_h: Tensor | None,
-    reverse: bool,
+    dhw: Tensor, douts: OutputGradients, c: Tensor, gates: Tensor, inputs: Inputs
 ) -> Tensor:
     """Sum over t of dh_tᵀ (o_t * tanh(c_t)), [P, H], where dh_t is the whole gradient of W_hr (...)."""
-    dh = dhw @ weight_hh  # what step t hands back to the h it started from, [T, B, P]
+    lengths, reverse = inputs.lengths, inputs.reverse
+    h_mask, zoneout_h = inputs.variant.h_mask, inputs.variant.zoneout_h
+    dh = dhw @ inputs.weight_hh  # what step t yields for the h that it started from, [T, B, P]
     dh = dh if h_mask is None else dh * h_mask
-    dh = previous(dh, dh.new_zeros(dh.shape[1:]) if dh_n is None else dh_n, lengths, not reverse)
-    dh = dh if dy is None else dh + dy
+    dh_n = dh.new_zeros(dh.shape[1:]) if douts.dh_n is None else douts.dh_n
+    dh = previous(dh, dh_n, lengths, not reverse)
+    dh = dh if douts.dy is None else dh + douts.dy
     if lengths is not None:
         dh = torch.where(is_valid(lengths, dh.shape[0]), dh, torch.zeros_like(dh))
     if zoneout_h is not None:

@@ -3,12 +3,11 @@
 import os
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lstm_fused.reference import Backward, Forward, Variant
+from lstm_fused.contract import Gradients, Inputs, OutputGradients, Outputs, Saved
 
 INSTALLED = find_spec("triton") is not None  # looked for once: torch.compile cannot trace it
 
@@ -44,23 +43,17 @@ def serves(tensor: Tensor) -> bool:
     return INSTALLED and tensor.device.type == DEVICE
 
 
-def forward(*operands: Any, unasked: bool = False) -> Forward:
-    """The forward pass by the contract of `lstm_fused.reference`.
-
-    Args:
-        operands: those of the operator.
-        unasked: whether nobody asked for Triton by name, so that the reference may run in its place.
-    """
+def forward(inputs: Inputs, unasked: bool = False) -> Outputs:
+    """The forward pass; where it was ``unasked`` for by name, the reference may run in its place."""
     from lstm_fused.kernels import guard
 
-    result: Forward = guard.forward(unasked, *operands[:11], Variant.of(*operands[11:]))
-    return result
+    outputs: Outputs = guard.forward(inputs, unasked)
+    return outputs
 
 
-def backward(*operands: Any, unasked: bool = False) -> Backward:
-    """The backward pass by the contract of `lstm_fused.reference`; see `forward`."""
+def backward(saved: Saved, douts: OutputGradients, unasked: bool = False) -> Gradients:
+    """The backward pass; see `forward`."""
     from lstm_fused.kernels import guard
 
-    variant = Variant.of(*operands[11:16])
-    result: Backward = guard.backward(unasked, *operands[:11], variant, *operands[16:])
-    return result
+    gradients: Gradients = guard.backward(saved, douts, unasked)
+    return gradients

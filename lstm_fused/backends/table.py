@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lstm_fused import cpp, triton
+from lstm_fused.backends import cpp, triton
+from lstm_fused.contract import PLAIN, Variant
 from lstm_fused.errors import bad, bad_type, shown
-from lstm_fused.reference import PLAIN, Variant
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

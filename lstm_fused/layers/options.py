@@ -8,8 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from lstm_fused import backends, parameters
+from lstm_fused.backends import table
 from lstm_fused.errors import bad, bad_type, shown
+from lstm_fused.layers import parameters
+from lstm_fused.layers.parameters import Parameters
 
 LIMIT = 2**60  # of sizes, beyond which PyTorch has an overflow in many lines
 
@@ -90,7 +92,7 @@ def first_bias(argument: str, value: Any) -> float | None:
 
 def engine_name(argument: str, value: Any) -> str | None:
     """An engine's name, or None."""
-    backends.named(value, argument)
+    table.named(value, argument)
     return None if value is None else str(value)
 
 
@@ -98,8 +100,8 @@ def check_dtype(dtype: Any) -> None:
     """Check what parameters are made of."""
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise bad_type("dtype", "a floating-point dtype or None", shown(dtype))
-    if dtype is not None and dtype not in backends.FLOATS:
-        raise bad("dtype", "one of " + ", ".join(map(backends.short, backends.FLOATS)), dtype)
+    if dtype is not None and dtype not in table.FLOATS:
+        raise bad("dtype", "one of " + ", ".join(map(table.short, table.FLOATS)), dtype)
 
 
 def check_together(
@@ -170,6 +172,11 @@ class WithOptions(nn.Module):
         """A parameter, sooner than by PyTorch's own way, which is left to those that are parametrized."""
         parameter = self._parameters.get(name)
         return getattr(self, name) if parameter is None else parameter
+
+    def _own(self, shapes: parameters.Shapes, suffix: str) -> Parameters:
+        """The parameters with names that end so, read anew at every call: they may be parametrized."""
+        read: list[Any] = [None if shapes[n] is None else self._read(n + suffix) for n in shapes]
+        return Parameters(*read)
 
     def extra_repr(self) -> str:
         """The sizes, and the options that differ from their defaults, as torch.nn.LSTM shows them."""

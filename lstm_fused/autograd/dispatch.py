@@ -4,7 +4,7 @@ Eager calls go to `LSTMFunction` directly. What is compiled, exported or traced 
 program is transformed or trained, PyTorch's dispatcher comes here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 
-from lstm_fused import tracing, transforms
-from lstm_fused.backends import OPERATORS
-from lstm_fused.function import LSTMFunction
-from lstm_fused.ops import LIBRARY, backward_op, below_autograd, forward_op
-from lstm_fused.transforms import Axes, Optionals, Tensors
+from lstm_fused.autograd import tracing, transforms
+from lstm_fused.autograd.function import LSTMFunction
+from lstm_fused.autograd.operators import LIBRARY, backward_op, below_autograd, forward_op
+from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, at, put
+from lstm_fused.backends.table import OPERATORS
+from lstm_fused.contract import DIFFERENTIABLE, INPUTS, SAVE, Outputs, batch_axes
 
 
 def requires_grad(arguments: Iterable[Any]) -> bool:
@@ -28,27 +29,22 @@ def requires_grad(arguments: Iterable[Any]) -> bool:
     return False
 
 
-def whole(operands: tuple[Any, ...]) -> tuple[Any, ...]:
-    """All operands of the forward operator; the dispatcher leaves out what is as by default."""
-    return operands + (None,) * (16 - len(operands))
+def complete(operands: Sequence[Any]) -> tuple[Any, ...]:
+    """The fields of `Inputs`; the dispatcher leaves out those at the end that are as by default."""
+    return *operands, *(None,) * (len(INPUTS) - len(operands))
 
 
-def as_in_function(operands: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The tensors among them in the order of `LSTMFunction`: inputs, then lengths and masks."""
-    return *operands[:8], operands[11], operands[8], *operands[12:15]
-
-
-def differentiable_forward(engine: str, *arguments: Any) -> Tensors:
+def differentiable_forward(engine: str, *operands: Any) -> Tensors:
     """The forward operator where derivatives may be asked for: its autograd kernel."""
-    arguments = whole(arguments)
-    tensors, reverse, save, cell_clip = as_in_function(arguments), *arguments[9:11], arguments[15]
-    if not (tracing.transformed() or requires_grad(tensors[:9])):
+    operands, save = complete(operands), operands[SAVE]
+    if not (tracing.transformed() or requires_grad(at(DIFFERENTIABLE, operands))):
         with below_autograd():
-            return forward_op[engine](*arguments)
+            return forward_op[engine](*operands)
+    operands = put((SAVE,), (True,), operands)
     if tracing.forward_levels():  # a jvp that transforms cannot be asked for in the middle of one
-        return LSTMFunction.composed(engine, *tensors, reverse, cell_clip)
+        return LSTMFunction.composed(engine, *operands)
     with enable_single_level_autograd_function():
-        y, h_n, c_n, c, gates = LSTMFunction.apply_once(engine, *tensors, reverse, cell_clip)
+        y, h_n, c_n, c, gates = LSTMFunction.apply_once(engine, *operands)
     return (y, h_n, c_n, c, gates) if save else (y, h_n, c_n, c.new_empty(0), gates.new_empty(0))
 
 
@@ -67,20 +63,10 @@ def once_differentiable_backward(engine: str, *arguments: Any) -> Tensors:
     return tuple(refuse(*(output.requires_grad_() for output in outputs)))
 
 
-def vmapped_forward(engine: str, info: Any, dims: Axes, *arguments: Any) -> tuple[Optionals, Axes]:
+def vmapped_forward(engine: str, info: Any, dims: Axes, *operands: Any) -> tuple[Optionals, Axes]:
     """The forward operator over a batch of calls: its vmap kernel."""
-    dims, arguments = whole(dims), whole(arguments)
-    reverse, save, cell_clip = *arguments[9:11], arguments[15]
-
-    def call(*tensors: Any) -> Tensors:
-        *inputs, gain_hh, lengths, h_mask, zoneout_h, zoneout_c = tensors
-        variant = gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip
-        return forward_op[engine](*inputs, lengths, reverse, save, *variant)
-
-    out_axes = transforms.OUTPUTS if save else transforms.STATES
-    return transforms.vmapped(
-        call, info.batch_size, as_in_function(dims), as_in_function(arguments), out_axes
-    )
+    dims, operands = complete(dims), complete(operands)
+    return transforms.vmapped(forward_op[engine], info.batch_size, dims, operands, batch_axes(Outputs))
 
 
 for _name in OPERATORS:

@@ -10,9 +10,9 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from torch import Tensor, nn
 
 from lstm_fused.checks import bad
-from lstm_fused.classifier import SequenceClassifier
-from lstm_fused.convert import reorder
-from lstm_fused.module import LSTM
+from lstm_fused.interop.convert import reorder
+from lstm_fused.layers.classifier import SequenceClassifier
+from lstm_fused.layers.lstm import LSTM
 
 OPSET, IR_VERSION = 17, 8  # of 2022: enough for all that is used here
 LARGEST = 2**31  # bytes

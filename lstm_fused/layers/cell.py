@@ -5,17 +5,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lstm_fused import masks, parameters
 from lstm_fused.checks import (
     States,
     check_input,
     check_parameters,
     check_states,
 )
+from lstm_fused.contract import Variant
 from lstm_fused.functional import run_layer
-from lstm_fused.options import OPTIONS, WithOptions, check_dtype, check_together
-from lstm_fused.parameters import Parameters
-from lstm_fused.reference import Variant
+from lstm_fused.layers import masks, parameters
+from lstm_fused.layers.options import OPTIONS, WithOptions, check_dtype, check_together
 
 
 class LSTMCell(WithOptions):
@@ -124,26 +123,17 @@ class LSTMCell(WithOptions):
             check_states(hx, (shape, shape), (meaning, meaning), input)
             if single:
                 hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
-        read = self._read
-        own = Parameters(
-            read("weight_ih"),
-            read("weight_hh"),
-            read("bias_ih") if self.bias else None,
-            read("bias_hh") if self.bias else None,
-            read("weight_peephole") if self.peephole else None,
-            None,
-            read("gain_ih") if self.layer_norm else None,
-            read("gain_hh") if self.layer_norm else None,
-        )
-        check_parameters(own, self._shapes(), "", input)
+        shapes = self._shapes()
+        own = self._own(shapes, "")
+        check_parameters(own, shapes, "", input)
         own = parameters.uncoupled(own) if self.coupled else own
         x, H = input[None, None] if single else input[None], self.hidden_size
         drawn = masks.draw(x, H, H, 0.0, self.zoneout_h, self.zoneout_c, self.training)
         variant = Variant.of(own.gain_hh, *drawn, self.cell_clip)
-        _, (h, c) = run_layer(x, *own[:7], hx, None, False, self.engine, variant)
+        _, (h, c) = run_layer(x, own, hx, None, False, self.engine, variant)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
 
-    def _shapes(self) -> dict[str, tuple[int, ...] | None]:
+    def _shapes(self) -> parameters.Shapes:
         """The shapes of the parameters by name."""
         flags = self.bias, self.peephole, self.coupled, self.layer_norm
         return parameters.shapes(self.input_size, self.hidden_size, 0, *flags)

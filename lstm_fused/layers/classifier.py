@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from lstm_fused.module import LSTM
-from lstm_fused.options import size
+from lstm_fused.layers.lstm import LSTM
+from lstm_fused.layers.options import size
 
 
 class SequenceClassifier(nn.Module):

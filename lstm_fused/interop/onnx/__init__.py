@@ -7,7 +7,7 @@ except ModuleNotFoundError as error:
         "lstm_fused.onnx needs the package onnx: pip install 'lstm_fused[onnx]'", name=error.name
     ) from error
 
-from lstm_fused.onnx.reader import from_onnx
-from lstm_fused.onnx.writer import export
+from lstm_fused.interop.onnx.reader import from_onnx
+from lstm_fused.interop.onnx.writer import export
 
 __all__ = ["export", "from_onnx"]

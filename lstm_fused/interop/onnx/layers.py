@@ -7,10 +7,10 @@ from onnx import NodeProto
 from torch import Tensor
 
 from lstm_fused.checks import bad
-from lstm_fused.onnx.file import File, attributes
-from lstm_fused.onnx.operation import Operation, read_operation, weight
-from lstm_fused.onnx.tensors import Tensors, graph_input
-from lstm_fused.onnx.views import DTYPES, KNOWN, Value, is_filled, nonzero, same
+from lstm_fused.interop.onnx.file import File, attributes
+from lstm_fused.interop.onnx.operation import Operation, read_operation, weight
+from lstm_fused.interop.onnx.tensors import Tensors, graph_input
+from lstm_fused.interop.onnx.views import DTYPES, KNOWN, Value, is_filled, nonzero, same
 
 STATES = {"h": 5, "c": 6}  # initial states, and their places among the inputs
 OUTPUTS = ("output", "h_n", "c_n")  # in the order in which a module returns them

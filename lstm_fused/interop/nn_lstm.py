@@ -9,7 +9,7 @@ from lstm_fused.checks import check_torch
 from lstm_fused.errors import bad
 
 if TYPE_CHECKING:
-    from lstm_fused.module import LSTM
+    from lstm_fused.layers.lstm import LSTM
 
 Ours = TypeVar("Ours", bound="LSTM")
 PLAIN = "plain parameters, not parametrized, weight-normed or pruned ones"

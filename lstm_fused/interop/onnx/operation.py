@@ -9,8 +9,8 @@ from onnx import NodeProto, TensorProto
 from torch import Tensor
 
 from lstm_fused.checks import bad
-from lstm_fused.convert import Layer, reorder
-from lstm_fused.onnx.file import File, attributes
+from lstm_fused.interop.convert import Layer, reorder
+from lstm_fused.interop.onnx.file import File, attributes
 
 FLOATS: dict[int, torch.dtype] = {
     TensorProto.FLOAT16: torch.float16,

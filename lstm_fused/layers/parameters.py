@@ -9,22 +9,23 @@ from torch import Tensor, nn
 
 
 class Parameters(NamedTuple):
-    """The parameters of one layer in one direction, in the order `run_layer` takes them."""
+    """The parameters of one layer in one direction, in the order of a state dict."""
 
     weight_ih: Tensor  # [4H, I]
     weight_hh: Tensor  # [4H, P]
     bias_ih: Tensor | None  # [4H]
     bias_hh: Tensor | None  # [4H]
-    peephole: Tensor | None  # [3H]
     weight_hr: Tensor | None  # [P, H]
+    peephole: Tensor | None  # [3H]; named weight_peephole in a state dict
     gain_ih: Tensor | None  # [4H]
     gain_hh: Tensor | None  # [4H]
 
 
-def shapes(
-    I: int, H: int, P: int, bias: bool, peephole: bool, coupled: bool, layer_norm: bool
-) -> dict[str, tuple[int, ...] | None]:
-    """The shape of each parameter by name, in their order; None for those a layer does without."""
+Shapes = dict[str, tuple[int, ...] | None]
+
+
+def shapes(I: int, H: int, P: int, bias: bool, peephole: bool, coupled: bool, layer_norm: bool) -> Shapes:
+    """The shape of each parameter by name, in the order of `Parameters`; None if the layer has none."""
     gates = (3 if coupled else 4) * H
     return {
         "weight_ih": (gates, I),

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstm_fused import tracing
-from lstm_fused.gradients import gain_hh_gradient
+from lstm_fused.autograd import tracing
+from lstm_fused.autograd.gradients import gain_hh_gradient
 from lstm_fused.reference import EPS, accumulation_dtype, composed_layer_norm, norm_backward
 
 

@@ -8,8 +8,8 @@ from onnx import NodeProto, ValueInfoProto
 from torch import Tensor
 
 from lstm_fused.checks import bad
-from lstm_fused.onnx.file import File, attributes
-from lstm_fused.onnx.views import DTYPES, KNOWN, OPERATORS, Call, Value
+from lstm_fused.interop.onnx.file import File, attributes
+from lstm_fused.interop.onnx.views import DTYPES, KNOWN, OPERATORS, Call, Value
 
 OPEN = 1000  # sizes at most that a file leaves open
 LARGEST = 2**60  # elements of a tensor: sizes and strides are 64 bits wide

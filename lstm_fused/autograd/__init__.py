@@ -1,0 +1,1 @@
+"""The engines as PyTorch operators: derivatives, vmap, autocast and tracing."""

@@ -1,0 +1,87 @@
+"""Each engine as a pair of PyTorch operators; `lstm_fused.autograd.function` has their derivatives."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lstm_fused import reference
+from lstm_fused.backends import triton
+from lstm_fused.backends.table import OPERATORS, Engine
+from lstm_fused.contract import (
+    BACKWARD_INPUTS,
+    INPUTS,
+    Gradients,
+    Inputs,
+    OutputGradients,
+    Outputs,
+    Saved,
+    empty_outputs,
+    schema,
+    unflatten,
+)
+
+
+def forward_fake(engine: Engine, *operands: Any) -> Outputs:
+    """Shapes and dtypes of an engine's forward pass."""
+    x = operands[0]
+    return empty_outputs(dict(zip(INPUTS, operands, strict=False)), Outputs, x, engine.dtype_of_c(x.dtype))
+
+
+def backward_fake(engine: Engine, *operands: Any) -> Gradients:
+    """Shapes and dtypes of an engine's backward pass."""
+    takes = dict(zip(BACKWARD_INPUTS, operands, strict=False))
+    return empty_outputs(takes, Gradients, takes["gates"], engine.dtype_of_c(takes["gates"].dtype))
+
+
+def forward_kernel(forward: Callable[[Inputs], Outputs], *operands: Any) -> Outputs:
+    """An engine's forward pass as an operator calls it."""
+    return forward(*unflatten(operands, Inputs))
+
+
+def backward_kernel(backward: Callable[[Saved, OutputGradients], Gradients], *operands: Any) -> Gradients:
+    """An engine's backward pass as an operator calls it."""
+    douts, saved = unflatten(operands, OutputGradients, Saved)
+    return backward(saved, douts)
+
+
+def triton_or_reference_forward(inputs: Inputs) -> Outputs:
+    """Triton where its kernels may run, else the reference, as for a program made on another machine."""
+    return triton.forward(inputs, unasked=True) if triton.serves(inputs.x) else reference.forward(inputs)
+
+
+def triton_or_reference_backward(saved: Saved, douts: OutputGradients) -> Gradients:
+    """The same, whichever of them ran the forward pass."""
+    if triton.serves(saved.c):
+        return triton.backward(saved, douts, unasked=True)
+    return reference.backward(saved, douts)
+
+
+LIBRARY = torch.library.Library("lstm_fused", "FRAGMENT")
+for _name, _engine in OPERATORS.items():
+    for _operator, _schema, _fake in (
+        (f"{_name}_forward", schema((Inputs,), Outputs), forward_fake),
+        (f"{_name}_backward", schema((OutputGradients, Saved), Gradients), backward_fake),
+    ):
+        LIBRARY.define(_operator + _schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.register_fake(f"lstm_fused::{_operator}", partial(_fake, _engine), lib=LIBRARY)
+
+ANYWHERE = "CompositeExplicitAutograd"
+for _name, _forward, _backward, _key in (  # the C++ engine registers itself
+    ("reference", reference.forward, reference.backward, ANYWHERE),
+    ("triton", triton.forward, triton.backward, triton.DEVICE.upper()),
+    ("triton_or_reference", triton_or_reference_forward, triton_or_reference_backward, ANYWHERE),
+):
+    LIBRARY.impl(f"{_name}_forward", partial(forward_kernel, _forward), _key)
+    LIBRARY.impl(f"{_name}_backward", partial(backward_kernel, _backward), _key)
+
+forward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    name: getattr(torch.ops.lstm_fused, f"{name}_forward").default for name in OPERATORS
+}
+backward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    name: getattr(torch.ops.lstm_fused, f"{name}_backward").default for name in OPERATORS
+}
+# Inside this guard an operator goes straight to its engine and skips the autograd kernels.
+below_autograd = torch._C._AutoDispatchBelowADInplaceOrView

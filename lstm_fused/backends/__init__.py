@@ -1,0 +1,1 @@
+"""The engines: where each runs, and how its code is loaded."""

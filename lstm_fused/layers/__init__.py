@@ -1,0 +1,1 @@
+"""The modules: their options, parameters and masks."""

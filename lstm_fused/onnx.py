@@ -1,0 +1,5 @@
+"""The public name of `lstm_fused.interop.onnx`: ONNX files."""
+
+from lstm_fused.interop.onnx import export, from_onnx
+
+__all__ = ["export", "from_onnx"]
