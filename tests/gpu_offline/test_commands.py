@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("triton")
 
 from bench.gpu import check
-from bench.gpu.jobs import Ended
 from lstm_fused.backends import cpp, triton
 
 ROOT = Path(__file__).parents[2]
@@ -115,5 +114,5 @@ def test_without_pytest_it_says_so(monkeypatch, tmp_path):
     ],
 )
 def test_what_the_sanitizer_says_is_told(code, text, told):
-    said = check.judge_sanitizer("memcheck", Ended(text, code, 9))
+    said = check.judge_sanitizer("memcheck", text, code, 9)
     assert f"compute-sanitizer, memcheck: {told}" in said
