@@ -28,6 +28,8 @@ from bench.peers.libraries import LIBRARIES, Library
 from bench.peers.modules import BASICS, COMPILED, LOOPS, OURS, WITH_LENGTHS, Module, fused
 from bench.problem import STEPS, Problem, make_problem
 from bench.race import Pace, Target, measure, race, ratio
+from bench.report.publish import publish
+from bench.report.result import Result
 from bench.report.tables import KINDS
 from lstm_fused.backends import cpp
 from tests.cases import TIMED, Case, shortened
@@ -333,6 +335,19 @@ def test_a_published_table_shows_what_is_asked():
     assert "| 2.50 | ≤ 2.00 missed by 1.25× |" in KINDS["speed"].markdown(records).replace(
         f"| {records[0].error:.2f} |", "| 2.50 |"
     )
+
+
+def test_a_page_shows_the_main_table_with_its_targets(tmp_path):
+    page, name = tmp_path / "page.md", "bench speed float32 1"
+    page.write_text(f"before\n<!-- {name} -->\nold\n<!-- end of {name} -->\nafter\n")
+    records = speed()
+    result = Result("speed", SETTING, Limits({"torch.mm": 1e9}, 1e9), records)
+    said = publish(tmp_path / "found.json", describe(), [result], ["--threads", "1"], {page: "pictures"})
+    assert said == [f"page.md shows {name}"]
+    title, table, made = page.read_text().split("\n\n")
+    assert title.startswith(f"before\n<!-- {name} -->\nSpeed: float32") and "torch.mm 1;" in made
+    assert made.endswith(f".\n<!-- end of {name} -->\nafter\n")
+    assert table == KINDS["speed"].markdown(records) and table.count("≥") == 3
 
 
 def test_growth_is_against_the_first_value():
