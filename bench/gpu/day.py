@@ -58,6 +58,7 @@ class Day:
             folder.mkdir(parents=True)
         place.out.mkdir(parents=True, exist_ok=True)
         self.found: list[Found] = []
+        self.saved = 0.0
 
     def run(self, stage: Stage) -> None:
         """Run a stage within its time, and what is left of the whole."""
@@ -76,7 +77,8 @@ class Day:
             done, left = await asyncio.wait(left, timeout=SAVE, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-            self.save()
+            if not left or time.monotonic() - self.saved > SAVE:
+                self.save()
 
     async def run_job(self, stage: str, name: str, job: Job, end: float) -> None:
         """Run a job; if a test takes the process with it, run the tests behind it in another one."""
@@ -113,6 +115,7 @@ class Day:
 
     def save(self) -> None:
         """Write day.json and logs.tgz; a reader never sees half of one."""
+        self.saved = time.monotonic()
         day = {**self.about, "jobs": [asdict(found) for found in self.found], "rows": rows.read(self.rows)}
         # The second command reads the first one's.
         folders = [self.place.out, *[self.place.work] * (self.about.get("second") not in ("green", "wrong"))]
