@@ -1,7 +1,7 @@
-"""Learn Python's documentation letter by letter, and go on writing it: see --help.
+"""Train a character language model on Python's documentation and generate text: see --help.
 
-A character language model with truncated backpropagation through time: the text is cut into streams, each
-window of a stream starts with the states in which the one before it ended, and gradients stop at its edge.
+It uses truncated backpropagation through time: the text is cut into parallel streams, each window of a stream
+starts with the last states of the window before it, and gradients stop at the window's start.
 """
 
 import bz2
@@ -20,18 +20,18 @@ from tqdm import tqdm
 
 import lstm_fused
 
-HELD_OUT = 0.1  # of the text, its end
+HELD_OUT = 0.1  # share of the text that is held out, at its end
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How large, and how long."""
+    """Sizes of one run."""
 
     cells: int
     streams: int  # B
     window: int  # T
     epochs: int
-    letters: int  # of the text, at most
+    letters: int  # maximum length of the text
 
 
 PLANS = {
@@ -50,7 +50,7 @@ class Epoch(NamedTuple):
 
 
 class Writer(nn.Module):
-    """An LSTM that scores every next letter."""
+    """An LSTM that scores the next letter at every step."""
 
     def __init__(self, letters: int, cells: int) -> None:
         super().__init__()
@@ -60,19 +60,19 @@ class Writer(nn.Module):
         self.head = nn.Linear(cells, letters)
 
     def forward(self, text: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """Letters [T, B] to logits [T, B, letters], and the states to go on from."""
+        """Map letters [T, B] to logits [T, B, letters] and the last states."""
         y, states = self.lstm(self.dropout(self.embedding(text)), states)
         return self.head(self.dropout(y)), states
 
 
 def load(limit: int) -> str:
-    """The text of Python's help topics, each paragraph once: several topics share some."""
+    """Return the text of Python's help topics; paragraphs that several topics share occur once."""
     paragraphs = dict.fromkeys(p for topic in topics.values() for p in topic.split("\n\n"))
     return "\n\n".join(paragraphs)[:limit]
 
 
 def windows(text: Tensor, streams: int, length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut a text [N] into streams that run side by side; windows of them [T, B], and what comes next."""
+    """Cut a text [N] into parallel streams; yield windows [T, B] and their next letters [T, B]."""
     steps = (len(text) - 1) // streams
     now, following = (t[: streams * steps].view(streams, steps).T for t in (text, text[1:]))
     yield from zip(now.split(length), following.split(length), strict=True)
@@ -81,12 +81,12 @@ def windows(text: Tensor, streams: int, length: int) -> Iterator[tuple[Tensor, T
 def train_epoch(
     model: Writer, optimizer: torch.optim.Optimizer, text: Tensor, plan: Plan, bar: tqdm
 ) -> float:
-    """Read the text once; bits per letter."""
+    """Train on the text once; return bits per letter."""
     model.train()
     states, total, count = None, 0.0, 0
     for now, following in windows(text, plan.streams, plan.window):
         logits, (h, c) = model(now, states)
-        states = h.detach(), c.detach()  # they are carried on, their gradients are not
+        states = h.detach(), c.detach()  # gradients stop here
         loss = F.cross_entropy(logits.flatten(0, 1), following.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -99,7 +99,7 @@ def train_epoch(
 
 @torch.no_grad()
 def bits_per_letter(model: Writer, text: Tensor, window: int) -> float:
-    """Read a text [N] as one stream, so many letters at a time."""
+    """Evaluate a text [N] as one stream, in windows of this many letters."""
     model.eval()
     states, total = None, 0.0
     for now, following in windows(text, 1, window):
@@ -110,7 +110,7 @@ def bits_per_letter(model: Writer, text: Tensor, window: int) -> float:
 
 @torch.no_grad()
 def write(model: Writer, alphabet: str, prompt: str, count: int, temperature: float = 0.7) -> str:
-    """Go on from a prompt, one letter at a time, with the states carried."""
+    """Continue a prompt one letter at a time, with carried states."""
     model.eval()
     generator = torch.Generator().manual_seed(0)
     logits, states = model(torch.tensor([[alphabet.index(letter)] for letter in prompt]))
@@ -124,22 +124,22 @@ def write(model: Writer, alphabet: str, prompt: str, count: int, temperature: fl
 
 
 def compressed(text: str, known: int) -> float:
-    """Bits per letter that bz2 needs for what follows the first `known` letters, given those."""
+    """Return the bits per letter of bz2 for the text after the first `known` letters, given those."""
     whole, start = (len(bz2.compress(part.encode())) for part in (text, text[:known]))
     return 8 * (whole - start) / (len(text) - known)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, tell the bits per letter, write on; the exit status."""
-    told = options(__doc__, seeds=1, argv=argv)
-    torch.set_num_threads(told.jobs)  # one run, so that all of them are its threads
-    plan = PLANS[told.size]
+    """Train, report bits per letter and generate text; return the exit status."""
+    opts = options(__doc__, seeds=1, argv=argv)
+    torch.set_num_threads(opts.jobs)  # there is only one run, so it takes the threads of all jobs
+    plan = PLANS[opts.size]
     text = load(plan.letters)
     alphabet = "".join(sorted(set(text)))
     codes = torch.tensor([alphabet.index(letter) for letter in text])
     known = int(len(text) * (1 - HELD_OUT))
     read, held_out = codes[:known], codes[known:]
-    print(f"{known:,} letters to learn from and {len(held_out):,} to test on, {len(alphabet)} different ones")
+    print(f"{known:,} training letters, {len(held_out):,} test letters, an alphabet of {len(alphabet)}")
 
     torch.manual_seed(0)
     model = Writer(len(alphabet), plan.cells)
@@ -170,8 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     axes.set_ylabel("bits per letter", color=GREY)
     axes.legend(frameon=False, fontsize=8)
     written = write(model, alphabet, "The ", 400)
-    told_text = f"{table(('held-out text', 'bits per letter'), rows)}\n\n```text\n{written}\n```"
-    report(told, "char_lm", told_text, figure)
+    page_text = f"{table(('held-out text', 'bits per letter'), rows)}\n\n```text\n{written}\n```"
+    report(opts, "char_lm", page_text, figure)
     return 0
 
 

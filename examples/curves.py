@@ -1,4 +1,4 @@
-"""The picture of a training run."""
+"""Plots the loss and accuracy of a training run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ TRAIN, TEST, GREY = "#8a9bb0", "#c2452d", "#666666"
 
 
 def draw(history: Sequence[Epoch], title: str, path: Path) -> None:
-    """Draw loss and accuracy over the epochs.
+    """Plot loss and accuracy over the epochs.
 
     Args:
-        history: one row for each epoch.
-        title: what was trained.
-        path: the PNG to write.
+        history: one entry per epoch.
+        title: title of the figure.
+        path: PNG file to write.
     """
     epochs = range(1, len(history) + 1)
     figure = Figure(figsize=(9, 3.8), layout="constrained")

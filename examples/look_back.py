@@ -1,8 +1,9 @@
-"""How far back can it look? A plain RNN, an LSTM and a peephole LSTM at growing gaps: see --help.
+"""Compare a plain RNN, an LSTM and a peephole LSTM on growing gaps: see --help.
 
-Two tasks. Recall: a symbol, then distractors, then the question which of eight symbols it was. Adding
-(Hochreiter and Schmidhuber 1997): of many numbers two are marked, both in the first half; what is their sum?
-Then the reason: the norm of d loss / d x_t against the distance of x_t from the loss.
+There are two tasks. Recall: the first step shows one of eight symbols, distractors follow, and the last step
+asks for the symbol. Adding (Hochreiter and Schmidhuber 1997): two numbers in the first half are marked, and
+the answer is their sum. The study also shows the norm of d loss / d x_t against the distance of x_t from the
+loss.
 """
 
 import sys
@@ -38,11 +39,11 @@ HIDDEN, BATCH, CHECK_EVERY, TESTED = 32, 32, 25, 1000
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is tried."""
+    """Sizes of one run."""
 
     gaps: dict[str, tuple[int, ...]]  # steps of a sequence, by task
-    updates: dict[str, int]  # of the parameters at most, by task
-    distances: tuple[int, ...]  # at which untrained gradients are told
+    updates: dict[str, int]  # maximum number of updates, by task
+    distances: tuple[int, ...]  # steps back at which gradients are reported
 
 
 PLANS = {
@@ -75,7 +76,7 @@ class Reader(nn.Module):
 
 
 def plain_rnn(inputs: int, T: int) -> nn.Module:
-    """torch.nn.RNN as it comes."""
+    """torch.nn.RNN with default initialisation."""
     return nn.RNN(inputs, HIDDEN)
 
 
@@ -88,47 +89,47 @@ def large_rnn(inputs: int, T: int) -> nn.Module:
 
 
 def plain_lstm(inputs: int, T: int) -> nn.Module:
-    """Without peepholes."""
+    """An LSTM without peepholes."""
     return chrono(lstm_fused.LSTM(inputs, HIDDEN, peephole=False), T)
 
 
 def peephole_lstm(inputs: int, T: int) -> nn.Module:
-    """With them."""
+    """An LSTM with peepholes."""
     return chrono(lstm_fused.LSTM(inputs, HIDDEN), T)
 
 
 def forgetful_lstm(inputs: int, T: int) -> nn.Module:
-    """An LSTM as it comes, with forget gates near 1/2."""
+    """An LSTM with default initialisation: forget gates near 1/2."""
     return lstm_fused.LSTM(inputs, HIDDEN, peephole=False)
 
 
 TRAINED = {"nn.RNN": plain_rnn, "LSTM": plain_lstm, "peephole LSTM": peephole_lstm}
-# Of these only the gradients are shown.
+# For these only the gradients are shown.
 UNTRAINED = {"nn.RNN, weight_hh × 6": large_rnn, "LSTM, forget bias near 0": forgetful_lstm}
 MODELS = TRAINED | UNTRAINED
 COLOURS = dict(zip(MODELS, (RNN, PLAIN, PEEPHOLE, GREY, OTHER), strict=True))
 
 
 class Task(NamedTuple):
-    """One climb to longer and longer gaps."""
+    """A sequence of trainings at longer and longer gaps."""
 
     kind: str  # of KINDS
     model: str  # of TRAINED
     seed: int
     gaps: tuple[int, ...]
-    updates: int  # at most, for each gap
+    updates: int  # maximum per gap
 
 
 class Outcome(NamedTuple):
-    """How the training at one gap ended."""
+    """Result of the training at one gap."""
 
     score: float
-    updates: int | None  # after how many it was solved
+    updates: int | None  # updates until it was solved; None: not solved
     gradients: list[float]  # norm of d loss / d x_t, the last step first
 
 
 def climb(task: Task) -> dict[int, Outcome]:
-    """Train anew at every gap, up to the first that is not solved."""
+    """Train a new model at each gap, up to the first gap that is not solved."""
     outcomes: dict[int, Outcome] = {}
     for T in task.gaps:
         outcomes[T] = train(task, T)
@@ -138,7 +139,7 @@ def climb(task: Task) -> dict[int, Outcome]:
 
 
 def train(task: Task, T: int) -> Outcome:
-    """Train until a test on fresh sequences is passed, or until there are no updates left."""
+    """Train until a test on new sequences is passed or the maximum number of updates is reached."""
     torch.manual_seed(task.seed)
     generator = torch.Generator().manual_seed(task.seed)
     kind = KINDS[task.kind]
@@ -161,7 +162,7 @@ def train(task: Task, T: int) -> Outcome:
 
 
 def gradients(model: nn.Module, kind: Kind, T: int) -> list[float]:
-    """Norm of the gradient at each step, in float64, over a batch; the last step first."""
+    """Return the norm of the gradient at each step over a batch, in float64, the last step first."""
     x, y = kind.draw(T, BATCH, torch.Generator().manual_seed(0))
     x = x.double().requires_grad_()
     y = y.double() if y.is_floating_point() else y
@@ -172,7 +173,7 @@ def gradients(model: nn.Module, kind: Kind, T: int) -> list[float]:
 
 
 def untrained_gradients(T: int) -> dict[str, list[float]]:
-    """Of every model as it is before training, on the recall task."""
+    """Return the gradient norms of every model before training, on the recall task."""
     kind, found = KINDS["recall"], {}
     for name, make in MODELS.items():
         torch.manual_seed(0)
@@ -184,13 +185,13 @@ Climbs = dict[Task, dict[int, Outcome]]
 
 
 def at(climbs: Climbs, kind: str, model: str, T: int) -> tuple[list[Outcome], int]:
-    """What a model's seeds came to at one gap, as far as they were tried there; the number of all seeds."""
+    """Return the outcomes of a model at one gap, for the seeds tried there, and the number of all seeds."""
     of_model = [outcomes for task, outcomes in climbs.items() if task[:2] == (kind, model)]
     return [outcomes[T] for outcomes in of_model if T in outcomes], len(of_model)
 
 
 def solved_table(climbs: Climbs, plan: Plan) -> str:
-    """How many seeds solved each task with each model, and how fast."""
+    """Table of how many seeds solved each task with each model, and after how many updates."""
     rows = []
     for kind, gaps in plan.gaps.items():
         for T in gaps:
@@ -202,20 +203,20 @@ def solved_table(climbs: Climbs, plan: Plan) -> str:
                 if updates:
                     how = f"{median(updates):.0f} updates"
                 elif tried:
-                    how = KINDS[kind].said.format(median(o.score for o in tried))
+                    how = KINDS[kind].score_format.format(median(o.score for o in tried))
                 cells.append(f"{len(updates)} of {seeds}, {how}")
             rows.append(cells)
     return table(("task", "steps", *TRAINED), rows)
 
 
 def draw_solved(axes: Axes, kind: str, gaps: tuple[int, ...], climbs: Climbs) -> None:
-    """The share of seeds that solved a task, against its steps."""
+    """Plot the share of seeds that solved a task against the number of steps."""
     for place, model in enumerate(TRAINED):
         shares = []
         for T in gaps:
             tried, seeds = at(climbs, kind, model, T)
             shares.append(100 * sum(o.updates is not None for o in tried) / seeds)
-        shifted = [T * 1.06 ** (place - 1) for T in gaps]  # else they hide each other
+        shifted = [T * 1.06 ** (place - 1) for T in gaps]  # so that the lines do not overlap
         axes.plot(shifted, shares, "o-", color=COLOURS[model], label=model)
     axes.set_xscale("log")
     axes.set_xticks(gaps, [f"{T:,}" for T in gaps])
@@ -226,7 +227,7 @@ def draw_solved(axes: Axes, kind: str, gaps: tuple[int, ...], climbs: Climbs) ->
 
 
 def draw_gradients(axes: Axes, norms: dict[str, list[float]], title: str) -> None:
-    """Norms against the distance from the loss; what leaves the picture has vanished or exploded."""
+    """Plot norms against the distance from the loss; values outside the axes have vanished or exploded."""
     for model, values in norms.items():
         distances = [d for d, value in enumerate(values) if d and value > 0]
         axes.plot(distances, [values[d] for d in distances], color=COLOURS[model], label=model)
@@ -239,15 +240,15 @@ def draw_gradients(axes: Axes, norms: dict[str, list[float]], title: str) -> Non
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train everyone, tell who solved what, draw why; the exit status."""
-    told = options(__doc__, seeds=3, argv=argv)
-    plan = PLANS[told.size]
+    """Train all models, report what they solved and plot the gradients; return the exit status."""
+    opts = options(__doc__, seeds=3, argv=argv)
+    plan = PLANS[opts.size]
     tasks = [
         Task(kind, model, seed, gaps, plan.updates[kind])
         for kind, gaps in plan.gaps.items()
-        for model, seed in product(reversed(TRAINED), range(told.seeds))
+        for model, seed in product(reversed(TRAINED), range(opts.seeds))
     ]
-    climbs = dict(zip(tasks, run(climb, tasks, told.jobs), strict=True))
+    climbs = dict(zip(tasks, run(climb, tasks, opts.jobs), strict=True))
     untrained = untrained_gradients(plan.distances[-1] + 1)
     trained, rows = {}, []
     for task, outcomes in climbs.items():
@@ -266,12 +267,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     before.legend(frameon=False, fontsize=7)
     rows = [[f"{model}, untrained", *at_distances(norms, plan)] for model, norms in untrained.items()] + rows
     heading = ("norm of d loss / d x_t", *(f"{d:,} step{'s' if d > 1 else ''} back" for d in plan.distances))
-    report(told, "look_back", f"{solved_table(climbs, plan)}\n\n{table(heading, rows)}", figure)
+    report(opts, "look_back", f"{solved_table(climbs, plan)}\n\n{table(heading, rows)}", figure)
     return 0
 
 
 def at_distances(norms: list[float], plan: Plan) -> list[str]:
-    """What the table says of norms; nothing where the sequence was shorter."""
+    """Format the norms for the table; empty if the sequence was shorter."""
     return [f"{norms[d]:.1e}" if d < len(norms) else "" for d in plan.distances]
 
 

@@ -1,4 +1,4 @@
-"""The same classifier as one would write it by hand: a plain peephole cell, called at every time step."""
+"""The same classifier written by hand: a peephole cell called at every time step."""
 
 import statistics
 import time
@@ -15,8 +15,8 @@ class PlainCell(nn.Module):
     """One step of one layer; autograd derives the backward pass.
 
     Args:
-        lstm: whose parameters to copy.
-        layer: of which of its layers.
+        lstm: module whose parameters are copied.
+        layer: index of the layer.
     """
 
     def __init__(self, lstm: lstm_fused.LSTM, layer: int) -> None:
@@ -30,7 +30,7 @@ class PlainCell(nn.Module):
         self.peephole = copy_of("weight_peephole") if lstm.peephole else None
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Take x [B, I], h [B, H] and c [B, H] to the next h and c."""
+        """Compute the next h and c from x [B, I], h [B, H] and c [B, H]."""
         a = F.linear(x, self.weight_ih, self.bias_ih) + F.linear(h, self.weight_hh, self.bias_hh)
         a_i, a_f, a_g, a_o = a.chunk(4, dim=1)
         if self.peephole is None:
@@ -45,10 +45,10 @@ class PlainCell(nn.Module):
 
 
 class PlainClassifier(nn.Module):
-    """What `lstm_fused.SequenceClassifier` computes, in a Python loop over time.
+    """`lstm_fused.SequenceClassifier` as a Python loop over time.
 
     Args:
-        model: whose parameters to copy.
+        model: classifier whose parameters are copied.
     """
 
     def __init__(self, model: lstm_fused.SequenceClassifier) -> None:
@@ -73,14 +73,14 @@ class PlainClassifier(nn.Module):
 
 
 def race(calls: Sequence[Callable[[Tensor], object]], batches: Iterable[Tensor]) -> list[float]:
-    """Time calls in turn, so that a busy spell of the machine meets all of them alike.
+    """Time calls in turn, so that other load on the machine affects all of them.
 
     Args:
-        calls: what to time.
-        batches: what to call each of them with; the first two only warm up.
+        calls: functions to time.
+        batches: arguments of each call; the first two only warm up.
 
     Returns:
-        The median seconds of each.
+        Median seconds of each.
     """
     seconds: list[list[float]] = [[] for _ in calls]
     for batch in batches:
@@ -94,6 +94,6 @@ def race(calls: Sequence[Callable[[Tensor], object]], batches: Iterable[Tensor])
 
 
 def finish(device: torch.device) -> None:
-    """Wait for what an accelerator still has to do."""
+    """Synchronize with an accelerator."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -1,4 +1,4 @@
-"""Draw what a trained digit reader's gates do while it reads one digit: see --help."""
+"""Draw the gates of a trained digit reader while it reads one digit: see --help."""
 
 import argparse
 import sys
@@ -15,15 +15,15 @@ from lstm_fused.plot import draw_gates
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read one digit and draw; the exit status."""
+    """Read one digit and draw the gates; return the exit status."""
     parser = argparse.ArgumentParser(
-        description="Draw what the gates of a model that train_mnist.py trained do while it reads one digit.",
+        description="Draw the gates of a model trained by train_mnist.py while it reads one digit.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--digit", type=int, choices=range(CLASSES), default=3, help="which digit to read")
-    add("--layer", type=int, default=0, help="which layer's gates to draw")
-    add("--out", type=Path, default=Path("out"), help="folder of the checkpoint; the picture goes there too")
+    add("--digit", type=int, choices=range(CLASSES), default=3, help="digit to read")
+    add("--layer", type=int, default=0, help="layer whose gates are drawn")
+    add("--out", type=Path, default=Path("out"), help="folder of the checkpoint and of the picture")
     args = parser.parse_args(argv)
 
     state = read_checkpoint(parser, args.out / "checkpoint.pt")

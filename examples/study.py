@@ -1,4 +1,4 @@
-"""What the studies share: their options, trials in processes of their own, a table and a picture."""
+"""Shared by the studies: command line, trials in worker processes, tables and figures."""
 
 import argparse
 import signal
@@ -27,7 +27,7 @@ RNN, PLAIN, PEEPHOLE, OTHER, GREY = "#8a9bb0", "#c2452d", "#2f6f8f", "#d9a441", 
 
 @dataclass(frozen=True)
 class Options:
-    """What every study can be told."""
+    """Options of every study."""
 
     size: str  # "quick", "default" or "full"
     seeds: int
@@ -37,21 +37,21 @@ class Options:
 
 
 def options(description: str | None, seeds: int, argv: Sequence[str] | None) -> Options:
-    """Read the command line of a study.
+    """Parse the command line of a study.
 
     Args:
-        description: what --help says.
-        seeds: how many, unless the command line says otherwise; --quick takes one.
+        description: text of --help.
+        seeds: default number of seeds; --quick takes one.
         argv: the command line.
     """
     parser = argparse.ArgumentParser(description=description)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--full", action="store_true", help="the published sizes: hours")
-    size.add_argument("--quick", action="store_true", help="seconds; shows only that everything works")
-    parser.add_argument("--seeds", type=int, help=f"runs of each kind (default: {seeds})")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
+    size.add_argument("--full", action="store_true", help="large sizes: hours")
+    size.add_argument("--quick", action="store_true", help="tiny sizes: seconds; shows that everything works")
+    parser.add_argument("--seeds", type=int, help=f"seeds of each model (default: {seeds})")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel runs, one thread each (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture and the table")
-    parser.add_argument("--publish", action="store_true", help="put both in examples/README.md too")
+    parser.add_argument("--publish", action="store_true", help="also write both into examples/README.md")
     args = parser.parse_args(argv)
     if args.seeds is None:
         args.seeds = 1 if args.quick else seeds
@@ -67,12 +67,12 @@ def options(description: str | None, seeds: int, argv: Sequence[str] | None) -> 
 
 
 def run(trial: Callable[[Task], Result], tasks: Sequence[Task], jobs: int) -> list[Result]:
-    """Call `trial` on every task, the longest first if they differ; the results are in their order.
+    """Call `trial` on every task and return the results in order. Put long tasks first.
 
     Args:
-        trial: a function of a module, which takes its seed from its task.
-        tasks: what to call it with.
-        jobs: how many processes; one trial has one thread, so that its result does not depend on this.
+        trial: a module-level function; it takes its seed from its task.
+        tasks: arguments of the calls.
+        jobs: number of processes. Each trial has one thread, so results do not depend on it.
     """
     bar = tqdm(total=len(tasks), unit="run", leave=False, disable=None, dynamic_ncols=True)
     if jobs == 1:
@@ -93,29 +93,29 @@ def run(trial: Callable[[Task], Result], tasks: Sequence[Task], jobs: int) -> li
         while waiting:
             done, waiting = wait(waiting, timeout=1)
             for future in done:
-                future.result()  # an error ends the study here
+                future.result()  # raises the trial's error
             bar.update(len(done))
-            bar.refresh()  # a run may take an hour, in which the clock at least goes on
+            bar.refresh()  # a run may take an hour; keep the clock running
         return [future.result() for future in futures]
 
 
 def start_worker() -> None:
-    """One thread for each process; Ctrl-C ends it, where Python would go on with the next task."""
+    """Use one thread per process, and let Ctrl-C end the worker; Python would go on with the next task."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until_interrupted(main: Callable[[], int]) -> int:
-    """Run a study; the exit status, by Ctrl-C that of a program ended so."""
+    """Run a study and return its exit status, 130 after Ctrl-C."""
     try:
         return or_one_line(main)
     except KeyboardInterrupt:
-        print("\nStopped; a study keeps nothing before its end.")
+        print("\nStopped; a study saves nothing before its end.")
         return 130
 
 
 def chrono(layer: LSTM, T: int) -> LSTM:
-    """Let the forget gates of a layer start with memories of 1 to T - 1 steps (Tallec and Ollivier 2018).
+    """Initialise a layer so that its cells remember for 1 to T - 1 steps (Tallec and Ollivier 2018).
 
     b_f ~ log U(1, T - 1), b_i = -b_f, all other biases 0
     """
@@ -129,23 +129,23 @@ def chrono(layer: LSTM, T: int) -> LSTM:
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Format a table in Markdown."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def report(told: Options, name: str, text: str, figure: Figure) -> None:
-    """Print a study's table, and write it and its picture where the options say."""
+def report(opts: Options, name: str, text: str, figure: Figure) -> None:
+    """Print a study's table, and write the table and the figure to the output folder."""
     print(text)
-    write(told.out / f"{name}.md", f"{text}\n".encode())
-    write_figure(told.out / f"{name}.png", figure, dpi=110)
-    print(f"\nWrote {told.out / name}.md and {told.out / name}.png")
-    if told.publish:
+    write(opts.out / f"{name}.md", f"{text}\n".encode())
+    write_figure(opts.out / f"{name}.png", figure, dpi=110)
+    print(f"\nWrote {opts.out / name}.md and {opts.out / name}.png")
+    if opts.publish:
         picture = README.parent / "pictures" / f"{name}.png"
         make_folder(picture.parent)
         write_figure(picture, figure, dpi=80)
         made = (
-            f"`examples/{name}.py`, {told.size} sizes, seeds from 0 to {told.seeds - 1}, {date.today()}, "
+            f"`examples/{name}.py`, {opts.size} sizes, seeds from 0 to {opts.seeds - 1}, {date.today()}, "
             f"torch {torch.__version__}:"
         )
         page = published(README.read_text(), name, f"{made}\n\n{text}\n\n![{name}](pictures/{name}.png)")
@@ -153,7 +153,7 @@ def report(told: Options, name: str, text: str, figure: Figure) -> None:
 
 
 def published(page: str, name: str, text: str) -> str:
-    """A page with its part about a study replaced; the part stands between two comments."""
+    """Replace a study's section of the page, between its two comments."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     before, rest = page.split(begin)
     _, after = rest.split(end)
@@ -161,7 +161,7 @@ def published(page: str, name: str, text: str) -> str:
 
 
 def panels(rows: int, columns: int, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure, and its axes row by row, without frames."""
+    """Create a figure and return it with its axes, row by row."""
     figure = Figure(figsize=(4.4 * columns, 3.3 * rows), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)

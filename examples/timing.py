@@ -1,8 +1,8 @@
-"""Can it tell 19 steps from 20, and tap to a beat? With peepholes and without, on several seeds: see --help.
+"""Learn to measure and to generate intervals, with and without peepholes, on several seeds: see --help.
 
 After Gers, Schraudolph and Schmidhuber, "Learning Precise Timing with LSTM Recurrent Networks", JMLR 3, 2002.
-Measuring: the input is silent but for spikes, each P or P - 1 steps after the one before, by chance; say at
-each spike which. Generating: the input is always silent; spike every P steps, and keep on doing so.
+Measuring: the input is zero except for spikes, each P or P - 1 steps after the one before, at random; the
+output tells at each spike which. Generating: the input is zero; the output is a spike every P steps.
 """
 
 import sys
@@ -20,16 +20,16 @@ from torch import Tensor, nn
 import lstm_fused
 
 CELLS, BATCH, CHECK_EVERY = 8, 16, 25
-INTERVALS, TESTED = 8, 100  # to measure in a sequence; sequences of the test
-AHEAD, SPIKES = 4, 20  # to generate: so many more than go well so far; in the test
+INTERVALS, TESTED = 8, 100  # measuring: intervals per sequence; test sequences
+AHEAD, SPIKES = 4, 20  # generating: spikes trained beyond those that succeed; spikes of the test
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is tried."""
+    """Sizes of one run."""
 
     periods: dict[str, tuple[int, ...]]  # P, by task
-    updates: int  # of the parameters at most
+    updates: int  # maximum number of updates
 
 
 PLANS = {
@@ -41,14 +41,14 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Model:
-    """Whether there are peepholes, and how fast they learn beside the other weights."""
+    """Whether there are peepholes, and their learning rate relative to the other weights."""
 
     peephole: bool
     rate: float
     colour: str
 
 
-# What a peephole is multiplied by can be ten times as large as what other weights are: a cell that counts.
+# A peephole multiplies c, which in a counting cell is ten times as large as the other weights' operands.
 MODELS = {
     "LSTM": Model(False, 1.0, PLAIN),
     "peephole LSTM": Model(True, 1.0, PEEPHOLE),
@@ -63,18 +63,18 @@ class Task(NamedTuple):
     model: str  # of MODELS
     period: int
     seed: int
-    updates: int  # at most
+    updates: int  # maximum number of updates
 
 
 class Outcome(NamedTuple):
-    """How it ended."""
+    """Result of one training run."""
 
-    best: float  # share of intervals told apart, or of the test's spikes generated before the first mistake
-    updates: int | None  # after how many it was solved: without one mistake
+    best: float  # largest share of correct intervals, or of test spikes before the first mistake
+    updates: int | None  # updates until a test without a mistake; None: not solved
 
 
 class Timer(nn.Module):
-    """One layer, and one output for each step. All models of a seed start as the same function."""
+    """One layer with one output per step. All models of a seed start as the same function."""
 
     def __init__(self, model: Model, period: int) -> None:
         super().__init__()
@@ -87,19 +87,19 @@ class Timer(nn.Module):
             self.lstm.load_state_dict(without | {"weight_peephole_l0": torch.zeros(3 * CELLS)})
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, B, 1] to logits [T, B]."""
+        """Map x [T, B, 1] to logits [T, B]."""
         logits: Tensor = self.head(self.lstm(x)[0]).squeeze(2)
         return logits
 
     def groups(self, rate: float, peephole_rate: float) -> list[dict[str, object]]:
-        """The parameters with their learning rates."""
+        """Return parameter groups with their learning rates."""
         peepholes = [p for name, p in self.named_parameters() if "peephole" in name]
         others = [p for name, p in self.named_parameters() if "peephole" not in name]
         return [{"params": others, "lr": rate}, {"params": peepholes, "lr": rate * peephole_rate}]
 
 
 def draw_measuring(period: int, B: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Spikes [T, B, 1]; at each but the first whether it came late, else NaN [T, B]."""
+    """Draw spikes [T, B, 1] and labels [T, B]: at spikes whether the interval was long, else NaN."""
     longer = torch.randint(2, (INTERVALS, B), generator=generator)
     times, rows = (period - 1 + longer).cumsum(0), torch.arange(B).expand(INTERVALS, B)
     x = torch.zeros(INTERVALS * period + 1, B, 1)
@@ -110,25 +110,25 @@ def draw_measuring(period: int, B: int, generator: torch.Generator) -> tuple[Ten
 
 
 def draw_generating(period: int, spikes: int) -> tuple[Tensor, Tensor]:
-    """Silence [T, 1, 1], and where to spike [T, 1]."""
+    """Return zero inputs [T, 1, 1] and the spikes to generate [T, 1]."""
     x, y = torch.zeros(spikes * period, 1, 1), torch.zeros(spikes * period, 1)
     y[period - 1 :: period] = 1
     return x, y
 
 
 def mistakes(logits: Tensor, y: Tensor) -> Tensor:
-    """Where something was asked and the answer is wrong."""
+    """Return where a label exists and the answer is wrong."""
     return ~y.isnan() & ((logits > 0) != (y > 0.5))
 
 
 def spikes_kept(logits: Tensor, y: Tensor, period: int) -> int:
-    """How many spikes come before the first mistake."""
+    """Return the number of spikes before the first mistake."""
     wrong = mistakes(logits, y).flatten().nonzero()
     return (int(wrong[0]) if len(wrong) else len(y)) // period
 
 
 def train(task: Task) -> Outcome:
-    """Train until a test is passed without a mistake, or until there are no updates left."""
+    """Train until a test is passed without a mistake or the maximum number of updates is reached."""
     torch.manual_seed(task.seed)
     generator = torch.Generator().manual_seed(task.seed)
     model = Timer(MODELS[task.model], task.period)
@@ -139,7 +139,7 @@ def train(task: Task) -> Outcome:
     best, kept = 0.0, 0
     for update in range(1, task.updates + 1):
         x, y = draw_measuring(task.period, BATCH, generator)
-        if task.kind == "generating":  # the stream grows as it goes well
+        if task.kind == "generating":  # the sequence grows with the success so far
             x, y = draw_generating(task.period, min(SPIKES, kept + AHEAD))
         logits, asked = model(x), ~y.isnan()
         optimizer.zero_grad()
@@ -162,18 +162,18 @@ def train(task: Task) -> Outcome:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train everyone, tell and draw who solved what; the exit status."""
-    told = options(__doc__, seeds=10, argv=argv)
-    plan = PLANS[told.size]
+    """Train all models, report and plot what they solved; return the exit status."""
+    opts = options(__doc__, seeds=10, argv=argv)
+    plan = PLANS[opts.size]
     tasks = [
         Task(kind, model, period, seed, plan.updates)
         for kind, periods in plan.periods.items()
-        for period, model, seed in product(periods, MODELS, range(told.seeds))
+        for period, model, seed in product(periods, MODELS, range(opts.seeds))
     ]
-    outcomes = dict(zip(tasks, run(train, tasks, told.jobs), strict=True))
+    outcomes = dict(zip(tasks, run(train, tasks, opts.jobs), strict=True))
     kinds = [(kind, period) for kind, periods in plan.periods.items() for period in periods]
 
-    figure, axes = panels(1, len(kinds), f"Seeds that made no mistake, of {told.seeds}, against updates")
+    figure, axes = panels(1, len(kinds), f"Seeds that made no mistake, of {opts.seeds}, against updates")
     rows = []
     for (kind, period), each in zip(kinds, axes, strict=True):
         cells = [kind, f"{period - 1} or {period}" if kind == "measuring" else f"every {period}"]
@@ -181,15 +181,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = [o for task, o in outcomes.items() if task[:3] == (kind, name, period)]
             solved = sorted(o.updates for o in found if o.updates is not None)
             how = f"{median(solved):.0f} updates" if solved else f"best {max(o.best for o in found):.0%}"
-            cells.append(f"{len(solved)} of {told.seeds}, {how}")
+            cells.append(f"{len(solved)} of {opts.seeds}, {how}")
             each.step([0, *solved, plan.updates], [*range(len(solved) + 1), len(solved)], where="post",
                       color=model.colour, label=name, linewidth=2, alpha=0.8)  # fmt: skip
         rows.append(cells)
         each.set_title(f"{kind}, {cells[1]} steps", loc="left", fontsize=10)
-        each.set_ylim(-0.2, told.seeds + 0.2)
+        each.set_ylim(-0.2, opts.seeds + 0.2)
         each.set_xlabel("updates", color=GREY)
     axes[0].legend(frameon=False, fontsize=8)
-    report(told, "timing", table(("task", "steps", *MODELS), rows), figure)
+    report(opts, "timing", table(("task", "steps", *MODELS), rows), figure)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Train a peephole LSTM to read handwritten digits row by row: see --help.
 
-On many GPUs, or on hosts that share --out, each process learns from its share of every batch:
+On several GPUs, or on hosts that share --out, each process trains on its share of every batch:
 
     torchrun --nproc-per-node 8 examples/train_mnist.py
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST examples/train_mnist.py
@@ -31,7 +31,7 @@ from trainer import Epoch, Trainer, train_step
 import lstm_fused
 from lstm_fused.backends.table import select
 
-# They decide what is computed, so a resumed run takes them from its checkpoint.
+# Settings that decide the result; a resumed run takes them from its checkpoint.
 POSITIVE: dict[str, Any] = {name: int for name in ("hidden_size", "num_layers", "batch_size", "limit")}
 POSITIVE["lr"] = float
 SETTINGS = {**POSITIVE, "peephole": bool, "seed": int}
@@ -40,13 +40,13 @@ NO_CHECKPOINT = "is not a checkpoint of train_mnist.py"
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the text at the end as it is."""
+    """Shows defaults, and prints the epilog as it is."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, compare, draw; the exit status."""
+    """Train, compare and plot; return the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a pipe would hold the lines of a long run back
+        sys.stdout.reconfigure(line_buffering=True)  # otherwise a pipe buffers the lines of a long run
     args, state = parse(argv)
     torch.set_num_threads(args.threads)
     with joined(args.device) as processes, contextlib.ExitStack() as muted:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, state: dict[str, Any] | None, processes: Processes) -> int:
-    """The same, with the options checked; of several processes only the first writes anything."""
+    """Run with checked options; only the first process writes files and prints."""
     torch.manual_seed(args.seed)
     with contextlib.nullcontext() if state is None else reading(args.out / "checkpoint.pt"):
         model = lstm_fused.SequenceClassifier(
@@ -70,15 +70,15 @@ def run(args: argparse.Namespace, state: dict[str, Any] | None, processes: Proce
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     name = f"LSTM{' with peepholes' if args.peephole else ''}, {args.num_layers} × {args.hidden_size} cells"
-    print(f"{len(train.y):,} MNIST digits to train on and {len(test.y):,} to test, read row by row")
+    print(f"{len(train.y):,} MNIST digits for training and {len(test.y):,} for testing, read row by row")
     print(f"{name}, {parameters:,} parameters")
     print(f"engine {args.serving} on {args.device}, CPU threads: {args.threads}, torch {torch.__version__}")
-    print(f"{processes.count} processes, each on its share of every batch\n" if processes.count > 1 else "")
+    print(f"{processes.count} processes, each with its share of every batch\n" if processes.count > 1 else "")
 
     try:
         train_epochs(trainer, train, test, args)
     except KeyboardInterrupt:
-        print(f"\nStopped in epoch {len(trainer.history) + 1}; --resume goes on from the one before.")
+        print(f"\nStopped in epoch {len(trainer.history) + 1}; --resume continues after the one before.")
         return 130
 
     if processes.rank > 0:
@@ -93,17 +93,17 @@ def run(args: argparse.Namespace, state: dict[str, Any] | None, processes: Proce
 
 
 def train_epochs(trainer: Trainer, train: Digits, test: Digits, args: argparse.Namespace) -> None:
-    """Train up to the last epoch: a line for each, and in a terminal a bar below."""
+    """Train up to the last epoch; print a line per epoch and, in a terminal, a progress bar."""
     done, batches = len(trainer.history), -(-len(train.y) // args.batch_size)
     if done:
-        print(f"Going on from the checkpoint, after epoch {done}")
+        print(f"Resuming from the checkpoint, after epoch {done}")
     print("epoch     loss  accuracy   test loss  test accuracy      time")
     bar = tqdm(
         initial=done * batches,
         total=args.epochs * batches,
         unit="batch",
         leave=False,
-        disable=None if trainer.processes.rank == 0 else True,  # None: unless in a terminal
+        disable=None if trainer.processes.rank == 0 else True,  # None: disabled outside a terminal
         dynamic_ncols=True,
     )
     with bar:
@@ -118,7 +118,7 @@ def train_epochs(trainer: Trainer, train: Digits, test: Digits, args: argparse.N
 
 
 def compare(trainer: Trainer, model: lstm_fused.SequenceClassifier, train: Digits) -> None:
-    """Train copies of the model and of its plain counterpart on the same batches; say how long that takes."""
+    """Train copies of the model and of its plain counterpart on the same batches, and print their times."""
     fused, plain = copy.deepcopy(model).train(), PlainClassifier(model)
     size = min(trainer.batch_size, len(train.y))
     order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(0)).to(train.y.device)
@@ -139,12 +139,12 @@ def compare(trainer: Trainer, model: lstm_fused.SequenceClassifier, train: Digit
         f"  on the plain cell ~{seconds * ratio:6.1f} s   {1e3 * theirs:6.2f} ms, {ratio:.1f} times as long"
     )
     print("The plain cell is the same model as a Python loop over the steps; its logits differ by")
-    print(f"{difference:.0e} at most. Per batch: medians of {RACE_BATCHES}, on which both trained in turn;")
-    print("the time with ~ follows from them.")
+    print(f"{difference:.0e} at most. Times per batch are medians of {RACE_BATCHES}, trained in turn;")
+    print("the time with ~ is computed from them.")
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any] | None]:
-    """The options, checked, with the device and the engine chosen; and the checkpoint to resume from."""
+    """Parse and check the options, choose device and engine; also return the checkpoint to resume from."""
     parser = command_line()
     args = parser.parse_args(argv)
     state = None
@@ -174,7 +174,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any
 
 
 def read_checkpoint(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
-    """What `Trainer.save` wrote."""
+    """Read what `Trainer.save` wrote."""
     try:
         written = path.read_bytes()
     except FileNotFoundError:
@@ -183,7 +183,7 @@ def read_checkpoint(parser: argparse.ArgumentParser, path: Path) -> dict[str, An
         parser.error(f"--out: {path} cannot be read: {error.strerror}")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file makes of unpickling, nobody can list
+    except Exception as error:  # unpickling a damaged file can raise anything
         parser.error(f"--out: {path} {NO_CHECKPOINT}: {first_line(error)}")
     try:
         if not isinstance(state, dict):
@@ -202,7 +202,7 @@ def read_checkpoint(parser: argparse.ArgumentParser, path: Path) -> dict[str, An
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say so where what stands in a checkpoint does not fit."""
+    """Turn errors from a checkpoint with unsuitable content into `Unusable`."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -210,45 +210,45 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Every option with its default."""
+    """Define all options with their defaults."""
     parser = argparse.ArgumentParser(
         description="Train a peephole LSTM to read 5,000 MNIST digits row by row: 28 steps of 28 pixels.",
         epilog=(__doc__ or "").partition("\n\n")[2],
         formatter_class=Formatter,
     )
     add = parser.add_argument
-    add("--epochs", type=positive, default=25, help="how often to go over the digits")
-    add("--hidden-size", type=positive, default=128, help="cells of each layer")
+    add("--epochs", type=positive, default=25, help="passes over the digits")
+    add("--hidden-size", type=positive, default=128, help="cells per layer")
     add("--num-layers", type=positive, default=1, help="layers of the LSTM")
     add("--peephole", action=argparse.BooleanOptionalAction, default=True, help="let the gates see the cells")
-    add("--batch-size", type=positive, default=50, help="digits per step of the optimizer")
-    add("--lr", type=rate, default=4e-3, help="learning rate; each epoch takes a tenth off")
-    add("--seed", type=int, default=0, help="of the parameters and of the order of the digits")
-    add("--limit", type=slice_size, default=CLASSES * PER_CLASS, help="use only so many digits")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to train")
-    add("--engine", choices=("auto", *lstm_fused.engines()), default="auto", help="what runs the LSTM")
-    add("--threads", type=positive, default=torch.get_num_threads(), help="threads of the CPU")
+    add("--batch-size", type=positive, default=50, help="digits per optimizer step")
+    add("--lr", type=rate, default=4e-3, help="learning rate; it falls by a tenth per epoch")
+    add("--seed", type=int, default=0, help="seed of the parameters and of the order of the digits")
+    add("--limit", type=slice_size, default=CLASSES * PER_CLASS, help="number of digits to use")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="device to train on")
+    add("--engine", choices=("auto", *lstm_fused.engines()), default="auto", help="engine of the LSTM")
+    add("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads")
     add("--out", type=Path, default=Path("out"), help="folder for the checkpoint and the curves")
-    add("--resume", action="store_true", help="go on from the checkpoint in --out, exactly")
+    add("--resume", action="store_true", help="continue exactly from the checkpoint in --out")
     return parser
 
 
 def positive(text: str) -> int:
-    """An integer from 1."""
+    """Parse a positive integer."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
 
 
 def slice_size(text: str) -> int:
-    """How many digits: at least five of each class, for one in five is to test."""
+    """Parse a number of digits: at least five per class, because one in five is for testing."""
     if not text.isdecimal() or not 5 * CLASSES <= int(text) <= PER_CLASS * CLASSES:
         raise argparse.ArgumentTypeError(f"expected {5 * CLASSES} to {PER_CLASS * CLASSES}, got {text!r}")
     return int(text)
 
 
 def rate(text: str) -> float:
-    """A positive number."""
+    """Parse a positive number."""
     try:
         value = float(text)
     except ValueError:
@@ -259,7 +259,7 @@ def rate(text: str) -> float:
 
 
 def percent(fraction: float) -> str:
-    """0.961 as 96.1 %."""
+    """Format 0.961 as 96.1 %."""
     return f"{100 * fraction:.1f} %"
 
 

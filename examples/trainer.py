@@ -1,4 +1,4 @@
-"""Training that can stop after any epoch and go on as if it had not."""
+"""Training loop whose checkpoints resume exactly."""
 
 import io
 import time
@@ -17,27 +17,27 @@ from torch import Tensor, nn
 
 @dataclass
 class Epoch:
-    """What one epoch came to."""
+    """Results of one epoch."""
 
     train_loss: float
-    train_accuracy: float  # 0 to 1, over the epoch, while the model still learns
+    train_accuracy: float  # 0 to 1, measured during the epoch's training
     test_loss: float
     test_accuracy: float
-    seconds: float  # of training, without the test
+    seconds: float  # training time, without the test
 
 
 class Trainer:
-    """A model and all that its training carries from epoch to epoch.
+    """A model with the state of its training.
 
-    Every random draw is made on the CPU: a seed gives the same batches on every device, and one generator
-    is all there is to save.
+    All random numbers are drawn on the CPU: a seed gives the same batches on every device, and only one
+    generator needs saving.
 
     Args:
-        model: what to train, on the device of the digits.
+        model: the model, on the device of the digits.
         batch_size: digits per step.
-        lr: the learning rate of the first epoch.
-        processes: those that train together. Each makes the same random draws and takes its share of every
-            batch, so that however many they are, they compute the same.
+        lr: learning rate of the first epoch.
+        processes: the processes that train together. Each draws the same random numbers and takes its share
+            of every batch, so that the result does not depend on their number.
     """
 
     def __init__(self, model: nn.Module, batch_size: int, lr: float, processes: Processes) -> None:
@@ -46,17 +46,17 @@ class Trainer:
         self.connected: nn.Module | None = None
         self.batch_size = batch_size
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-        # It does not know the last epoch, so that ten epochs and fifteen more are the same as 25.
+        # Independent of the number of epochs, so that ten epochs and fifteen more are the same as 25.
         self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, gamma=0.9)
         self.history: list[Epoch] = []
 
     def run_epoch(self, train: Digits, test: Digits, after_batch: Callable[[], object]) -> Epoch:
-        """Go over the digits once, in a new order and each a little shifted; then test."""
+        """Train on all digits once, in random order and randomly shifted, then test."""
         if self.connected is None:
             self.connected = self.processes.connect(self.model)
         self.connected.train()
         order = torch.randperm(len(train.y)).to(train.y.device)
-        totals = torch.zeros(2, device=train.y.device)  # stays there: reading it would stall an accelerator
+        totals = torch.zeros(2, device=train.y.device)  # on the device: a read would stall it
         start = time.perf_counter()
         for batch in order.split(self.batch_size):
             x, y = map(self.processes.share, (shifted(train.x[batch]), train.y[batch]))
@@ -70,10 +70,10 @@ class Trainer:
         return self.history[-1]
 
     def save(self, path: Path, settings: dict[str, Any]) -> None:
-        """Write a checkpoint: all that decides how training goes on, and the settings it began with.
+        """Write a checkpoint: the state of the training and its settings.
 
         Raises:
-            Unusable: it cannot be written.
+            Unusable: the file cannot be written.
         """
         state = {
             "settings": settings,
@@ -85,11 +85,11 @@ class Trainer:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        # Stopped while this is written, the run still has its checkpoint from before.
+        # Atomic: a run that is stopped here keeps its previous checkpoint.
         write(path, buffer.getvalue())
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -100,7 +100,7 @@ class Trainer:
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, rows: float
 ) -> Tensor:
-    """Learn from a batch, of so many rows on average over all processes: summed loss, how many were right."""
+    """Take one optimizer step; `rows` is the mean batch size per process. Return summed loss and hits."""
     logits = model(x)  # [B, C]
     loss = F.cross_entropy(logits, y, reduction="sum") / rows
     optimizer.zero_grad()
@@ -112,7 +112,7 @@ def train_step(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, digits: Digits) -> tuple[float, float]:
-    """Loss and accuracy."""
+    """Return loss and accuracy on the test set."""
     model.eval()
     logits = model(digits.x)
     return F.cross_entropy(logits, digits.y).item(), (logits.argmax(1) == digits.y).float().mean().item()

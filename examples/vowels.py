@@ -1,4 +1,4 @@
-"""Japanese Vowels: who says /ae/, from utterances of 7 to 29 steps."""
+"""Loads the data set Japanese Vowels: nine speakers say /ae/, in utterances of 7 to 29 steps."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ SPEAKERS, CHANNELS = 9, 12
 
 
 class Utterances(NamedTuple):
-    """Padded sequences, their lengths, and who speaks."""
+    """Padded sequences, their lengths and speakers."""
 
     x: Tensor  # [N, T, 12], float32, zero past each length
     lengths: Tensor  # [N], int64
@@ -20,20 +20,20 @@ class Utterances(NamedTuple):
 
 
 def load() -> tuple[Utterances, Utterances]:
-    """Read the 270 utterances to train on and the 370 to test on from the package aeon, without importing it.
+    """Read the 270 training and the 370 test utterances from the package aeon, without importing it.
 
     Raises:
         ModuleNotFoundError: aeon is not installed.
     """
     package = find_spec("aeon")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("the data are in the package aeon: pip install --no-deps aeon")
+        raise ModuleNotFoundError("the data set is in the package aeon: pip install --no-deps aeon")
     folder = Path(package.origin).parent / "datasets" / "data" / "JapaneseVowels"
     return read(folder / "JapaneseVowels_TRAIN.ts"), read(folder / "JapaneseVowels_TEST.ts")
 
 
 def read(path: Path) -> Utterances:
-    """Read a .ts file: a line for each utterance, channels and the speaker (1 to 9) separated by colons."""
+    """Read a .ts file: one utterance per line, channels and the speaker (1 to 9) separated by colons."""
     lines = path.read_text().partition("@data")[2].split()
     sequences, speakers = [], []
     for line in lines:

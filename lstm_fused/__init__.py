@@ -17,7 +17,7 @@ __version__ = version("lstm_fused")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import what needs an optional package, only when it is asked for."""
+    """Import the modules that need an optional package on first use."""
     if name in ("onnx", "plot"):
         return import_module(f"lstm_fused.{name}")
     raise AttributeError(f"module 'lstm_fused' has no attribute {name!r}")

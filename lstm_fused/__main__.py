@@ -1,4 +1,4 @@
-"""Say which engines run here, why the others do not, and which kernels were right: python -m lstm_fused."""
+"""Prints the engines, why one cannot run here, and which kernels passed their check: python -m lstm_fused."""
 
 import argparse
 import platform
@@ -12,7 +12,7 @@ from lstm_fused.backends.table import ENGINES, short
 
 
 def main() -> None:
-    """Print the versions, the table of engines, and what is on record about the kernels on each card."""
+    """Print the versions, the table of engines, and the kernels' verdicts on each card."""
     parser = argparse.ArgumentParser(prog="python -m lstm_fused", description=main.__doc__)
     parser.add_argument("--check", action="store_true", help="check the kernels at usual sizes, anew")
     arguments = parser.parse_args()
@@ -35,14 +35,14 @@ def main() -> None:
 
 
 def print_verdicts(check: bool) -> bool:
-    """Print what is on record about each card, or what a check finds now; whether all is right."""
+    """Print each card's recorded verdicts, or those of a new check; True if all kernels are right."""
     from lstm_fused.kernels import guard, verdicts
 
     right = True
     for device in cards():
         print(f"\n{verdicts.card_name(device)}, driver {verdicts.driver()}; LSTM_FUSED_GPU={guard.setting()}")
-        found = guard.check_usual(device) if check else verdicts.on_record(device)
-        for verdict in found:
+        results = guard.check_usual(device) if check else verdicts.on_record(device)
+        for verdict in results:
             print(f"{'right' if verdict.right else 'WRONG'}  {verdict.name}: {verdict.said}", flush=True)
             right &= verdict.right
         print(f"Verdicts are kept in {verdicts.cache_folder()}")

@@ -1,4 +1,4 @@
-"""All checks of the tensors users pass: each error names the argument, what was expected and what came."""
+"""Checks of the tensors that users pass; an error names the argument, what is expected and what was given."""
 
 from itertools import pairwise
 from typing import Any
@@ -11,7 +11,7 @@ from lstm_fused.autograd.autocast import computed_in
 from lstm_fused.autograd.tracing import has_values
 from lstm_fused.backends import table
 from lstm_fused.contract import SPECS, Variant
-from lstm_fused.errors import bad as bad  # as others import it from here
+from lstm_fused.errors import bad as bad  # re-exported
 from lstm_fused.errors import bad_type, shown
 from lstm_fused.layers.parameters import Parameters, Shapes
 
@@ -27,7 +27,7 @@ MEANINGS = {
 
 
 def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning: str, like: Tensor) -> None:
-    """Check that ``tensor`` has this shape, and the device and (but for autocast) dtype of the input."""
+    """Check that ``tensor`` has this shape, the input's device and, except under autocast, its dtype."""
     if not isinstance(tensor, Tensor):
         raise bad_type(argument, f"a tensor of shape {shape} = {meaning}", type(tensor).__name__)
     if tensor.layout is not torch.strided or tensor.is_nested:
@@ -41,13 +41,13 @@ def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning:
 
 
 def not_dense(argument: str, tensor: Tensor) -> Exception:
-    """The error for a tensor that is no plain one in memory; callers ask first, for a call takes longer."""
+    """The error for a sparse or nested tensor. Callers test inline, which is faster than a call."""
     kind = "nested" if tensor.is_nested else table.short(tensor.layout)
     return bad(argument, "a dense tensor", f"a {kind} one")
 
 
 def check_input(input: object, ranks: tuple[int, ...], meaning: str, input_size: int) -> None:
-    """Check that the input is a floating-point tensor of one of these ranks, ``input_size`` wide."""
+    """Check that the input is a floating-point tensor of one of these ranks with ``input_size`` features."""
     if not isinstance(input, Tensor):
         raise bad_type("input", f"a tensor {meaning}", type(input).__name__)
     if input.layout is not torch.strided or input.is_nested:
@@ -82,7 +82,7 @@ def check_lengths(lengths: object, batch: int, T: int) -> None:
     if lengths.shape != (batch,):
         raise bad("lengths", f"shape ({batch},) = (batch,)", tuple(lengths.shape))
     if batch == 0 or not has_values(lengths):
-        return  # engines stop at T whatever they say
+        return  # engines stop at T whatever the values
     inside = (lengths >= 0) & (lengths <= T)
     if lengths.is_cuda:
         # Reading the values would make the host wait for the GPU at every call.
@@ -92,10 +92,10 @@ def check_lengths(lengths: object, batch: int, T: int) -> None:
 
 
 def check_shares(argument: str, shares: Tensor) -> None:
-    """Check that these are shares, where the values can be read."""
+    """Check that the values are from 0 to 1, if they can be read."""
     if not has_values(shares):
         return
-    inside = (shares >= 0) & (shares <= 1)  # not where NaN
+    inside = (shares >= 0) & (shares <= 1)  # False for NaN
     if shares.is_cuda:
         torch._assert_async(inside.all(), f"{argument}: expected values from 0 to 1")
     elif not inside.all():
@@ -103,7 +103,7 @@ def check_shares(argument: str, shares: Tensor) -> None:
 
 
 def check_packed(packed: PackedSequence) -> None:
-    """Check what a PackedSequence is made of: PyTorch takes anything, and then reads past its end."""
+    """Check the fields of a PackedSequence: PyTorch accepts any, and then reads out of bounds."""
     data: Any
     batch_sizes: Any
     data, batch_sizes, order, back = packed
@@ -115,12 +115,12 @@ def check_packed(packed: PackedSequence) -> None:
         got = f"{batch_sizes.dtype} of shape {tuple(batch_sizes.shape)} on {batch_sizes.device}"
         raise bad("input", expected + "batch_sizes are a vector of int64 on the CPU", got)
     if (order is None) != (back is None):
-        raise bad("input", expected + "sorted_indices and unsorted_indices are there, or neither", "one")
+        raise bad("input", expected + "sorted_indices and unsorted_indices are both None or neither", "one")
     if not has_values(batch_sizes):
         return
     sizes = batch_sizes.tolist()
     if not sizes or sizes[-1] < 1 or any(a < b for a, b in pairwise(sizes)):
-        raise bad("input", expected + "batch_sizes are positive and never grow", shown(sizes))
+        raise bad("input", expected + "batch_sizes are positive and non-increasing", shown(sizes))
     if sum(sizes) != len(data):
         raise bad("input", expected + f"batch_sizes add up to its {len(data)} steps", sum(sizes))
     if order is None or back is None:
@@ -133,26 +133,26 @@ def check_packed(packed: PackedSequence) -> None:
             got = f"shape {tuple(indices.shape)} on {indices.device}"
             raise bad("input", expected + f"{name} have shape ({sizes[0]},) on {data.device}", got)
     if order.is_cuda:
-        return  # whose kernels assert on the device that an index is within range
+        return  # CUDA kernels assert that indices are within range
     if order.sort().values.tolist() != list(range(sizes[0])) or order.argsort().tolist() != back.tolist():
         got = f"{shown(order.tolist())} and {shown(back.tolist())}"
-        raise bad("input", expected + "sorted_indices and unsorted_indices undo each other", got)
+        raise bad("input", expected + "sorted_indices and unsorted_indices are inverse permutations", got)
 
 
 def check_torch(lstm: object) -> None:
-    """Check that this is a torch.nn.LSTM, and computes what one does."""
+    """Check that this is a torch.nn.LSTM with its own forward and parameters of one dtype and device."""
     if not isinstance(lstm, nn.LSTM):
         raise bad_type("lstm", "a torch.nn.LSTM", type(lstm).__name__)
     if type(lstm).forward is not nn.LSTM.forward:
-        raise bad("lstm", "a torch.nn.LSTM", f"{type(lstm).__name__}, a subclass with a forward of its own")
-    if len(made := {f"{parameter.dtype} on {parameter.device}" for parameter in lstm.parameters()}) != 1:
-        raise bad("lstm", "parameters of one dtype on one device", " and ".join(sorted(made)) or "none")
+        raise bad("lstm", "a torch.nn.LSTM", f"{type(lstm).__name__}, a subclass that overrides forward")
+    if len(kinds := {f"{parameter.dtype} on {parameter.device}" for parameter in lstm.parameters()}) != 1:
+        raise bad("lstm", "parameters of one dtype on one device", " and ".join(sorted(kinds)) or "none")
 
 
 def check_layer(
     input: Tensor, own: Parameters, hx: States | None, lengths: Tensor | None, variant: Variant
 ) -> None:
-    """Check everything `lstm_fused.lstm` takes."""
+    """Check the arguments of `lstm_fused.lstm`."""
     weight_ih, weight_hh, weight_hr = own.weight_ih, own.weight_hh, own.weight_hr
     for argument, weight in (("weight_ih", weight_ih), ("weight_hh", weight_hh)):
         expected = "a matrix of 4 * hidden_size rows"
@@ -200,13 +200,13 @@ def check_layer(
 
 
 def check_parameters(own: Parameters, shapes: Shapes, suffix: str, input: Tensor) -> None:
-    """Check the parameters of one layer in one direction, which may be replaced by any tensor.
+    """Check the parameters of one layer in one direction: users may replace them by any tensor.
 
     Args:
         own: the parameters.
-        shapes: the shape of each, in their order.
-        suffix: how their names end.
-        input: what they share dtype and device with.
+        shapes: their shapes, in the same order.
+        suffix: end of their names.
+        input: tensor whose dtype and device they must have.
     """
     dtype, device = input.dtype, input.device
     for (name, shape), parameter in zip(shapes.items(), own, strict=True):

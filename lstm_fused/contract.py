@@ -1,4 +1,4 @@
-"""The contract of an engine: what its forward and backward pass take and yield, stated once.
+"""The contract of an engine: the arguments and results of its forward and backward pass.
 
 An engine computes one layer in one direction over the whole sequence:
 
@@ -6,8 +6,8 @@ An engine computes one layer in one direction over the whole sequence:
     backward(saved: Saved, douts: OutputGradients) -> Gradients
 
 The operators' schemas, the shapes of their results, the batch axes for vmap and the differentiable inputs
-follow from the fields of these records. An operator takes the fields one by one, those of the variant too;
-`flatten` and `unflatten` convert.
+are derived from the fields of these records. An operator takes the fields one by one, including those of the
+variant; `flatten` and `unflatten` convert.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 
 Record = TypeVar("Record", bound=tuple[Any, ...])
-Kind = type[tuple[Any, ...]]  # of a record
+Kind = type[tuple[Any, ...]]  # type of a record
 
 
 class Spec(NamedTuple):
-    """What a tensor of the contract looks like."""
+    """Dimensions and dtype of a tensor of the contract."""
 
-    dims: str  # a name for each dimension; B is the batch
-    grad: bool = False  # whether it is differentiable
+    dims: str  # names of the dimensions; B is the batch
+    grad: bool = False  # True if it is differentiable
     dtype: str = ""  # "int64", "wide": the accumulation dtype, "saved": the engine's choice; else that of x
-    only_with: str = ""  # the argument without which an output is empty
+    only_with: str = ""  # an output is empty if this argument is None or False
 
 
 class Variant(NamedTuple):
-    """What a layer does beyond the textbook; by default nothing."""
+    """Optional parts of the recurrence; none by default."""
 
     gain_hh: Annotated[Tensor | None, Spec("4H", grad=True)] = None  # of the layer norm
     h_mask: Annotated[Tensor | None, Spec("B P")] = None
@@ -42,14 +42,14 @@ class Variant(NamedTuple):
 
     @staticmethod
     def of(*values: Any) -> "Variant":
-        """The variant of these values, in order; `PLAIN` itself if all are None, which is quick to tell."""
+        """Make a Variant; `PLAIN` itself if all values are None, so that callers can test `is PLAIN`."""
         for value in values:  # a loop: this runs in every call
             if value is not None:
                 return Variant(*values)
         return PLAIN
 
     def names(self) -> list[str]:
-        """The names of the values that are not None."""
+        """Names of the fields that are not None."""
         return [name for name, value in zip(self._fields, self, strict=True) if value is not None]
 
 
@@ -57,10 +57,10 @@ PLAIN = Variant()
 
 
 class Inputs(NamedTuple):
-    """What a forward pass takes."""
+    """Arguments of a forward pass."""
 
     x: Annotated[Tensor, Spec("T B I", grad=True)]
-    weight_ih: Annotated[Tensor | None, Spec("4H I", grad=True)]  # None: x is W_ih x already, [T, B, 4H]
+    weight_ih: Annotated[Tensor | None, Spec("4H I", grad=True)]  # None: x is already W_ih x, [T, B, 4H]
     weight_hh: Annotated[Tensor, Spec("4H P", grad=True)]
     bias: Annotated[Tensor | None, Spec("4H", grad=True)]
     peephole: Annotated[Tensor | None, Spec("3H", grad=True)]  # p_i, p_f, p_o
@@ -69,12 +69,12 @@ class Inputs(NamedTuple):
     c0: Annotated[Tensor, Spec("B H", grad=True)]
     lengths: Annotated[Tensor | None, Spec("B", dtype="int64")]
     reverse: bool
-    save: bool  # whether the backward pass will follow
+    save: bool  # True if a backward pass will follow
     variant: Variant = PLAIN
 
 
 class Outputs(NamedTuple):
-    """What a forward pass yields."""
+    """Results of a forward pass."""
 
     y: Annotated[Tensor, Spec("T B P")]  # h of every step
     h_n: Annotated[Tensor, Spec("B P")]
@@ -84,7 +84,7 @@ class Outputs(NamedTuple):
 
 
 class OutputGradients(NamedTuple):
-    """The gradients that a backward pass starts from; None is zero."""
+    """Gradients of the outputs, arguments of a backward pass; None is zero."""
 
     dy: Annotated[Tensor | None, Spec("T B P", grad=True)]
     dh_n: Annotated[Tensor | None, Spec("B P", grad=True)]
@@ -92,7 +92,7 @@ class OutputGradients(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What a backward pass takes besides."""
+    """The other arguments of a backward pass."""
 
     c: Annotated[Tensor, Spec("T B H", dtype="saved")]
     gates: Annotated[Tensor, Spec("T B 4H")]
@@ -107,45 +107,47 @@ class Saved(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What a backward pass yields; every other gradient follows from dxw."""
+    """Results of a backward pass; the other gradients are computed from dxw."""
 
     dxw: Annotated[Tensor, Spec("T B 4H")]  # d loss / d a
     dh0: Annotated[Tensor, Spec("B P")]
     dc0: Annotated[Tensor, Spec("B H")]
     dbias: Annotated[Tensor, Spec("4H")]
     dpeephole: Annotated[Tensor, Spec("3H")]  # zero without peepholes
-    dhw: Annotated[Tensor, Spec("T B 4H", only_with="gain_hh")]  # d loss / d W_hh h_{t-1}; else it is dxw
+    dhw: Annotated[Tensor, Spec("T B 4H", only_with="gain_hh")]  # d loss / d W_hh h_{t-1}; empty: equals dxw
 
 
 def flatten(*records: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The fields of records one by one, as an operator takes them."""
+    """The fields of records one by one, in the order of an operator's arguments."""
     flat: list[Any] = []
     for record in records:
-        for value in record:
-            if isinstance(value, Variant):
-                flat.extend(value)
-            else:
-                flat.append(value)
+        n = variant_at(type(record))
+        if n is None:
+            flat += record
+        else:
+            flat += record[:n]
+            flat += record[n]
+            flat += record[n + 1 :]
     return tuple(flat)
 
 
 def unflatten(flat: Sequence[Any], *records: Kind) -> tuple[Any, ...]:
-    """Records of these types from their fields; fields that lack at the end are as by default."""
+    """Undo `flatten` for records of these types; missing fields at the end have their defaults."""
     found: list[Any] = []
     start = 0
     for record in records:
-        values: list[Any] = []
-        for is_variant in variant_fields(record):
-            width = len(Variant._fields) if is_variant else 1
-            if start < len(flat):
-                values.append(Variant.of(*flat[start : start + width]) if is_variant else flat[start])
-            start += width
+        n, end = variant_at(record), start + width(record)
+        values = flat[start:end]
+        if n is not None and n < len(values):
+            after = n + width(Variant)
+            values = *values[:n], Variant.of(*values[n:after]), *values[after:]
         found.append(record(*values))
+        start = end
     return tuple(found)
 
 
 def mapped(change: Callable[[Tensor], Any], record: Record) -> Record:
-    """The record with each tensor changed."""
+    """The record with a function applied to each tensor."""
     return type(record)(
         *[
             mapped(change, v) if isinstance(v, Variant) else change(v) if isinstance(v, Tensor) else v
@@ -155,28 +157,35 @@ def mapped(change: Callable[[Tensor], Any], record: Record) -> Record:
 
 
 @cache
-def variant_fields(record: Kind) -> tuple[bool, ...]:
-    """Whether each field of a record is a `Variant`."""
-    return tuple(hint is Variant for hint in get_type_hints(record).values())
+def variant_at(record: Kind) -> int | None:
+    """Position of the field of a record that is a `Variant`, or None."""
+    kinds = list(get_type_hints(record).values())
+    return kinds.index(Variant) if Variant in kinds else None
+
+
+@cache
+def width(record: Kind) -> int:
+    """Number of fields, those of a variant one by one."""
+    return len(hints(record))
 
 
 def hints(*records: Kind) -> dict[str, Any]:
-    """The types of the fields of records one by one."""
-    found: dict[str, Any] = {}
+    """Type hints of the fields of records, by name, in `flatten`'s order."""
+    fields: dict[str, Any] = {}
     for record in records:
         for name, hint in get_type_hints(record, include_extras=True).items():
-            found |= hints(Variant) if hint is Variant else {name: hint}
-    return found
+            fields |= hints(Variant) if hint is Variant else {name: hint}
+    return fields
 
 
 @cache
 def specs(*records: Kind) -> tuple[Spec | None, ...]:
-    """The spec of each field in `flatten`'s order; None for those that are no tensors."""
+    """The spec of each field in `flatten`'s order; None for fields that are not tensors."""
     return tuple(next(iter(getattr(hint, "__metadata__", ())), None) for hint in hints(*records).values())
 
 
 def batch_axes(*records: Kind) -> tuple[int | None, ...]:
-    """Where each field has its batch, in `flatten`'s order; None for weights and what is no tensor."""
+    """The batch dimension of each field, in `flatten`'s order; None for weights and non-tensors."""
     return tuple(
         None if spec is None or "B" not in (dims := spec.dims.split()) else dims.index("B")
         for spec in specs(*records)
@@ -184,7 +193,7 @@ def batch_axes(*records: Kind) -> tuple[int | None, ...]:
 
 
 def schema(takes: tuple[Kind, ...], yields: Kind) -> str:
-    """The schema of an operator that takes the fields of these records."""
+    """The schema of an operator with the fields of these records as arguments."""
     records: tuple[Any, ...] = (*takes, Variant)
     optional = {name for record in records for name in record._field_defaults}
 
@@ -203,13 +212,13 @@ def schema(takes: tuple[Kind, ...], yields: Kind) -> str:
 def empty_outputs(
     takes: dict[str, Any], yields: type[Record], like: Tensor, saved_dtype: torch.dtype
 ) -> Record:
-    """What an operator yields, as empty tensors.
+    """Empty tensors with the shapes and dtypes of an operator's results.
 
     Args:
-        takes: its arguments by name; those as by default may lack.
-        yields: the record of its results.
-        like: has the dtype and device of the results.
-        saved_dtype: the dtype that the engine saves c in.
+        takes: the operator's arguments by name; those with defaults may be missing.
+        yields: the record of the results.
+        like: tensor with the dtype and device of the results.
+        saved_dtype: the dtype in which the engine saves c.
     """
     sizes: dict[str, Any] = {}
     for name, value in takes.items():
@@ -227,7 +236,7 @@ def empty_outputs(
 
 
 RECORDS = Variant, Inputs, Outputs, OutputGradients, Saved, Gradients
-INPUTS = tuple(hints(Inputs))  # the names of the forward operators' arguments
+INPUTS = tuple(hints(Inputs))  # names of the forward operators' arguments
 BACKWARD_INPUTS = tuple(hints(OutputGradients, Saved))
 SAVE = INPUTS.index("save")
 DIFFERENTIABLE = tuple(n for n, spec in enumerate(specs(Inputs)) if spec is not None and spec.grad)

@@ -1,4 +1,4 @@
-"""The public name of `lstm_fused.interop.convert`: weights of Keras and TensorFlow."""
+"""The public name of `lstm_fused.interop.convert`: imports weights of Keras and TensorFlow."""
 
 from lstm_fused.interop.convert import from_keras, from_tensorflow
 

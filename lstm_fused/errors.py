@@ -1,15 +1,15 @@
-"""The error that every check raises: the argument, what was expected and what came, in one line."""
+"""Errors of all argument checks: one line with the argument, what was expected and what was given."""
 
 
 class ArgumentError(ValueError, RuntimeError):
-    """An argument cannot be used; where torch.nn.LSTM says ValueError or RuntimeError, this is either.
+    """An argument is invalid. It is a ValueError and a RuntimeError, because torch.nn.LSTM raises either.
 
-    It is a TypeError as well where the argument's type is at fault.
+    If the argument has a wrong type, it is a TypeError as well.
     """
 
 
 class ArgumentTypeError(ArgumentError, TypeError):
-    """An argument is of a type that cannot be used."""
+    """An argument has a wrong type."""
 
 
 def bad(argument: str, expected: str, got: object) -> ArgumentError:

@@ -1,4 +1,4 @@
-"""One layer in one direction as a function: checks, the engine's choice, with or without gradients."""
+"""`lstm`: one layer in one direction; checks arguments, chooses the engine and calls it."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -13,13 +13,13 @@ from lstm_fused.autograd.function import LSTMFunction
 from lstm_fused.autograd.operators import below_autograd, forward_op
 from lstm_fused.backends.table import UNASKED, select
 from lstm_fused.checks import States, check_layer
-from lstm_fused.contract import DIFFERENTIABLE, PLAIN, Inputs, Variant, flatten, mapped
+from lstm_fused.contract import PLAIN, Inputs, Variant, flatten, mapped
 from lstm_fused.layers.layer_norm import layer_norm
 from lstm_fused.layers.options import bound, flag
 from lstm_fused.layers.parameters import Parameters
 from lstm_fused.reference import is_valid
 
-NOTHING = nullcontext()
+NO_CONTEXT = nullcontext()
 
 
 def lstm(
@@ -62,12 +62,12 @@ def lstm(
         lengths: valid steps of each sequence, from 0 to T, integers of shape (B,), on any device, in any
             order. Outputs past a length are zero, states are those of the last valid step.
         reverse: run from the last valid step to the first.
-        h_mask: what multiplies h on its way into W_hh at every step, shape (B, P or H): recurrent dropout. No
+        h_mask: factor of h_{t-1} in W_hh h_{t-1} at every step, shape (B, P or H): recurrent dropout. No
             gradient flows to it, nor to the next two.
         zoneout_h: share of the old h that each step keeps, 0 to 1, shape (T, B, P or H).
         zoneout_c: share of the old c that each step keeps, 0 to 1, shape (T, B, H).
         cell_clip: bound on the magnitude of c; None has none.
-        engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that serves.
+        engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that can serve.
 
     Returns:
         The outputs (T, B, P or H), and the last states h_n (B, P or H) and c_n (B, H).
@@ -91,7 +91,7 @@ def run_layer(
     engine: str | None,
     variant: Variant,
 ) -> tuple[Tensor, States]:
-    """`lstm` for arguments that were checked before."""
+    """`lstm` for checked arguments."""
     device, dtype = input.device, input.dtype
     casting = autocast.enabled(device)
     if casting:
@@ -108,41 +108,42 @@ def run_layer(
         hx = h0, h0 if P == H and not tracing.recorded() else input.new_zeros(B, H)
     if lengths is not None:
         lengths = lengths.to(device, torch.int64)
+    recorded = tracing.recorded()
+    save = not recorded and (tracing.under_transform() or requires_grad((input, *own, *hx)))
     weights = own.weight_ih, own.weight_hh, bias, own.peephole, own.weight_hr
-    inputs = Inputs(input, *weights, *hx, lengths, reverse, False, variant)
+    inputs = Inputs(input, *weights, *hx, lengths, reverse, save, variant)
     if casting:
         inputs = mapped(partial(cast, dtype=dtype), inputs)
-    with autocast.off(device) if casting else NOTHING:
+    with autocast.off(device) if casting else NO_CONTEXT:
         if own.gain_ih is not None:
             inputs = normalized_inputs(inputs, cast(own.gain_ih, dtype))
-        # Defaults at the end are left out, so that the dispatcher has less to do.
-        operands = inputs[:-1] if variant is PLAIN else flatten(inputs)
-        if tracing.recorded():  # the program keeps the operator, whose kernels find its derivatives
-            y, h_n, c_n, _, _ = forward_op[chosen](*operands)
-        elif tracing.transformed() or requires_grad(operands[n] for n in DIFFERENTIABLE if n < len(operands)):
-            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *flatten(inputs._replace(save=True)))
+        if save:
+            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *flatten(inputs))
         else:
-            with below_autograd():
+            # Trailing defaults are omitted, which saves the dispatcher time.
+            operands = inputs[:-1] if variant is PLAIN else flatten(inputs)
+            # A recorded program holds the operator; dispatch.py has its derivatives.
+            with NO_CONTEXT if recorded else below_autograd():
                 y, h_n, c_n, _, _ = forward_op[chosen](*operands)
     return y, (h_n, c_n)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in autocast's dtype, but for lengths."""
+    """The tensor in the autocast dtype; lengths stay integers."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def in_rows(states: list[Tensor]) -> Tensor:
-    """Those of each layer and direction, [B, H], below each other; nobody else may have them."""
+def stack_states(states: list[Tensor]) -> Tensor:
+    """Stack the states [B, H] of all layers and directions. A single one is viewed: use it no further."""
     if len(states) > 1 or tracing.recorded():
         return torch.stack(states)
-    # No view for autograd: it can be detached and changed in place like any other output.
+    # Not a view for autograd: like other outputs, it can be detached and changed in place.
     row: Tensor = torch.ops.aten._unsafe_view.default(states[0], (1, *states[0].shape))
     return row
 
 
 def normalized_inputs(inputs: Inputs, gain: Tensor) -> Inputs:
-    """The inputs with W_ih x_t through its layer norm in place of x, which no recurrence has to wait for."""
+    """Replace x by the layer norm of W_ih x_t of all steps, computed before the recurrence."""
     x, weight_ih, lengths = inputs.x, inputs.weight_ih, inputs.lengths
     if lengths is not None:  # padding may be NaN, and 0 * NaN is NaN
         x = torch.where(is_valid(lengths, x.shape[0]), x, torch.zeros_like(x))

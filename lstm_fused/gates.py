@@ -1,4 +1,4 @@
-"""`inspect`: what every gate did at every step, as the forward pass keeps it for the backward pass."""
+"""`inspect`: gates and cell state of every step, taken from what the forward pass saves for backward."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,24 +17,24 @@ from lstm_fused.reference import is_valid
 
 
 class Gates(NamedTuple):
-    """The gates of one layer in one direction after each step, and the cell state they left.
+    """The gates and the cell state of one layer in one direction at each step.
 
     Each has the layout of the module's input with H features: (T, B, H), (B, T, H) or (T, H). The equations
     are those of `lstm_fused.reference`.
     """
 
-    i: Tensor  # how much new is let in, 0 to 1
-    f: Tensor  # what share of the long-term memory is kept, 0 to 1
-    g: Tensor  # what new there is, -1 to 1
-    o: Tensor  # how much is shown, 0 to 1
-    c: Tensor  # the long-term memory, float32 at least
+    i: Tensor  # share of g that is let in, 0 to 1
+    f: Tensor  # share of the cell state that is kept, 0 to 1
+    g: Tensor  # candidate, -1 to 1
+    o: Tensor  # share of tanh(c) that is shown, 0 to 1
+    c: Tensor  # cell state, float32 at least
 
 
 @torch.no_grad()
 def inspect(
     module: LSTM, input: Tensor, hx: States | None = None, lengths: Tensor | None = None
 ) -> dict[str, Gates]:
-    """Run a module and return what its gates did, past a length zero; no gradient flows.
+    """Run a module without gradients and return its gates and cell states, zero past a length.
 
     Args:
         module: the module, with any engine; in eval mode if it has dropout or zoneout.
@@ -43,11 +43,11 @@ def inspect(
         lengths: valid steps of each sequence, as the module takes them.
 
     Returns:
-        The gates of each layer and direction, by the end of the names of its parameters: "l0", "l0_reverse",
-        "l1" and so on.
+        The gates of each layer and direction, by the suffix of its parameters: "l0", "l0_reverse", "l1" and
+        so on.
 
     Raises:
-        ArgumentError: the module is no `lstm_fused.LSTM`, or would draw dropout or zoneout at random, or an
+        ArgumentError: the module is not an `lstm_fused.LSTM`, or would draw dropout or zoneout, or an
             argument has the wrong rank, size, dtype, device or value.
     """
     if not isinstance(module, LSTM):
@@ -56,7 +56,7 @@ def inspect(
     rates["dropout"] = module.dropout if module.num_layers > 1 else 0.0
     random = ", ".join(f"{name}={rate}" for name, rate in rates.items() if rate)
     if module.training and random:
-        raise bad("module", "eval mode, where nothing is random", f"training mode with {random}")
+        raise bad("module", "eval mode", f"training mode with {random}")
     if isinstance(input, PackedSequence):
         raise bad("input", "a padded tensor, with lengths", "a PackedSequence")
     with Saving() as run:
@@ -77,7 +77,7 @@ def inspect(
 
 
 class Saving(TorchDispatchMode):
-    """Makes every forward operator that runs meanwhile save its cell states and gates, and gathers them."""
+    """Dispatch mode that runs every forward operator with save=True and collects cell states and gates."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Saving(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run an operator, with save=True if it is one of ours."""
+        """Run an operator, with save=True if it is a forward operator."""
         if func not in forward_op.values():
             return func(*args, **(kwargs or {}))
         out = func(*args[:SAVE], True, *args[SAVE + 1 :])

@@ -1,4 +1,4 @@
-"""The public name of `lstm_fused.interop.onnx`: ONNX files."""
+"""The public name of `lstm_fused.interop.onnx`: reads and writes ONNX files."""
 
 from lstm_fused.interop.onnx import export, from_onnx
 

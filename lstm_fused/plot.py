@@ -1,4 +1,4 @@
-"""The picture of what one sequence made the gates do; needs the package matplotlib."""
+"""Draws gates and cell states over one sequence; needs the package matplotlib."""
 
 from collections.abc import Mapping
 
@@ -29,19 +29,19 @@ PANEL, OVERALL = 2.4, 1.8  # inches
 def draw_gates(
     gates: Gates, *, input: Tensor | None = None, reverse: bool = False, title: str = ""
 ) -> Figure:
-    """Draw what the gates and the memory of every cell did over one sequence; time runs downwards.
+    """Draw the gates and the memory of every cell over one sequence; time runs downwards.
 
-    A column is the same cell in every panel, and cells that behave alike stand together. The last panel has
-    the shares over all cells: how much of the memory was kept, of what is new let in, of what there is shown.
+    A column is the same cell in every panel, and similar cells stand side by side. The last panel has the
+    shares over all cells: of the memory that is kept, of the candidate let in, of the memory shown.
 
     Args:
-        gates: those of one layer over one sequence, each (T, H), as `lstm_fused.inspect` returns them.
-        input: the sequence itself, (T, I), to be drawn beside.
+        gates: gates of one layer over one sequence, each (T, H), as `lstm_fused.inspect` returns them.
+        input: the sequence itself, (T, I), to draw beside them.
         reverse: whether the layer ran from the last step to the first.
-        title: what it is.
+        title: title of the figure.
 
     Returns:
-        The figure, whose ``savefig`` writes it.
+        The figure; write it with its ``savefig``.
 
     Raises:
         ArgumentError: the gates are not those of one sequence, or the input has another T.
@@ -53,7 +53,7 @@ def draw_gates(
     if input is not None:
         check_input(input, T)
     gates = Gates(*(value.detach().cpu().double() for value in gates))
-    order = by_likeness(gates)
+    order = similarity_order(gates)
 
     widths = [PANEL] * (4 if input is None else 5) + [OVERALL]
     figure = Figure(figsize=(sum(widths), 4.2), layout="constrained")
@@ -81,7 +81,7 @@ def draw_gates(
 
 
 def check_gates(gates: object) -> None:
-    """Check that these are the gates of one layer, not all that `lstm_fused.inspect` returns."""
+    """Check that these are the gates of one layer, not the dict that `lstm_fused.inspect` returns."""
     if not isinstance(gates, Gates):
         got = type(gates).__name__
         if isinstance(gates, Mapping):
@@ -90,7 +90,7 @@ def check_gates(gates: object) -> None:
 
 
 def check_input(input: object, T: int) -> None:
-    """Check that this is a sequence of as many steps."""
+    """Check that this is a sequence of T steps."""
     if not isinstance(input, Tensor):
         raise bad_type("input", f"a tensor of shape ({T}, I)", type(input).__name__)
     if input.dim() != 2 or len(input) != T:
@@ -113,7 +113,9 @@ def draw_overall(axes: Axes, gates: Gates, reverse: bool) -> None:
     acts_on = {"f": c_prev, "i": gates.g, "o": gates.c.tanh()}
     for name, (meaning, colour) in SHARES.items():
         amount = acts_on[name].abs()  # [T, H]
-        share = (getattr(gates, name) * amount).sum(1) / amount.sum(1)  # NaN, a gap, where there is nothing
+        share = (getattr(gates, name) * amount).sum(1) / amount.sum(
+            1
+        )  # NaN, drawn as a gap, if there is no amount
         axes.plot(share.numpy(), range(len(share)), color=colour, label=meaning)
     axes.set_title("over all cells", loc="left")
     axes.set_xlim(0, 1)
@@ -123,11 +125,11 @@ def draw_overall(axes: Axes, gates: Gates, reverse: bool) -> None:
     axes.legend(frameon=False, handlelength=0.8, fontsize=8, loc="best")
 
 
-def by_likeness(gates: Gates) -> Tensor:
-    """An order of the cells in which those stand together that behave alike, [H].
+def similarity_order(gates: Gates) -> Tensor:
+    """Order of the cells, [H], that places similar ones side by side.
 
-    It is that of their angles in the plane of the first two principal components, where the memory weighs as
-    much as the three gates together.
+    Cells are sorted by angle in the plane of the first two principal components. The memory has the weight of
+    the three gates together.
     """
     shares = torch.cat([gates.f, gates.i, gates.o]) - 0.5  # [3T, H]
     memory = gates.c * (shares.norm() / gates.c.norm().clamp_min(1e-9))

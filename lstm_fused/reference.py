@@ -18,14 +18,14 @@ Half precision: products and sums are float32, h is rounded to the tensor's dtyp
 A sequence stops at its length: later outputs and gates are zero, the states are those of its last step,
 and the reverse direction starts at that step.
 
-Variants, each alone or with others; with a projection, h is what it yields (docs/variants.md has the papers):
+Variants, alone or combined; with a projection, h is the projected state (docs/variants.md has the papers):
 
     recurrent dropout  W_hh (mask * h_{t-1}), one mask for all steps; the product in parentheses in h's dtype
-    layer norm         gain * (W_hh h_{t-1} - mean) / sqrt(variance + 1e-5) in place of W_hh h_{t-1}, the mean
-                       and the variance those of its 4H numbers; W_ih x_t was treated so before, outside
+    layer norm         gain * (W_hh h_{t-1} - mean) / sqrt(variance + 1e-5) in place of W_hh h_{t-1}, mean and
+                       variance over its 4H elements; W_ih x_t is normalized so before the recurrence
     cell clip          c_t is min(max(f_t * c_{t-1} + i_t * g_t, -clip), clip), for o_t and h_t too
     zoneout            z_h * h_{t-1} + (1 - z_h) * h_t in place of h_t, and z_c * c_{t-1} + (1 - z_c) * c_t in
-                       place of c_t, after all else: o_t and tanh see c_t as it was
+                       place of c_t, as the last operation: o_t and tanh use c_t from before it
 """
 
 from collections.abc import Iterable
@@ -48,7 +48,7 @@ def forward(inputs: Inputs) -> Outputs:
     mask, wide = variant.h_mask, accumulation_dtype(x.dtype)
     W_hh, W_hr, p, gain = widened(wide, inputs.weight_hh, inputs.weight_hr, inputs.peephole, variant.gain_hh)
     if lengths is not None:
-        # Padding may hold anything, NaN included, and must not reach a gradient as 0 * NaN.
+        # Padding may hold NaN, and 0 * NaN would reach the gradients.
         x = torch.where(is_valid(lengths, T), x, torch.zeros_like(x))
     xw = input_products(x, inputs.weight_ih, inputs.bias)
 
@@ -87,14 +87,14 @@ def input_products(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None) -> 
     b = None if bias is None else bias.to(wide)
     if weight_ih is None:
         return x.to(wide) if b is None else x.to(wide) + b
-    # All steps at once; but in float64 a sequence in pieces is to equal the whole one bit for bit, and what a
-    # library's product rounds to depends on how many rows there are, and where in memory.
-    parts = [part.clone() for part in x.split(1)] if wide == torch.float64 else [x]
-    return torch.cat([F.linear(part.to(wide), weight_ih.to(wide), b) for part in parts])
+    # One product for all steps. In float64 one per step: a sequence in pieces must equal the whole one bit
+    # for bit, and a library's rounding depends on the number of rows and their alignment.
+    pieces = [piece.clone() for piece in x.split(1)] if wide == torch.float64 else [x]
+    return torch.cat([F.linear(piece.to(wide), weight_ih.to(wide), b) for piece in pieces])
 
 
 def backward(saved: Saved, douts: OutputGradients) -> Gradients:
-    """Carry the gradients of y, h_n and c_n back over the whole sequence."""
+    """Propagate the gradients of y, h_n and c_n back through the whole sequence."""
     gates, lengths, reverse, variant, hw = saved.gates, saved.lengths, saved.reverse, saved.variant, saved.hw
     T, B, H = saved.c.shape
     mask, clip, wide = variant.h_mask, variant.cell_clip, accumulation_dtype(gates.dtype)
@@ -150,13 +150,13 @@ def cell_forward(
     """One step from the pre-activations ``a`` [B, 4H]: o * tanh(c) [B, H], c [B, H], gates [B, 4H]."""
     p_i, p_f, p_o = split(peephole)
     a_i, a_f, a_g, a_o = a.chunk(4, dim=-1)
-    i = torch.sigmoid(a_i + see(p_i, c_prev))
-    f = torch.sigmoid(a_f + see(p_f, c_prev))
+    i = torch.sigmoid(a_i + peep(p_i, c_prev))
+    f = torch.sigmoid(a_f + peep(p_f, c_prev))
     g = torch.tanh(a_g)
     c = f * c_prev + i * g
     if clip is not None:
         c = c.clamp(-clip, clip)
-    o = torch.sigmoid(a_o + see(p_o, c))
+    o = torch.sigmoid(a_o + peep(p_o, c))
     return o * torch.tanh(c), c, torch.cat([i, f, g, o], dim=-1)
 
 
@@ -174,18 +174,18 @@ def cell_backward(
     i, f, g, o = gates.chunk(4, dim=-1)
     s = torch.tanh(c)
     da_o = dm * s * o * (1 - o)
-    dc = dc + dm * o * (1 - s * s) + see(p_o, da_o)
+    dc = dc + dm * o * (1 - s * s) + peep(p_o, da_o)
     if clip is not None:
         dc = dc * ((f * c_prev + i * g).abs() <= clip)
     da_i = dc * g * i * (1 - i)
     da_f = dc * c_prev * f * (1 - f)
     da_g = dc * i * (1 - g * g)
-    dc_prev = dc * f + see(p_i, da_i) + see(p_f, da_f)
+    dc_prev = dc * f + peep(p_i, da_i) + peep(p_f, da_f)
     return torch.cat([da_i, da_f, da_g, da_o], dim=-1), dc_prev
 
 
 def zone_out(new: Tensor, old: Tensor, zoneout: Tensor | None, t: int) -> Tensor:
-    """The share z of the old state and 1 - z of the new one."""
+    """Z * old + (1 - z) * new at step t."""
     if zoneout is None:
         return new
     z = zoneout[t].to(new.dtype)
@@ -193,7 +193,7 @@ def zone_out(new: Tensor, old: Tensor, zoneout: Tensor | None, t: int) -> Tensor
 
 
 def zone_back(d: Tensor, zoneout: Tensor | None, t: int) -> tuple[Tensor, Tensor | float]:
-    """The gradients of the new state and, past all else, of the old one."""
+    """The gradients of `zone_out` with respect to the new and the old state."""
     if zoneout is None:
         return d, 0.0
     z = zoneout[t].to(d.dtype)
@@ -203,7 +203,7 @@ def zone_back(d: Tensor, zoneout: Tensor | None, t: int) -> tuple[Tensor, Tensor
 def cell_before_zoneout(
     c: Tensor, c_prev: Tensor, gates: Tensor, zoneout_c: Tensor | None, clip: float | None
 ) -> Tensor:
-    """The c that o_t and h_t saw, of every step [T, B, H]: the one saved, or it follows from the gates."""
+    """C before zoneout of every step, [T, B, H]: the saved c, or recomputed from the gates with zoneout."""
     if zoneout_c is None:
         return c
     i, f, g, _ = gates.to(c.dtype).chunk(4, dim=-1)
@@ -215,13 +215,13 @@ def layer_norm(v: Tensor, gain: Tensor) -> Tensor:
     """Gain * (v - mean) / sqrt(variance + 1e-5) over the last dimension."""
     recording = torch.is_grad_enabled() and (v.requires_grad or gain.requires_grad)
     if recording or torch._C._are_functorch_transforms_active():
-        # PyTorch's is wrong from the third derivative on, and in forward over forward mode.
+        # PyTorch's layer norm has wrong third and forward-over-forward derivatives.
         return composed_layer_norm(v, gain)
     return F.layer_norm(v, gain.shape, gain, eps=EPS)
 
 
 def composed_layer_norm(v: Tensor, gain: Tensor) -> Tensor:
-    """The same, composed of operations that are differentiable any number of times."""
+    """The same, composed of operations that are differentiable to any order."""
     wide = accumulation_dtype(v.dtype)
     if v.dtype == wide:
         return gain * normalized(v)[0]
@@ -229,7 +229,7 @@ def composed_layer_norm(v: Tensor, gain: Tensor) -> Tensor:
 
 
 def norm_backward(da: Tensor, hw: Tensor, gain: Tensor) -> Tensor:
-    """From d loss / d a to d loss / d (W_hh h_{t-1}), back through the layer norm; all [B, 4H]."""
+    """Layer norm's backward: from d loss / d a to d loss / d (W_hh h_{t-1}), all [B, 4H]."""
     n, rstd = normalized(hw)
     dn = da * gain
     return rstd * (dn - dn.mean(-1, keepdim=True) - n * (dn * n).mean(-1, keepdim=True))
@@ -243,7 +243,7 @@ def normalized(hw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def if_valid(value: Tensor, lengths: Tensor | None, t: int) -> Tensor:
-    """A step's [B, ...] with zeros past the lengths."""
+    """The values [B, ...] of step t, zero past the lengths."""
     return value if lengths is None else torch.where((t < lengths)[:, None], value, torch.zeros_like(value))
 
 
@@ -252,18 +252,18 @@ def split(peephole: Tensor | None) -> tuple[Tensor | None, ...]:
     return (None, None, None) if peephole is None else peephole.chunk(3)
 
 
-def see(p: Tensor | None, state: Tensor) -> Tensor | float:
-    """What passes through a peephole; without one nothing does, not even 0 * inf."""
+def peep(p: Tensor | None, state: Tensor) -> Tensor | float:
+    """P * state, or 0 without peepholes, where 0 * inf would be NaN."""
     return 0.0 if p is None else p * state
 
 
 def time_steps(T: int, reverse: bool) -> Iterable[int]:
-    """The order in which the recurrence meets the steps."""
+    """Step indices in the order of the recurrence."""
     return range(T - 1, -1, -1) if reverse else range(T)
 
 
 def previous(states: Tensor, first: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
-    """The state each step starts from [T, B, H], given the states after it and the initial one [B, H]."""
+    """The state before each step, [T, B, H], from the states after each step and the initial one [B, H]."""
     T = states.shape[0]  # not len, which would fix a symbolic size
     if not reverse:
         return torch.cat([first[None], states[:-1]])[:T]
@@ -275,7 +275,7 @@ def previous(states: Tensor, first: Tensor, lengths: Tensor | None, reverse: boo
 
 
 def is_valid(lengths: Tensor, T: int) -> Tensor:
-    """Which steps lie within their sequence, [T, B, 1]."""
+    """True for steps within their sequence, [T, B, 1]."""
     return (torch.arange(T, device=lengths.device)[:, None] < lengths)[:, :, None]
 
 

@@ -1,4 +1,4 @@
-"""The cases every engine is tested on, as data; the benchmarks take theirs from here too."""
+"""The cases that every engine is tested on, as data; the benchmarks use them too."""
 
 import os
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ class Case:
     lengths: tuple[int, ...] | None = None
     reverse: bool = False
     layout: str = "contiguous"  # or "strided", "expanded"
-    fine: bool = False  # numbers with all of float32's digits, for no shorter dtype
+    fine: bool = False  # values with all 24 significant bits of float32; else 8, exact in every dtype
     recurrent_dropout: bool = False
     zoneout_h: bool = False
     zoneout_c: bool = False
@@ -36,7 +36,7 @@ class Case:
 
     @property
     def varied(self) -> bool:
-        """Whether it goes beyond the textbook."""
+        """Whether the case uses a variant of the recurrence."""
         masks = self.recurrent_dropout or self.zoneout_h or self.zoneout_c
         return masks or self.layer_norm or self.cell_clip is not None
 
@@ -82,7 +82,7 @@ CASES = (
     Case("wide_input", T=3, B=4, I=300, H=18),
 )
 
-# What goes beyond the textbook.
+# Variants of the recurrence.
 VARIANTS = (
     replace(PLAIN, name="recurrent_dropout", recurrent_dropout=True),
     replace(PLAIN, name="recurrent_dropout_projection_lengths", recurrent_dropout=True, P=11, lengths=UNEVEN),
@@ -116,7 +116,8 @@ VARIANTS = (
     replace(EVERY_VARIANT, name="every_variant_empty_batch", T=4, B=0, I=5, H=7),
 )
 
-# What a matrix unit of bfloat16 multiplies in parts, of which numbers with few digits have but one.
+# Values with 24 significant bits: AMX multiplies float32 as bf16x3, and values that are exact in bfloat16
+# would test only one of the three terms.
 FINE = Case("fine", T=40, B=35, I=20, H=37, fine=True)
 GAPS = (*range(0, 40, 2), *range(40, 25, -1))
 FINE_CASES = (
@@ -126,7 +127,7 @@ FINE_CASES = (
     replace(FINE, name="fine_projection_lengths", P=33, lengths=GAPS),
     replace(FINE, name="fine_strided", layout="strided"),
     replace(FINE, name="fine_short", T=6),
-    replace(FINE, name="fine_halfway", T=24, B=31),  # without gradients W_hh alone in parts
+    replace(FINE, name="fine_halfway", T=24, B=31),  # without gradients only W_hh is in bf16x3
     replace(FINE, name="fine_long_sums", T=8, B=24, H=260, lengths=(*range(8), *range(8, 0, -1), *range(8))),
     replace(FINE, name="fine_few_rows", T=200, B=5, I=9, H=19),
     replace(FINE, name="fine_whole_vectors", T=30, B=32, I=64, H=64),
@@ -134,7 +135,7 @@ FINE_CASES = (
     replace(ZONEOUT, name="fine_zoneout_projection", T=40, B=35, P=33, recurrent_dropout=True, fine=True),
 )
 
-# What the benchmarks time; the tests run them too, over fewer steps.
+# The sizes of the benchmarks; the tests run them over fewer steps.
 TIMED = (
     Case("mnist", T=28, B=64, I=28, H=128),
     Case("mid", T=100, B=32, I=128, H=256),
@@ -147,7 +148,7 @@ TIMED = (
 
 
 def shortened(case: Case, T: int) -> Case:
-    """The first steps of a case, at most T."""
+    """Return the case with at most T steps."""
     lengths = None if case.lengths is None else tuple(min(length, T) for length in case.lengths)
     return replace(case, T=min(case.T, T), lengths=lengths)
 
@@ -157,25 +158,25 @@ GAINS = ("gain_ih", "gain_hh")
 
 
 def make_lengths(case: Case, device: str = DEVICE) -> Tensor | None:
-    """The lengths of a case, as operators take them."""
+    """Return the lengths of a case as the operators take them."""
     return None if case.lengths is None else torch.tensor(case.lengths, device=device)
 
 
 def make_tensors(
-    case: Case, dtype: torch.dtype, seed: int = 0, device: str = DEVICE, near: int = 0
+    case: Case, dtype: torch.dtype, seed: int = 0, device: str = DEVICE, perturbation: int = 0
 ) -> dict[str, Tensor | None]:
-    """The differentiable inputs of a case, by name; the same numbers everywhere but for rounding.
+    """Return the differentiable inputs of a case by name; a seed gives the same values in every dtype.
 
-    With ``near``, a neighbour of that draw: two thirds of its numbers are changed by a hundredth or less.
+    A nonzero ``perturbation`` seeds a relative change of 2**-7 of two thirds of the values.
     """
     T, B, I, H, P = case.T, case.B, case.I, case.H, case.P or case.H
-    generator, nearby = (torch.Generator().manual_seed(n) for n in (seed, near))
+    generator, changes = (torch.Generator().manual_seed(n) for n in (seed, perturbation))
 
     def draw(*shape: int, scale: float) -> Tensor:
         values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") * scale
-        if near:
-            values *= 1 + 2**-7 * torch.randint(-1, 2, shape, generator=nearby, device="cpu")
-        # Exact in every dtype, so that all see one problem.
+        if perturbation:
+            values *= 1 + 2**-7 * torch.randint(-1, 2, shape, generator=changes, device="cpu")
+        # Exact in every dtype, so that all dtypes solve the same problem.
         values = values.to(torch.float32 if case.fine else torch.bfloat16).to(device, dtype)
         if case.layout == "strided":
             spaced = values.new_full((*(2 * n for n in shape),), torch.nan)
@@ -219,7 +220,7 @@ def layer_saved(inputs: Inputs, out: Outputs) -> Saved:
 def make_masks(
     case: Case, dtype: torch.dtype, seed: int = 0, device: str = DEVICE
 ) -> dict[str, Tensor | None]:
-    """What recurrent dropout and zoneout of a case multiply with: any share, 0 and 1 among them."""
+    """Return the masks of recurrent dropout and zoneout of a case: values in [0, 1], the ends included."""
     T, B, H, P = case.T, case.B, case.H, case.P or case.H
     generator = torch.Generator().manual_seed(seed + 2000)
 

@@ -1,4 +1,4 @@
-"""Options of the whole suite; fast tests first: a module named here runs after all others, in this order."""
+"""Options and order of the whole suite: the modules of `SLOW` run after all others, in this order."""
 
 import os
 
@@ -16,8 +16,8 @@ SLOW = (
     "test_examples",
     "test_packaging",
 )
-# About this machine's processor, files and programs, which no device changes: tested once, without one.
-ABOUT_THE_HOST = (
+# Independent of the device: skipped with --device.
+DEVICE_INDEPENDENT = (
     *("test_bench", "test_convert", "test_cpp", "test_cpp_hostile", "test_cpp_memory", "test_distributed"),
     *("test_docs", "test_example", "test_examples", "test_errors_of_torch", "test_fork", "test_onnx"),
     *("test_onnx_faults", "test_onnx_files", "test_onnx_mutants", "test_onnx_reader", "test_packaging"),
@@ -26,21 +26,21 @@ ABOUT_THE_HOST = (
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", help="where tests run: cpu, cuda (AMD's too), mps")
-    parser.addoption("--part", default="0/1", help="every n-th test alone, as K/N: the K-th of N parts")
+    parser.addoption("--device", default="cpu", help="device of the tests: cpu, cuda (also for AMD), mps")
+    parser.addoption("--part", default="0/1", help="run part K of N, given as K/N")
 
 
 def pytest_configure(config):
     device = config.getoption("device")
-    os.environ["LSTM_FUSED_TEST_DEVICE"] = device  # cases.py reads it when imported
-    if device not in ("cpu", "mps"):  # MPS has no float64, in which most tests compute
-        torch.set_default_device(device)  # what tests make without naming a device is made there
-    # Without this cuBLAS refuses to serve tests that turn deterministic algorithms on.
+    os.environ["LSTM_FUSED_TEST_DEVICE"] = device  # read by cases.py on import
+    if device not in ("cpu", "mps"):  # MPS has no float64, which most tests need
+        torch.set_default_device(device)  # for tensors that tests create without a device
+    # Required by cuBLAS for deterministic algorithms.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_ignore_collect(collection_path, config):
-    elsewhere = config.getoption("device") != "cpu" and collection_path.stem in ABOUT_THE_HOST
+    elsewhere = config.getoption("device") != "cpu" and collection_path.stem in DEVICE_INDEPENDENT
     return True if elsewhere else None
 
 
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def deterministic():
-    """PyTorch's deterministic mode, in which torch.empty is filled with NaN."""
+    """Turn on PyTorch's deterministic mode, which fills torch.empty with NaN."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -43,7 +43,7 @@ def main(out):
     by_fsdp = {name: g.full_tensor() for name, g in gradients(sharded(make_model()), *part).items()}
     if dist.get_rank() == 0:
         torch.save({"DDP": by_ddp, "FSDP2": by_fsdp}, out)
-    # Gloo's threads let go of the last gradient late, and abort if Python is ending by then.
+    # Gloo's threads release the last gradient late, and abort if Python is exiting by then.
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,6 +1,6 @@
 """A random search over all options, against an oracle that shares no code with the package.
 
-`make test` runs a short one, `make fuzz` one of any length.
+`make test` runs a short search, `make fuzz` one of any length.
 """
 
 import argparse
@@ -16,14 +16,15 @@ from harness import extended, largest
 from oracle import Array
 from torch import Tensor
 
-# Of an error, in the largest magnitude of its tensor: far more than rounding, far less than a mistake.
+# Largest error, relative to the largest magnitude of the tensor: far above rounding, far below a fault.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 0.3}
-# Of the largest of all gradients: what cancels in one of them is rounded as they are.
+# Share of the largest gradient that an error may also be relative to: cancellation leaves rounding of that
+# size.
 BESIDE = 1e-2
 
 
 def check(d: Draw, generator: torch.Generator) -> float:
-    """Hold one draw against the oracle; returns its largest error, in what is tolerated.
+    """Compare one draw with the oracle; return its largest error as a share of the tolerance.
 
     Raises:
         AssertionError: an output or gradient is wrong.
@@ -46,7 +47,7 @@ def check(d: Draw, generator: torch.Generator) -> float:
     found = {n: t.detach() for n, t in out.items()}
     found |= {f"d_{n}": g for n, g in zip(leaves, grads, strict=True)}
     gradients = max(largest(v) for n, v in exact.items() if n.startswith("d_"))
-    # Rounding decides whether what lies at the bound was clipped, and a layer norm divides by what may be 0.
+    # In bfloat16 rounding decides whether c is clipped, and a layer norm may divide by a variance near 0.
     rounded = d.dtype == torch.bfloat16 and (d.cell_clip is not None or d.layer_norm)
     most = 0.0
     for name, value in found.items():
@@ -61,7 +62,7 @@ def check(d: Draw, generator: torch.Generator) -> float:
 
 
 def off(name: str, d: Draw, value: Tensor, exact: Array, beside: float = 0.0) -> float:
-    """The error of one tensor, in what is tolerated; wrong above 1."""
+    """Return the error of one tensor as a share of the tolerance."""
     allowed = TOLERANCE[d.dtype] * max(largest(exact), beside, 1e-3)
     error = largest(extended(value) - exact) / allowed
     assert error <= 1, f"{name} is off by {error * TOLERANCE[d.dtype]:.2g} of its size"
@@ -69,7 +70,7 @@ def off(name: str, d: Draw, value: Tensor, exact: Array, beside: float = 0.0) ->
 
 
 def check_vmap(problem: Problem) -> float:
-    """Three inputs at once, each as it would be alone."""
+    """Check three inputs under vmap against the oracle's result for each."""
     x = torch.stack([problem.x, 2 * problem.x, problem.x.flip(-1)])
     out = torch.vmap(lambda x: problem.call(x, problem.h0, problem.c0))(x)
     exact = [problem.exact(each) for each in x]
@@ -81,14 +82,14 @@ def check_vmap(problem: Problem) -> float:
 
 
 def check_jvp(problem: Problem, exact: dict[str, Array]) -> float:
-    """A derivative in one direction, against the oracle's gradient along it."""
+    """Check a directional derivative (jvp) against the oracle's gradient."""
 
     def loss(x: Tensor, h0: Tensor = problem.h0, c0: Tensor = problem.c0) -> Tensor:
         out = problem.call(x, h0, c0)
         return torch.stack([(out[n] * problem.w[n]).sum() for n in out]).sum()
 
     tangents = problem.tangents
-    at = tuple(getattr(problem, n).clone() for n in tangents)  # PyTorch takes none expanded
+    at = tuple(getattr(problem, n).clone() for n in tangents)  # PyTorch takes no expanded tensors here
     _, slope = torch.func.jvp(loss, at, tuple(tangents.values()))
     along = [exact[f"d_{n}"] * extended(t) for n, t in tangents.items()]
     expected, size = (np.asarray(sum(v.sum() for v in values)) for values in (along, map(np.abs, along)))
@@ -96,7 +97,7 @@ def check_jvp(problem: Problem, exact: dict[str, Array]) -> float:
 
 
 def search(seed: int, first: int, last: int | None, done: Callable[[int, Draw, float], bool]) -> str | None:
-    """Check draws of a seed in order, until ``done`` says so; a line about the first that fails, or None."""
+    """Check draws of a seed in order until ``done`` is true; return the first failure as a line, or None."""
     n = first
     while last is None or n < last:
         d, generator = draw(seed, n)
@@ -113,17 +114,17 @@ def search(seed: int, first: int, last: int | None, done: Callable[[int, Draw, f
 
 
 def main() -> int:
-    """Search for as long as is asked for."""
+    """Parse the command line and search for the given time."""
     parser = argparse.ArgumentParser(prog="make fuzz", description="Random options against the oracle.")
-    parser.add_argument("--minutes", type=float, default=1.0, help="how long, 1 by default")
-    parser.add_argument("--seed", type=int, default=None, help="where to start; another every day by default")
-    parser.add_argument("--only", type=int, default=None, help="one draw of the seed alone")
+    parser.add_argument("--minutes", type=float, default=1.0, help="time to search (default: 1)")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the draws (default: the day)")
+    parser.add_argument("--only", type=int, default=None, help="check only this draw of the seed")
     args = parser.parse_args()
     seed = int(time.time() // 86400) if args.seed is None else args.seed
     if args.only is not None:
         d, generator = draw(seed, args.only)
         print(d)
-        print(f"right: its error is {check(d, generator):.0%} of what is allowed")
+        print(f"right: its error is {check(d, generator):.0%} of the tolerance")
         return 0
     start, shown, worst = time.monotonic(), 0.0, 0.0
 
@@ -132,7 +133,7 @@ def main() -> int:
         seconds, worst = time.monotonic() - start, max(worst, error)
         if seconds >= shown:
             shown += 10
-            print(f"seed {seed}: {n} draws in {seconds:.0f} s, errors up to {worst:.0%} of what is allowed")
+            print(f"seed {seed}: {n} draws in {seconds:.0f} s, errors up to {worst:.0%} of the tolerance")
             sys.stdout.flush()
         return seconds >= 60 * args.minutes
 

@@ -1,4 +1,4 @@
-"""The random calls that the search makes: a draw follows from its seed and number alone."""
+"""Random calls for the search: a draw is a function of its seed and number."""
 
 import random
 from dataclasses import dataclass, fields
@@ -43,12 +43,12 @@ class Draw:
     transform: str | None = None  # or vmap, jvp
 
     def __str__(self) -> str:
-        told = (f for f in fields(self) if getattr(self, f.name) != f.default)
-        return " ".join(f"{f.name}={getattr(self, f.name)}" for f in told).replace("torch.", "")
+        changed = (f for f in fields(self) if getattr(self, f.name) != f.default)
+        return " ".join(f"{f.name}={getattr(self, f.name)}" for f in changed).replace("torch.", "")
 
 
 def draw(seed: int, n: int) -> tuple[Draw, torch.Generator]:
-    """The n-th draw of a seed, and what to draw its numbers with."""
+    """Return the n-th draw of a seed and a generator for its tensors."""
     r = random.Random(f"{seed}/{n}")
 
     def often(p: float) -> bool:
@@ -58,7 +58,7 @@ def draw(seed: int, n: int) -> tuple[Draw, torch.Generator]:
     here = [e for e in ENGINES if not e.why_not(torch.device("cpu"), torch.float32)]
     engine = r.choice(here)
     dtype = r.choices((torch.float64, torch.float32, torch.bfloat16), (6, 2, 1))[0]
-    # Vectors and tiles end at many sizes; most draws are small, so that there are many.
+    # Small sizes are fast, so the search makes many draws; larger ones cross the ends of vectors and tiles.
     H = r.choice((1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33)) if often(0.9) else r.randint(1, 70)
     I = r.choice((1, 2, 3, 5, 8, 17)) if often(0.95) else r.randint(1, 60)
     T = r.choice((0, 1, 2, 3, 4, 5, 6, 8)) if often(0.95) else r.randint(9, 30)

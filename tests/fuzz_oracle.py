@@ -1,4 +1,4 @@
-"""Whole modules by the oracle: layers, directions, coupled gates and their gradients, in numpy alone."""
+"""The oracle for whole modules: layers, directions, coupled gates and their gradients, in numpy."""
 
 from collections.abc import Mapping
 

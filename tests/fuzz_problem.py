@@ -1,4 +1,4 @@
-"""A draw with its numbers: the call to make, and what the oracle says of it."""
+"""The tensors of a draw: makes the call on the package and on the oracle."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ import lstm_fused
 
 
 def numbers(d: Draw, generator: torch.Generator, *shape: int, scale: float = 1.0) -> Tensor:
-    """A random tensor in the draw's dtype, exact in bfloat16, laid out in memory as the draw says."""
+    """Return a random tensor in the draw's dtype and memory layout, exact in bfloat16."""
     values = (torch.randn(shape, generator=generator) * scale).bfloat16().to(d.dtype)
     if d.layout == "strided":
         spaced = values.new_full([2 * n for n in shape], torch.nan)[
@@ -28,12 +28,12 @@ def numbers(d: Draw, generator: torch.Generator, *shape: int, scale: float = 1.0
 
 
 def shares(d: Draw, generator: torch.Generator, *shape: int) -> Tensor:
-    """What zoneout multiplies with, 0 to 1."""
+    """Return masks with values from 0 to 1."""
     return torch.rand(shape, generator=generator).bfloat16().to(d.dtype)
 
 
 class Problem:
-    """A draw with its numbers: the call to make, its leaves, and what the oracle says of it."""
+    """The tensors of a draw, with its call on the package and on the oracle."""
 
     def __init__(self, d: Draw, generator: torch.Generator) -> None:
         self.d, self.width = d, d.P or d.H
@@ -107,7 +107,7 @@ class Problem:
         return module.eval() if random_in_training or d.T % 2 else module.train()
 
     def call(self, x: Tensor, h0: Tensor, c0: Tensor) -> dict[str, Tensor]:
-        """What the package makes of x [T, B, I], h0 and c0 [layers * directions, B, ...], in these shapes."""
+        """Call the package on x [T, B, I], h0 and c0 [layers * directions, B, ...]; return these layouts."""
         d = self.d
         lengths = None if d.lengths is None else torch.tensor(d.lengths, dtype=d.lengths_dtype)
         if d.kind == "lstm":
@@ -142,7 +142,7 @@ class Problem:
         return {"y": y, "h_n": h_n, "c_n": c_n}
 
     def unpacked(self, out: PackedSequence) -> Tensor:
-        """Padded with zeros, in the user's order, without PyTorch's own routine."""
+        """Unpack and pad with zeros, in the user's order, without PyTorch's own function."""
         steps = [out.data.new_zeros(self.d.B, out.data.shape[1]) for _ in range(self.d.T)]
         order = list(range(self.d.B)) if out.sorted_indices is None else out.sorted_indices.tolist()
         first = 0
@@ -152,7 +152,7 @@ class Problem:
         return torch.stack(steps)
 
     def exact(self, x: Tensor) -> dict[str, Array]:
-        """The same from the oracle, with the gradients of sum(w * output)."""
+        """Return the oracle's outputs, and its gradients of sum(w * output)."""
         d = self.d
         own = {n: extended(p) for n, p in self.parameters.items()}
         at = [extended(t) for t in (x, self.h0, self.c0)]

@@ -1,4 +1,4 @@
-"""Run a case on an engine, and hold its results against the reference in float64."""
+"""Runs a case on an engine and compares its results with the reference in float64."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -15,18 +15,18 @@ import lstm_fused
 from lstm_fused.backends.table import ENGINES
 
 ENGINES_HERE = [engine for engine in ENGINES if not engine.why_not(torch.device(DEVICE), torch.float32)]
-# On another device the reference, too, is held against itself on the CPU.
+# On another device the reference is tested too, against itself on the CPU.
 NATIVE = [engine.name for engine in ENGINES_HERE if engine.name != "reference" or DEVICE != "cpu"]
-BOUND = 2  # on an engine's error, in the reference's own
-SOUND = 32  # on the reference's, in units in the last place; on average up to 7 were seen
-SEEDS = range(8)  # the largest error of one draw of a small tensor is a matter of luck
-NEIGHBOURS = 8  # of each draw, at most
+MAX_RATIO = 2  # of an engine's error to the reference's error in the same dtype
+MAX_ULPS = 32  # of the reference's error, in ulps; the largest average observed is 7
+SEEDS = range(8)  # the largest error of a single draw of a small tensor is random
+PERTURBATIONS = 8  # of each seed, at most; 0 is the unperturbed draw
 
 
 def call(
     engine: str, case: Case, tensors: dict[str, Tensor | None], seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs and last states of one case."""
+    """Return outputs and last states of one case."""
     t = tensors
     assert t["x"] is not None and t["weight_ih"] is not None and t["weight_hh"] is not None
     y, (h_n, c_n) = lstm_fused.lstm(
@@ -50,7 +50,7 @@ def call(
 
 
 def weights_of(case: Case, dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
-    """The loss whose gradients are compared is the sum of each output times these."""
+    """Return weights for each output; the loss is the weighted sum of all outputs."""
     B, H, P = case.B, case.H, case.P or case.H
     generator = torch.Generator().manual_seed(seed + 1000)
     shapes = {"y": (case.T, B, P), "h_n": (B, P), "c_n": (B, H)}
@@ -68,10 +68,10 @@ def results(
     wanted: Iterable[str] = (*NAMES, *GAINS),
     outputs: tuple[str, ...] = ("y", "h_n", "c_n"),
     device: str = DEVICE,
-    near: int = 0,
+    perturbation: int = 0,
 ) -> dict[str, Tensor]:
-    """The outputs of a case, and the gradients of ``wanted`` for a fixed weighting of ``outputs``."""
-    tensors = make_tensors(case, dtype, seed, device, near)
+    """Return the outputs of a case and the gradients of ``wanted`` for a weighted sum of ``outputs``."""
+    tensors = make_tensors(case, dtype, seed, device, perturbation)
     leaves = {n: t.requires_grad_() for n, t in tensors.items() if t is not None and n in wanted}
     out = dict(zip(("y", "h_n", "c_n"), call(engine, case, tensors, seed), strict=True))
     if leaves:
@@ -83,22 +83,22 @@ def results(
 
 
 def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True) -> PackedSequence:
-    """PyTorch's own, which would make the lengths on the default device and then want them on the CPU."""
+    """Pack sequences; torch's own creates the lengths on the default device but needs them on the CPU."""
     lengths = [len(sequence) for sequence in sequences]
     return pack_padded_sequence(pad_sequence(sequences), lengths, enforce_sorted=enforce_sorted)
 
 
 @cache
-def reference_results(case: Case, dtype: torch.dtype, seed: int, near: int = 0) -> dict[str, Array]:
-    """`results` of the reference on the CPU, which many engines and dtypes are held against."""
-    found = results("reference", case, dtype, seed, device="cpu", near=near)
+def reference_results(case: Case, dtype: torch.dtype, seed: int, perturbation: int = 0) -> dict[str, Array]:
+    """Return cached `results` of the reference on the CPU."""
+    found = results("reference", case, dtype, seed, device="cpu", perturbation=perturbation)
     return {n: extended(t) for n, t in found.items()}
 
 
 @cache
-def oracle_results(case: Case, seed: int, near: int = 0) -> dict[str, Array]:
-    """The same from the oracle in extended precision."""
-    tensors = make_tensors(case, torch.float64, seed, "cpu", near)
+def oracle_results(case: Case, seed: int, perturbation: int = 0) -> dict[str, Array]:
+    """Return the results of the oracle in extended precision."""
+    tensors = make_tensors(case, torch.float64, seed, "cpu", perturbation)
     tensors |= make_masks(case, torch.float64, seed, "cpu")
     inputs = {n: extended(t) for n, t in tensors.items() if t is not None}
     return oracle(case, inputs, {n: extended(t) for n, t in weights_of(case, torch.float64, seed).items()})
@@ -111,40 +111,39 @@ def check_against_reference(
     eps: float | None = None,
     wanted: Iterable[str] = (*NAMES, *GAINS),
 ) -> None:
-    """Each output and gradient may be off by twice what the reference itself is off by in this dtype.
+    """Check that each output and gradient has at most twice the reference's error in this dtype.
 
-    What is exact comes from the reference in float64; for float64 from the oracle. The reference's own half
-    precision is held against its float32 error in units of the last place, and so is what comes of products
-    in a shorter format, whose unit is ``eps``. An error below what rounding the exact value costs counts as
-    that rounding. A wrong reference would excuse anything: its own error must be some units in the last
-    place, which is all that float64 asks of it, for libraries sum float32 in another order.
+    The exact values are those of the reference in float64, and for float64 those of the oracle. The reference
+    in half precision is compared with its own float32 error in ulps; so are products in a shorter format,
+    whose unit is ``eps``. Errors below half an ulp count as half an ulp. The reference's own error must be at
+    most `MAX_ULPS`, because a wrong reference would excuse any error.
 
-    Compared are the largest errors of each draw, for one draw may magnify every rounding a thousand times;
-    what must stay below two is the geometric mean of their ratios. How a draw happens to be rounded is luck,
-    and another on every make of processor: of two equal engines, one may be off forty times as far. So where
-    eight draws leave the mean in doubt, on either side of the bound, neighbours of the same draws are
-    measured too, in which a fault is there again and every rounding is another.
+    The check takes the largest error of each draw, and bounds the geometric mean of the ratios over the
+    draws: a single draw may amplify roundings a thousandfold, and how it rounds differs between processors,
+    so that one of two equal engines may have forty times the error of the other. If eight draws leave it
+    uncertain on which side of the bound the mean is, perturbations of the same draws are measured too: they
+    repeat a fault, but not the roundings.
     """
     ratios: dict[str, list[float]] = {}
     units: dict[str, list[float]] = {}
-    for near in range(NEIGHBOURS):
+    for perturbation in range(PERTURBATIONS):
         for seed in SEEDS:
             for name, (off, reference_off, unit) in errors(
-                engine, case, dtype, eps, wanted, seed, near
+                engine, case, dtype, eps, wanted, seed, perturbation
             ).items():
                 ratios.setdefault(name, []).append(off / reference_off)
                 units.setdefault(name, []).append(reference_off / unit)
         if not any(map(in_doubt, ratios.values())):
             break
     wrong = [
-        f"{name}: off by {ratio:.3g} times what the reference is, by {len(found)} draws"
+        f"{name}: {ratio:.3g} times the reference's error, over {len(found)} draws"
         for name, found in ratios.items()
-        if not (ratio := geometric_mean(found)) <= BOUND
+        if not (ratio := geometric_mean(found)) <= MAX_RATIO
     ]
     wrong += [
-        f"{name}: the reference is off by {unit:.3g} units in the last place"
+        f"{name}: the reference has an error of {unit:.3g} ulps"
         for name, found in units.items()
-        if not (unit := geometric_mean(found)) <= SOUND
+        if not (unit := geometric_mean(found)) <= MAX_ULPS
     ]
     assert not wrong, f"{engine}, {case.name}, {dtype}: " + "; ".join(wrong)
 
@@ -156,16 +155,16 @@ def errors(
     eps: float | None,
     wanted: Iterable[str],
     seed: int,
-    near: int,
+    perturbation: int,
 ) -> dict[str, tuple[float, float, float]]:
-    """By name, what an engine is off by in one draw, what the reference is, and a unit in the last place."""
+    """Return by name the error of an engine in one draw, the reference's error, and an ulp."""
     measured = torch.float32 if engine == "reference" and dtype != torch.float64 else dtype
     eps = eps or torch.finfo(dtype).eps
-    exact = reference_results(case, torch.float64, seed, near)
+    exact = reference_results(case, torch.float64, seed, perturbation)
     if dtype == torch.float64:
-        exact = oracle_results(case, seed, near)
-    rounded = reference_results(case, measured, seed, near)
-    ours = results(engine, case, dtype, seed, wanted, near=near)
+        exact = oracle_results(case, seed, perturbation)
+    rounded = reference_results(case, measured, seed, perturbation)
+    ours = results(engine, case, dtype, seed, wanted, perturbation=perturbation)
     missing = {f"d_{n}" for n in (*NAMES, *GAINS) if n not in wanted}
     assert ours.keys() == exact.keys() - missing
     found = {}
@@ -180,16 +179,16 @@ def errors(
 
 
 def in_doubt(ratios: list[float]) -> bool:
-    """Whether chance may have put the geometric mean on its side of the bound."""
+    """Return whether the geometric mean is within two standard errors of the bound."""
     logs = np.log(ratios)
-    return bool(abs(logs.mean() - np.log(BOUND)) < 2 * logs.std(ddof=1) / len(logs) ** 0.5)
+    return bool(abs(logs.mean() - np.log(MAX_RATIO)) < 2 * logs.std(ddof=1) / len(logs) ** 0.5)
 
 
 def extended(tensor: Tensor) -> Array:
-    """The same numbers in numpy's extended precision."""
+    """Convert to numpy's extended precision."""
     return tensor.detach().double().numpy().astype(np.longdouble)
 
 
 def largest(values: Array) -> float:
-    """The largest magnitude, infinite if there is a NaN, 0 for nothing."""
+    """Return the largest magnitude: infinite if there is a NaN, 0 without elements."""
     return float(np.nan_to_num(np.abs(values), nan=np.inf).max()) if values.size else 0.0

@@ -1,4 +1,4 @@
-"""Weights taken from Keras and TensorFlow themselves, and their outputs: run by `make test-interop`."""
+"""Compares converted models with Keras and TensorFlow themselves; run by `make test-interop`."""
 
 import os
 
@@ -8,9 +8,9 @@ import torch
 
 from lstm_fused.convert import from_keras, from_tensorflow
 
-# Read when they are imported: Keras 3 runs on PyTorch; TensorFlow takes its first cells from Keras 2.
+# Read on import: Keras 3 runs on PyTorch; TensorFlow takes its version 1 cells from Keras 2.
 os.environ |= {"KERAS_BACKEND": "torch", "TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, of each other and of NumPy
+pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations among themselves and of NumPy
 B, T, I, H = 3, 6, 5, 7
 
 

@@ -1,4 +1,4 @@
-"""Changes of ONNX models at random: of attributes, names, sizes, types, constants, nodes and bytes."""
+"""Random changes of ONNX models: attributes, names, sizes, types, constants, nodes and bytes."""
 
 import copy
 
@@ -91,7 +91,7 @@ def change_nodes(model, pick):
 
 
 def insert_node(model, pick):
-    """Put a node into what one node reads, or into what the graph returns."""
+    """Insert a node before an input of a node or before an output of the graph."""
     nodes = model.graph.node
     place = pick.randrange(len(nodes) + 1)
     reader = nodes[place].input if place < len(nodes) else None
@@ -206,7 +206,7 @@ def change_constant(model, pick):
 
 
 def change_values(model, pick):
-    """Change what is declared of inputs and outputs."""
+    """Change the declarations of inputs and outputs."""
     values = pick.choice([model.graph.input, model.graph.output])
     value = pick.choice(values)
     dims = value.type.tensor_type.shape.dim
@@ -240,7 +240,7 @@ def change_versions(model, pick):
 
 
 def give_default(model, pick):
-    """Make a constant a graph input too, or the other way around."""
+    """Also make a constant a graph input, or remove it from the graph inputs."""
     if pick.random() < 0.5 and model.graph.initializer:
         tensor = pick.choice(model.graph.initializer)
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
@@ -276,7 +276,7 @@ CHANGES = [
 
 
 def mutant(models, pick):
-    """The bytes of a changed model."""
+    """Return the bytes of a changed model."""
     model = copy.deepcopy(pick.choice(models))
     if pick.random() < 0.1:
         return change_bytes(model.SerializeToString(), pick)
@@ -286,7 +286,7 @@ def mutant(models, pick):
             try:
                 pick.choice(CHANGES)(changed, pick)
             except Exception:
-                continue  # there was nothing to change so
+                continue  # the change does not apply to this model
             model = changed
             break
     return model.SerializeToString()

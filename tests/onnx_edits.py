@@ -1,4 +1,4 @@
-"""Edits of ONNX models; most take what is to be changed and make a function of the model."""
+"""Edits of ONNX models; most take parameters and return a function that edits a model."""
 
 import numpy as np
 from onnx import helper, numpy_helper
@@ -6,7 +6,7 @@ from onnx_graphs import lstms
 
 
 def find(model, output):
-    """The node that computes this."""
+    """Return the node with this output."""
     return next(node for node in model.graph.node if output in node.output)
 
 
@@ -38,7 +38,7 @@ def weight(name, *shape, dtype=np.float32):
 
 
 def after(name, kind, integers=None, **attributes):
-    """Put a node between an output and what computed it."""
+    """Insert a node before an output."""
 
     def change(model):
         outputs = find(model, name).output
@@ -71,7 +71,7 @@ def node_input(k, place, name):
 
 
 def read_backwards(output):
-    """Turn the order of what a node reads around."""
+    """Reverse the order of a node's inputs."""
 
     def change(model):
         names = find(model, output).input
@@ -81,7 +81,7 @@ def read_backwards(output):
 
 
 def exchange(one, other):
-    """Exchange what two nodes compute."""
+    """Swap the outputs of two nodes."""
 
     def change(model):
         first, second = find(model, one), find(model, other)
@@ -96,7 +96,7 @@ def size(axis, n):
 
 
 def dtype(values, kind):
-    """Declare another type of the first of the graph's inputs or outputs."""
+    """Declare another type for the first graph input or output."""
     return lambda model: setattr(getattr(model.graph, values)[0].type.tensor_type, "elem_type", kind)
 
 

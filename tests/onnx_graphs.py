@@ -1,4 +1,4 @@
-"""ONNX graphs with LSTM nodes, put together by hand, and what other programs compute of them."""
+"""Builds ONNX graphs with LSTM nodes and runs them with other programs."""
 
 import numpy as np
 import onnxruntime
@@ -15,11 +15,11 @@ QUIET.log_severity_level = 4
 
 
 class Graph:
-    """A graph that is being put together.
+    """Builder of a graph.
 
     Args:
-        opset: of its operators.
-        dtype: of its floats.
+        opset: opset of the operators.
+        dtype: dtype of the floats.
     """
 
     def __init__(self, opset=17, dtype=np.float32):
@@ -41,14 +41,14 @@ class Graph:
         return outputs[0]
 
     def with_integers(self, kind, x, output, **integers):
-        """A node whose integers are attributes in old opsets and inputs in new ones."""
+        """Add a node whose integers are attributes in old opsets and inputs in new ones."""
         if self.opset < {"Slice": 10, "Squeeze": 13, "Unsqueeze": 13, "Split": 13, "Reshape": 5}[kind]:
             return self.node(kind, [x], output, **integers)
         names = [self.constant(f"{output}_{name}", values) for name, values in integers.items()]
         return self.node(kind, [x, *names], output)
 
     def weights(self, k, width=I, D=1, H=H):
-        """The weights of an LSTM node: W, R, B and P."""
+        """Add the weights of an LSTM node: W, R, B and P."""
         shapes = {"W": (4 * H, width), "R": (4 * H, H), "B": (8 * H,), "P": (3 * H,)}
         return [
             self.constant(f"{name}{k}", self.rng.normal(scale=0.5, size=(D, *shape)), self.dtype)
@@ -56,7 +56,7 @@ class Graph:
         ]
 
     def lstm(self, k, x, width=I, D=1, lengths="", h="", c="", bias=True, peephole=True, **attributes):
-        """An LSTM node with weights of its own; its outputs are y{k}, h{k} and c{k}."""
+        """Add an LSTM node with its weights; the outputs are y{k}, h{k} and c{k}."""
         W, R, B, P = self.weights(k, width, D)
         if D == 2:
             attributes["direction"] = "bidirectional"
@@ -66,7 +66,7 @@ class Graph:
         return self.node("LSTM", inputs, f"y{k}", f"h{k}", f"c{k}", **{"hidden_size": H} | attributes)
 
     def join(self, y, name, width=H):
-        """[T, B, width] of Y."""
+        """Transpose and reshape Y to [T, B, width]."""
         steps = self.node("Transpose", [y], f"{name}_steps", perm=[0, 2, 1, 3])
         return self.with_integers("Reshape", steps, name, shape=[0, 0, width])
 
@@ -81,9 +81,9 @@ def lstms(model):
 
 
 def compute(model, feed):
-    """What onnxruntime makes of a model, or the standard's reference if it cannot run it.
+    """Run a model with onnxruntime, or with the onnx package's reference evaluator if onnxruntime cannot.
 
-    The reference knows neither lengths, nor coupled gates, nor a clip.
+    The reference evaluator has no lengths, coupled gates or clip.
     """
     try:
         session = onnxruntime.InferenceSession(
@@ -99,7 +99,7 @@ def compute(model, feed):
 
 
 def draw(model, T, B):
-    """Inputs for a model, of these sizes or those that it declares."""
+    """Draw inputs for a model, with these sizes or the declared ones."""
     sizes, constants = {"T": T, "B": B}, {tensor.name for tensor in model.graph.initializer}
     feed = {}
     for value in model.graph.input:
@@ -113,9 +113,9 @@ def draw(model, T, B):
 
 
 def differs(module, model, T, B):
-    """How far a module is from a model, on random inputs of these sizes.
+    """Return the largest difference between a module and a model, on random inputs of these sizes.
 
-    Outputs whose names begin as those of a module are these; others may be whichever they are equal to.
+    An output of the model is matched by the first letter of its name; others match the nearest output.
     """
     feed = draw(model, T, B)
     theirs = compute(model, feed)
@@ -145,7 +145,7 @@ def differs(module, model, T, B):
 
 
 def two_layers(opset=17, layout=0, dtype=np.float32, h="h_0", c="c_0"):
-    """Two layers as PyTorch writes them: states sliced from inputs, outputs squeezed, two Concat."""
+    """Two layers as PyTorch exports them: states sliced from inputs, outputs squeezed, two Concat."""
     graph = Graph(opset, dtype)
     x = graph.input("input", *("BT" if layout else "TB"), I)
     for name in (h, c):
@@ -171,7 +171,7 @@ def two_layers(opset=17, layout=0, dtype=np.float32, h="h_0", c="c_0"):
 
 
 def two_nodes():
-    """A bidirectional layer of a forward and a reverse node."""
+    """A bidirectional layer made of a forward and a reverse node."""
     graph = Graph()
     x = graph.input("input", "T", "B", I)
     lengths = graph.node("Cast", [graph.input("lengths", "B", dtype=INT64)], "n", to=INT32)
@@ -185,7 +185,7 @@ def two_nodes():
 
 
 def one_size(lengths=None, B=3):
-    """A graph for T = 6 and one B, with these lengths and initial states of zeros."""
+    """A graph for T = 6 and one B, with these lengths and zero initial states."""
     graph = Graph()
     x = graph.node("Transpose", [graph.input("input", B, 6, I)], "steps", perm=[1, 0, 2])
     n = "" if lengths is None else graph.constant("n", lengths, np.int32)
@@ -196,7 +196,7 @@ def one_size(lengths=None, B=3):
 
 
 def made_of_sizes():
-    """Lengths of T and states of zeros, made of the sizes of the input."""
+    """Lengths of T and zero states, computed from the shape of the input."""
     graph = Graph()
     x = graph.input("input", "T", "B", I)
     graph.node("Shape", [x], "sizes")
@@ -213,14 +213,14 @@ def made_of_sizes():
 
 
 def bare(D=1, **attributes):
-    """An LSTM node, whose outputs are those of the graph."""
+    """An LSTM node whose outputs are the graph's outputs."""
     graph = Graph()
     graph.lstm(0, graph.input("input", *("BT" if "layout" in attributes else "TB"), I), D=D, **attributes)
     return graph.model("y0") if "layout" in attributes else graph.model("y0", "h0", "c0")
 
 
 def coupled(D=1, L=2, bias=True, peephole=True):
-    """Layers whose forget gate is 1 - i."""
+    """Layers with coupled gates, f = 1 - i."""
     graph = Graph()
     x, width = graph.input("input", "T", "B", I), I
     for k in range(L):
@@ -232,7 +232,7 @@ def coupled(D=1, L=2, bias=True, peephole=True):
 
 
 def state_inputs():
-    """Two layers, each with states of its own."""
+    """Two layers with separate state inputs."""
     graph = Graph()
     x = graph.input("input", "T", "B", I)
     names = [graph.input(name, 1, "B", H) for name in ("h_a", "c_a", "h_b", "c_b")]
@@ -252,7 +252,7 @@ def weights_as_inputs():
 
 
 def constant_nodes():
-    """Integers as Constant nodes of every kind."""
+    """Integers given by every kind of Constant node."""
     graph = Graph()
     x = graph.input("input", "B", "T", I)
     graph.node("Transpose", [x], "x", perm=[1, 0, 2])
@@ -270,7 +270,7 @@ def constant_nodes():
 
 
 def classifier():
-    """A Gemm over the last of two layers' states, as PyTorch writes h_n[-1]."""
+    """A Gemm over the last state of two layers, as PyTorch exports h_n[-1]."""
     graph = Graph()
     graph.node("Transpose", [graph.input("input", "B", "T", I)], "x0", perm=[1, 0, 2])
     for k in (0, 1):

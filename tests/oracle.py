@@ -1,11 +1,11 @@
-"""A second statement of the maths, in numpy's extended precision: what float64 results are held against."""
+"""A second implementation of the maths in numpy's extended precision, for comparison with float64 results."""
 
 import numpy as np
 from cases import GAINS, Case
 from numpy.typing import NDArray
 
 Array = NDArray[np.longdouble]
-EXTENDED = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps / 100  # not so on every machine
+EXTENDED = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps / 100  # false on some machines
 
 
 def sigmoid(a: Array) -> Array:
@@ -20,15 +20,14 @@ def normalized(v: Array) -> tuple[Array, Array]:
 
 
 def before_norm(d: Array, n: Array, deviation: Array) -> Array:
-    """The gradient of v from that of (v - mean) / deviation = n."""
+    """Return the gradient of v from that of n = (v - mean) / deviation."""
     return (d - d.mean() - n * (d * n).mean()) / deviation
 
 
 def oracle(case: Case, t: dict[str, Array], w: dict[str, Array] | None) -> dict[str, Array]:
-    """Outputs y, h_n, c_n of one layer from its inputs ``t``, and the gradients of sum(w * output), if given.
+    """Return y, h_n, c_n of one layer from its inputs ``t``, and with ``w`` the gradients of sum(w * output).
 
-    Every row of the batch is run alone, over its own steps: lengths and the reverse direction are a matter
-    of which steps those are.
+    Each row of the batch runs alone over a list of its steps; lengths and direction only decide this list.
     """
     T, B, H = case.T, case.B, case.H
     P = case.P or H

@@ -1,10 +1,10 @@
-"""Faults planted in a module, to see that the tests notice."""
+"""Plants faults in a module, to check that the tests detect them."""
 
 import importlib.util
 
 
 def planted(module, old, new, tmp_path, name="broken"):
-    """The module with a piece of its source replaced."""
+    """Return the module with a piece of its source replaced."""
     with open(module.__file__) as file:
         source = file.read()
     assert old in source

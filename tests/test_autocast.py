@@ -1,4 +1,4 @@
-"""Autocast: layers cast what comes in, sum in float32, and return gradients in the parameters' dtype."""
+"""Autocast: layers cast their inputs, sum in float32 and return gradients in the parameters' dtype."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ each_dtype = pytest.mark.parametrize("dtype", HALF, ids=["bfloat16", "float16"])
 
 
 def run(module, x, hx, dtype=None, inside=True):
-    """Outputs, states and gradients; with ``dtype`` under autocast, the backward pass if ``inside``."""
+    """Return outputs, states and gradients; ``dtype`` turns autocast on, for backward if ``inside``."""
     x = x.clone().requires_grad_()
     with torch.autocast(DEVICE, dtype or torch.bfloat16, enabled=dtype is not None):
         y, (h, c) = module(x, hx)
@@ -33,7 +33,7 @@ def test_equals_a_module_of_that_dtype(dtype, inside):
     torch.manual_seed(0)
     module = LSTM(5, 16, 2, proj_size=3)
     for name, parameter in module.named_parameters():
-        if "bias_hh" in name:  # the sum of both is rounded once here, each of them there
+        if "bias_hh" in name:  # the sum of both biases is rounded once here, each bias there
             torch.nn.init.zeros_(parameter)
     x, hx = torch.randn(6, 3, 5), (torch.randn(2, 3, 3), torch.randn(2, 3, 16))
     found = run(module, x, hx, dtype, inside)
@@ -48,7 +48,7 @@ def test_equals_a_module_of_that_dtype(dtype, inside):
 
 @pytest.mark.parametrize(("engine", "dtype"), SERVING, ids=str)
 def test_sums_and_the_cell_state_stay_float32(engine, dtype):
-    """In half precision a long sum of small numbers would stop growing."""
+    """A long sum of small numbers would stop growing in half precision."""
     T = 600
     module = LSTM(1, 1, peephole=False, engine=engine)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_sums_and_the_cell_state_stay_float32(engine, dtype):
 
 
 @each_dtype
-def test_float64_is_left_alone(dtype):
+def test_float64_is_not_cast(dtype):
     module, x = LSTM(5, 7, dtype=torch.float64), torch.randn(4, 3, 5, dtype=torch.float64)
     for ours, exact in zip(run(module, x, None, dtype), run(module, x, None), strict=True):
         assert torch.equal(ours, exact)
@@ -75,7 +75,7 @@ def test_float64_is_left_alone(dtype):
 
 
 @each_dtype
-def test_what_comes_in_may_have_any_of_the_smaller_dtypes(dtype):
+def test_inputs_may_have_any_smaller_dtype(dtype):
     module, x = LSTM(5, 7), torch.randn(4, 3, 5)
     hx = torch.randn(1, 3, 7, dtype=dtype), torch.randn(1, 3, 7)
     with torch.autocast(DEVICE, dtype):
@@ -90,7 +90,7 @@ def test_what_comes_in_may_have_any_of_the_smaller_dtypes(dtype):
     assert module(x)[0].dtype == torch.float32
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own doing
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by Dynamo
 def test_compiles():
     module, x = LSTM(5, 7, bidirectional=True), torch.randn(4, 3, 5)
     expected = run(module, x, None, torch.bfloat16, inside=False)
@@ -100,7 +100,7 @@ def test_compiles():
         torch.testing.assert_close(ours, eager)
 
 
-def test_the_engine_is_chosen_for_the_dtype_it_will_see(monkeypatch):
+def test_the_engine_is_chosen_for_the_autocast_dtype(monkeypatch):
     asked = []
     monkeypatch.setattr(functional, "select", lambda *wanted: asked.append(wanted) or "reference")
     with torch.autocast(DEVICE, torch.float16):

@@ -1,4 +1,4 @@
-"""What else of PyTorch's autograd meets a layer: checkpoints, hooks, batched gradients, changes in place."""
+"""Autograd features around a layer: checkpoints, hooks, batched gradients, in-place changes."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ OPTIONS = {
     "variants": {"layer_norm": True, "zoneout_h": 0.2, "cell_clip": 0.5},
 }
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-# PyTorch's own doing, the first time forward mode is entered.
+# Raised by PyTorch when forward mode is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 
 
@@ -36,7 +36,7 @@ def sequences(dtype=F64):
 
 
 def penalty(lstm, x):
-    """The square of a gradient, whose own gradient is a second derivative."""
+    """Return the square of a gradient; its own gradient is a second derivative."""
     y, (h_n, c_n) = lstm(x)
     loss = y.sin().sum() + h_n.cos().sum() + c_n.square().sum()
     return torch.autograd.grad(loss, x, create_graph=True)[0].square().sum()
@@ -61,7 +61,7 @@ def test_a_gradient_penalty_and_checkpoints(engine, options):
     within = penalty(lambda x: checkpoint(lstm, x, use_reentrant=False), x)
     for value in (around, within):
         torch.testing.assert_close(gradients(value, lstm, x), expected)
-    # PyTorch's older checkpoint takes first derivatives alone.
+    # PyTorch's reentrant checkpoint supports only first derivatives.
     checkpoint(lambda x: lstm(x)[0].sin().sum(), x, use_reentrant=True).backward()
     torch.testing.assert_close(x.grad, torch.autograd.grad(lstm(x)[0].sin().sum(), x)[0])
 
@@ -69,7 +69,7 @@ def test_a_gradient_penalty_and_checkpoints(engine, options):
 @each_engine
 @each_option
 @pytest.mark.parametrize("hooks", HOOKS.values(), ids=HOOKS)
-def test_second_derivatives_under_hooks_on_what_is_saved(engine, options, hooks):
+def test_second_derivatives_under_saved_tensor_hooks(engine, options, hooks):
     lstm, x = make(engine, **options), sequences()
     expected = gradients(penalty(lstm, x), lstm, x)
     with hooks():
@@ -131,7 +131,7 @@ def test_batched_gradients_can_be_differentiated(engine, options):
 
 @each_engine
 @each_option
-def test_gradchecks_of_batched_gradients(engine, options):
+def test_gradcheck_with_batched_gradients(engine, options):
     lstm, x = make(engine, **options), sequences()[:2, :2].detach().requires_grad_()
     more = {"check_batched_grad": True, "fast_mode": False}
     assert gradcheck(lambda x: lstm(x)[0], x, check_forward_ad=True, check_batched_forward_grad=True, **more)
@@ -181,7 +181,7 @@ def test_a_cells_states_may_be_changed_in_place(engine):
 
 
 @each_engine
-def test_inputs_that_were_changed_are_refused(engine):
+def test_inputs_changed_in_place_are_refused(engine):
     lstm, x = make(engine), sequences()
     given = x * 1
     y, _ = lstm(given)
@@ -191,7 +191,7 @@ def test_inputs_that_were_changed_are_refused(engine):
 
 
 @each_engine
-def test_outputs_are_kept_once(engine):
+def test_outputs_are_saved_once(engine):
     y, _ = make(engine)(sequences())
     kept = y.grad_fn.saved_tensors
     assert y.data_ptr() in [t.data_ptr() for t in kept if t is not None]
@@ -199,7 +199,7 @@ def test_outputs_are_kept_once(engine):
 
 @each_engine
 @pytest.mark.parametrize("options", [*OPTIONS.values()], ids=[*OPTIONS])
-def test_lengths_where_there_are_no_values(engine, options):
+def test_lengths_without_values(engine, options):
     def states(lstm, x, lengths):
         y, (h_n, c_n) = lstm(x, lengths=lengths)
         y.sum().backward()
@@ -220,7 +220,7 @@ def test_lengths_where_there_are_no_values(engine, options):
 
 @each_engine
 @pytest.mark.parametrize("tracing_mode", ["real", "fake", "symbolic"])
-def test_make_fx_takes_lengths(engine, tracing_mode):
+def test_make_fx_supports_lengths(engine, tracing_mode):
     lstm = make(engine, bidirectional=True)
     parameters = dict(lstm.named_parameters())
 
@@ -231,10 +231,10 @@ def test_make_fx_takes_lengths(engine, tracing_mode):
 
     x = sequences().detach()
     traced = make_fx(slopes, tracing_mode=tracing_mode)(parameters, x, torch.tensor([3, 0, 2, 1]))
-    other = torch.tensor([1, 3, 0, 0])  # so that nothing of the first lengths is left in the graph
+    other = torch.tensor([1, 3, 0, 0])  # other lengths: the graph must not contain the first ones
     torch.testing.assert_close(traced(parameters, x, other), slopes(parameters, x, other))
 
 
-def test_wrong_lengths_are_still_refused_where_there_are_values():
+def test_wrong_lengths_with_values_are_refused():
     with pytest.raises(ValueError, match="lengths: expected values from 0 to T = 3"):
         make(ALL[0])(sequences(), lengths=torch.tensor([1, 4, 0, 0]))

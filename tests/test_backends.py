@@ -1,4 +1,4 @@
-"""The table of engines, and what is loaded when."""
+"""The table of engines, the choice among them, and lazy imports."""
 
 import shutil
 import subprocess
@@ -27,7 +27,7 @@ def test_the_cpp_engine_was_built():
     assert cpp.unavailable() is None
 
 
-def test_an_engine_asked_for_is_never_replaced():
+def test_a_named_engine_is_never_replaced():
     with pytest.raises(RuntimeError, match="engine 'cpp' cannot serve float16 on cuda") as caught:
         table.select("cpp", torch.device("cuda"), torch.float16)
     assert "runs on cpu, not on cuda" in str(caught.value)
@@ -62,7 +62,7 @@ def test_a_refusal_lists_every_engine_and_reason(monkeypatch):
     )
 
 
-def test_tensors_on_the_cpu_wake_no_card(monkeypatch):
+def test_cpu_tensors_do_not_initialize_cuda(monkeypatch):
     def wake():
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
 
@@ -72,7 +72,7 @@ def test_tensors_on_the_cpu_wake_no_card(monkeypatch):
     assert table.select(None, torch.device("meta"), torch.float32) == "reference"
 
 
-def test_the_engine_named_is_the_one_that_runs(monkeypatch):
+def test_the_named_engine_runs(monkeypatch):
     from lstm_fused import functional
 
     called = []
@@ -84,7 +84,7 @@ def test_the_engine_named_is_the_one_that_runs(monkeypatch):
     assert len(called) == 1
 
 
-def test_on_a_gpu_triton_is_taken_and_may_give_way(monkeypatch):
+def test_on_a_gpu_triton_is_the_default_with_a_fallback(monkeypatch):
     ready = replace(table.TRITON, devices=("cpu",), unavailable=lambda: None)
     monkeypatch.setattr(table, "ENGINES", (ready, table.REFERENCE))
     assert table.select(None, CPU, torch.float16) == "triton"
@@ -103,7 +103,7 @@ def test_on_a_gpu_triton_is_taken_and_may_give_way(monkeypatch):
         "lstm_fused.triton_or_reference_forward.default",
         "lstm_fused.triton_or_reference_backward.default",
     }
-    if not triton.INTERPRETED:  # nor a GPU: then they are the reference
+    if not triton.INTERPRETED:  # without a GPU these operators run the reference
         module.engine = "reference"
         assert torch.equal(module(x)[0], y)
 
@@ -120,7 +120,7 @@ def test_python_m_lists_the_engines():
         assert name in shown and (reason or "ready") in shown
 
 
-def test_import_needs_torch_alone():
+def test_import_needs_only_torch():
     code = "import sys, lstm_fused; print([m for m in ('triton', 'numpy', 'onnx') if m in sys.modules])"
     bare = "import sys, torch; print([m for m in ('triton', 'numpy', 'onnx') if m in sys.modules])"
     assert run(["-c", code]) == run(["-c", bare])

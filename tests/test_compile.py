@@ -1,4 +1,4 @@
-"""torch.compile and torch.export: one graph, whatever T and B, in which the time loop stays one operator."""
+"""torch.compile and torch.export: one graph for all T and B, with one operator per layer and direction."""
 
 import itertools
 
@@ -14,7 +14,7 @@ ALL = [engine.name for engine in ENGINES_HERE]
 SIZES = ((4, 3), (7, 2), (5, 6))  # T, B
 OPTIONS = [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 3, "batch_first": True}]
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning",  # Dynamo's own doing
+    "ignore:.*should not be instantiated:DeprecationWarning",  # raised by Dynamo
     "ignore:.*deprecated:DeprecationWarning",
 )
 each_engine = pytest.mark.parametrize("engine", ALL)
@@ -26,13 +26,13 @@ def from_scratch():
 
 
 def batch(T, B, options, with_lengths):
-    """Input, and lengths in no order."""
+    """Return an input and unsorted lengths."""
     x = torch.randn(B, T, 5) if options.get("batch_first") else torch.randn(T, B, 5)
     return x, {"lengths": torch.arange(B).flip(0) % (T + 1)} if with_lengths else {}
 
 
 def results(module, lstm, x, given):
-    """Outputs, states, and the gradients of the input and every parameter."""
+    """Return outputs, states and the gradients of the input and every parameter."""
     x = x.clone().requires_grad_()
     y, (h_n, c_n) = module(x, **given)
     loss = y.cos().sum() + h_n.sin().sum() + c_n.sum()
@@ -105,7 +105,7 @@ def test_export_keeps_one_operator_per_layer_and_direction(engine, options, with
     assert len(ours) == lstm.num_layers * lstm.num_directions
     assert all(f"{engine}_forward" in str(n.target) for n in ours)
     saved = [n.args[-1] for n in ours]
-    assert not any(saved), "an exported program keeps what only a backward pass would need"
+    assert not any(saved), "an exported program saves tensors for a backward pass"
     for T_now, B_now in itertools.chain(SIZES, [(1, 1), (40, 2)]):
         x, given = batch(T_now, B_now, options, with_lengths)
         torch.testing.assert_close(program.module()(x, **given), lstm(x, **given))

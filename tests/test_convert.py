@@ -1,4 +1,4 @@
-"""Weights to and from other libraries, beside the equations of these; tests/interop.py has the libraries."""
+"""Conversion of weights, tested against the libraries' equations; tests/interop.py tests the libraries."""
 
 import numpy as np
 import pytest
@@ -44,25 +44,25 @@ def test_to_torch_keeps_dropout_and_refuses_peepholes():
     assert LSTM(I, H, 2, dropout=0.25, peephole=False).to_torch().dropout == 0.25
     module = LSTM(I, H, bidirectional=True)
     nn.init.zeros_(module.weight_peephole_l0)
-    with pytest.raises(ValueError, match="weight_peephole_l0_reverse: expected zeros, for"):
+    with pytest.raises(ValueError, match="weight_peephole_l0_reverse: expected zeros, because"):
         module.to_torch()
 
 
-def test_to_torch_expands_coupled_gates_and_refuses_what_torch_has_not():
+def test_to_torch_expands_coupled_gates_and_refuses_other_options():
     ours = LSTM(I, H, 2, bidirectional=True, peephole=False, coupled=True, forget_bias=1.0, dtype=F64)
     ours.weight_hh_l1.requires_grad_(False)
     theirs, x = ours.to_torch(), torch.randn(4, 3, I, dtype=F64)
     close(theirs(x)[0].detach(), ours(x)[0].detach())
     assert theirs.weight_ih_l0.shape == (4 * H, I) and not theirs.weight_hh_l1.requires_grad
     for option in ("recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip"):
-        with pytest.raises(ValueError, match=f"{option}: expected none, for torch.nn.LSTM has none, got 0.5"):
+        with pytest.raises(ValueError, match=f"{option}: expected none, as torch.nn.LSTM has none, got 0.5"):
             LSTM(I, H, peephole=False, **{option: 0.5}).to_torch()
     with pytest.raises(ValueError, match="layer_norm: expected none"):
         LSTM(I, H, peephole=False, layer_norm=True).to_torch()
 
 
 def keras(arrays, x, peepholes=(0, 0, 0)):
-    """One Keras layer in one direction over x [B, T, I], in its own notation."""
+    """Run one Keras layer in one direction over x [B, T, I], in Keras's notation."""
     kernel, recurrent_kernel, bias = arrays
     p_i, p_f, p_o = peepholes
     h = c = np.zeros((len(x), H))
@@ -144,9 +144,9 @@ SHAPES = r"cells: expected kernel \(I \+ H, 4H\), bias \(4H,\), and peepholes \(
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([], "layers: expected weights of one layer at least, got none"),
-        ([[]], "layers: expected weights of one layer at least, got none"),
-        ([[KERNEL, RECURRENT], []], "layers: expected weights of one layer at least, got none"),
+        ([], "layers: expected the weights of at least one layer, got none"),
+        ([[]], "layers: expected the weights of at least one layer, got none"),
+        ([[KERNEL, RECURRENT], []], "layers: expected the weights of at least one layer, got none"),
         ([None], r"layers: expected a list of arrays for each layer, as of get_weights\(\), got NoneType"),
         ([{"kernel": KERNEL}], "layers: expected a list of arrays for each layer, .* got dict"),
         (["kernel"], "layers: expected a list of arrays for each layer, .* got str"),
@@ -163,7 +163,7 @@ SHAPES = r"cells: expected kernel \(I \+ H, 4H\), bias \(4H,\), and peepholes \(
         ([[np.zeros((I, 0)), np.zeros((0, 0))]], ARRAYS),
         ([[BIAS, KERNEL, RECURRENT]], "layers: expected kernel, .* of one or two directions, got"),
         ([[KERNEL, RECURRENT] * 3], "layers: expected kernel, .* of one or two directions, got"),
-        ([[KERNEL, RECURRENT]] * 2, r"each as wide as the one before, got weight_ih_l1 \(28, 5\) where"),
+        ([[KERNEL, RECURRENT]] * 2, r"each fed by the one before, got weight_ih_l1 \(28, 5\) where"),
         ([[KERNEL, RECURRENT, BIAS], [RECURRENT, RECURRENT]], "layers of one kind, .* got bias_ih_l1 none"),
         ([[KERNEL, RECURRENT], [RECURRENT, RECURRENT, BIAS]], r"got bias_ih_l1 \(28,\) where .* none"),
         ([[KERNEL, RECURRENT, KERNEL, RECURRENT, BIAS]], "got bias_ih_l0_reverse .* asks for none"),
@@ -189,7 +189,7 @@ SHAPES = r"cells: expected kernel \(I \+ H, 4H\), bias \(4H,\), and peepholes \(
         ),
     ],
 )
-def test_refuses_other_weights_of_keras(weights, message):
+def test_invalid_keras_weights_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         from_keras(*weights)
 
@@ -197,7 +197,7 @@ def test_refuses_other_weights_of_keras(weights, message):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ([], "cells: expected weights of one layer at least, got none"),
+        ([], "cells: expected the weights of at least one layer, got none"),
         ([None], "cells: expected the variables of each cell by name, got NoneType"),
         ([[KERNEL, BIAS]], "cells: expected the variables of each cell by name, got list"),
         ([{}], NAMES),
@@ -219,18 +219,18 @@ def test_refuses_other_weights_of_keras(weights, message):
         ([CELL, CELL], r"cells: expected layers of one kind, .* got weight_ih_l1 \(28, 5\) where"),
     ],
 )
-def test_refuses_other_variables_of_tensorflow(cells, message):
+def test_invalid_tensorflow_variables_are_refused(cells, message):
     with pytest.raises(ValueError, match=message):
         from_tensorflow(*cells)
 
 
 @pytest.mark.parametrize("forget_bias", [float("nan"), float("inf"), None, "1", True, 1j, torch.ones(1)])
-def test_refuses_a_forget_bias_that_is_no_number(forget_bias):
+def test_an_invalid_forget_bias_is_refused(forget_bias):
     with pytest.raises(ValueError, match="forget_bias: expected a finite number, got "):
         from_tensorflow(CELL, forget_bias=forget_bias)
 
 
 @pytest.mark.parametrize("forget_bias", [2, np.float32(2), np.int64(2)])
-def test_takes_a_forget_bias_of_any_kind_of_number(forget_bias):
+def test_forget_bias_may_be_any_number_type(forget_bias):
     module, plain = from_tensorflow(CELL, forget_bias=forget_bias), from_tensorflow(CELL, forget_bias=0.0)
     assert torch.equal(module.bias_ih_l0[H : 2 * H], plain.bias_ih_l0[H : 2 * H] + 2)

@@ -1,4 +1,4 @@
-"""What a call costs, counted: operators that run, and bytes that stay."""
+"""The cost of a call: operators that run and bytes that are kept."""
 
 import weakref
 
@@ -17,7 +17,7 @@ each_engine = pytest.mark.parametrize("engine", ALL)
 
 
 class Count(TorchDispatchMode):
-    """Counts operators, ours apart, and the bytes that ours hand out."""
+    """Counts our operators, other operators, and the bytes that ours return."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ def counted(call):
 
 @each_engine
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_gradients_nothing_is_kept(engine, mode):
+def test_without_gradients_nothing_is_saved(engine, mode):
     T, B, H = 50, 8, 32
     module, x = LSTM(16, H, engine=engine), torch.randn(T, B, 16)
     outputs = (T * B * H + 2 * B * H) * 4
@@ -53,7 +53,7 @@ def test_without_gradients_nothing_is_kept(engine, mode):
 
 
 @each_engine
-def test_eval_mode_has_the_gradients_of_training(engine):
+def test_eval_mode_has_the_gradients_of_training_mode(engine):
     torch.manual_seed(0)
     module, x = LSTM(5, 7, 2, bidirectional=True, engine=engine), torch.randn(4, 3, 5)
     found = []
@@ -64,7 +64,7 @@ def test_eval_mode_has_the_gradients_of_training(engine):
 
 
 @each_engine
-def test_lengths_and_packing_cost_one_run_of_each_layer_and_direction(engine):
+def test_lengths_and_packing_run_each_layer_and_direction_once(engine):
     module = LSTM(5, 7, 2, bidirectional=True, engine=engine)
     sequences = [torch.randn(n, 5) for n in (2, 9, 1, 9, 4)]
     packed = pack_sequence(sequences, enforce_sorted=False)
@@ -73,24 +73,24 @@ def test_lengths_and_packing_cost_one_run_of_each_layer_and_direction(engine):
         assert counted(lambda c=call: c().sum().backward()).ours == ["forward"] * 4 + ["backward"] * 4
 
 
-@pytest.mark.skipif(DEVICE != "cpu" or "cpp" not in ALL, reason="only on the CPU do the lengths decide")
+@pytest.mark.skipif(DEVICE != "cpu" or "cpp" not in ALL, reason="only the CPU skips steps past the lengths")
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
 def test_no_products_for_steps_past_the_lengths(bidirectional):
     module, x = LSTM(5, 7, bidirectional=bidirectional, engine="cpp"), torch.randn(9, 5, 5)
     x.requires_grad_()
-    module(x)[0].sum().backward()  # the first use of all measures who multiplies faster
+    module(x)[0].sum().backward()
     y, _ = module(x, lengths=torch.tensor([2, 9, 1, 9, 4]))
     with FlopCounterMode(display=False) as counter:
         y.sum().backward()
     dx_and_both_weights = 2 * (2 + 9 + 1 + 9 + 4) * 4 * 7 * (5 + 5 + 7)
     assert counter.get_total_flops() == (1 + bidirectional) * dx_and_both_weights
     nearly_whole = torch.tensor([9, 9, 9, 9, 8])
-    assert steps_to_gather(nearly_whole, 9) is None, "to gather them costs more than it saves"
+    assert steps_to_gather(nearly_whole, 9) is None, "gathering costs more than it saves"
 
 
 @each_engine
 def test_second_derivatives_cost_nothing_when_not_asked_for(engine):
-    """A backward pass is one operator and a few products, as many for a long sequence as for a short one."""
+    """A backward pass is one operator and a few products, independent of the length of the sequence."""
     module = LSTM(5, 7, engine=engine)
     for T in (3, 300):
         y, _ = module(torch.randn(T, 2, 5))
@@ -99,8 +99,8 @@ def test_second_derivatives_cost_nothing_when_not_asked_for(engine):
 
 
 @each_engine
-def test_hooks_see_all_that_is_kept(engine):
-    """As those of torch.autograd.graph.save_on_cpu: what they have moved away is kept nowhere else."""
+def test_hooks_see_all_saved_tensors(engine):
+    """Nothing else keeps a tensor that a hook such as torch.autograd.graph.save_on_cpu has moved."""
     module, x = LSTM(5, 7, engine=engine), torch.randn(4, 3, 5)
     watched = weakref.ref(x)
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t):

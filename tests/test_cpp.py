@@ -1,4 +1,4 @@
-"""The C++ engine alone: its instruction sets, its sigmoid and tanh, its threads, its checks."""
+"""The C++ engine: instruction sets, sigmoid and tanh, threads, checks."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 import lstm_fused
 from lstm_fused.autograd.operators import backward_op, forward_op
 from lstm_fused.backends import cpp
-from lstm_fused.reference import Variant
+from lstm_fused.contract import Variant
 
 TESTS = Path(__file__).parent
 if cpp.unavailable() is not None:
@@ -52,7 +52,7 @@ def test_an_instruction_set_this_machine_lacks_is_an_error():
 
 
 def gates_of(a):
-    """sigmoid(a) and tanh(a) as the engine computes them: with these weights, x is the pre-activation."""
+    """Return the engine's sigmoid(a) and tanh(a): with these weights, x is the pre-activation."""
     zeros = torch.zeros(len(a), 1, dtype=a.dtype)
     w_ih, w_hh = torch.ones(4, 1, dtype=a.dtype), torch.zeros(4, 1, dtype=a.dtype)
     gates = forward_op["cpp"](
@@ -61,7 +61,7 @@ def gates_of(a):
     return gates[0, :, 0], gates[0, :, 2]
 
 
-# In units of the last place: two, or of bfloat16 its rounding alone.
+# Largest error in ulps; in bfloat16 only its rounding.
 @pytest.mark.parametrize(
     ("dtype", "most"),
     [(torch.float32, 2), (torch.float64, 2), (torch.bfloat16, 0.501)],
@@ -77,13 +77,13 @@ def test_sigmoid_and_tanh_are_within_two_units_in_the_last_place(dtype, most):
     ]
     a = torch.cat([*spread, torch.linspace(-110, 110, 100_001, dtype=torch.float64)]).to(dtype)
     if dtype == torch.bfloat16:
-        a = a[a.abs() < 80]  # processors take its subnormal numbers for zero
+        a = a[a.abs() < 80]  # processors treat bfloat16 subnormals as zero
     exact = a.double().numpy().astype(np.longdouble)
     for name, ours, value in zip(
         ("sigmoid", "tanh"), gates_of(a), (1 / (1 + np.exp(-exact)), np.tanh(exact)), strict=True
     ):
         finfo = torch.finfo(dtype)
-        power = np.ldexp(np.longdouble(0.5), np.frexp(np.abs(value))[1])  # of two, the value's or below it
+        power = np.ldexp(np.longdouble(0.5), np.frexp(np.abs(value))[1])  # largest power of two <= value
         ulp = finfo.eps * np.maximum(power, finfo.smallest_normal)
         off = np.abs(ours.double().numpy().astype(np.longdouble) - value) / ulp
         assert off.max() <= most, f"{name} is off by {off.max():.3f} at {a[int(off.argmax())]}"
@@ -151,7 +151,7 @@ def test_two_python_threads_at_once():
 
 
 class Encoded(Dataset):
-    """A data set that runs an LSTM for each item."""
+    """A data set that runs an LSTM per item."""
 
     lstm = lstm_fused.LSTM(65, 130, engine="cpp")
 
@@ -167,14 +167,14 @@ class Encoded(Dataset):
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 def test_inside_a_data_loader_worker_after_a_fork():
     data = Encoded()
-    expected = [data[i] for i in range(len(data))]  # the pool of threads is running before the fork
+    expected = [data[i] for i in range(len(data))]  # start the thread pool before the fork
     loaded = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
     for ours, value in zip(loaded, expected, strict=True):
         torch.testing.assert_close(ours, value)
 
 
 def operands(case):
-    """The arguments of the forward operator, in order."""
+    """Return the arguments of the forward operator, in order."""
     t = make_tensors(case, torch.float32)
     names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
     given = {n: t[n] for n in names} | {"lengths": torch.tensor([2, 1, 2]), "reverse": False, "save": True}
@@ -202,7 +202,7 @@ def operands(case):
         ("zoneout_c", torch.zeros(2, 3, 7).double(), "zoneout_c must be Float, got Double"),
     ],
 )
-def test_the_operator_refuses_what_would_be_unsafe(name, value, message):
+def test_the_operator_refuses_unsafe_arguments(name, value, message):
     arguments = operands(replace(PLAIN, T=2, I=5, H=7)) | {name: value}
     with pytest.raises((ValueError, TypeError), match="lstm_fused: ") as caught:
         forward_op["cpp"](*arguments.values())
@@ -218,7 +218,7 @@ def test_long_sums_lose_no_digits_in_float64():
     dxw, _, _, dbias, *_ = backward_op["cpp"](y.sign(), None, None, *saved)
     sums = dxw.numpy().astype(np.longdouble)[:, 0].cumsum(0)
     off = np.abs(dbias.numpy() - sums[-1]) / np.abs(sums).max(0)
-    assert off.max() <= torch.finfo(torch.float64).eps, f"off by {off.max() / 2**-52:.1f} units"
+    assert off.max() <= torch.finfo(torch.float64).eps, f"error of {off.max() / 2**-52:.1f} ulps"
 
 
 @pytest.mark.parametrize("poison", [torch.inf, -torch.inf, torch.nan])
@@ -250,8 +250,8 @@ def fastest(call):
     return min(times)
 
 
-def test_subnormal_states_do_not_slow_it():
-    # A cell state that halves at every step spends most of 1,000 steps below the smallest normal number.
+def test_subnormal_states_are_fast():
+    # A cell state that halves at every step is subnormal in most of 1,000 steps.
     T, B, H = 1000, 4, 256
     w_ih, w_hh, bias = torch.zeros(4 * H, 1), torch.zeros(4 * H, H), torch.zeros(4 * H)
     x, h0 = torch.zeros(T, B, 1), torch.zeros(B, H)
@@ -263,7 +263,7 @@ def test_subnormal_states_do_not_slow_it():
     assert seconds(1e-30) < 2 * seconds(0.0)
 
 
-def test_subnormal_inputs_and_gradients_do_not_slow_it():
+def test_subnormal_inputs_and_gradients_are_fast():
     t = make_tensors(replace(PLAIN, T=50, B=16, I=64, H=64, bias=False), torch.float32)
     weights = (t["weight_ih"], t["weight_hh"], None, t["peephole"], None)
 
@@ -273,14 +273,14 @@ def test_subnormal_inputs_and_gradients_do_not_slow_it():
         y, *_, c, gates = forward_op["cpp"](t["x"], *weights, t["h0"], t["c0"], None, False, True)
         saved = (c, gates, t["c0"], t["weight_hh"], t["peephole"], None, None, False)
         dxw = backward_op["cpp"](y * scale, None, None, *saved)[0]
-        assert not ((dxw != 0) & (dxw.abs() < torch.finfo().tiny)).any(), "the products after it meet some"
+        assert not ((dxw != 0) & (dxw.abs() < torch.finfo().tiny)).any(), "dxw has subnormal numbers"
         return forward, fastest(lambda: backward_op["cpp"](y * scale, None, None, *saved))
 
     for what, tiny, zero in zip(("forward", "backward"), seconds(1e-42), seconds(0.0), strict=True):
         assert tiny < 3 * zero, what
 
 
-def test_large_gates_are_stored_past_the_caches_and_right():
+def test_large_gates_with_streaming_stores():
     case = Case("large", T=33, B=66, I=8, H=256)  # 8.9 MB of gates
     for name, value in results("cpp", case, torch.float32).items():
         exact = results("reference", case, torch.float64)[name]
@@ -289,7 +289,7 @@ def test_large_gates_are_stored_past_the_caches_and_right():
         )
 
 
-def test_memory_is_used_again_but_never_while_it_is_needed():
+def test_memory_is_reused_only_after_release():
     t = operands(replace(PLAIN, T=64, B=3, I=37, H=130)) | {"lengths": None}
     first = forward_op["cpp"](*t.values())
     kept, places = [out.clone() for out in first], {out.data_ptr() for out in first}
@@ -298,11 +298,11 @@ def test_memory_is_used_again_but_never_while_it_is_needed():
     assert all(map(torch.equal, first, kept)), "a second call changed what the first returned"
     gates = first[4].data_ptr()
     del first
-    assert gates in {out.data_ptr() for out in forward_op["cpp"](*t.values())}, "memory was not used again"
+    assert gates in {out.data_ptr() for out in forward_op["cpp"](*t.values())}, "memory was not reused"
     second[0].resize_(2 * len(second[0]), *second[0].shape[1:])
     assert torch.equal(second[0][: len(kept[0])], kept[0])
 
 
-def test_the_cases_reach_every_height_of_the_tile():
-    # Heights of one to fourteen rows are different code; the list of cases must not lose some of them.
+def test_cases_reach_every_tile_height():
+    # Micro-kernels of one to fourteen rows are separate instantiations; the cases must reach all of them.
     assert {case.B for case in CASES} >= {1, 3, 4, 16, 17, 131}

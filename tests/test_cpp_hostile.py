@@ -1,6 +1,6 @@
-"""The C++ engine against what nobody should pass: tensors of nothing, or of everything, to the operators too.
+"""The C++ engine with invalid arguments: empty, huge and malformed tensors, also passed to the operators.
 
-Each test runs in a process of its own, which may crash.
+Each test runs in a subprocess, because it may crash.
 """
 
 import os
@@ -22,18 +22,18 @@ if cpp.unavailable() is not None:
 
 
 def in_a_process(*arguments):
-    """Call a function of this file, with these arguments, where a crash ends nothing else."""
+    """Call a function of this file in a subprocess."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-W", "error", __file__, *map(str, arguments)]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=300
     )
     last = done.stdout[-500:] + done.stderr[-2000:]
-    assert done.returncode == 0, f"ended with {done.returncode} after:\n{last}"
+    assert done.returncode == 0, f"exit status {done.returncode} after:\n{last}"
 
 
 def drawn(rng, generator):
-    """An argument list for `lstm` in which at least one size is zero, and the sizes."""
+    """Draw arguments of `lstm` with at least one size zero, and the sizes."""
     while True:
         T, B, I, H, P = (rng.choice((0, 0, 1, 2, 5, 19)) for _ in range(5))
         projected = rng.random() < 0.5 and P < H
@@ -44,7 +44,7 @@ def drawn(rng, generator):
 
     def tensor(*shape, scale=0.5):
         values = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
-        # A view into a larger tensor has memory even where it holds nothing.
+        # A view of a larger tensor has memory even if it has no elements.
         values = values.to(torch.bfloat16).to(dtype)
         return torch.cat([values, values])[: len(values)] if rng.random() < 0.3 else values
 
@@ -113,15 +113,15 @@ def compare_empty(seed, draws):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_where_some_size_is_zero_it_yields_what_the_reference_yields(seed):
+def test_zero_sizes_equal_the_reference(seed):
     in_a_process("compare_empty", seed, 300)
 
 
-def test_a_projection_to_nothing():
-    in_a_process("project_to_nothing")
+def test_a_projection_of_size_zero():
+    in_a_process("project_to_size_zero")
 
 
-def project_to_nothing():
+def project_to_size_zero():
     x, w_ih, w_hh, w_hr = torch.randn(5, 3, 2), torch.randn(28, 2), torch.randn(28, 0), torch.randn(0, 7)
     y, (h_n, c_n) = lstm_fused.lstm(x, w_ih, w_hh, weight_hr=w_hr)
     assert y.shape == (5, 3, 0) and h_n.shape == (3, 0)
@@ -134,7 +134,7 @@ BACKWARD = ("dy", "dh_n", "dc_n", "c", "gates", "c0", "weight_hh", "peephole", "
 
 
 def arguments_of_both(rng):
-    """Valid arguments of the two operators, each by name."""
+    """Draw valid arguments of both operators, by name."""
     T, B, I, H, P = (rng.choice((1, 2, 5, 9)) for _ in range(5))
     dtype = rng.choice((torch.float32, torch.float64, torch.bfloat16))
     shapes = {
@@ -165,14 +165,14 @@ def emptied(tensor, rng):
 
 
 def stretched(tensor, rng):
-    """So large, from the same memory, that no address space holds what is made of it."""
+    """Expand a tensor so far that the results exceed any address space."""
     shape = list(tensor.shape)
     n = rng.randrange(len(shape))
     shape[n] = rng.choice((2**48, 2**52, 2**60 // tensor.numel()))
     return tensor.narrow(n, 0, 1).expand(shape)
 
 
-# What becomes of one argument. Most must be refused; what is not must yield numbers, and crash in no case.
+# Changes of one argument. Most must raise; the others must return a result, and none may crash.
 HARMS = {
     "None": lambda t, _: None,
     "scalar": lambda t, _: t.new_tensor(1.0),
@@ -212,7 +212,7 @@ HARMS = {
 
 
 def harm_arguments(seed, draws):
-    warnings.simplefilter("ignore")  # prototypes, deprecated tensors
+    warnings.simplefilter("ignore")  # prototype and deprecated tensor types
     torch.set_num_threads(2)
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -227,7 +227,7 @@ def harm_arguments(seed, draws):
         names = [k for k, v in given.items() if isinstance(v, torch.Tensor)]
         many = rng.choice((1, 1, 2))
         for name in rng.sample(names, many):
-            # Beside a tensor on meta, others meet the rules for shapes alone.
+            # With a meta tensor among the arguments only the fake implementation runs.
             harm = rng.choice([harm for harm in HARMS if harm != "meta" or many == 1])
             print(n, "backward" if which else "forward", name, harm, flush=True)
             given[name] = HARMS[harm](given[name], rng)
@@ -250,7 +250,7 @@ def test_the_operators_survive_any_argument(seed):
     in_a_process("harm_arguments", seed, 1500)
 
 
-def test_steps_without_rows_or_channels_take_no_time():
+def test_steps_without_rows_or_channels_are_free():
     in_a_process("run_countless_empty_steps")
 
 

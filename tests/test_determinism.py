@@ -1,4 +1,4 @@
-"""The same run is the same bit for bit, in any process; dropout draws what torch.nn.LSTM draws."""
+"""Equal runs give equal bits in every process; dropout draws the same masks as torch.nn.LSTM."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ ALL = [engine.name for engine in ENGINES_HERE]
 
 
 def training_step(seed, **options):
-    """Outputs and gradients of a module large enough to be shared between threads."""
+    """Return outputs and gradients of a module large enough for several threads."""
     torch.manual_seed(seed)
     module = LSTM(48, 64, 2, bidirectional=True, dropout=0.3, **options)
     x, lengths = torch.randn(5, 16, 48, requires_grad=True), torch.randint(6, (16,))
@@ -41,10 +41,10 @@ def test_training_is_bitwise_reproducible(engine, threads, deterministic):
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="cuDNN draws for itself")
+@pytest.mark.skipif(DEVICE == "cuda", reason="cuDNN has its own generator")
 @pytest.mark.parametrize("engine", ALL)
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_dropout_draws_what_torch_draws(engine, batch_first):
+def test_dropout_draws_the_masks_of_torch(engine, batch_first):
     theirs = nn.LSTM(5, 32, 3, dropout=0.4, batch_first=batch_first, dtype=torch.float64)
     ours = LSTM.from_torch(theirs, engine=engine)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
@@ -57,7 +57,7 @@ def test_dropout_draws_what_torch_draws(engine, batch_first):
     assert (ours(x)[0] - found[0]).abs().max() > 1e-3
 
 
-# T, B, and a layer's sizes. Of the last, sums over time have so many numbers that oneDNN may form them.
+# T, B and sizes of a layer. The last one's weight gradients are large enough for oneDNN.
 SIZES = (
     (9, 64, {"input_size": 28, "hidden_size": 128}),
     (9, 37, {"input_size": 65, "hidden_size": 130, "proj_size": 30, "bidirectional": True}),
@@ -68,7 +68,7 @@ SIZES = (
 
 
 def digest(engine, T, B, sizes):
-    """A digest of the outputs and gradients."""
+    """Return a digest of the outputs and gradients."""
     torch.manual_seed(0)
     module = LSTM(**sizes, engine=engine)
     x = torch.randn(T, B, sizes["input_size"], dtype=sizes.get("dtype"), requires_grad=True)
@@ -80,7 +80,7 @@ def digest(engine, T, B, sizes):
 
 
 def print_digests():
-    """The digests of each engine and size, also in deterministic mode and with oneDNN, as JSON."""
+    """Print digests for each engine and size as JSON, also in deterministic mode and with oneDNN."""
     torch.set_num_threads(2)
     digests = {}
     for engine in ALL:
@@ -95,14 +95,14 @@ def print_digests():
     print(json.dumps(digests))
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="about this machine's processor")
-def test_several_processes_on_a_busy_machine_find_the_same_bits():
+@pytest.mark.skipif(DEVICE != "cpu", reason="tests the CPU")
+def test_processes_on_a_busy_machine_give_equal_bits():
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         command = [sys.executable, "-W", "error", __file__]
-        # Threads that wait in a loop would keep the others' processor from them.
+        # Spinning threads would take CPU time from the other processes.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_WAIT_POLICY": "passive"}
-        # Two of them may be given fewer threads by OpenMP while the machine is busy.
+        # OMP_DYNAMIC allows OpenMP to start fewer threads on a busy machine.
         environments = (environment, environment | {"OMP_DYNAMIC": "true"}) * 2
         processes = [
             subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for env in environments

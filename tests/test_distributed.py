@@ -1,4 +1,4 @@
-"""Two processes, started by torchrun, learn what one learns from the whole batch."""
+"""Two processes, started by torchrun, train like one process on the whole batch."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import train_mnist
 
 
 def torchrun(*command):
-    """Run a program in two processes; what they printed."""
+    """Run a program in two processes; return their output."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -36,11 +36,11 @@ def test_gradients_equal_those_of_one_process(found, way):
         torch.testing.assert_close(found[way][name], gradient, rtol=1e-10, atol=1e-12)
 
 
-def test_the_example_trains_in_two_processes_what_it_trains_in_one(tmp_path):
+def test_the_example_trains_in_two_processes_like_in_one(tmp_path):
     options = ("--epochs=1", "--limit=70", "--hidden-size=8", "--batch-size=19", "--device=cpu")
     printed = torchrun(train_mnist.__file__, f"--out={tmp_path / 'two'}", *options)
     assert printed.count("Test accuracy") == printed.count("epoch     loss") == 1
-    assert "2 processes, each on its share of every batch" in printed
+    assert "2 processes, each with its share of every batch" in printed
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"checkpoint.pt", "curves.png"}
     train_mnist.main([f"--out={tmp_path / 'one'}", *options])
     two, one = (torch.load(tmp_path / name / "checkpoint.pt")["history"][0] for name in ("two", "one"))

@@ -1,4 +1,4 @@
-"""The Markdown pages: what they link to exists, and so do the make targets they name."""
+"""The Markdown pages: the links, files, symbols and make targets that they name exist."""
 
 import re
 from pathlib import Path
@@ -8,16 +8,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+PATH = re.compile(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:py|h|cpp|md|txt|toml))`")
+SYMBOL = re.compile(r"`([\w.]+)` in `([\w./-]+\.(?:py|h|cpp))`")
 
 
 def anchors(page):
-    """Those that GitHub makes of a page's headings."""
+    """The anchors that GitHub derives from a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for link in LINK.findall(page.read_text()):
         if link.startswith("http"):
             continue
@@ -27,7 +29,16 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
-def test_make_targets_that_are_named_exist():
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/bench.md"])
+def test_named_paths_and_symbols_exist(name):
+    text = (ROOT / name).read_text()
+    paths = {path for path in PATH.findall(text) if not path.startswith("out/")}
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    assert not [found for found in SYMBOL.findall(text) if found[0] not in (ROOT / found[1]).read_text()]
+
+
+def test_named_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {
         name for page in PAGES for name in re.findall(r"(?:`|^ +|^)make ([a-z-]+)", page.read_text(), re.M)

@@ -1,4 +1,4 @@
-"""Every engine that runs here, against the reference in float64."""
+"""Every engine that runs here, compared with the reference in float64."""
 
 from dataclasses import replace
 
@@ -68,7 +68,7 @@ def test_outputs_and_gradients(case, engine, dtype):
 def test_variants(case, engine, dtype):
     if dtype == torch.float64 and not EXTENDED:
         pytest.skip("numpy has no precision beyond float64 here")
-    # Rounding decides whether what lies at the bound was clipped, and with it the gradient.
+    # In bfloat16 rounding decides whether c is clipped, and with it the gradient.
     outputs_alone = case.cell_clip is not None and dtype == torch.bfloat16
     check_against_reference(engine, case, dtype, wanted=() if outputs_alone else (*NAMES, *GAINS))
 
@@ -76,7 +76,7 @@ def test_variants(case, engine, dtype):
 @pytest.mark.parametrize("engine", NATIVE)
 @pytest.mark.parametrize("wanted", [(*NAMES, *GAINS), ()], ids=["gradients", "outputs"])
 @pytest.mark.parametrize("case", FINE_CASES, ids=lambda c: c.name)
-def test_numbers_with_many_digits(case, wanted, engine):
+def test_values_with_24_significant_bits(case, wanted, engine):
     check_against_reference(engine, case, torch.float32, wanted=wanted)
 
 
@@ -179,7 +179,7 @@ def test_saved_gates_equal_the_reference(engine, case):
     for name, a in zip(
         ("c", "gates"), forward_op[engine](*inputs, lengths, case.reverse, False)[3:], strict=True
     ):
-        assert a.numel() == 0, f"{name} is kept without need"
+        assert a.numel() == 0, f"{name} is saved without save=True"
 
 
 @pytest.mark.parametrize("engine", ALL)
@@ -220,7 +220,7 @@ def test_padding_may_hold_nan(engine, lengths, reverse):
 
 
 @pytest.mark.parametrize("engine", ALL)
-def test_nan_and_inf_travel_as_in_the_reference(engine):
+def test_nan_and_inf_propagate_as_in_the_reference(engine):
     case = replace(PLAIN, T=6)
     for poison in (torch.nan, torch.inf, -torch.inf):
         found = []
@@ -234,7 +234,7 @@ def test_nan_and_inf_travel_as_in_the_reference(engine):
 
 @pytest.mark.parametrize("engine", NATIVE)
 @pytest.mark.parametrize("poisoned", ["x", "weight_ih", "weight_hh", "h0", "y"])
-def test_nan_and_inf_travel_in_float32_too(engine, poisoned):
+def test_nan_and_inf_propagate_in_float32(engine, poisoned):
     for poison in (torch.nan, torch.inf, -torch.inf):
         found = []
         for name in (engine, "reference"):
@@ -245,14 +245,14 @@ def test_nan_and_inf_travel_in_float32_too(engine, poisoned):
             y, h_n, c_n = call(name, FINE, tensors)
             weights = torch.ones_like(y)
             if poisoned == "y":
-                weights[1, 7, 5] = poison  # a step before it tells inf from NaN, two no longer
+                weights[1, 7, 5] = poison  # one step before it distinguishes inf from NaN, two do not
             grads = torch.autograd.grad([y, c_n], leaves, [weights, torch.ones_like(c_n)])
             found.append([v.nan_to_num(3, posinf=2, neginf=1) * ~v.isfinite() for v in (y, h_n, c_n, *grads)])
         assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("engine", NATIVE)
-def test_no_gradient_comes_of_none(engine):
+def test_zero_output_gradients_give_zero_gradients(engine):
     tensors = make_tensors(FINE, torch.float32)
     tensors["weight_hh"] *= 100
     leaves = [t.requires_grad_() for t in tensors.values() if t is not None]
@@ -269,6 +269,6 @@ def test_runs_are_bitwise_equal(engine):
 @pytest.mark.parametrize("engine", NATIVE)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_every_output_element_is_written(engine, case, deterministic):
-    # In this mode torch.empty is filled with NaN.
+    # Deterministic mode fills torch.empty with NaN.
     for name, value in results(engine, case, torch.float32).items():
-        assert not value.isnan().any(), f"{case.name}: {name} has elements that were never written"
+        assert not value.isnan().any(), f"{case.name}: {name} has unwritten elements"

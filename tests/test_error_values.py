@@ -1,4 +1,4 @@
-"""Errors that take reading values: shares of zoneout, and what a PackedSequence is made of."""
+"""Errors that depend on values: zoneout masks and the contents of a PackedSequence."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ SHARES = {"zoneout_h": (2.0, "2"), "zoneout_c": (-1.0, "-1"), "both": (float("na
 
 
 @pytest.mark.parametrize("name", SHARES)
-def test_shares_are_from_0_to_1(name):
-    # On the CPU: on a GPU, wrong ones are an assertion that ends the process.
+def test_zoneout_must_be_from_0_to_1(name):
+    # On the CPU, because a device-side assertion would end the process.
     value, got = SHARES[name]
     names = ("zoneout_h", "zoneout_c") if name == "both" else (name,)
     x, weights = X.cpu(), (torch.zeros(28, 5, device="cpu"), torch.zeros(28, 7, device="cpu"))
@@ -31,7 +31,7 @@ def test_shares_are_from_0_to_1(name):
 @pytest.mark.filterwarnings(
     "ignore:.*deprecated:DeprecationWarning", "ignore:.*should not be instantiated:DeprecationWarning"
 )
-def test_shares_are_read_only_where_they_have_values():
+def test_zoneout_without_values_is_not_read():
     weights, shares = (zeros(28, 5), zeros(28, 7)), zeros(4, 3, 7)
 
     def run(x, shares, *weights):
@@ -54,7 +54,7 @@ STEPS = torch.zeros(5, 5)
 
 
 def packed(batch_sizes, order=None, back=None, data=STEPS):
-    """A PackedSequence of these parts, as anyone can make it."""
+    """Construct a PackedSequence from its fields."""
     parts = (
         p if isinstance(p, torch.Tensor) or p is None else torch.tensor(p, device="cpu")
         for p in (order, back)
@@ -63,10 +63,10 @@ def packed(batch_sizes, order=None, back=None, data=STEPS):
 
 
 PACKED_ERRORS = {
-    "negative": (([3, -2, 4],), "batch_sizes are positive and never grow", "[3, -2, 4]"),
-    "zero": (([3, 2, 0],), "batch_sizes are positive and never grow", "[3, 2, 0]"),
-    "growing": (([2, 3],), "batch_sizes are positive and never grow", "[2, 3]"),
-    "none": ((torch.zeros(0, dtype=torch.int64),), "batch_sizes are positive and never grow", "[]"),
+    "negative": (([3, -2, 4],), "batch_sizes are positive and non-increasing", "[3, -2, 4]"),
+    "zero": (([3, 2, 0],), "batch_sizes are positive and non-increasing", "[3, 2, 0]"),
+    "growing": (([2, 3],), "batch_sizes are positive and non-increasing", "[2, 3]"),
+    "none": ((torch.zeros(0, dtype=torch.int64),), "batch_sizes are positive and non-increasing", "[]"),
     "too many": (([3, 3],), "batch_sizes add up to its 5 steps", "6"),
     "too few": (([3, 1],), "batch_sizes add up to its 5 steps", "4"),
     "rank": (([[3, 2]],), "batch_sizes are a vector of int64", "torch.int64 of shape (1, 2) on cpu"),
@@ -76,19 +76,19 @@ PACKED_ERRORS = {
         "batch_sizes are a vector of int64",
         "torch.int32 of shape (2,) on cpu",
     ),
-    "out of range": (([3, 2], [0, 1, 3], [0, 1, 2]), "undo each other", "[0, 1, 3] and [0, 1, 2]"),
-    "negative index": (([3, 2], [0, 1, -1], [0, 1, 2]), "undo each other", "[0, 1, -1] and [0, 1, 2]"),
-    "back out of range": (([3, 2], [0, 1, 2], [0, 1, 3]), "undo each other", "[0, 1, 2] and [0, 1, 3]"),
-    "twice": (([3, 2], [0, 1, 1], [0, 1, 2]), "undo each other", "[0, 1, 1] and [0, 1, 2]"),
-    "no inverse": (([3, 2], [1, 2, 0], [1, 2, 0]), "undo each other", "[1, 2, 0] and [1, 2, 0]"),
-    "back alone": (([3, 2], None, [0, 1, 2]), "are there, or neither", "one"),
+    "out of range": (([3, 2], [0, 1, 3], [0, 1, 2]), "inverse permutations", "[0, 1, 3] and [0, 1, 2]"),
+    "negative index": (([3, 2], [0, 1, -1], [0, 1, 2]), "inverse permutations", "[0, 1, -1] and [0, 1, 2]"),
+    "back out of range": (([3, 2], [0, 1, 2], [0, 1, 3]), "inverse permutations", "[0, 1, 2] and [0, 1, 3]"),
+    "twice": (([3, 2], [0, 1, 1], [0, 1, 2]), "inverse permutations", "[0, 1, 1] and [0, 1, 2]"),
+    "no inverse": (([3, 2], [1, 2, 0], [1, 2, 0]), "inverse permutations", "[1, 2, 0] and [1, 2, 0]"),
+    "back alone": (([3, 2], None, [0, 1, 2]), "are both None or neither", "one"),
     "length": (([3, 2], [0, 1], [0, 1]), "sorted_indices have shape (3,) on cpu", "shape (2,) on cpu"),
     "floats": (([3, 2], [0.0, 1.0, 2.0], [0, 1, 2]), "sorted_indices are an integer tensor", "torch.float32"),
 }
 
 
 @pytest.mark.parametrize("name", PACKED_ERRORS)
-def test_packed_sequences_are_what_they_should_be(name):
+def test_invalid_packed_sequences_are_refused(name):
     parts, expected, got = PACKED_ERRORS[name]
     module = layer(device="cpu")
     broken = packed(*parts, data=STEPS.cpu())
@@ -97,6 +97,6 @@ def test_packed_sequences_are_what_they_should_be(name):
         check(call, expected, got)
 
 
-def test_packed_sequences_need_tensors():
+def test_packed_sequences_must_contain_tensors():
     broken = tuple.__new__(PackedSequence, (STEPS, [3, 2], None, None))
     check(lambda: layer()(broken), "data and batch_sizes are tensors", "Tensor and list")

@@ -1,4 +1,4 @@
-"""Bad input: one clear error before any work, with the argument, what was expected and what came."""
+"""Invalid arguments: one error before any work, with the argument, what was expected and what was given."""
 
 import re
 
@@ -10,7 +10,7 @@ import lstm_fused
 from lstm_fused import LSTM, ArgumentError, LSTMCell, SequenceClassifier
 
 X = torch.zeros(4, 3, 5)
-LENGTHS = torch.tensor([4, 2, 1], device="cpu")  # on a GPU, wrong ones are an assertion that ends the process
+LENGTHS = torch.tensor([4, 2, 1], device="cpu")  # a device-side assertion would end the process
 
 
 def layer(**options):
@@ -172,7 +172,7 @@ MODULE_ERRORS = {
     "engine": (lambda: layer(engine="cudnn"), "engine: expected one of", "'cudnn'"),
     "proj_size": (
         lambda: layer(proj_size=7),
-        "proj_size: expected an integer from 0 to less than hidden_size = 7",
+        "proj_size: expected a non-negative integer less than hidden_size = 7",
         "7",
     ),
     "proj_size negative": (lambda: layer(proj_size=-1), "proj_size: expected", "-1"),
@@ -289,7 +289,7 @@ def check(call, expected, got):
     assert said.endswith(f"got {got}") and "\n" not in said, said
 
 
-def test_hx_of_meta_module_is_fine():
-    # Shapes can be worked out without data.
+def test_a_meta_module_accepts_hx():
+    # Shape inference needs no data.
     y, _ = LSTM(5, 7, device="meta")(X.to("meta"))
     assert y.shape == (4, 3, 7) and y.is_meta

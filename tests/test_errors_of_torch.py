@@ -1,7 +1,7 @@
-"""What torch.nn.LSTM and LSTMCell refuse is refused here by an error of the same kind: `except` still works.
+"""Errors of torch.nn.LSTM and LSTMCell are caught here by the same `except` clauses.
 
-After PyTorch's own tests of its RNNs. What it raises by accident, AttributeError for what is no tensor and
-IndexError for states that are no pair, is a TypeError here, a ValueError and a RuntimeError.
+The cases follow PyTorch's tests of its RNNs. Its accidental AttributeError for an input that is no tensor and
+IndexError for states that are no pair are a TypeError, ValueError and RuntimeError here.
 """
 
 import pickle
@@ -22,7 +22,7 @@ def z(*shape):
     return torch.zeros(*shape)
 
 
-# What is called with which arguments: the module's, then those of its call.
+# Arguments of the constructor, then of the call.
 LAYERS = {
     "input rank": ({}, (z(5),)),
     "input of 4 dimensions": ({}, (z(1, 4, 3, 5),)),
@@ -95,14 +95,14 @@ CELLS = {
 
 
 def raised(cls, options, arguments):
-    """What a class raises when made or called."""
+    """Return the error of a constructor or a call."""
     try:
         module = cls(**{"input_size": 5, "hidden_size": 7} | options)
         if arguments:
             module(*arguments)
     except Exception as error:
         return error
-    pytest.fail(f"{cls} takes {options}, {arguments}")
+    pytest.fail(f"{cls} accepts {options}, {arguments}")
 
 
 @pytest.mark.parametrize(
@@ -110,16 +110,16 @@ def raised(cls, options, arguments):
     [(nn.LSTM, LSTM, case) for case in LAYERS.items()] + [(nn.LSTMCell, LSTMCell, c) for c in CELLS.items()],
     ids=[f"LSTM-{name}" for name in LAYERS] + [f"LSTMCell-{name}" for name in CELLS],
 )
-def test_whoever_catches_the_errors_of_torch_catches_ours(theirs, ours, case):
+def test_handlers_of_torch_errors_catch_ours(theirs, ours, case):
     name, (options, arguments) = case
     expected, found = raised(theirs, options, arguments), raised(ours, options, arguments)
     kind = TypeError if isinstance(expected, BY_ACCIDENT) else type(expected)
     assert isinstance(found, kind), f"{expected!r} there, {found!r} here"
-    if name != "device":  # which PyTorch itself refuses
+    if name != "device":  # PyTorch itself refuses an invalid device
         assert isinstance(found, ArgumentError) and len(str(found).splitlines()) == 1, found
 
 
-def test_one_class_for_all():
+def test_all_errors_are_argument_errors():
     assert lstm_fused.ArgumentError is ArgumentError
     shape, kind = raised(LSTM, {}, (z(5),)), raised(LSTM, {"bias": "no"}, ())
     assert isinstance(shape, (ValueError, RuntimeError)) and not isinstance(shape, TypeError)
@@ -127,6 +127,6 @@ def test_one_class_for_all():
         for base in (ValueError, RuntimeError):
             with pytest.raises(base, match="expected"):
                 raise error
-        again = pickle.loads(pickle.dumps(error))  # as from a process of a DataLoader
+        again = pickle.loads(pickle.dumps(error))  # as a DataLoader worker sends it
         assert type(again) is type(error) and str(again) == str(error)
     assert isinstance(kind, TypeError)

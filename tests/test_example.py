@@ -1,4 +1,4 @@
-"""The training example through its command line: what it prints, writes, resumes and refuses."""
+"""The training example by its command line: output, files, resuming and errors."""
 
 import os
 import re
@@ -15,12 +15,12 @@ from matplotlib.image import imread
 
 SETTINGS = ("--limit=100", "--hidden-size=8", "--batch-size=20", "--lr=0.01", "--seed=3")
 MACHINE = ("--threads=1", "--device=cpu")
-HERE = (f"--threads={torch.get_num_threads()}", "--device=cpu")  # what this process has
+HERE = (f"--threads={torch.get_num_threads()}", "--device=cpu")  # the threads of this process
 ABSENT = "cuda" if torch.backends.mps.is_available() else "mps"  # no machine has both
 
 
 def train(*options, out):
-    """Train, in a process of its own where a warning is an error; what was printed, and the checkpoint."""
+    """Train in a subprocess in which warnings are errors; return its output and the checkpoint."""
     command = [sys.executable, "-W", "error", train_mnist.__file__, f"--out={out}", *MACHINE, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -28,7 +28,7 @@ def train(*options, out):
 
 
 def refusal(*options, out, capsys):
-    """The message for a command line that is in error."""
+    """Return the error message of an invalid command line."""
     with pytest.raises(SystemExit) as stop:
         train_mnist.main([f"--out={out}", *options])
     assert stop.value.code == 2
@@ -37,20 +37,20 @@ def refusal(*options, out, capsys):
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """A run of one epoch on a small slice: its folder, what it printed, its checkpoint."""
+    """Train one epoch on a few digits; return folder, output and checkpoint."""
     out = tmp_path_factory.mktemp("first")
     return out, *train("--epochs=1", *SETTINGS, out=out)
 
 
 @pytest.fixture
 def copy_of_first(first, tmp_path):
-    """Its folder once more, to be written to."""
+    """Copy its folder, for tests that write to it."""
     return shutil.copytree(first[0], tmp_path / "copy")
 
 
 def test_one_epoch(first):
     out, printed, state = first
-    assert "80 MNIST digits to train on and 20 to test" in printed
+    assert "80 MNIST digits for training and 20 for testing" in printed
     assert re.search(r"Test accuracy \d+\.\d % after 1 epoch\n", printed), printed
     assert len(state["history"]) == 1
     picture = imread(out / "curves.png")
@@ -85,7 +85,7 @@ def test_plain_cell_is_the_same_model(first):
 def test_resumed_run_equals_uninterrupted_one(copy_of_first, tmp_path):
     _, whole = train("--epochs=3", *SETTINGS, out=tmp_path / "whole")
     printed, resumed = train("--epochs=3", "--resume", out=copy_of_first)
-    assert "Going on from the checkpoint, after epoch 1" in printed
+    assert "Resuming from the checkpoint, after epoch 1" in printed
     assert len(resumed["history"]) == 3
     for epoch in whole["history"] + resumed["history"]:
         del epoch["seconds"]
@@ -107,14 +107,14 @@ def test_resume_refuses_other_settings(first, options, message, capsys):
     assert message.format(path=out / "checkpoint.pt") in said
 
 
-def test_resume_refuses_what_is_no_checkpoint(tmp_path, capsys):
+def test_resume_refuses_an_invalid_checkpoint(tmp_path, capsys):
     (tmp_path / "checkpoint.pt").write_text("not a checkpoint")
     said = refusal("--resume", out=tmp_path, capsys=capsys)
     assert "checkpoint.pt is not a checkpoint of train_mnist.py" in said
 
 
 def changed(state, **parts):
-    """A checkpoint in which parts are others, or are not there."""
+    """Replace parts of a checkpoint; None removes a part."""
     return {name: value for name, value in (state | parts).items() if value is not None}
 
 
@@ -146,18 +146,18 @@ NO_CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("name", NO_CHECKPOINTS)
-def test_malformed_checkpoints_are_one_line(name, first, tmp_path, capsys):
+def test_malformed_checkpoints_give_one_line(name, first, tmp_path, capsys):
     change, message = NO_CHECKPOINTS[name]
     path = tmp_path / "checkpoint.pt"
     torch.save(change(first[2]), path)
     for program, options in ((train_mnist, ["--resume", *HERE]), (show_gates, [])):
         if program is show_gates and name in ("no optimizer", "random"):
-            continue  # which it does not read
+            continue  # show_gates does not read these parts
         said = one_line(program, *options, out=tmp_path, capsys=capsys)
         assert message in said and f"{path} is not a checkpoint of train_mnist.py: " in said
 
 
-def test_damaged_checkpoints_are_one_line(first, tmp_path, capsys):
+def test_damaged_checkpoints_give_one_line(first, tmp_path, capsys):
     path = tmp_path / "checkpoint.pt"
     whole = (first[0] / "checkpoint.pt").read_bytes()
     half = len(whole) // 2
@@ -174,7 +174,7 @@ def test_damaged_checkpoints_are_one_line(first, tmp_path, capsys):
         assert f"{path} is not a checkpoint of train_mnist.py: " in said.splitlines()[-1]
 
 
-def test_a_folder_for_a_checkpoint_is_one_line(tmp_path, capsys):
+def test_a_folder_instead_of_a_checkpoint_gives_one_line(tmp_path, capsys):
     (tmp_path / "checkpoint.pt").mkdir()
     said = refusal("--resume", out=tmp_path, capsys=capsys)
     assert f"--out: {tmp_path / 'checkpoint.pt'} cannot be read: Is a directory" in said.splitlines()[-1]
@@ -185,7 +185,7 @@ def test_a_folder_for_a_checkpoint_is_one_line(tmp_path, capsys):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
 @pytest.mark.parametrize("name", ["checkpoint", "curves"])
-def test_a_full_disk_is_one_line_and_leaves_no_rest(name, copy_of_first, capsys, monkeypatch):
+def test_a_full_disk_gives_one_line_and_leaves_no_file(name, copy_of_first, capsys, monkeypatch):
     monkeypatch.setattr(train_mnist, "RACE_BATCHES", 1)
     path = copy_of_first / f"{name}.{'pt' if name == 'checkpoint' else 'png'}"
     before = {file.name: file.read_bytes() for file in copy_of_first.iterdir()}
@@ -196,14 +196,14 @@ def test_a_full_disk_is_one_line_and_leaves_no_rest(name, copy_of_first, capsys,
     assert after.keys() == before.keys() and after[path.name] == before[path.name]
 
 
-def test_no_folder_can_be_made_of_a_file(tmp_path, capsys):
+def test_a_file_instead_of_a_folder_gives_one_line(tmp_path, capsys):
     (tmp_path / "out").write_text("")
     said = one_line(train_mnist, *SETTINGS, *HERE, "--epochs=1", out=tmp_path / "out", capsys=capsys)
     assert said.endswith(f"{tmp_path / 'out'} cannot be made a folder: File exists")
 
 
 def one_line(program, *options, out, capsys):
-    """The last line of what a program says that fails; before it is nothing, or how the program is used."""
+    """Run a program that fails and return its last line; before it there may only be the usage."""
     options = (f"--out={out}", *options)
     try:
         status = or_one_line(lambda: program.main(options))

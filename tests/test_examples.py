@@ -1,4 +1,4 @@
-"""The studies in examples/, each at its smallest: the data they read, and that what they show can be seen."""
+"""The studies in examples/ with their smallest sizes: data, results and figures."""
 
 import math
 import os
@@ -19,8 +19,8 @@ import vowels
 from matplotlib.image import imread
 
 
-def told(main, out, capsys):
-    """What a study prints at its smallest; that it has drawn something, and written what it printed."""
+def run_quick(main, out, capsys):
+    """Run a study with --quick; check its figure and its file, and return its output."""
     assert main(["--quick", "--jobs=1", f"--out={out}"]) == 0
     printed = capsys.readouterr().out
     (picture,) = out.glob("*.png")
@@ -31,15 +31,16 @@ def told(main, out, capsys):
 
 
 def test_look_back(tmp_path, capsys):
-    printed = told(look_back.main, tmp_path, capsys)
+    printed = run_quick(look_back.main, tmp_path, capsys)
     recall = next(line for line in printed.splitlines() if line.startswith("| recall | 5 |"))
     assert recall.count("1 of 1") == 3, "every model can look back over five steps"
 
 
-def test_gradients_vanish_explode_or_live():
+def test_gradients_vanish_explode_or_survive():
     T = 200
     norms = look_back.untrained_gradients(T)
-    kept = {model: values[T - 2] / values[0] for model, values in norms.items()}  # next to the first step
+    # The norm at the second step relative to the last.
+    kept = {model: values[T - 2] / values[0] for model, values in norms.items()}
     assert kept["nn.RNN"] < 1e-30 and kept["LSTM, forget bias near 0"] < 1e-30
     assert kept["nn.RNN, weight_hh × 6"] > 1e10
     assert 1e-3 < kept["LSTM"] < 10 and 1e-3 < kept["peephole LSTM"] < 10
@@ -54,12 +55,12 @@ def test_adding_marks_two_numbers_in_the_first_half(T):
 
 
 def test_timing(tmp_path, capsys):
-    printed = told(timing.main, tmp_path, capsys)
+    printed = run_quick(timing.main, tmp_path, capsys)
     measuring = [line for line in printed.splitlines() if line.startswith("| measuring")]
     assert measuring and all(line.count("1 of 1") == 3 for line in measuring), printed
 
 
-def test_vowels_are_read_whole():
+def test_the_vowels_are_complete():
     train, test = vowels.load()
     assert train.y.bincount().tolist() == [30] * 9
     assert test.y.bincount().tolist() == [31, 35, 88, 44, 29, 24, 40, 50, 29]
@@ -73,20 +74,20 @@ def test_vowels_are_read_whole():
 
 
 def test_japanese_vowels(tmp_path, capsys):
-    printed = told(japanese_vowels.main, tmp_path, capsys)
+    printed = run_quick(japanese_vowels.main, tmp_path, capsys)
     accuracies = [float(share) for share in re.findall(r"\| 1 \| (\d+\.\d) %", printed)]
     assert len(accuracies) == 2 and min(accuracies) > 100 * 3 / 9, printed
 
 
 def test_char_lm(tmp_path, capsys):
-    printed = told(char_lm.main, tmp_path, capsys)
+    printed = run_quick(char_lm.main, tmp_path, capsys)
     found, packed, by_many, by_one = map(float, re.findall(r"\| (\d+\.\d+) \|", printed))
     assert found < 4.5 and packed < 4.5, printed
-    assert by_one == pytest.approx(by_many, abs=2e-5), "states that are carried change nothing"
+    assert by_one == pytest.approx(by_many, abs=2e-5), "carried states change the result"
     assert "```text\nThe " in printed
 
 
-def test_windows_follow_each_other():
+def test_windows_are_consecutive():
     text = torch.arange(101)
     pieces = list(char_lm.windows(text, streams=4, length=10))
     now = torch.cat([piece for piece, _ in pieces])
@@ -96,7 +97,7 @@ def test_windows_follow_each_other():
     assert now.T.flatten().tolist() == list(range(100))
 
 
-def test_bits_per_letter_of_one_who_knows_nothing():
+def test_bits_per_letter_of_an_untrained_model():
     model = char_lm.Writer(16, 8)
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.zeros_(model.head.bias)
@@ -104,7 +105,7 @@ def test_bits_per_letter_of_one_who_knows_nothing():
     assert char_lm.bits_per_letter(model, text, 10) == pytest.approx(math.log2(16))
 
 
-def test_results_do_not_depend_on_the_processes():
+def test_results_do_not_depend_on_the_number_of_processes():
     plan = japanese_vowels.Plan(epochs=2, cells=3)
     tasks = [japanese_vowels.Task(plan, peephole=True, seed=seed) for seed in (0, 1)]
     assert study.run(japanese_vowels.train, tasks, jobs=1) == study.run(japanese_vowels.train, tasks, jobs=2)
@@ -116,7 +117,7 @@ def press_ctrl_c(_task):
 
 
 def test_ctrl_c_ends_a_study(capsys):
-    with pytest.raises(BrokenProcessPool):  # the worker is gone, and does not go on with the next task
+    with pytest.raises(BrokenProcessPool):  # the worker ends instead of taking the next task
         study.run(press_ctrl_c, [1, 2, 3], jobs=2)
 
     def interrupted():
@@ -126,22 +127,22 @@ def test_ctrl_c_ends_a_study(capsys):
     assert "Stopped" in capsys.readouterr().out
 
 
-def test_a_study_that_cannot_write_says_so_in_one_line(tmp_path, capsys, monkeypatch):
+def test_a_study_that_cannot_write_gives_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit):
         study.options("", 1, [f"--out={tmp_path / 'file'}"])
     assert f"--out: {tmp_path / 'file'} cannot be made a folder: File exists" in capsys.readouterr().err
 
-    told = study.Options("quick", 1, 1, tmp_path / "absent", publish=False)
+    opts = study.Options("quick", 1, 1, tmp_path / "absent", publish=False)
     figure, _ = study.panels(1, 1, "")
-    assert study.until_interrupted(lambda: study.report(told, "name", "a table", figure)) == 1
+    assert study.until_interrupted(lambda: study.report(opts, "name", "a table", figure)) == 1
     said = capsys.readouterr()
-    assert "a table" in said.out, "hours of work are told even so"
+    assert "a table" in said.out, "the table is printed nevertheless"
     (line,) = said.err.splitlines()
     assert line.endswith(f"{tmp_path / 'absent' / 'name.md'} cannot be written: No such file or directory")
 
 
-def test_what_is_published_takes_the_place_of_what_was():
+def test_publishing_replaces_the_section():
     page = study.README.read_text()
     for name in ("look_back", "timing", "japanese_vowels", "char_lm"):
         once = study.published(page, name, "2 of 3 seeds")

@@ -1,4 +1,4 @@
-"""Children of a process that has computed in parallel: they train, on as many threads, to the same bits."""
+"""Forked children of a process that has computed in parallel train on as many threads, with equal bits."""
 
 import multiprocessing
 import os
@@ -20,11 +20,11 @@ if cpp.unavailable() is not None:
     pytest.skip(f"the C++ engine: {cpp.unavailable()}", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-SECONDS = 60  # in which even a busy machine's child is done; then it hangs
+SECONDS = 60  # a child that takes longer hangs
 
 
 def trained(threads=2, seed=0):
-    """What a step of training yields, of a size that engine and products share among threads."""
+    """Return the results of a training step large enough for several threads in engine and products."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     return step(LSTM(65, 130), torch.randn(9, 37, 65, requires_grad=True))
@@ -41,11 +41,11 @@ def threads_used():
 
 
 def child(work):
-    """The exit status of a child that does this: 0 if it is true, -SIGALRM if it hangs."""
+    """Fork, run ``work`` in the child and return its exit status: 0 if true, -SIGALRM if it hangs."""
     pid = os.fork()
     if pid == 0:
         status = 2
-        signal.alarm(SECONDS)  # also ends one that hangs in C++, and whose parent is gone
+        signal.alarm(SECONDS)  # also ends a child that hangs in C++ or has lost its parent
         try:
             status = 0 if work() else 1
         finally:
@@ -64,20 +64,20 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_a_child_trains_on_two_threads_to_the_same_bits():
+def test_a_child_trains_on_two_threads_with_equal_bits():
     expected = trained()
     assert child(lambda: same(expected)) == 0
-    assert same(expected), "the parent goes on"
+    assert same(expected), "the parent still computes"
 
 
-def test_a_child_of_a_parent_whose_products_alone_ran_in_parallel():
+def test_a_child_of_a_parent_with_parallel_matrix_products():
     torch.set_num_threads(2)
     a = torch.randn(600, 600)
     product = a @ a
     assert child(lambda: torch.equal(a @ a, product) and len(trained()) > 0) == 0
 
 
-def test_a_child_of_a_child_and_several_at_once():
+def test_nested_and_concurrent_children():
     expected = trained()
 
     def with_child():
@@ -92,7 +92,7 @@ def test_a_child_of_a_child_and_several_at_once():
     assert statuses == [0, 0]
 
 
-def test_a_child_of_a_thread_that_ran_in_parallel_itself():
+def test_a_child_of_a_python_thread():
     expected, statuses = trained(), []
 
     def work():
@@ -105,9 +105,9 @@ def test_a_child_of_a_thread_that_ran_in_parallel_itself():
     assert statuses == [0]
 
 
-def test_forks_while_another_thread_is_inside_the_operator():
+def test_forks_while_another_thread_runs_the_operator():
     torch.set_num_threads(2)
-    # Made before: torch.manual_seed holds a lock of Python's, which a child would wait for.
+    # Created before forking: torch.manual_seed holds a Python lock, and a child would wait for it.
     module, x = LSTM(65, 130), torch.randn(9, 37, 65, requires_grad=True)
     expected, stop, wrong = step(module, x), threading.Event(), []
 
@@ -129,8 +129,8 @@ def test_forks_while_another_thread_is_inside_the_operator():
     assert not wrong
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted as Linux lists them")
-def test_before_anything_ran_the_child_really_has_two_threads():
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in Linux's /proc")
+def test_a_child_of_an_idle_parent_has_two_threads():
     program = (
         "from test_fork import child, threads_used, trained; before = threads_used()\n"
         "print(child(lambda: bool(trained()) and threads_used() > before))"
@@ -145,7 +145,7 @@ def test_before_anything_ran_the_child_really_has_two_threads():
     assert done.stdout.strip() == "0", done.stdout + done.stderr
 
 
-def test_many_forks_cost_the_parent_no_memory():
+def test_many_forks_leak_no_memory():
     import resource
 
     def rounds(n):
@@ -159,7 +159,7 @@ def test_many_forks_cost_the_parent_no_memory():
 
 
 class Trained(Dataset):
-    """A data set whose every item takes a step of training, on two threads."""
+    """A data set that trains on two threads for each item."""
 
     def __len__(self):
         return 4
@@ -169,10 +169,10 @@ class Trained(Dataset):
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-def test_workers_of_a_data_loader_that_train(method):
+def test_data_loader_workers_train(method):
     data = Trained()
     expected = [data[i] for i in range(len(data))]
-    workers = 2 if method == "fork" else 1  # which takes no time
+    workers = 2 if method == "fork" else 1  # to save time
     loader = DataLoader(
         data, batch_size=None, num_workers=workers, multiprocessing_context=method, timeout=SECONDS
     )

@@ -1,4 +1,4 @@
-"""What is no plain torch.nn.LSTM, or no plain LSTM of ours, is not copied as if it were."""
+"""`from_torch` and `to_torch` refuse modules that they cannot copy exactly."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ NOT_COPIED = {
     "None": (lambda: None, "a torch.nn.LSTM, got NoneType"),
     "class": (lambda: nn.LSTM, "a torch.nn.LSTM, got type"),
     "quantized": (lambda: on_the_cpu(quantized.LSTM), "a torch.nn.LSTM, got LSTM"),
-    "subclass": (lambda: Louder(5, 7), "a torch.nn.LSTM, got Louder, a subclass with a forward of its own"),
+    "subclass": (lambda: Louder(5, 7), "a torch.nn.LSTM, got Louder, a subclass that overrides forward"),
     "weight norm": (lambda: normed(nn.LSTM(5, 7)), "plain parameters, not .*, got .*weight_hh_l0.original0"),
     "pruned": (
         lambda: pruned(nn.LSTM(5, 7)),
@@ -58,7 +58,7 @@ NOT_COPIED = {
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", NOT_COPIED)
-def test_from_torch_copies_nothing_else(name):
+def test_from_torch_refuses_other_modules(name):
     lstm, message = NOT_COPIED[name]
     with pytest.raises(ArgumentError, match=f"^lstm: expected {message}"):
         LSTM.from_torch(lstm())

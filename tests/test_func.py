@@ -1,4 +1,4 @@
-"""Forward mode, torch.func and derivatives of any order: each equals a loop over plain reverse mode."""
+"""Forward mode, torch.func and higher derivatives, compared with plain reverse mode."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ SMALL = [
 
 
 class Runs(TorchDispatchMode):
-    """Counts the runs of our operators."""
+    """Counts calls of our operators."""
 
     def __init__(self):
         super().__init__()
@@ -48,12 +48,12 @@ def module(engine, **options):
 
 
 def weighted(y, h_n, c_n):
-    """A loss in which every output and state counts."""
+    """Return a loss of all outputs and states."""
     return y.sin().sum() + (h_n * h_n).sum() + c_n.cos().sum()
 
 
 def loss_of(lstm, **given):
-    """The loss as a function of the parameters and one batch or sequence."""
+    """Return the loss as a function of the parameters and a batch or sequence."""
 
     def loss(parameters, x, **more):
         y, states = functional_call(lstm, parameters, (x,), given | more)
@@ -67,7 +67,7 @@ def parameters_of(lstm):
 
 
 def gradients(loss, parameters, *args, **more):
-    """Plain reverse mode, which tests/test_engines.py holds against the oracle."""
+    """Return gradients by plain reverse mode, which tests/test_engines.py compares with the oracle."""
     leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
     found = torch.autograd.grad(loss(leaves, *args, **more), list(leaves.values()))
     return dict(zip(leaves, found, strict=True))
@@ -78,7 +78,7 @@ def stacked(dicts):
 
 
 OPTIONS = [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 2}, {"bias": False, "peephole": False}]
-# PyTorch's own doing, the first time forward mode is entered.
+# Raised by PyTorch when forward mode is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 each_option = pytest.mark.parametrize("options", OPTIONS, ids=["plain", "busy", "bare"])
 each_engine = pytest.mark.parametrize("engine", ALL)
@@ -127,7 +127,7 @@ def test_per_sample_gradients(engine, options):
 
 
 @each_engine
-def test_per_sample_gradients_of_sequences_of_many_lengths(engine):
+def test_per_sample_gradients_with_lengths(engine):
     lstm = module(engine, bidirectional=True)
     loss, parameters = loss_of(lstm), parameters_of(lstm)
     x, lengths = torch.randn(4, 5, 1, 2, dtype=F64), torch.tensor([[3], [0], [5], [1]])
@@ -174,7 +174,7 @@ def test_gradient_of_a_vmapped_loss(engine):
 
 @each_engine
 @each_option
-def test_forward_mode_in_both_of_its_forms(engine, options):
+def test_forward_mode_by_func_and_by_dual_numbers(engine, options):
     lstm = module(engine, **options)
     loss, parameters = loss_of(lstm), parameters_of(lstm)
     x = torch.randn(4, 3, 2, dtype=F64)
@@ -229,7 +229,7 @@ def test_hessians_agree(engine, options):
 
 @each_engine
 def test_learning_to_learn(engine):
-    """The gradient through a step of gradient descent of its own for each task."""
+    """Differentiate through one step of gradient descent per task."""
     lstm = module(engine)
     loss, parameters = loss_of(lstm), parameters_of(lstm)
     tasks = torch.randn(3, 4, 2, 2, dtype=F64)
@@ -268,7 +268,7 @@ def test_third_derivatives(engine):
 
 
 def plain_reference(t):
-    """The reference without any Function: differentiable as often as PyTorch is."""
+    """Call the reference without an autograd Function: PyTorch differentiates it to any order."""
     lengths = torch.tensor([3, 2])
     weights = (t["weight_ih"], t["weight_hh"], t["bias_ih"] + t["bias_hh"], t["peephole"], None)
     return reference.forward(Inputs(t["x"], *weights, t["h0"], t["c0"], lengths, False, False))[:3]

@@ -6,11 +6,11 @@ from fuzz import search
 from oracle import EXTENDED
 
 DRAWS = 25  # for each seed
-# PyTorch's own forward mode calls it.
+# Raised by PyTorch's forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="the search draws engines of the CPU")
+@pytest.mark.skipif(DEVICE != "cpu", reason="the search draws CPU engines")
 @pytest.mark.skipif(not EXTENDED, reason="numpy has no precision beyond float64 here")
 @pytest.mark.parametrize("seed", range(6))
 def test_random_options_equal_the_oracle(seed):

@@ -1,4 +1,4 @@
-"""The modules: drop-ins for torch.nn.LSTM and torch.nn.LSTMCell."""
+"""The modules as drop-ins for torch.nn.LSTM and torch.nn.LSTMCell."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ def states(module, *batch, dtype=F64):
 
 
 def compare(ours, theirs, input, hx):
-    """Outputs, states, and the gradients of input, states and every parameter."""
+    """Compare outputs, states and the gradients of input, states and every parameter."""
     found = []
     for module in (ours, theirs):
         module.zero_grad()
@@ -76,7 +76,7 @@ def test_equals_torch_in_every_option(engine, options):
     compare(ours, theirs, pack_sequence(sorted(sequences, key=len, reverse=True)), None)
 
 
-def test_takes_the_arguments_of_torch():
+def test_accepts_the_arguments_of_torch():
     positional = (5, 7, 2, False, True, 0.25, True, 3, DEVICE, F64)
     theirs, ours = nn.LSTM(*positional), LSTM(*positional, peephole=False)
     names = (
@@ -98,7 +98,7 @@ def test_takes_the_arguments_of_torch():
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=option_id)
-def test_state_dict_moves_both_ways(options):
+def test_state_dict_loads_both_ways(options):
     theirs, ours = nn.LSTM(5, 7, **options), LSTM(5, 7, peephole=False, **options)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict(), strict=True)
@@ -114,7 +114,7 @@ def test_same_seed_same_parameters_as_torch():
         assert torch.equal(ours.state_dict()[name], value), name
 
 
-def test_peepholes_are_parameters_drawn_like_the_rest_and_trained():
+def test_peepholes_are_initialised_like_other_parameters_and_trained():
     module = LSTM(5, 64, 2, bidirectional=True)
     peepholes = {n: p for n, p in module.named_parameters() if "peephole" in n}
     assert list(peepholes) == [f"weight_peephole_l{k}{r}" for k in (0, 1) for r in ("", "_reverse")]
@@ -221,7 +221,7 @@ def test_repr_shows_the_options():
     assert repr(LSTMCell(5, 7, bias=False)) == "LSTMCell(5, 7, bias=False)"
 
 
-def test_without_gradients_nothing_is_kept():
+def test_without_gradients_nothing_is_saved():
     module = LSTM(5, 7)
     x = torch.randn(4, 3, 5, requires_grad=True)
     with torch.no_grad():
@@ -237,7 +237,7 @@ def test_without_gradients_nothing_is_kept():
     ("engine", "dtype", "allowed"),
     [*((engine, torch.float32, 20) for engine in ALL), *((n, torch.bfloat16, 10) for n in NARROW)],
 )
-def test_bytes_kept_for_backward(engine, dtype, allowed):
+def test_bytes_saved_for_backward(engine, dtype, allowed):
     T, B, H = 10, 4, 32
     module = LSTM(16, H, engine=engine, dtype=dtype)
     x = torch.randn(T, B, 16, requires_grad=True, dtype=dtype)
@@ -308,7 +308,7 @@ def test_functional_is_exported():
     close(h_n, layer(x)[1][0][0])
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own doing
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by Dynamo
 @pytest.mark.parametrize("engine", ALL)
 def test_compiles_without_a_graph_break(engine):
     module = LSTM(5, 7, 2, bidirectional=True, engine=engine)
@@ -321,7 +321,7 @@ def test_compiles_without_a_graph_break(engine):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_last_states_can_be_detached_and_changed_in_place(layers):
-    """As those of torch.nn.LSTM, which are no views."""
+    """The states are not views, as in torch.nn.LSTM."""
     module, x = LSTM(5, 7, layers), torch.randn(4, 3, 5)
     y, (h, c) = module(x)
     assert not h._is_view() and not c._is_view()

@@ -1,4 +1,4 @@
-"""ONNX files: onnxruntime computes the same from them, and they read back as the same module."""
+"""ONNX files: onnxruntime gives equal results, and the files read back as equal modules."""
 
 import inspect
 import itertools
@@ -28,7 +28,7 @@ def option_id(options):
 
 
 def run(path, *inputs):
-    """What onnxruntime makes of a file, on the CPU."""
+    """Run a file with onnxruntime on the CPU."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
@@ -41,14 +41,14 @@ def check(found, expected):
 
 
 def spread(module):
-    """The module with weights large enough that every gate and peephole tells."""
+    """Make the weights large enough that every gate and peephole has a visible effect."""
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5)
     return module
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=option_id)
-def test_onnxruntime_computes_the_same_and_it_reads_back(options, tmp_path):
+def test_onnxruntime_agrees_and_the_file_reads_back(options, tmp_path):
     module = spread(LSTM(5, 7, **options))
     rows = module.num_layers * module.num_directions
     for lengths, states in itertools.product((False, True), (False, True)):
@@ -79,9 +79,9 @@ def test_classifier(lengths, tmp_path):
     assert repr(same) == repr(model)
 
 
-@pytest.mark.filterwarnings("ignore")  # PyTorch warns of its own exporter
+@pytest.mark.filterwarnings("ignore")  # PyTorch's exporter is deprecated
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}])
-def test_reads_what_pytorch_wrote(options, tmp_path):
+def test_reads_files_of_pytorch(options, tmp_path):
     theirs = nn.LSTM(5, 7, **options)
     torch.onnx.export(theirs, (torch.randn(3, 4, 5),), tmp_path / "model.onnx", dynamo=False)
     ours = from_onnx(tmp_path / "model.onnx")
@@ -100,14 +100,14 @@ def test_other_dtypes_read_back(dtype, tmp_path):
         assert torch.equal(same.state_dict()[name], value) and same.state_dict()[name].dtype == dtype
 
 
-def test_export_takes_parametrized_weights_as_they_are(tmp_path):
+def test_export_evaluates_parametrized_weights(tmp_path):
     module = LSTM(5, 7)
     nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
     export(module, tmp_path / "model.onnx")
     assert torch.equal(from_onnx(tmp_path / "model.onnx").weight_hh_l0, module.weight_hh_l0)
 
 
-def test_coupled_gates_are_written_as_four_and_what_is_of_training_is_not(tmp_path):
+def test_export_expands_coupled_gates_and_ignores_training_options(tmp_path):
     options = {"coupled": True, "recurrent_dropout": 0.5, "forget_bias": 2.0, "bidirectional": True}
     module = spread(LSTM(5, 7, 2, **options)).eval()
     export(module, tmp_path / "model.onnx")
@@ -121,8 +121,8 @@ def test_coupled_gates_are_written_as_four_and_what_is_of_training_is_not(tmp_pa
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (LSTM(5, 7, proj_size=3), {}, "proj_size=0, for ONNX's LSTM operator has no projection, got 3"),
-        (LSTM(5, 7, layer_norm=True), {}, "no layer_norm, for ONNX's LSTM operator has none, got True"),
+        (LSTM(5, 7, proj_size=3), {}, "proj_size=0, because ONNX's LSTM operator has no projection, got 3"),
+        (LSTM(5, 7, layer_norm=True), {}, "no layer_norm, because ONNX's LSTM operator has none, got True"),
         (LSTM(5, 7, zoneout_h=0.1), {}, "no zoneout_h, .* got 0.1"),
         (LSTM(5, 7, zoneout_c=0.1), {}, "no zoneout_c, .* got 0.1"),
         (LSTM(5, 7, cell_clip=3.0), {}, "no cell_clip, .* got 3.0"),
@@ -135,14 +135,14 @@ def test_coupled_gates_are_written_as_four_and_what_is_of_training_is_not(tmp_pa
     ],
     ids=["projection", "layer_norm", "zoneout_h", "zoneout_c", "cell_clip", "bfloat16", "states"],
 )
-def test_refuses_what_cannot_be_expressed(module, options, message, tmp_path):
+def test_export_refuses_options_that_onnx_lacks(module, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export(module, tmp_path / "model.onnx", **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_every_option_of_the_module_was_thought_of():
-    """An option added to `LSTM` must be written to the file, refused, or of no effect in eval mode."""
+def test_export_covers_every_option():
+    """Every option of `LSTM` is written to the file, refused, or has no effect in eval mode."""
     assert set(inspect.signature(LSTM).parameters) == {
         *("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "peephole"),
         *("proj_size", "dtype", "coupled", "layer_norm", "zoneout_h", "zoneout_c", "cell_clip"),
@@ -236,7 +236,7 @@ def drop_peephole(graph):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (add_attribute("clip", 1.0), "clip of LSTM 'y_l0' to be absent, or 87 at least, got 1.0"),
+        (add_attribute("clip", 1.0), "clip of LSTM 'y_l0' to be absent, or at least 87, got 1.0"),
         (add_attribute("input_forget", 2), "input_forget of LSTM 'y_l0' to be 0 or 1, got 2"),
         (add_attribute("input_forget", 1), "layers of one kind"),
         (add_attribute("activations", ["Relu"] * 6), "activations of LSTM"),
@@ -244,7 +244,7 @@ def drop_peephole(graph):
         (show_relu, "output 'relu' to be the output, h_n or c_n .* got 'relu' of Relu"),
         (show_one_step, r"output 'output' to be .* got the output of layer 2 moved to \(B, 14\)"),
         (compute_input, "the first LSTM to read a graph input"),
-        (remove_layers, r"LSTM nodes, and one Gemm at most, got 0 Gemm among \['Identity'\]"),
+        (remove_layers, r"LSTM nodes, and at most one Gemm, got 0 Gemm among \['Identity'\]"),
         (compute_weight, "constant weights at LSTM 'y_l0', got 'computed', computed"),
         (swap_steps_and_directions, r"outputs of LSTM 'y_l0' to go on as \[T, B, D \* H\]"),
         (skip_a_layer, "outputs of LSTM 'y_l1' to go on"),
@@ -254,7 +254,7 @@ def drop_peephole(graph):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_refuses_to_read_what_computes_something_else(change, message, tmp_path):
+def test_from_onnx_refuses_other_computations(change, message, tmp_path):
     path = tmp_path / "model.onnx"
     export(LSTM(5, 7, 3, bidirectional=True), path)
     model = onnx.load(path)
@@ -264,7 +264,7 @@ def test_refuses_to_read_what_computes_something_else(change, message, tmp_path)
         from_onnx(path)
 
 
-def test_refuses_a_head_over_anything_but_the_last_state(tmp_path):
+def test_from_onnx_refuses_a_head_on_another_tensor(tmp_path):
     path = tmp_path / "model.onnx"
     export(SequenceClassifier(5, 7, 2, 4), path)
     model = onnx.load(path)
@@ -275,10 +275,11 @@ def test_refuses_a_head_over_anything_but_the_last_state(tmp_path):
         from_onnx(path)
 
 
-def test_says_what_to_install(monkeypatch):
+def test_missing_packages_are_named(monkeypatch):
     assert lstm_fused.onnx.export is export
-    monkeypatch.setitem(sys.modules, "onnx", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "lstm_fused.onnx")
+    monkeypatch.setitem(sys.modules, "onnx", None)  # hide the package
+    for name in ("lstm_fused.onnx", "lstm_fused.interop.onnx"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(lstm_fused, "onnx")
     message = re.escape("lstm_fused.onnx needs the package onnx: pip install 'lstm_fused[onnx]'")
     with pytest.raises(ModuleNotFoundError, match=message):

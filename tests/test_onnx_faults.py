@@ -1,4 +1,4 @@
-"""`from_onnx` refuses graphs that compute something else than a module, each for what is wrong with it."""
+"""`from_onnx` refuses graphs that no module computes, with an error about the cause."""
 
 import tempfile
 
@@ -45,7 +45,7 @@ def custom_domain(model):
 
 
 def function(model):
-    """Define what Transpose is anew."""
+    """Redefine Transpose as a function."""
     body, opsets = [helper.make_node("Identity", ["x"], ["y"])], [helper.make_opsetid("", 17)]
     model.functions.append(helper.make_function("", "Transpose", ["x"], ["y"], body, opsets))
 
@@ -76,12 +76,12 @@ def first_layer_of_doubles(model):
 
 
 def default(model):
-    """Give the input a value."""
+    """Give the input a default value."""
     model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 1, I), np.float32), "input"))
 
 
 def exported():
-    """What `export` writes for lengths and states."""
+    """Return the model that `export` writes with lengths and states."""
     with tempfile.TemporaryDirectory() as folder:
         export(LSTM(I, H, 2), f"{folder}/model.onnx", lengths=True, states=True)
         return onnx.load(f"{folder}/model.onnx")
@@ -104,7 +104,7 @@ def lengths_of_open_T(length):
 
 
 def rows(*of_layers):
-    """Start the layers from other rows of h_0."""
+    """Use other rows of h_0 for the layers."""
 
     def change(model):
         for k, row in enumerate(of_layers):
@@ -115,7 +115,7 @@ def rows(*of_layers):
 
 
 def put_first(k):
-    """Put one of the graph's inputs before the others."""
+    """Move a graph input to the front."""
     return lambda model: model.graph.input.insert(0, model.graph.input.pop(k))
 
 
@@ -144,7 +144,7 @@ FAULTS = [
     (lambda: lengths_of_open_T(1009), nothing, LENGTHS),
     (two_nodes, node_input(0, 4, ""), "the same lengths in all layers"),
     (two_nodes, node_input(0, 4, "lengths"), LENGTHS.replace("y0", "yr")),  # of 64 bits
-    # what becomes of the outputs
+    # outputs
     (two_layers, read_backwards("h_n"), OUTPUT.format("h_n")),
     (two_layers, after("h_n", "Transpose", perm=[1, 0, 2]), OUTPUT.format("h_n")),
     (two_layers, after("h_n", "Reshape", [-1, 2, H]), OUTPUT.format("h_n")),
@@ -192,17 +192,17 @@ FAULTS = [
         constant("zeros", np.ones((2, 3, H)), np.float32),
         "inputs or zeros as initial states",
     ),
-    (bare, unread_input, "outputs that depend on every graph input, got .'h_0'. that are not read"),
+    (bare, unread_input, "every graph input to be used, got unused inputs .'h_0'."),
     # attributes
-    (bare, custom_domain, "LSTM nodes, and one Gemm at most, got 0 Gemm among .'custom.LSTM'"),
+    (bare, custom_domain, "LSTM nodes, and at most one Gemm, got 0 Gemm among .'custom.LSTM'"),
     (bare, attribute("hidden_size", 6), "hidden_size of LSTM 'y0' to be 7 like its weights, got 6"),
     (bare, attribute("direction", "bidirectional"), SHAPES),
     (one_size, attribute("direction", "forward"), SHAPES),
     (bare, attribute("direction", "Forward"), "direction of LSTM 'y0' to be forward, reverse or bidir"),
-    (bare, attribute("direction", "reverse"), "a forward direction, for no module runs in reverse alone"),
+    (bare, attribute("direction", "reverse"), "a forward direction, as no module runs in reverse only"),
     (two_layers, attribute("direction", "reverse", 1), "the outputs of LSTM 'y0' to go on as"),
-    (bare, attribute("clip", 50.0), "clip of LSTM 'y0' to be absent, or 87 at least, got 50"),
-    (bare, attribute("clip", float("nan")), "clip of LSTM 'y0' to be absent, or 87 at least, got nan"),
+    (bare, attribute("clip", 50.0), "clip of LSTM 'y0' to be absent, or at least 87, got 50"),
+    (bare, attribute("clip", float("nan")), "clip of LSTM 'y0' to be absent, or at least 87, got nan"),
     (bare, attribute("layout", 2), "layout of LSTM 'y0' to be 0 or 1, got 2"),
     (bare, attribute("activation_alpha", [0.5]), "activation_alpha of LSTM 'y0' to be absent"),
     (bare, attribute("activations", ["Sigmoid", "Tanh", "Tanh"] * 2), "activations of LSTM 'y0' to be"),
@@ -219,7 +219,7 @@ FAULTS = [
     (bare, weight("W0", 1, 4 * H, 0), SHAPES),
     (bare, weight("R0", 1, 0, 0), SHAPES),
     (bare, weight("W0", 0, 4 * H, I), SHAPES),
-    (two_layers, weight("W1", 1, 4 * H, I), "2 layers, each as wide as the one before"),
+    (two_layers, weight("W1", 1, 4 * H, I), "2 layers, each fed by the one before"),
     (classifier, weight("bias", 1, 4), r"the Gemm to have a weight \[C, 7\] and a bias \[C\]"),
     (classifier, weight("bias", 4, dtype=np.float64), r"the Gemm to have a weight \[C, 7\] and a bias \[C\]"),
     (
@@ -239,9 +239,9 @@ FAULTS = [
     (bare, half_the_data, CHECKED),
     (bare, sparse, "constant weights at LSTM 'y0', got 'W0', computed"),
     (bare, default, FIRST),
-    (bare, size(0, 0), "sizes of 1 at least in graph input 'input'"),
-    (bare, size(1, -5), "sizes of 1 at least in graph input 'input'"),
-    (bare, size(0, 2**62), "tensors of .* elements at most, got"),
+    (bare, size(0, 0), "sizes of at least 1 in graph input 'input'"),
+    (bare, size(1, -5), "sizes of at least 1 in graph input 'input'"),
+    (bare, size(0, 2**62), "tensors of at most .* elements, got"),
     (bare, size(2, 6), FIRST),
     # the file
     (bare, lambda m: m.opset_import.__delitem__(0), CHECKED + ".*must specify opset_import"),

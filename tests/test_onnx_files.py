@@ -1,4 +1,4 @@
-"""What `export` and `from_onnx` say of paths, modules and files that are none, and what they leave behind."""
+"""`export` and `from_onnx` with invalid paths, modules and files: errors and files left behind."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ HEAD = "a Linear over one direction's last state in a SequenceClassifier, got "
 
 
 def replaced(part, module):
-    """A classifier of which a part was replaced."""
+    """Return a classifier with a part replaced."""
     model = SequenceClassifier(5, 7, 1, 4)
     setattr(model, part, module)
     return model
@@ -55,14 +55,14 @@ def half_double():
         (LSTM(5, 7, device="meta"), "parameters that have values, got device meta"),
     ],
 )
-def test_export_refuses_what_is_no_module_of_ours(module, message, tmp_path):
+def test_export_refuses_other_modules(module, message, tmp_path):
     with pytest.raises(ValueError, match=f"module: expected {message}"):
         export(module, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("argument", ["lengths", "states"])
-def test_export_refuses_flags_that_are_none(argument, tmp_path):
+def test_export_refuses_invalid_flags(argument, tmp_path):
     with pytest.raises(ValueError, match=f"{argument}: expected True or False, got 'no'"):
         export(LSTM(5, 7), tmp_path / "model.onnx", **{argument: "no"})
 
@@ -70,15 +70,15 @@ def test_export_refuses_flags_that_are_none(argument, tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (".", "the path of a file, got .*, which is none"),
-        (os.devnull, "the path of a file, got /dev/null, which is none"),
+        (".", "the path of a file, got .*, which is not a file"),
+        (os.devnull, "the path of a file, got /dev/null, which is not a file"),
         (None, "the path of a file, got None"),
         (3, "the path of a file, got 3"),
         (b"model.onnx", "the path of a file, got b'model.onnx'"),
         ("a\0b", "the path of a file, got 'a.*b'"),
     ],
 )
-def test_export_refuses_paths_of_no_file(path, message, tmp_path, monkeypatch):
+def test_export_refuses_invalid_paths(path, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"path: expected {message}"):
         export(LSTM(5, 7), path)
@@ -86,7 +86,7 @@ def test_export_refuses_paths_of_no_file(path, message, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("path", "error"), [("no/model.onnx", FileNotFoundError), ("x" * 300, OSError)])
-def test_what_the_system_refuses_is_its_own_error(path, error, tmp_path, monkeypatch):
+def test_system_errors_are_passed_on(path, error, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error):
         export(LSTM(5, 7), path)
@@ -96,7 +96,7 @@ def test_what_the_system_refuses_is_its_own_error(path, error, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_an_export_that_fails_leaves_the_file_that_was(error, tmp_path, monkeypatch):
+def test_a_failed_export_keeps_the_old_file(error, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     export(LSTM(5, 7), path)
     before = path.read_bytes()
@@ -123,7 +123,7 @@ def test_export_writes_through_a_link_and_in_the_format_of_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0"])
-def test_export_takes_parametrized_weights_of_either_kind_and_of_the_head(name, tmp_path):
+def test_export_accepts_parametrized_weights_of_both_kinds_and_of_the_head(name, tmp_path):
     model = SequenceClassifier(5, 7, 1, 4)
     nn.utils.parametrizations.weight_norm(model.lstm, name)
     nn.utils.parametrizations.weight_norm(model.head)
@@ -133,14 +133,14 @@ def test_export_takes_parametrized_weights_of_either_kind_and_of_the_head(name, 
 
 
 @pytest.mark.parametrize("path", [None, 3, b"model.onnx", os.devnull, "a\0b"])
-def test_from_onnx_refuses_paths_of_no_file(path, tmp_path, monkeypatch):
+def test_from_onnx_refuses_invalid_paths(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"path: expected (the path of an|a valid) ONNX file, got "):
         from_onnx(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"not one", bytes(range(256)), b"\x08" * 1000])
-def test_from_onnx_refuses_what_is_no_onnx_file(data, tmp_path):
+def test_from_onnx_refuses_other_files(data, tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"path: expected a valid ONNX file, got \w+: "):
@@ -150,7 +150,7 @@ def test_from_onnx_refuses_what_is_no_onnx_file(data, tmp_path):
         from_onnx(path.with_suffix(".json"))
 
 
-def test_every_beginning_of_a_file_is_refused(tmp_path):
+def test_truncated_files_are_refused(tmp_path):
     path = tmp_path / "model.onnx"
     onnx.save(bare(), path)
     data = path.read_bytes()

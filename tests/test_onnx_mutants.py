@@ -1,4 +1,4 @@
-"""Files that were changed at random: they are refused, or the module computes what the file does."""
+"""Randomly changed files: `from_onnx` refuses them, or the module computes what the file does."""
 
 import random
 import sys
@@ -29,7 +29,7 @@ from lstm_fused.onnx import export, from_onnx
 
 
 def originals(folder):
-    """The models to change."""
+    """Return the models to change."""
     models = [two_layers(), two_layers(layout=1), two_nodes(), one_size(), one_size([6] * 3), classifier()]
     models += [made_of_sizes(), bare(), coupled(2, 1), state_inputs(), weights_as_inputs(), constant_nodes()]
     options = [
@@ -46,7 +46,7 @@ def originals(folder):
 
 
 def search(seed, count, folder, verbose=False):
-    """Try mutants; the wrong ones, how many were read, and how many of these no other program can run."""
+    """Try mutants; return the wrong ones, the number read, and of these the number no other program runs."""
     torch.manual_seed(seed)
     models, pick = originals(folder), random.Random(seed)
     np.random.seed(seed)
@@ -80,7 +80,7 @@ def search(seed, count, folder, verbose=False):
     return wrong, read, alone
 
 
-@pytest.mark.filterwarnings("ignore")  # NumPy's and others', of what was changed
+@pytest.mark.filterwarnings("ignore")  # warnings about the changed files
 def test_changed_files_are_refused_or_right(tmp_path):
     wrong, read, alone = search(0, 300, tmp_path)
     assert not wrong and read > 30 and alone < read / 4

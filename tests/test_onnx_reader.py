@@ -1,4 +1,4 @@
-"""`from_onnx` on graphs of others: it reads what a module can be, and refuses whatever else there is."""
+"""`from_onnx` on graphs of other exporters: it reads those that a module computes, and refuses the rest."""
 
 import time
 
@@ -66,7 +66,7 @@ def test_reads_other_forms(model, options, tmp_path):
         assert differs(module, model, T, B) < 1e-5
 
 
-def test_reads_a_classifier_over_the_last_of_all_states(tmp_path):
+def test_reads_a_classifier_on_the_last_state(tmp_path):
     model = classifier()
     module = read(model, tmp_path)
     assert isinstance(module, SequenceClassifier) and module.lstm.num_layers == 2
@@ -87,7 +87,7 @@ def test_one_step_of_one_sequence_is_batch_first_if_it_is_transposed(batch_first
 
 
 def concatenated(kind):
-    """60 nodes that each join what they read with itself: states, or an input, or a constant."""
+    """Return 60 nodes that each concatenate their input with itself: states, an input or a constant."""
     graph = Graph()
     x = graph.input("input", "T", "B", I)
     graph.lstm(0, x)
@@ -99,7 +99,7 @@ def concatenated(kind):
 
 
 @pytest.mark.parametrize("kind", ["state", "input", "constant"])
-def test_what_doubles_60_times_is_refused_at_once(kind, tmp_path):
+def test_60_doublings_are_refused_at_once(kind, tmp_path):
     start = time.perf_counter()
     with pytest.raises(ValueError, match="path: expected output 'x59' to be"):
         read(concatenated(kind), tmp_path)
@@ -107,7 +107,7 @@ def test_what_doubles_60_times_is_refused_at_once(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["Identity", "Transpose", "Relu"])
-def test_5000_nodes_in_a_row_are_read_or_refused(kind, tmp_path):
+def test_a_chain_of_5000_nodes_is_read_or_refused(kind, tmp_path):
     graph = Graph()
     x = graph.input("input", "T", "B", I)
     for k in range(5000):
@@ -122,7 +122,7 @@ def test_5000_nodes_in_a_row_are_read_or_refused(kind, tmp_path):
     assert time.perf_counter() - start < 20
 
 
-def test_a_node_that_reads_itself_is_refused(tmp_path):
+def test_cyclic_graphs_are_refused(tmp_path):
     graph = Graph()
     graph.input("input", "T", "B", I)
     graph.lstm(0, graph.node("Identity", ["a"], "a"))
@@ -130,7 +130,7 @@ def test_a_node_that_reads_itself_is_refused(tmp_path):
         read(graph.model("y0"), tmp_path)
 
 
-def test_constants_as_large_as_a_file_says_take_no_memory(tmp_path):
+def test_huge_declared_constants_take_no_memory(tmp_path):
     graph = Graph()
     x = graph.input("input", "T", "B", I)
     many = graph.node("ConstantOfShape", [graph.constant("large", [2**31, 2**31])], "zeros")

@@ -1,4 +1,4 @@
-"""Options: numbers of other libraries, what may be set later and what not, and copies that keep them."""
+"""Options: numbers of other libraries, changes after construction, and copies."""
 
 import copy
 import pickle
@@ -19,7 +19,7 @@ NAN, INF = float("nan"), float("inf")
 SHARE, NUMBER, FLAG = "a probability from 0 to 1", "a positive number or None", "True or False"
 X = torch.zeros(4, 3, 5)
 
-# For each option: what it takes, as a plain value, then what it refuses and with what words.
+# For each option: accepted values with their plain value, then refused values with the error.
 VALUES = {
     "input_size": ([(np.int64(5), 5)], [(5.0, "a positive integer"), (True, "a positive integer")]),
     "hidden_size": (
@@ -45,9 +45,9 @@ VALUES = {
     "proj_size": (
         [(np.int64(3), 3)],
         [
-            (-1, "an integer from 0"),
-            (False, "an integer from 0"),
-            (7, "an integer from 0 to less than hidden_size = 7"),
+            (-1, "a non-negative integer"),
+            (False, "a non-negative integer"),
+            (7, "a non-negative integer less than hidden_size = 7"),
         ],
     ),
     "peephole": ([(np.False_, False)], [("none", FLAG)]),
@@ -76,7 +76,7 @@ def make(cls, **options):
 
 
 def each(names, which):
-    """Every class, option and value in question."""
+    """Yield every class, option and value."""
     return [
         pytest.param(cls, name, *pair, id=f"{cls.__name__}-{name}-{pair[0]!r}".replace("\n", ""))
         for cls in CLASSES
@@ -86,7 +86,7 @@ def each(names, which):
     ]
 
 
-def test_no_option_is_forgotten():
+def test_every_option_is_covered():
     assert VALUES.keys() == OPTIONS.keys() == LSTM._options.keys()
     settable = "batch_first", "dropout", "recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip", "engine"
     assert tuple(SETTABLE) == settable
@@ -94,7 +94,7 @@ def test_no_option_is_forgotten():
 
 @pytest.mark.filterwarnings("ignore:dropout=.* acts between layers")
 @pytest.mark.parametrize(("cls", "name", "value", "plain"), each(VALUES, 0))
-def test_numbers_of_other_libraries_become_plain_ones(cls, name, value, plain):
+def test_numbers_of_other_libraries_become_plain(cls, name, value, plain):
     module = make(cls, **{name: value})
     found = getattr(module, name)
     assert found == plain and type(found) is type(plain)
@@ -107,12 +107,12 @@ def test_numbers_of_other_libraries_become_plain_ones(cls, name, value, plain):
 
 
 @pytest.mark.parametrize(("cls", "name", "value", "expected"), each(VALUES, 1))
-def test_wrong_ones_are_refused_at_once(cls, name, value, expected):
+def test_invalid_values_are_refused_by_the_constructor(cls, name, value, expected):
     refused(lambda: make(cls, **{name: value}), name, expected)
 
 
 @pytest.mark.parametrize(("cls", "name", "value", "expected"), each(SETTABLE, 1))
-def test_wrong_ones_are_refused_when_set_later(cls, name, value, expected):
+def test_invalid_values_are_refused_when_set(cls, name, value, expected):
     module = make(cls)
     before = getattr(module, name)
     refused(lambda: setattr(module, name, value), name, expected)
@@ -122,12 +122,12 @@ def test_wrong_ones_are_refused_when_set_later(cls, name, value, expected):
 @pytest.mark.parametrize(
     ("cls", "name"), [(cls, name) for cls in CLASSES for name in FIXED if name in cls._options]
 )
-def test_what_made_the_parameters_stays(cls, name):
+def test_options_that_decide_the_parameters_are_fixed(cls, name):
     module = make(cls)
     made = getattr(module, name)
     setattr(module, name, made)
     other = not made if isinstance(made, bool) else 3
-    refused(lambda: setattr(module, name, other), name, f"{made!r}, for the parameters were made by it")
+    refused(lambda: setattr(module, name, other), name, f"{made!r}, which the parameters were created with")
     assert getattr(module, name) == made
 
 
@@ -137,7 +137,7 @@ def refused(call, name, expected):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_set_later_counts_and_is_shown():
+def test_changed_options_take_effect_and_are_shown():
     torch.manual_seed(0)
     module, x = LSTM(5, 7, 2), torch.randn(4, 3, 5)
     expected = LSTM(5, 7, 2, zoneout_h=0.5, zoneout_c=0.25, cell_clip=0.1, engine="reference")
@@ -149,12 +149,12 @@ def test_what_is_set_later_counts_and_is_shown():
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_an_attribute_that_is_no_option_is_the_users_own(cls):
+def test_other_attributes_are_free(cls):
     module = make(cls)
     module.note, module.head = -1.0, nn.Linear(7, 2)
     assert module.note == -1.0 and "head.weight" in module.state_dict()
     if cls is LSTMCell:
-        module.dropout = nn.Dropout(0.5)  # no option of a cell
+        module.dropout = nn.Dropout(0.5)  # not an option of LSTMCell
         assert isinstance(module.dropout, nn.Dropout)
 
 
@@ -167,11 +167,11 @@ def test_copies_keep_options_and_checks(cls, copier):
     other.cell_clip = 2
     assert (other.cell_clip, module.cell_clip) == (2.0, 0.5)
     refused(lambda: setattr(other, "cell_clip", -1.0), "cell_clip", NUMBER)
-    refused(lambda: setattr(other, "hidden_size", 8), "hidden_size", "7, for the parameters were made")
+    refused(lambda: setattr(other, "hidden_size", 8), "hidden_size", "7, which the parameters were created")
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own doing
-def test_set_later_under_compile():
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by Dynamo
+def test_changed_options_under_compile():
     torch._dynamo.reset()
     module, x = LSTM(5, 7, 2), torch.randn(4, 3, 5)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -188,7 +188,7 @@ def test_set_later_under_compile():
     assert module.cell_clip == 0.02 and torch.equal(found, module(x)[0])
 
 
-def test_function_and_classifier_take_numpy_too():
+def test_function_and_classifier_accept_numpy():
     weights = torch.randn(28, 5), torch.randn(28, 7)
     x = torch.randn(4, 3, 5)
     expected = lstm_fused.lstm(x, *weights, cell_clip=0.5, reverse=True)[0]
@@ -197,7 +197,7 @@ def test_function_and_classifier_take_numpy_too():
     model = SequenceClassifier(np.int64(5), np.int64(7), np.int64(2), np.int64(3), dropout=np.float32(0.5))
     assert model(X.transpose(0, 1)).shape == (3, 3) and model.head.out_features == 3
     assert repr(model.lstm) == "LSTM(5, 7, num_layers=2, batch_first=True, dropout=0.5)"
-    assert nn.LSTM(5, 7, np.int64(2), dropout=np.float32(0.5)).dropout == 0.5, "as torch does"
+    assert nn.LSTM(5, 7, np.int64(2), dropout=np.float32(0.5)).dropout == 0.5, "as in torch"
 
 
 def test_dtype():

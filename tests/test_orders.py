@@ -1,4 +1,4 @@
-"""Derivatives of any order by any mix of modes: each equals that by plain reverse mode."""
+"""Higher derivatives by any mix of modes, compared with plain reverse mode."""
 
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ from lstm_fused import LSTM, LSTMCell
 F64 = torch.float64
 ALL = [engine.name for engine in ENGINES_HERE]
 each_engine = pytest.mark.parametrize("engine", ALL)
-# PyTorch's own doing, the first time forward mode is entered.
+# Raised by PyTorch when forward mode is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 CASES = [
     Case("plain", T=3, B=2, I=2, H=3),
@@ -26,7 +26,7 @@ ORDERS = ("FF", "FR", "RF", "FFF", "FFR", "FRF", "RFF", "FRR", "RRF", "RFR")
 
 
 def directional(function, order, v):
-    """The function's derivative along v, as often as there are letters: F by forward mode, R by reverse."""
+    """Differentiate along v once per letter of the order: F by forward mode, R by reverse mode."""
     for mode in reversed(order):
         if mode == "F":
             function = partial(lambda f, x: jvp(f, (x,), (v,))[1], function)
@@ -36,7 +36,7 @@ def directional(function, order, v):
 
 
 def check(function, x, orders=ORDERS):
-    """Every order's value is that of plain reverse mode, and none is zero."""
+    """Check that every order equals plain reverse mode, and that none is zero."""
     torch.manual_seed(1)
     v = torch.randn_like(x)
     expected = {}
@@ -88,7 +88,7 @@ def test_modes_nest_through_modules(engine, make):
 
 
 @each_engine
-def test_forward_mode_nests_through_a_backward_pass_of_before(engine):
+def test_forward_mode_nests_through_an_earlier_backward_pass(engine):
     torch.manual_seed(0)
     x, lstm = torch.randn(3, 2, 2, dtype=F64, requires_grad=True), LSTM(2, 3, dtype=F64, engine=engine)
     y, _ = lstm(x)
@@ -119,7 +119,7 @@ def test_jacobians_of_jacobians(engine):
 
 
 @each_engine
-def test_forward_mode_around_a_vmap_around_forward_mode(engine):
+def test_forward_mode_over_vmap_over_forward_mode(engine):
     torch.manual_seed(0)
     lstm, xs = LSTM(2, 3, dtype=F64, engine=engine), torch.randn(2, 3, 2, dtype=F64)
 
@@ -133,7 +133,7 @@ def test_forward_mode_around_a_vmap_around_forward_mode(engine):
 
 
 @each_engine
-def test_a_function_of_plain_tensors_nests_too(engine):
+def test_the_function_nests(engine):
     t = make_tensors(replace(PLAIN, T=3, B=2, I=2, H=3), F64)
 
     def loss(weight_ih):

@@ -1,4 +1,4 @@
-"""What gets installed: the sdist, and the wheels it builds with a compiler and without one."""
+"""Packaging: the sdist, and its wheels with and without a compiler."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ NOT_IN_A_CLONE = shutil.ignore_patterns(
     ".git", ".venv", "build", "dist", "out", "*.so", "*.egg-info", ".*_cache", "__pycache__"
 )
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-# Run where lstm_fused was installed: the package is whole, and works.
+# Run in the environment where lstm_fused is installed: checks that the package is complete and works.
 PROGRAM = """
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +35,7 @@ assert x.grad.isfinite().all()
 
 
 def run(*command, cwd, **variables):
-    """Run a command; its output, which is also the message if it fails."""
+    """Run a command and return its output, which is also the message of a failure."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -50,7 +50,7 @@ def run(*command, cwd, **variables):
 
 
 def build_wheel(sdist, folder, **variables):
-    """The wheel an sdist builds, offline, and what was said."""
+    """Build a wheel from an sdist, offline; return it and pip's output."""
     said = run(
         *(*PIP, "wheel", "-v", "--no-build-isolation", "--no-deps", "--no-index", "-w", folder, sdist),
         cwd=folder,
@@ -61,10 +61,10 @@ def build_wheel(sdist, folder, **variables):
 
 
 def install(wheel, folder):
-    """Install a wheel in an empty environment, then show torch to it; its interpreter.
+    """Install a wheel in an empty environment with access to torch; return its interpreter.
 
-    To install torch again would take longer than all other tests. A .pth file adds this environment's
-    packages; the lstm_fused among them is editable and so hangs on a .pth file too, which is not followed.
+    Installing torch again would take longer than all other tests, so a .pth file adds this environment's
+    packages. Python does not read the .pth files in there, so the editable lstm_fused stays hidden.
     """
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
@@ -79,7 +79,7 @@ def install(wheel, folder):
 
 
 def check_installed(python, wheel):
-    """Run the program above, away from the tree."""
+    """Run the program above outside of the tree."""
     folder = python.parent.parent
     version = wheel.name.split("-")[1]
     run(
@@ -95,14 +95,14 @@ def check_installed(python, wheel):
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
-    """The sdist of a clone of this tree."""
+    """Build the sdist of a copy of this tree."""
     clone = shutil.copytree(ROOT, tmp_path_factory.mktemp("clone") / "tree", ignore=NOT_IN_A_CLONE)
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", cwd=clone)
     (archive,) = (clone / "dist").iterdir()
     return archive
 
 
-def test_sdist_is_whole(sdist):
+def test_sdist_is_complete(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder in ("csrc", "examples", "kernels", "lstm_fused", "tests"):
@@ -141,7 +141,7 @@ def test_wheel_without_compiler(sdist, tmp_path):
 
 @pytest.mark.parametrize("folder", ["checkout", "anything"])
 def test_a_folder_of_the_same_name_does_not_hide_the_package(folder, tmp_path):
-    """As where a checkout is named lstm_fused, in the folder above it."""
+    """Python runs in the parent folder of a checkout named lstm_fused."""
     if folder == "checkout":
         (tmp_path / "lstm_fused").symlink_to(ROOT)
     else:

@@ -1,4 +1,4 @@
-"""Parameters are plain: whatever is done to them counts at the next call, for there is no copy of them."""
+"""Parameters: every change takes effect at the next call, because the modules keep no copies."""
 
 import copy
 import pickle
@@ -6,7 +6,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
-import torch.multiprocessing  # teaches ForkingPickler to share tensors
+import torch.multiprocessing  # registers tensors with ForkingPickler
 from cases import DEVICE
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -32,7 +32,7 @@ def gradients(module):
     return {name: p.grad.clone() for name, p in module.named_parameters()}
 
 
-def test_changes_in_place_and_by_replacement_count_at_once():
+def test_changes_in_place_and_by_replacement_take_effect():
     module, other = make(), make()
     before = output(module)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_weight_norm(name):
 
 
 def test_weight_drop():
-    """DropConnect on the recurrent weights, as AWD-LSTM has it: one mask for each call."""
+    """DropConnect on the recurrent weights as in AWD-LSTM: one mask per call."""
     module, plain = make(), make()
     parametrize.register_parametrization(module, "weight_hh_l0", nn.Dropout(0.5))
     torch.manual_seed(1)
@@ -106,7 +106,7 @@ def test_weight_drop():
 
 
 def test_weights_may_be_plain_tensors():
-    """As older weight-drops leave them."""
+    """Older weight-drop implementations replace parameters by plain tensors."""
     module, expected = make(), output(make())
     raw = module.weight_hh_l0
     del module.weight_hh_l0
@@ -123,10 +123,10 @@ def test_shared_parameters():
     assert len(list(module.parameters())) == 8 - 4 + 2 + 1
     x = torch.randn(4, 3, 7, dtype=F64)
     output(module, x).sum().backward()
-    apart = LSTM(7, 7, 2, dtype=F64)
-    apart.load_state_dict(module.state_dict())
-    output(apart, x).sum().backward()
-    both = apart.weight_hh_l0.grad + apart.weight_hh_l1.grad
+    unshared = LSTM(7, 7, 2, dtype=F64)
+    unshared.load_state_dict(module.state_dict())
+    output(unshared, x).sum().backward()
+    both = unshared.weight_hh_l0.grad + unshared.weight_hh_l1.grad
     torch.testing.assert_close(module.weight_hh_l0.grad, both)
     other = copy.deepcopy(module)
     assert other.weight_hh_l1 is other.weight_hh_l0 is not module.weight_hh_l0
@@ -144,14 +144,14 @@ def test_shared_memory():
     module, x = make().cpu().share_memory(), X.cpu()
     assert all(p.is_shared() for p in module.parameters())
     before = output(module, x)
-    received = pickle.loads(ForkingPickler.dumps(module))  # as another process gets it
+    received = pickle.loads(ForkingPickler.dumps(module))  # as another process receives it
     with torch.no_grad():
         received.weight_hh_l0.mul_(2)
     assert torch.equal(output(module, x), output(received, x)) and not torch.equal(output(module, x), before)
 
 
 def nested(module):
-    """A model that has the module one level down, beside other parameters."""
+    """Nest the module in a model with other parameters."""
     return nn.ModuleDict({"rnn": nn.Sequential(module), "head": nn.Linear(7, 2)}).double()
 
 
@@ -164,7 +164,7 @@ PLAIN = [
 
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize(("theirs", "ours", "options"), PLAIN, ids=["LSTM", "projected", "LSTMCell"])
-def test_a_state_dict_of_torch_means_no_peepholes(theirs, ours, options, assign):
+def test_a_state_dict_of_torch_zeroes_the_peepholes(theirs, ours, options, assign):
     there, x = theirs(5, 7, dtype=F64, **options), X if ours is LSTM else X[0]
     for where in (lambda module: module, nested):
         here = ours(5, 7, dtype=F64, **options)
@@ -177,12 +177,12 @@ def test_a_state_dict_of_torch_means_no_peepholes(theirs, ours, options, assign)
             nn.init.uniform_(parameter)
         found = model.load_state_dict(given, strict=False, assign=assign)
         assert sorted(found.missing_keys) == sorted(names) and not found.unexpected_keys
-        assert not any("peephole" in name for name in given), "what was given is as it was"
+        assert not any("peephole" in name for name in given), "the given state dict has changed"
         torch.testing.assert_close(here(x)[0], there(x)[0], rtol=1e-12, atol=1e-12)
         assert all(parameter.requires_grad for parameter in here.parameters())
 
 
-def test_peepholes_stay_where_their_layers_weights_are_not_loaded():
+def test_peepholes_of_layers_that_are_not_loaded_stay():
     module, other = make(num_layers=2), LSTM(5, 7, 2, dtype=F64)
     before = copy.deepcopy(module.state_dict())
     every = other.state_dict()
@@ -204,7 +204,7 @@ def test_peepholes_stay_where_their_layers_weights_are_not_loaded():
     module.load_state_dict(
         {name: value for name, value in before.items() if name != "weight_peephole_l1"}, strict=False
     )
-    assert torch.equal(module.weight_peephole_l0, before["weight_peephole_l0"]), "each layer by itself"
+    assert torch.equal(module.weight_peephole_l0, before["weight_peephole_l0"]), "layers are independent"
     assert not module.weight_peephole_l1.any()
 
 
@@ -223,7 +223,7 @@ def test_loading_into_meta_frozen_and_coupled_peepholes():
             (coupled if wrong is given else make()).load_state_dict(wrong, strict=False)
 
 
-def test_gains_and_biases_that_lack_stay_as_in_torch():
+def test_missing_gains_and_biases_stay_as_in_torch():
     module = make(layer_norm=True)
     nn.init.constant_(module.gain_ih_l0, 2.0)
     found = module.load_state_dict(nn.LSTM(5, 7, bias=False, dtype=F64).state_dict(), strict=False)
@@ -231,12 +231,12 @@ def test_gains_and_biases_that_lack_stay_as_in_torch():
     assert (module.gain_ih_l0 == 2).all() and module.bias_ih_l0.any() and not module.weight_peephole_l0.any()
 
 
-def test_loading_beside_parametrized_and_pruned_parameters():
+def test_loading_with_parametrized_and_pruned_parameters():
     given = nn.LSTM(5, 7, dtype=F64).state_dict()
     module = make()
     parametrizations.weight_norm(module, "weight_peephole_l0", dim=0)
     with pytest.raises(
-        RuntimeError, match=r"rnn\.0\.weight_peephole_l0: expected in the state dict, for what is"
+        RuntimeError, match=r"rnn\.0\.weight_peephole_l0: expected in the state dict, because a"
     ):
         nested(module).load_state_dict(
             {f"rnn.0.{name}": value for name, value in given.items()}, strict=False
@@ -250,4 +250,4 @@ def test_loading_beside_parametrized_and_pruned_parameters():
     parametrizations.weight_norm(normed, "weight_hh_l0", dim=0)
     state = {name: value for name, value in normed.state_dict().items() if "peephole" not in name}
     normed.load_state_dict(state, strict=False)
-    assert not normed.weight_peephole_l0.any(), "the weights are there under other names"
+    assert not normed.weight_peephole_l0.any(), "the weights have other names"

@@ -1,4 +1,4 @@
-"""Programs that hold the operators themselves: compiled with transforms inside, exported, traced."""
+"""Programs that contain the operators: compiled with transforms inside, exported, traced."""
 
 import pytest
 import torch
@@ -12,9 +12,7 @@ from lstm_fused.autograd.operators import backward_op, forward_op
 F64 = torch.float64
 each_engine = pytest.mark.parametrize("engine", [engine.name for engine in ENGINES_HERE])
 pytestmark = [
-    pytest.mark.filterwarnings(
-        "ignore:.*should not be instantiated:DeprecationWarning"
-    ),  # Dynamo's own doing
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),  # raised by Dynamo
     pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
@@ -42,7 +40,7 @@ TRANSFORMS = {
 
 
 class Net(nn.Module):
-    """A layer between others, whose gradients must pass through it."""
+    """A model with layers before and after the LSTM, so that gradients pass through it."""
 
     def __init__(self, lstm):
         super().__init__()
@@ -60,7 +58,7 @@ def make(engine, **options):
 
 
 def gradients(module, *given):
-    """Of every parameter and the input."""
+    """Return the gradients of every parameter and the input."""
     x, *more = given
     x = x.clone().requires_grad_()
     return torch.autograd.grad(module(x, *more), [x, *module.parameters()])
@@ -89,13 +87,13 @@ def test_gradients_of_parameters_inside_a_compiled_function(engine, options):
     close(torch.compile(slopes, backend="aot_eager", fullgraph=True)(parameters, x), slopes(parameters, x))
 
 
-def test_forward_over_forward_mode_inside_a_compiled_function_is_never_silently_wrong():
+def test_forward_over_forward_mode_inside_a_compiled_function_is_right_or_an_error():
     net, x = make(ENGINES_HERE[0].name)
     twice = along_ones(along_ones(net))
     try:
         found = torch.compile(twice, backend="aot_eager", fullgraph=True)(x)
     except torch._dynamo.exc.TorchRuntimeError:
-        return  # PyTorch 2.13 has no rule for products of what one level knows and the other does not
+        return  # PyTorch 2.13 lacks a rule for products of tangents of different levels
     close(found, twice(x))
 
 
@@ -180,7 +178,7 @@ def test_a_compiled_cell_trains_in_a_loop(engine):
 
 
 def arguments(x):
-    """Of the forward operator, as a program holds them."""
+    """Return the arguments of the forward operator as a program contains them."""
     return x, *(torch.randn(12, n, dtype=F64) for n in (2, 3)), *[None] * 3, *torch.randn(2, 2, 3, dtype=F64)
 
 

@@ -1,4 +1,4 @@
-"""The reference: against its own derivatives, the oracle and torch.nn.LSTM."""
+"""The reference, compared with autograd, the oracle and torch.nn.LSTM."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ SMALL = (
 
 
 def small_inputs(case: Case) -> list[Tensor | None]:
-    """Float64 leaves in the order of `contract.Inputs`."""
+    """Return float64 leaves in the order of `contract.Inputs`."""
     tensors = make_tensors(case, torch.float64)
     names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
     return [None if tensors[n] is None else tensors[n].requires_grad_() for n in names]
 
 
 def forward(case: Case, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-    """y, h_n, c_n, as plain PyTorch operations that autograd sees."""
+    """Return y, h_n, c_n from plain PyTorch operations that autograd records."""
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
     return reference.forward(Inputs(*inputs, lengths, case.reverse, False))[:3]
 
@@ -82,7 +82,7 @@ def test_zero_peepholes_equal_torch(P):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_the_cell_state_in_float32(dtype):
-    # Thousand steps that each add 2**-13: in half precision the state would stop growing at 2**-2.
+    # 1,000 steps that each add 2**-13: a state in half precision would stop growing at 2**-2.
     T, H = 1000, 1
     w = torch.zeros(4, 1, dtype=dtype)
     bias = torch.tensor([100.0, 100.0, 2**-13, 100.0], dtype=dtype)
@@ -94,7 +94,7 @@ def test_half_precision_keeps_the_cell_state_in_float32(dtype):
 
 
 def test_runs_on_the_meta_device():
-    # No data, no host reads: nothing in the reference depends on values, so any device can run it.
+    # The meta device has no data: the reference reads no values on the host, so it runs on any device.
     case = Case("meta", T=4, B=2, I=3, H=5, lengths=(4, 1))
     inputs = [None if t is None else t.detach().to("meta") for t in small_inputs(case)]
     out = reference.forward(Inputs(*inputs, torch.tensor(case.lengths).to("meta"), False, True))

@@ -1,4 +1,4 @@
-"""A sequence may come in pieces: one step at a time, or chunks whose states are carried on."""
+"""Sequences in pieces, single steps or chunks with carried states, equal the whole sequence."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], id
 
 
 def same(pieces, whole):
-    """Bit for bit in float64, to rounding in float32."""
+    """Check for equal bits in float64, for equality up to rounding in float32."""
     if whole.dtype == torch.float64:
         assert torch.equal(pieces, whole), f"off by {(pieces - whole).abs().max():.3g}"
     else:

@@ -1,4 +1,4 @@
-"""The modules' options beyond the textbook: what each does, and that PyTorch takes them all."""
+"""The variants of the recurrence as options of the modules, and with PyTorch's transforms."""
 
 import re
 from dataclasses import replace
@@ -47,7 +47,7 @@ def x(*shape):
 @pytest.mark.parametrize(
     "more", [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 3}], ids=["one", "deep"]
 )
-def test_each_option_counts_and_trains_every_parameter(engine, options, more):
+def test_each_option_takes_effect_and_trains_every_parameter(engine, options, more):
     lstm, plain = make(**options, **more, engine=engine), make(**more, engine=engine)
     lengths = torch.tensor([6, 0, 3])
     y, (h_n, c_n) = lstm(x(6, 3), lengths=lengths)
@@ -59,7 +59,7 @@ def test_each_option_counts_and_trains_every_parameter(engine, options, more):
 
 @pytest.mark.parametrize("kind", [LSTM, LSTMCell])
 @pytest.mark.parametrize("coupled", [False, True])
-def test_forget_bias_is_where_the_forget_gate_starts(kind, coupled):
+def test_forget_bias_initialises_the_forget_gate(kind, coupled):
     module = kind(5, 7, forget_bias=2, coupled=coupled)
     rows = slice(0, 7) if coupled else slice(7, 14)
     parameters = {name.removesuffix("_l0"): p for name, p in module.named_parameters()}
@@ -73,7 +73,7 @@ def test_forget_bias_is_where_the_forget_gate_starts(kind, coupled):
 @pytest.mark.parametrize(
     "more", [{}, {"proj_size": 3, "peephole": False, "bias": False}], ids=["plain", "bare"]
 )
-def test_coupled_lets_in_what_is_forgotten(engine, more):
+def test_coupled_gates_equal_four_gates_with_i_equal_to_1_minus_f(engine, more):
     lstm = make(coupled=True, num_layers=2, bidirectional=True, engine=engine, **more)
     shapes = {name: tuple(p.shape) for name, p in lstm.named_parameters()}
     assert shapes["weight_ih_l1"][0] == shapes["weight_hh_l0_reverse"][0] == 21
@@ -81,7 +81,7 @@ def test_coupled_lets_in_what_is_forgotten(engine, more):
     for gates in lstm_fused.inspect(lstm, x(6, 3)).values():
         torch.testing.assert_close(gates.i, 1 - gates.f, rtol=0, atol=1e-15)
         assert gates.f.std() > 0.001
-    if not more:  # the sum over weights that are there twice, by the four gates written out
+    if not more:  # equal to a module with the four gates written out
         whole = LSTM(5, 7, 2, bidirectional=True, dtype=F64, engine=engine)
         whole.load_state_dict(
             {
@@ -96,7 +96,7 @@ def test_coupled_lets_in_what_is_forgotten(engine, more):
 
 
 @each_engine
-def test_layer_norm_is_torchs(engine):
+def test_layer_norm_equals_torch(engine):
     lstm = make(layer_norm=True, peephole=False, engine=engine)
     with torch.no_grad():
         for p in lstm.parameters():
@@ -127,7 +127,7 @@ def test_eval_mode_draws_nothing(engine, options):
 
 @each_engine
 @pytest.mark.parametrize("name", ["recurrent_dropout", "zoneout"])
-def test_masks_follow_the_generator(engine, name):
+def test_masks_follow_the_seed(engine, name):
     lstm = make(**OPTIONS[name], engine=engine)
     found = []
     for seed in (3, 3, 4):
@@ -136,7 +136,7 @@ def test_masks_follow_the_generator(engine, name):
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
-def test_recurrent_dropout_hides_the_same_of_h_at_every_step():
+def test_recurrent_dropout_has_one_mask_for_all_steps():
     lstm = make(recurrent_dropout=0.5, engine="reference")
     torch.manual_seed(0)
     y, _ = lstm(x(5, 400))
@@ -161,7 +161,7 @@ def test_zoneout_keeps_a_share_of_the_states(engine):
     row = masks.zoneout(x(5, 3), 7, 0.5, training=False)
     assert row.shape == (5, 3, 7) and row.untyped_storage().nbytes() == 7 * 8
     _, eval_states = lstm.eval()(x(1, 4000), hx)
-    # After one step alone is the mean over masks what the mean of masks gives.
+    # The mean over masks equals the result of the mean mask only after a single step.
     for state, mean in zip(states, eval_states, strict=True):
         torch.testing.assert_close(state.mean(), mean.mean(), rtol=0.02, atol=0)
 
@@ -178,7 +178,7 @@ def test_cell_clip_bounds_every_c(engine):
 @pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["float64", "float32"])
 def test_steps_of_a_cell_equal_the_sequence(engine, options, dtype):
     if "recurrent_dropout" in options:
-        pytest.skip("a mask belongs to a sequence")
+        pytest.skip("a cell has no recurrent dropout")
     layer = make(**options, engine=engine).to(dtype).eval()
     cell = LSTMCell(5, 7, dtype=dtype, engine=engine, **options).eval()
     cell.load_state_dict({name.removesuffix("_l0"): value for name, value in layer.state_dict().items()})
@@ -193,7 +193,7 @@ def test_steps_of_a_cell_equal_the_sequence(engine, options, dtype):
     torch.testing.assert_close(hx, (h_n[0], c_n[0]))
 
 
-def test_a_cell_zones_out_while_training():
+def test_a_cell_applies_zoneout_in_training():
     cell = LSTMCell(5, 7, dtype=F64, zoneout_c=0.5)
     hx = torch.full((3000, 7), 3.0, dtype=F64), torch.full((3000, 7), 3.0, dtype=F64)
     assert abs((cell(x(3000), hx)[1] == 3).double().mean() - 0.5) < 0.02
@@ -258,7 +258,7 @@ def test_autocast(engine):
 
 
 @pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning",  # Dynamo's own doing
+    "ignore:.*should not be instantiated:DeprecationWarning",  # raised by Dynamo
     "ignore:.*deprecated:DeprecationWarning",
 )
 @each_engine
@@ -277,7 +277,7 @@ def test_compiles_and_exports(engine):
     torch.testing.assert_close(program(x(9, 2))[0], lstm(x(9, 2))[0])
 
 
-def test_the_documented_options_are_those_of_the_module():
+def test_the_documented_options_exist():
     text = (Path(__file__).parents[1] / "docs" / "variants.md").read_text()
     names = {}
     exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
@@ -294,7 +294,7 @@ def test_padding_may_hold_nan_under_layer_norm():
     assert y.isfinite().all() and all(g.isfinite().all() for g in gradients)
 
 
-def test_inspect_shows_the_variants_too():
+def test_inspect_supports_the_variants():
     case = replace(EVERY_VARIANT, T=4, B=3, I=5, H=7)
     lstm = make(**EVERYTHING).eval()
     gates = lstm_fused.inspect(lstm, x(case.T, case.B))["l0"]
@@ -312,7 +312,7 @@ def test_an_engine_without_a_variant_refuses_it(monkeypatch):
 
 
 @each_engine
-def test_the_function_takes_all_of_them(engine):
+def test_the_function_accepts_all_variants(engine):
     case = replace(EVERY_VARIANT, T=4, B=3, I=2, H=5)
     y, _, c_n = call(engine, case, make_tensors(case, F64))
     assert y.isfinite().all() and c_n.isfinite().all()

@@ -1,1 +1,1 @@
-"""The engines as PyTorch operators: derivatives, vmap, autocast and tracing."""
+"""The engines as PyTorch operators, with derivatives, vmap, autocast and tracing."""

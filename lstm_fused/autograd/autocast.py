@@ -1,4 +1,4 @@
-"""What autocast makes of the layers: tensors are cast once, on the way in; an engine never meets it."""
+"""Autocast: a layer casts its tensors once on entry, and the engine runs with autocast off."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,23 +7,23 @@ from torch import Tensor
 
 
 def enabled(device: torch.device) -> bool:
-    """Whether autocast is on for this device."""
+    """True if autocast is on for this device."""
     kind = device.type
     if kind in ("cpu", "cuda"):
         return torch.is_autocast_enabled(kind)
-    # Dynamo cannot trace that question in torch 2.10 and 2.11; but what is compiled runs where autocast is.
+    # Dynamo in torch 2.10 and 2.11 cannot trace is_autocast_available; devices that compile have autocast.
     compiling = torch.compiler.is_compiling() and kind != "meta"
     available = compiling or torch.amp.is_autocast_available(kind)
     return available and torch.is_autocast_enabled(kind)
 
 
 def computed_in(tensor: Tensor) -> torch.dtype:
-    """The dtype that a tensor is computed in: under autocast its dtype, but float64 is left alone."""
+    """The dtype that a tensor is computed in: the autocast dtype under autocast, except for float64."""
     if tensor.dtype == torch.float64 or not tensor.is_floating_point() or not enabled(tensor.device):
         return tensor.dtype
     return torch.get_autocast_dtype(tensor.device.type)
 
 
 def off(device: torch.device) -> AbstractContextManager[object]:
-    """No autocast inside: what an engine sums in float32 stays float32."""
+    """Turn autocast off, so that an engine's float32 sums stay float32."""
     return torch.autocast(device.type, enabled=False) if enabled(device) else nullcontext()

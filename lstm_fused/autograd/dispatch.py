@@ -1,7 +1,7 @@
-"""The operators' autograd and vmap kernels, for programs that hold the operators themselves.
+"""The operators' autograd and vmap kernels, for programs that contain the operators themselves.
 
-Eager calls go to `LSTMFunction` directly. What is compiled, exported or traced holds operators; when such a
-program is transformed or trained, PyTorch's dispatcher comes here.
+Eager calls use `LSTMFunction` directly. Compiled, exported and traced programs contain operators; when such a
+program is transformed or trained, PyTorch's dispatcher calls these kernels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ from lstm_fused.contract import DIFFERENTIABLE, INPUTS, SAVE, Outputs, batch_axe
 
 
 def requires_grad(arguments: Iterable[Any]) -> bool:
-    """Whether autograd is to record what is done with these."""
+    """True if autograd records operations on these arguments."""
     if torch.is_grad_enabled():
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.requires_grad:
@@ -30,18 +30,18 @@ def requires_grad(arguments: Iterable[Any]) -> bool:
 
 
 def complete(operands: Sequence[Any]) -> tuple[Any, ...]:
-    """The fields of `Inputs`; the dispatcher leaves out those at the end that are as by default."""
+    """All fields of `Inputs`: the dispatcher omits trailing arguments that have their default value."""
     return *operands, *(None,) * (len(INPUTS) - len(operands))
 
 
 def differentiable_forward(engine: str, *operands: Any) -> Tensors:
-    """The forward operator where derivatives may be asked for: its autograd kernel."""
+    """The forward operator's autograd kernel."""
     operands, save = complete(operands), operands[SAVE]
-    if not (tracing.transformed() or requires_grad(at(DIFFERENTIABLE, operands))):
+    if not (tracing.under_transform() or requires_grad(at(DIFFERENTIABLE, operands))):
         with below_autograd():
             return forward_op[engine](*operands)
     operands = put((SAVE,), (True,), operands)
-    if tracing.forward_levels():  # a jvp that transforms cannot be asked for in the middle of one
+    if tracing.forward_levels():  # LSTMFunction.jvp uses transforms, which cannot start inside a level
         return LSTMFunction.composed(engine, *operands)
     with enable_single_level_autograd_function():
         y, h_n, c_n, c, gates = LSTMFunction.apply_once(engine, *operands)
@@ -49,24 +49,24 @@ def differentiable_forward(engine: str, *operands: Any) -> Tensors:
 
 
 def once_differentiable_backward(engine: str, *arguments: Any) -> Tensors:
-    """The backward operator by itself, which has no derivative: its autograd kernel."""
-    if tracing.transformed():
+    """The backward operator's autograd kernel; the operator has no derivative."""
+    if tracing.under_transform():
         raise RuntimeError(f"lstm_fused::{engine}_backward cannot be transformed; lstm_fused.lstm can")
     with below_autograd():
         outputs = backward_op[engine](*arguments)
     if not requires_grad(arguments):
         return outputs
     refuse = torch._C._functions.DelayedError(
-        f"lstm_fused::{engine}_backward has no derivative of its own; that of lstm_fused.lstm has",
+        f"lstm_fused::{engine}_backward has no derivative; differentiate lstm_fused.lstm twice instead",
         len(outputs),
     )
     return tuple(refuse(*(output.requires_grad_() for output in outputs)))
 
 
 def vmapped_forward(engine: str, info: Any, dims: Axes, *operands: Any) -> tuple[Optionals, Axes]:
-    """The forward operator over a batch of calls: its vmap kernel."""
+    """The forward operator's vmap kernel."""
     dims, operands = complete(dims), complete(operands)
-    return transforms.vmapped(forward_op[engine], info.batch_size, dims, operands, batch_axes(Outputs))
+    return transforms.vmap_rule(forward_op[engine], info.batch_size, dims, operands, batch_axes(Outputs))
 
 
 for _name in OPERATORS:

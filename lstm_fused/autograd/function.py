@@ -1,4 +1,4 @@
-"""The autograd Functions around the operators: what is saved, and every derivative."""
+"""The autograd Functions around the operators: saved tensors, derivatives and vmap."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -29,12 +29,20 @@ from lstm_fused.contract import (
 
 
 def unwrapped(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """The same without the wrappers of transforms that have ended."""
-    return tuple([unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in arguments])
+    """The arguments without the wrappers of transforms that have ended."""
+    return tuple([unwrap_if_dead(a) if is_tensor(a) else a for a in arguments])
+
+
+def is_tensor(value: object) -> bool:
+    """True for a tensor; `isinstance(None, Tensor)` alone takes a microsecond."""
+    return value is not None and isinstance(value, Tensor)
 
 
 class Function(torch.autograd.Function):
-    """A Function called without PyTorch's search for default arguments, a third of a short layer's time."""
+    """An autograd Function whose `apply` skips PyTorch's search for default arguments.
+
+    The search takes a third of a short layer's time.
+    """
 
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
@@ -46,25 +54,25 @@ class Function(torch.autograd.Function):
 
     @classmethod
     def apply_once(cls, *arguments: Any) -> Any:
-        """Apply it at this level of the transforms alone."""
+        """Apply the Function at the current transform level only."""
         return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
 
     @staticmethod
     def composed(*arguments: Any) -> Any:
-        """What `forward` returns, composed of PyTorch's own differentiable operations."""
+        """The result of `forward`, composed of PyTorch's own differentiable operations."""
         raise NotImplementedError
 
 
 def store(ctx: Any, operands: Sequence[Any], *more: Tensor) -> None:
-    """Save operands, and more tensors, for the derivatives."""
-    tensors = [operand if isinstance(operand, Tensor) else None for operand in operands]
-    ctx.settings = [None if isinstance(operand, Tensor) else operand for operand in operands]
+    """Save operands and further tensors for the derivatives."""
+    ctx.settings = [None if is_tensor(operand) else operand for operand in operands]
+    tensors = [operand if is_tensor(operand) else None for operand in operands]
     ctx.save_for_backward(*tensors, *more)
     ctx.save_for_forward(*tensors)
 
 
 def load(ctx: Any) -> tuple[Any, ...]:
-    """What was saved; read once, because under a checkpoint it is there once."""
+    """The saved operands and tensors. Call once: a checkpoint unpacks saved_tensors only once."""
     saved = ctx.saved_tensors
     count = len(ctx.settings)
     operands = [s if t is None else t for s, t in zip(ctx.settings, saved[:count], strict=True)]
@@ -72,19 +80,19 @@ def load(ctx: Any) -> tuple[Any, ...]:
 
 
 class LSTMFunction(Function):
-    """One layer in one direction: the engine, and the fields of `Inputs`, of which save is true."""
+    """One layer in one direction. Arguments: the engine's name and the fields of `Inputs`, with save=True."""
 
     @staticmethod
     def forward(engine: str, *operands: Any) -> Tensors:
-        # Levels of transforms below this one record for themselves.
+        # Lower transform levels need grad mode to record this call.
         lower = torch.enable_grad() if torch._C._are_functorch_transforms_active() else nullcontext()
         with lower, below_autograd():
             return forward_op[engine](*operands)
 
     @staticmethod
     def composed(engine: str, *operands: Any) -> Tensors:
-        places = differentiable(operands, Inputs)
-        outputs = transforms.layer_maths(operands, places)(*at(places, operands))
+        positions = differentiable(operands, Inputs)
+        outputs = transforms.layer_function(operands, positions)(*at(positions, operands))
         empty = outputs[0].new_empty(0)
         return (*outputs, empty, empty)  # nothing is saved
 
@@ -94,7 +102,7 @@ class LSTMFunction(Function):
         y, _, _, c, gates = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(c, gates)
-        # PyTorch would refuse a saved y that was changed in place: what is saved has a version of its own.
+        # Save y with a version counter of its own: PyTorch refuses a saved tensor that was changed in place.
         ctx.version = Version(y) if tracing.has_values(y) else None
         store(ctx, operands, y.clone() if ctx.version is None else y.data, c, gates)
 
@@ -108,36 +116,36 @@ class LSTMFunction(Function):
             if ctx.version is not None and ctx.version.changed():
                 with torch.no_grad():
                     y = LSTMFunction.forward(ctx.engine, *operands)[0]
-            given = dy, dh_n, dc_n, *operands, y, c, gates
-            # Of is_grads_batched, whose tensors lose what a Function records.
-            recorded = torch.is_grad_enabled()
-            batched = recorded and any(d is not None and is_batched(d) for d in (dy, dh_n, dc_n))
+            arguments = dy, dh_n, dc_n, *operands, y, c, gates
+            # Legacy batched tensors (is_grads_batched) lose what a Function records.
+            recording = torch.is_grad_enabled()
+            batched = recording and any(d is not None and is_batched(d) for d in (dy, dh_n, dc_n))
             function: Any
             if batched:
                 function = LSTMBackwardFunction.composed
-            elif recorded or tracing.transformed():
+            elif recording or tracing.under_transform():
                 function = LSTMBackwardFunction.apply
-            else:  # nobody asks for derivatives
+            else:  # no higher derivatives
                 function = LSTMBackwardFunction.forward
-                given = unwrapped(given)
-            grads = dict(zip(needed, function(ctx.engine, needed, (), *given), strict=True))
+                arguments = unwrapped(arguments)
+            grads = dict(zip(needed, function(ctx.engine, needed, (), *arguments), strict=True))
         return None, *(grads.get(name) for name in INPUTS)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> Optionals:
         operands = load(ctx)[: len(INPUTS)]
-        places = differentiable(operands, Inputs)
-        maths = transforms.layer_maths(operands, places)
-        return *transforms.push(maths, at(places, operands), at(places, tangents)), None, None
+        positions = differentiable(operands, Inputs)
+        function = transforms.layer_function(operands, positions)
+        return *transforms.jvp_of(function, at(positions, operands), at(positions, tangents)), None, None
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], engine: str, *operands: Any) -> tuple[Optionals, Axes]:
         layer = partial(LSTMFunction.apply, engine)
-        return transforms.vmapped(layer, info.batch_size, dims[1:], operands, batch_axes(Outputs))
+        return transforms.vmap_rule(layer, info.batch_size, dims[1:], operands, batch_axes(Outputs))
 
 
 class Version:
-    """Tells whether a tensor has been changed in place since, without keeping its memory.
+    """Detects in-place changes of a tensor without keeping its memory alive.
 
     Args:
         tensor: the tensor to watch.
@@ -149,22 +157,22 @@ class Version:
         self.version = self.counter._version
 
     def changed(self) -> bool:
-        """Whether it has been changed."""
+        """True if the tensor has changed since."""
         return self.counter._version != self.version
 
 
 class LSTMBackwardFunction(Function):
-    """The backward pass as a function of its own, so that it can be differentiated once more.
+    """The backward pass as a Function of its own, so that it can be differentiated again.
 
-    It takes the engine, the names of the inputs that need a gradient, the groups of `transforms.in_groups`,
-    and then the fields of `OutputGradients`, `Inputs` and `Kept`.
+    Arguments: the engine's name, the names of the inputs that need a gradient, the groups of
+    `transforms.in_groups`, then the fields of `OutputGradients`, `Inputs` and `Kept`.
     """
 
     @staticmethod
     def forward(engine: str, needed: Sequence[str], groups: tuple[int, ...], *operands: Any) -> Tensors:
         douts, inputs, kept = unflatten(operands, OutputGradients, Inputs, Kept)
         h_mask, gain_hh = inputs.variant.h_mask, inputs.variant.gain_hh
-        # All that is left to do with h_{t-1} is to multiply it by W_hh, or its gradient.
+        # From here on, h_{t-1} is used only in products with W_hh and in their gradients: mask it once.
         if h_mask is not None:
             inputs = inputs._replace(h0=inputs.h0 * h_mask)
             kept = kept._replace(y=kept.y * h_mask)
@@ -184,50 +192,51 @@ class LSTMBackwardFunction(Function):
             kept.hw,
         )
         with below_autograd():
-            found = Gradients(*backward_op[engine](*flatten(douts, saved)))
+            engine_grads = Gradients(*backward_op[engine](*flatten(douts, saved)))
         if gain_hh is None:
-            found = found._replace(dhw=found.dxw)
+            engine_grads = engine_grads._replace(dhw=engine_grads.dxw)
         if not groups:
-            return input_gradients(needed, True, douts, inputs, kept, found)
+            return input_gradients(needed, True, douts, inputs, kept, engine_grads)
         records = OutputGradients, Inputs, Kept, Gradients
 
-        def of_group(*operands: Any) -> Tensors:
+        def group_gradients(*operands: Any) -> Tensors:
             return input_gradients(needed, False, *unflatten(operands, *records))
 
-        operands = flatten(douts, inputs, kept, found)
-        return transforms.in_groups(of_group, needed, groups, batch_axes(*records), operands)
+        operands = flatten(douts, inputs, kept, engine_grads)
+        return transforms.in_groups(group_gradients, needed, groups, batch_axes(*records), operands)
 
     @staticmethod
     def composed(engine: str, needed: Sequence[str], groups: tuple[int, ...], *operands: Any) -> Tensors:
-        given = operands[:GIVEN]
-        places = differentiable(given, OutputGradients, Inputs)
-        return transforms.gradient_maths(needed, groups, given, places)(*at(places, given))
+        sources = operands[:SOURCES]
+        positions = differentiable(sources, OutputGradients, Inputs)
+        return transforms.gradient_function(needed, groups, sources, positions)(*at(positions, sources))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         _, ctx.needed, ctx.groups, *operands = inputs
         ctx.set_materialize_grads(False)
-        store(ctx, operands[:GIVEN])  # the saved y, c, gates follow from the rest
+        store(ctx, operands[:SOURCES])  # y, c and gates are functions of the rest
 
     @staticmethod
-    def maths(ctx: Any) -> tuple[Callable[..., Tensors], tuple[int, ...], Tensors]:
-        """The gradients as a function of the differentiable operands, their places, and themselves."""
-        given = load(ctx)
-        places = differentiable(given, OutputGradients, Inputs)
-        return transforms.gradient_maths(ctx.needed, ctx.groups, given, places), places, at(places, given)
+    def gradient_function(ctx: Any) -> tuple[Callable[..., Tensors], tuple[int, ...], Tensors]:
+        """The gradients as a function of the differentiable operands, their positions, and the operands."""
+        sources = load(ctx)
+        positions = differentiable(sources, OutputGradients, Inputs)
+        function = transforms.gradient_function(ctx.needed, ctx.groups, sources, positions)
+        return function, positions, at(positions, sources)
 
     @staticmethod
     def backward(ctx: Any, *dgrads: Tensor | None) -> tuple[Any, ...]:
-        """Differentiate the reference's own gradient: no engine has a second derivative by hand."""
-        maths, places, tensors = LSTMBackwardFunction.maths(ctx)
+        """Differentiate the reference's gradient: engines have no second derivative."""
+        function, positions, tensors = LSTMBackwardFunction.gradient_function(ctx)
         with autocast.off(tensors[0].device):
-            pulled = transforms.pull(maths, tensors, dgrads)
-        return None, None, None, *put(places, pulled, (None,) * (GIVEN + len(Kept._fields) - 1))
+            pulled = transforms.vjp_of(function, tensors, dgrads)
+        return None, None, None, *put(positions, pulled, (None,) * (SOURCES + len(Kept._fields) - 1))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensors:
-        maths, places, tensors = LSTMBackwardFunction.maths(ctx)
-        return transforms.push(maths, tensors, at(places, tangents[3:]))
+        function, positions, tensors = LSTMBackwardFunction.gradient_function(ctx)
+        return transforms.jvp_of(function, tensors, at(positions, tangents[3:]))
 
     @staticmethod
     def vmap(
@@ -246,9 +255,9 @@ class LSTMBackwardFunction(Function):
             folded = transforms.fold(info.batch_size, dims, axes, operands)
             groups = (info.batch_size, *groups)
             grads = LSTMBackwardFunction.apply(engine, needed, groups, *folded)
-        found_axes = transforms.gradient_axes(needed)
-        out_dims = tuple(axis or 0 for axis in found_axes)
-        return transforms.unfold(info.batch_size, found_axes, grads), out_dims
+        out_axes = transforms.gradient_axes(needed)
+        out_dims = tuple(axis or 0 for axis in out_axes)
+        return transforms.unfold(info.batch_size, out_axes, grads), out_dims
 
 
-GIVEN = len(specs(OutputGradients, Inputs))  # operands that a derivative of the gradients follows from
+SOURCES = len(specs(OutputGradients, Inputs))  # operands that derivatives of the gradients are computed from

@@ -1,4 +1,4 @@
-"""The gradients every engine shares: formed once, after the recurrence, from ``dxw``."""
+"""The gradients of all inputs and weights, computed after the recurrence from what an engine returns."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,15 +13,15 @@ from lstm_fused.autograd.tracing import has_values_on_cpu
 from lstm_fused.contract import Gradients, Inputs, OutputGradients, Spec
 from lstm_fused.reference import accumulation_dtype, is_valid, normalized, previous, time_steps
 
-# Where no more than this share of all steps lies within their sequences, the products leave out the others.
-# Measured: at a half 1.1 to 1.5 times as fast a training step, at three quarters 1.0 or a little more.
-GATHERED = 0.7
+# Share of valid steps up to which the weight gradients' products gather them. Measured: a training step is
+# 1.1 to 1.5 times as fast with 1/2 of the steps valid, 1.0 or a little more with 3/4.
+GATHER_UP_TO = 0.7
 
 
 class Kept(NamedTuple):
-    """What the gradients of the weights are formed from, besides the inputs."""
+    """Tensors that the gradients of the weights are computed from, besides the inputs."""
 
-    y: Annotated[Tensor, Spec("T B P")]  # times h_mask
+    y: Annotated[Tensor, Spec("T B P")]  # times h_mask, if given
     c: Annotated[Tensor, Spec("T B H")]
     gates: Annotated[Tensor, Spec("T B 4H")]
     hw: Annotated[Tensor | None, Spec("T B 4H")] = None  # W_hh h_{t-1}, with layer norm
@@ -29,43 +29,43 @@ class Kept(NamedTuple):
 
 def input_gradients(
     needed: Sequence[str],
-    whole: bool,
+    reuse_sums: bool,
     douts: OutputGradients,
     inputs: Inputs,
     kept: Kept,
-    found: Gradients,
+    engine_grads: Gradients,
 ) -> tuple[Tensor, ...]:
-    """Every gradient that is needed, after the recurrence.
+    """Compute the needed gradients after the recurrence.
 
     Args:
         needed: the names of the inputs that need a gradient.
-        whole: whether ``found`` is of these rows alone; if not, its sums over the batch are formed again.
-        douts: the gradients that the backward pass started from.
-        inputs: what the forward pass took, but h0 times h_mask.
-        kept: what else was kept.
-        found: what the backward pass of the engine yielded.
+        reuse_sums: whether the engine's sums over the batch cover exactly these rows; if not, recompute them.
+        douts: gradients of the outputs.
+        inputs: arguments of the forward pass, with h0 times h_mask.
+        kept: results of the forward pass.
+        engine_grads: results of the engine's backward pass.
     """
     lengths, reverse, variant = inputs.lengths, inputs.reverse, inputs.variant
-    c, d_bias, d_peephole = kept.c, found.dbias, found.dpeephole
-    if not whole or variant.zoneout_c is not None:
+    c, d_bias, d_peephole = kept.c, engine_grads.dbias, engine_grads.dpeephole
+    if not reuse_sums or variant.zoneout_c is not None:
         wide = c.to(accumulation_dtype(c.dtype))
         c_prev = previous(wide, inputs.c0.to(wide.dtype), lengths, reverse)
         c = reference.cell_before_zoneout(wide, c_prev, kept.gates, variant.zoneout_c, variant.cell_clip)
-        if not whole:
-            d_bias, d_peephole = reference.vector_gradients(found.dxw, c, c_prev, inputs.peephole)
-    grads = product_gradients(needed, inputs, kept.y, found.dxw, found.dhw)
-    grads |= {"bias": d_bias, "peephole": d_peephole, "h0": found.dh0, "c0": found.dc0}
+        if not reuse_sums:
+            d_bias, d_peephole = reference.vector_gradients(engine_grads.dxw, c, c_prev, inputs.peephole)
+    grads = product_gradients(needed, inputs, kept.y, engine_grads.dxw, engine_grads.dhw)
+    grads |= {"bias": d_bias, "peephole": d_peephole, "h0": engine_grads.dh0, "c0": engine_grads.dc0}
     if "weight_hr" in needed:
-        grads["weight_hr"] = weight_hr_gradient(found.dhw, douts, c, kept.gates, inputs)
+        grads["weight_hr"] = weight_hr_gradient(engine_grads.dhw, douts, c, kept.gates, inputs)
     if kept.hw is not None:
-        grads["gain_hh"] = gain_hh_gradient(found.dxw, kept.hw)
+        grads["gain_hh"] = gain_hh_gradient(engine_grads.dxw, kept.hw)
     return tuple(grads[name] for name in needed)
 
 
 def product_gradients(
     needed: Sequence[str], inputs: Inputs, y: Tensor, dxw: Tensor, dhw: Tensor
 ) -> dict[str, Tensor]:
-    """The gradients of x, W_ih and W_hh where needed: each is one product over all steps of all rows."""
+    """The needed ones of the gradients of x, W_ih and W_hh: each is one product over all steps and rows."""
     x, weight_ih, h0, lengths, reverse = inputs.x, inputs.weight_ih, inputs.h0, inputs.lengths, inputs.reverse
     grads = {}
     steps = None if lengths is None else steps_to_gather(lengths, x.shape[0])
@@ -79,7 +79,7 @@ def product_gradients(
     else:
         da = gather(dxw, steps)
         if "x" in needed:
-            grads["x"] = dxw if weight_ih is None else spread(product(da, weight_ih), steps, *y.shape[:2])
+            grads["x"] = dxw if weight_ih is None else scatter(product(da, weight_ih), steps, *y.shape[:2])
         if "weight_ih" in needed:
             grads["weight_ih"] = outer_sum(da, gather(x, steps))
         if "weight_hh" in needed:
@@ -89,20 +89,20 @@ def product_gradients(
 
 
 def steps_to_gather(lengths: Tensor, T: int) -> Tensor | None:
-    """The steps within their sequences, [N] of T * B; None where to gather them costs more than it saves."""
+    """Indices [N] into T * B of the valid steps, or None if gathering them costs more than it saves."""
     if not has_values_on_cpu(lengths):
         return None
     steps = is_valid(lengths, T).flatten().nonzero().squeeze(1)
-    return steps if len(steps) <= GATHERED * T * len(lengths) else None
+    return steps if len(steps) <= GATHER_UP_TO * T * len(lengths) else None
 
 
 def gather(tensor: Tensor, steps: Tensor) -> Tensor:
-    """Some of the steps of all rows: of [T, B, N] as many of a batch of one."""
+    """Select steps: [T, B, N] to [len(steps), 1, N]."""
     return rows(tensor).index_select(0, steps)[:, None]
 
 
 def gather_previous(y: Tensor, h0: Tensor, steps: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
-    """The h that each of these steps starts from."""
+    """h_{t-1} of each of these steps, [len(steps), 1, P]."""
     T, B = y.shape[:2]
     t, row = steps // B, steps % B
     starts = t == (lengths[row] - 1 if reverse else 0)
@@ -111,8 +111,8 @@ def gather_previous(y: Tensor, h0: Tensor, steps: Tensor, lengths: Tensor, rever
     return h
 
 
-def spread(gathered: Tensor, steps: Tensor, T: int, B: int) -> Tensor:
-    """Back to where they were gathered, between zeros."""
+def scatter(gathered: Tensor, steps: Tensor, T: int, B: int) -> Tensor:
+    """Undo `gather`: [len(steps), 1, N] to [T, B, N], zero at the other steps."""
     N = gathered.shape[-1]
     return gathered.new_zeros(T * B, N).index_copy_(0, steps, gathered.squeeze(1)).view(T, B, N)
 
@@ -128,7 +128,7 @@ def weight_hh_gradient(dhw: Tensor, y: Tensor, h0: Tensor, lengths: Tensor | Non
     """Sum over t of d(W_hh h_{t-1})ᵀ h_{t-1}, [4H, P]."""
     if lengths is not None and reverse:
         return outer_sum(dhw, previous(y, h0, lengths, reverse))
-    # Without a shifted copy of y: the first step is added apart.
+    # The first step is added separately, which avoids a shifted copy of y.
     first, later, earlier = (dhw[-1:], dhw[:-1], y[1:]) if reverse else (dhw[:1], dhw[1:], y[:-1])
     return add_product(outer_sum(later, earlier), rows(first).T, h0[: first.shape[0] * h0.shape[0]])
 
@@ -136,23 +136,23 @@ def weight_hh_gradient(dhw: Tensor, y: Tensor, h0: Tensor, lengths: Tensor | Non
 def recurrent_products(
     y: Tensor, h0: Tensor, weight_hh: Tensor, lengths: Tensor | None, reverse: bool
 ) -> Tensor:
-    """W_hh h_{t-1} of every step once more, [T, B, 4H], in the accumulation dtype."""
+    """Recompute W_hh h_{t-1} of every step, [T, B, 4H], in the accumulation dtype."""
     wide = accumulation_dtype(y.dtype)
     return product(previous(y, h0, lengths, reverse).to(wide), weight_hh.to(wide).T)
 
 
 def gain_hh_gradient(dxw: Tensor, hw: Tensor) -> Tensor:
-    """Sum over t and batch of da times what the gain multiplies, [4H]."""
+    """Sum over t and batch of da times the normalized product, [4H]."""
     return (dxw * normalized(hw)[0]).sum((0, 1)).to(dxw.dtype)
 
 
 def weight_hr_gradient(
     dhw: Tensor, douts: OutputGradients, c: Tensor, gates: Tensor, inputs: Inputs
 ) -> Tensor:
-    """Sum over t of dh_tᵀ (o_t * tanh(c_t)), [P, H], where dh_t is the whole gradient of W_hr (...)."""
+    """Sum over t of dh_tᵀ (o_t * tanh(c_t)), [P, H]; dh_t is the gradient of W_hr (o_t * tanh(c_t))."""
     lengths, reverse = inputs.lengths, inputs.reverse
     h_mask, zoneout_h = inputs.variant.h_mask, inputs.variant.zoneout_h
-    dh = dhw @ inputs.weight_hh  # what step t yields for the h that it started from, [T, B, P]
+    dh = dhw @ inputs.weight_hh  # gradient of h_{t-1} from step t, [T, B, P]
     dh = dh if h_mask is None else dh * h_mask
     dh_n = dh.new_zeros(dh.shape[1:]) if douts.dh_n is None else douts.dh_n
     dh = previous(dh, dh_n, lengths, not reverse)

@@ -1,4 +1,4 @@
-"""Each engine as a pair of PyTorch operators; `lstm_fused.autograd.function` has their derivatives."""
+"""Registers a pair of PyTorch operators for each engine; `lstm_fused.autograd.function` has derivatives."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,35 +25,35 @@ from lstm_fused.contract import (
 
 
 def forward_fake(engine: Engine, *operands: Any) -> Outputs:
-    """Shapes and dtypes of an engine's forward pass."""
+    """Empty results of an engine's forward pass."""
     x = operands[0]
     return empty_outputs(dict(zip(INPUTS, operands, strict=False)), Outputs, x, engine.dtype_of_c(x.dtype))
 
 
 def backward_fake(engine: Engine, *operands: Any) -> Gradients:
-    """Shapes and dtypes of an engine's backward pass."""
+    """Empty results of an engine's backward pass."""
     takes = dict(zip(BACKWARD_INPUTS, operands, strict=False))
     return empty_outputs(takes, Gradients, takes["gates"], engine.dtype_of_c(takes["gates"].dtype))
 
 
 def forward_kernel(forward: Callable[[Inputs], Outputs], *operands: Any) -> Outputs:
-    """An engine's forward pass as an operator calls it."""
+    """Call an engine's forward pass with an operator's arguments."""
     return forward(*unflatten(operands, Inputs))
 
 
 def backward_kernel(backward: Callable[[Saved, OutputGradients], Gradients], *operands: Any) -> Gradients:
-    """An engine's backward pass as an operator calls it."""
+    """Call an engine's backward pass with an operator's arguments."""
     douts, saved = unflatten(operands, OutputGradients, Saved)
     return backward(saved, douts)
 
 
 def triton_or_reference_forward(inputs: Inputs) -> Outputs:
-    """Triton where its kernels may run, else the reference, as for a program made on another machine."""
+    """Triton if its kernels can run here, else the reference: a program may come from another machine."""
     return triton.forward(inputs, unasked=True) if triton.serves(inputs.x) else reference.forward(inputs)
 
 
 def triton_or_reference_backward(saved: Saved, douts: OutputGradients) -> Gradients:
-    """The same, whichever of them ran the forward pass."""
+    """The backward pass of either; both save the same tensors for it."""
     if triton.serves(saved.c):
         return triton.backward(saved, douts, unasked=True)
     return reference.backward(saved, douts)

@@ -1,8 +1,8 @@
-"""What the layer's Functions do under `vmap`, in forward mode, and when differentiated twice or more.
+"""Rules of the autograd Functions for vmap, forward mode and higher derivatives.
 
-A vmapped dimension becomes the outer part of the batch, so that the engine still runs once; only where the
-weights are vmapped too, as in an ensemble, does it run once for each. Forward mode, and derivatives of the
-gradients, come from the maths of `lstm_fused.reference` by `torch.func.vjp`, which nests in every transform.
+vmap folds the mapped dimension into the batch, so that the engine runs once. If weights are mapped too, as in
+an ensemble, it runs once per slice. Forward mode and derivatives of the gradients apply `torch.func.vjp`,
+which nests in every transform, to `lstm_fused.reference`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,29 +20,29 @@ from lstm_fused.contract import INPUTS, Inputs, Kind, OutputGradients, batch_axe
 Tensors = tuple[Tensor, ...]
 Optionals = tuple[Tensor | None, ...]
 Axes = tuple[int | None, ...]
-Operands = Sequence[Any]  # the fields of records of the contract, in their order
+Operands = Sequence[Any]  # fields of records of the contract, in order
 
 
 def weights_vmapped(dims: Iterable[int | None], axes: Iterable[int | None]) -> bool:
-    """Whether a vmapped dimension lies in a tensor without a batch to fold it into."""
+    """True if vmap maps over a tensor without a batch dimension to fold the mapped dimension into."""
     return any(dim is not None and axis is None for dim, axis in zip(dims, axes, strict=True))
 
 
 def over_slices(
     function: Callable[..., Optionals], size: int, dims: Iterable[Any], arguments: Iterable[Any]
 ) -> tuple[Optionals, Axes]:
-    """Call once for each slice of the vmapped dimension: the outputs, and where they have it."""
-    each = [
+    """Call the function once per slice of the mapped dimension: the stacked outputs and their out_dims."""
+    slices = [
         argument.unbind(dim) if isinstance(argument, Tensor) and dim is not None else (argument,) * size
         for argument, dim in zip(arguments, dims, strict=True)
     ]
-    outputs = list(zip(*(function(*one) for one in zip(*each, strict=True)), strict=True))
-    stacked = tuple(None if of[0] is None else torch.stack(of) for of in outputs)
-    return stacked, tuple(None if of is None else 0 for of in stacked)
+    outputs = list(zip(*(function(*a) for a in zip(*slices, strict=True)), strict=True))
+    stacked = tuple(None if o[0] is None else torch.stack(o) for o in outputs)
+    return stacked, tuple(None if o is None else 0 for o in stacked)
 
 
 def fold(size: int, dims: Axes, axes: Axes, operands: Operands) -> tuple[Any, ...]:
-    """Make the vmapped dimension, ``size`` wide, the outer part of each batch."""
+    """Fold the mapped dimension into each batch: [..., size, B, ...] to [..., size * B, ...]."""
 
     def folded(operand: Any, dim: int | None, axis: int | None) -> Any:
         if operand is None or axis is None:
@@ -53,28 +53,28 @@ def fold(size: int, dims: Axes, axes: Axes, operands: Operands) -> tuple[Any, ..
             split = operand.movedim(dim, axis)
         return split.flatten(axis, axis + 1)
 
-    return tuple(folded(*one) for one in zip(operands, dims, axes, strict=True))
+    return tuple(folded(*item) for item in zip(operands, dims, axes, strict=True))
 
 
 def unfold(size: int, axes: Axes, operands: Operands) -> tuple[Any, ...]:
-    """Split each batch, the outer part ``size`` wide."""
+    """Undo `fold`: split each batch into [size, B]."""
     return tuple(
         o if o is None or axis is None else o.unflatten(axis, (size, o.shape[axis] // size))
         for o, axis in zip(operands, axes, strict=True)
     )
 
 
-def vmapped(
+def vmap_rule(
     layer: Callable[..., Any], size: int, dims: Axes, operands: Operands, out_axes: Axes
 ) -> tuple[Optionals, Axes]:
-    """Run a layer over a batch of calls: its outputs, and where they have the vmapped dimension.
+    """The vmap rule of a layer: its outputs and their out_dims.
 
     Args:
         layer: takes the fields of `Inputs`.
-        size: of the vmapped dimension.
-        dims: where each operand has it.
+        size: length of the mapped dimension.
+        dims: in_dims of the operands.
         operands: the fields of `Inputs`.
-        out_axes: where the outputs have their batch; empty outputs have none.
+        out_axes: batch dimension of each output; empty outputs have none.
     """
     axes = batch_axes(Inputs)
     with tracing.vmapping():
@@ -92,43 +92,43 @@ def in_groups(
     axes: Axes,
     operands: Operands,
 ) -> Tensors:
-    """Form gradients for each group of the batch separately.
+    """Compute gradients per vmap sample: split the batch into groups and sum weight gradients within each.
 
     Args:
-        function: forms the gradients that are needed from ``operands``.
-        needed: the names of the inputs that need a gradient.
-        groups: the vmapped sizes that were folded into the batch, outermost first. The gradient of a weight
-            gets them as leading dimensions; without any, it is one sum over the whole batch.
-        axes: where each operand has its batch.
-        operands: what the gradients are formed from.
+        function: computes the needed gradients from ``operands``.
+        needed: names of the inputs that need a gradient.
+        groups: vmap sizes folded into the batch, outermost first. Weight gradients get them as leading
+            dimensions; if empty, they are one sum over the whole batch.
+        axes: batch dimension of each operand.
+        operands: arguments of ``function``.
     """
     if not groups:
         return function(*operands)
     size = prod(groups)
     in_dims = tuple(None if o is None else axis for o, axis in zip(operands, axes, strict=True))
-    found_axes = gradient_axes(needed)
-    out_dims = tuple(axis or 0 for axis in found_axes)
-    found = torch.vmap(function, in_dims, out_dims)(*unfold(size, axes, operands))
+    out_axes = gradient_axes(needed)
+    out_dims = tuple(axis or 0 for axis in out_axes)
+    grads = torch.vmap(function, in_dims, out_dims)(*unfold(size, axes, operands))
     return tuple(
         g.unflatten(0, groups) if axis is None else g.flatten(axis, axis + 1)
-        for g, axis in zip(found, found_axes, strict=True)
+        for g, axis in zip(grads, out_axes, strict=True)
     )
 
 
 def gradient_axes(needed: Sequence[str]) -> Axes:
-    """Where the gradients of these inputs have their batch."""
+    """Batch dimension of the gradients of these inputs; None for weights."""
     axes = dict(zip(INPUTS, batch_axes(Inputs), strict=True))
     return tuple(axes[name] for name in needed)
 
 
 def vjp(function: Callable[..., Tensors], *primals: Tensor) -> tuple[Tensors, Callable[..., Tensors]]:
-    """`torch.func.vjp`; outside of transforms the same by autograd, where hooks may watch what is saved."""
+    """`torch.func.vjp` inside transforms; plain autograd outside, so that saved-tensor hooks apply."""
     if torch._C._are_functorch_transforms_active():
-        result: Any = torch.func.vjp(function, *primals)  # whose type allows for a third part
+        result: Any = torch.func.vjp(function, *primals)  # typed with an optional third item
         return result[0], result[1]
-    primals = unwrap_dead_wrappers(primals)  # of levels that have ended
+    primals = unwrap_dead_wrappers(primals)  # of transforms that have ended
     with torch.enable_grad():
-        # Views, so that a primal computed from another counts by itself.
+        # Views: a primal that is computed from another is an independent leaf.
         leaves = tuple(p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in primals)
         outputs = function(*leaves)
 
@@ -136,11 +136,11 @@ def vjp(function: Callable[..., Tensors], *primals: Tensor) -> tuple[Tensors, Ca
         reached = [(o, d) for o, d in zip(outputs, cotangents, strict=True) if o.requires_grad]
         if not reached:
             return tuple(map(torch.zeros_like, leaves))
-        results, given = zip(*reached, strict=True)
+        results, grad_outputs = zip(*reached, strict=True)
         return torch.autograd.grad(
             results,
             leaves,
-            given,
+            grad_outputs,
             create_graph=torch.is_grad_enabled(),
             allow_unused=True,
             materialize_grads=True,
@@ -150,7 +150,7 @@ def vjp(function: Callable[..., Tensors], *primals: Tensor) -> tuple[Tensors, Ca
 
 
 def differentiable(operands: Operands, *records: Kind) -> tuple[int, ...]:
-    """The positions of the differentiable tensors that are there, among the fields of these records."""
+    """Positions of the differentiable tensors that are not None, among the fields of these records."""
     return tuple(
         n
         for n, (operand, spec) in enumerate(zip(operands, specs(*records), strict=True))
@@ -171,62 +171,62 @@ def put(positions: Iterable[int], values: Iterable[Any], operands: Operands) -> 
     return tuple(changed)
 
 
-def or_zeros(tensors: Iterable[Tensor | None], like: Iterable[Tensor]) -> Tensors:
-    """The tensors, with zeros in place of None."""
+def zeros_for_missing(tensors: Iterable[Tensor | None], like: Iterable[Tensor]) -> Tensors:
+    """Replace None by zeros shaped like the reference tensors."""
     return tuple(torch.zeros_like(l) if t is None else t for t, l in zip(tensors, like, strict=True))
 
 
-def layer_maths(operands: Operands, positions: Sequence[int]) -> Callable[..., Tensors]:
+def layer_function(operands: Operands, positions: Sequence[int]) -> Callable[..., Tensors]:
     """The reference's y, h_n and c_n as a function of the operands at these positions.
 
     Args:
         operands: the fields of `Inputs`.
-        positions: those of the tensors that the function takes.
+        positions: positions of the function's arguments.
     """
 
     def outputs(*values: Tensor) -> Tensors:
         (inputs,) = unflatten(put(positions, values, operands), Inputs)
-        found = reference.forward(inputs._replace(save=False))
-        return found.y, found.h_n, found.c_n
+        results = reference.forward(inputs._replace(save=False))
+        return results.y, results.h_n, results.c_n
 
     return outputs
 
 
-def gradient_maths(
+def gradient_function(
     needed: Sequence[str], groups: tuple[int, ...], operands: Operands, positions: Sequence[int]
 ) -> Callable[..., Tensors]:
     """The needed gradients as a function of the operands at these positions.
 
     Args:
-        needed: the names of the inputs that need a gradient.
+        needed: names of the inputs that need a gradient.
         groups: as for `in_groups`.
         operands: the fields of `OutputGradients` and `Inputs`.
-        positions: those of the tensors that the function takes.
+        positions: positions of the function's arguments.
     """
 
-    def of_group(*operands: Any) -> Tensors:
+    def group_gradients(*operands: Any) -> Tensors:
         douts, inputs = unflatten(operands, OutputGradients, Inputs)
-        of_layer = flatten(inputs)
-        places = differentiable(of_layer, Inputs)
-        outputs, pullback = vjp(layer_maths(of_layer, places), *at(places, of_layer))
-        found = dict(zip(at(places, INPUTS), pullback(or_zeros(douts, outputs)), strict=True))
-        return tuple(found[name] for name in needed)
+        own = flatten(inputs)
+        places = differentiable(own, Inputs)
+        outputs, pullback = vjp(layer_function(own, places), *at(places, own))
+        grads = dict(zip(at(places, INPUTS), pullback(zeros_for_missing(douts, outputs)), strict=True))
+        return tuple(grads[name] for name in needed)
 
     def gradients(*values: Tensor) -> Tensors:
         axes = batch_axes(OutputGradients, Inputs)
-        return in_groups(of_group, needed, groups, axes, put(positions, values, operands))
+        return in_groups(group_gradients, needed, groups, axes, put(positions, values, operands))
 
     return gradients
 
 
-def pull(function: Callable[..., Tensors], tensors: Tensors, cotangents: Optionals) -> Tensors:
-    """Reverse mode over a function of these tensors; None is a zero cotangent."""
+def vjp_of(function: Callable[..., Tensors], tensors: Tensors, cotangents: Optionals) -> Tensors:
+    """Reverse-mode derivative of a function of these tensors; a cotangent of None is zero."""
     outputs, pullback = vjp(function, *tensors)
-    return pullback(or_zeros(cotangents, outputs))
+    return pullback(zeros_for_missing(cotangents, outputs))
 
 
-def push(function: Callable[..., Tensors], tensors: Tensors, tangents: Optionals) -> Tensors:
-    """Forward mode over the same; by reverse mode twice, because plain forward mode does not nest."""
+def jvp_of(function: Callable[..., Tensors], tensors: Tensors, tangents: Optionals) -> Tensors:
+    """Forward-mode derivative, by reverse mode twice: plain forward mode does not nest."""
     outputs, pullback = vjp(function, *tensors)
     _, pushforward = vjp(lambda *cotangents: pullback(cotangents), *map(torch.zeros_like, outputs))
-    return pushforward(or_zeros(tangents, tensors))
+    return pushforward(zeros_for_missing(tangents, tensors))

@@ -1,1 +1,1 @@
-"""The engines: where each runs, and how its code is loaded."""
+"""The table of engines, and the loading of their code."""

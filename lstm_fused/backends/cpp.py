@@ -1,4 +1,4 @@
-"""The C++ engine's shared library, loaded once; where that fails, the reason."""
+"""Loads the C++ engine's shared library once, and keeps the reason if that fails."""
 
 from pathlib import Path
 
@@ -19,22 +19,22 @@ def _load() -> str | None:
 
 
 def unavailable() -> str | None:
-    """Why the C++ engine cannot be used, or None where it can."""
+    """The reason the C++ engine cannot be used, or None."""
     return _REASON
 
 
 def isa() -> str:
-    """The instruction set in use; LSTM_FUSED_ISA in the environment chooses another."""
+    """The instruction set in use; the environment variable LSTM_FUSED_ISA overrides it."""
     return str(torch.ops.lstm_fused.cpp_isa())
 
 
 def isas() -> list[str]:
-    """Every instruction set that the engine was compiled for and this machine runs, the best first."""
+    """The compiled instruction sets that this machine can run, the best first."""
     return list(torch.ops.lstm_fused.cpp_isas())
 
 
 def on_intel() -> bool | None:
-    """Whether Intel made the processor; None where the library does not load, for nobody else tells."""
+    """True on an Intel processor; None if the library, which detects it, does not load."""
     return bool(torch.ops.lstm_fused.cpp_on_intel()) if _REASON is None else None
 
 

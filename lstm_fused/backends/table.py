@@ -1,4 +1,4 @@
-"""The engines as data: where each runs, on what, and why not."""
+"""The table of engines: devices, dtypes and variants of each, and the choice among them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Engine:
-    """One implementation of the contract that `lstm_fused.reference` states."""
+    """An implementation of `lstm_fused.contract`."""
 
     name: str
-    devices: tuple[str, ...] | None  # None: every device PyTorch has
+    devices: tuple[str, ...] | None  # None: every device of PyTorch
     dtypes: tuple[torch.dtype, ...]
     unavailable: Callable[[], str | None]  # the reason it cannot run on this machine at all
-    narrow_c: bool = False  # whether it saves c in half precision where the tensors are; else in float32
-    variants: tuple[str, ...] = Variant._fields  # what it does beyond the textbook
+    narrow_c: bool = False  # saves c in half precision if the tensors have it, not in float32
+    variants: tuple[str, ...] = Variant._fields  # the options that it supports
 
     def dtype_of_c(self, dtype: torch.dtype) -> torch.dtype:
-        """What c is saved in for the backward pass, given the tensors' dtype."""
+        """The dtype in which c is saved for the backward pass, given the tensors' dtype."""
         return dtype if self.narrow_c else torch.promote_types(dtype, torch.float32)
 
     def why_not(self, device: torch.device, dtype: torch.dtype, variant: Variant = PLAIN) -> list[str]:
-        """Every reason this engine cannot take tensors of this device and dtype, or a variant."""
+        """All reasons why this engine cannot serve this device, dtype and variant."""
         reasons = []
         if (reason := self.unavailable()) is not None:
             reasons.append(reason)
@@ -45,7 +45,7 @@ class Engine:
 REFERENCE = Engine("reference", None, FLOATS, lambda: None)
 TRITON = Engine("triton", (triton.DEVICE,), FLOATS, triton.unavailable)
 
-# The first that can serve is taken, so the fastest stand first; but Triton's interpreter is for tests alone.
+# Ordered by preference, the fastest first; Triton's interpreter comes last because it is only for tests.
 ENGINES = (
     Engine(
         "cpp",
@@ -57,43 +57,43 @@ ENGINES = (
     *((REFERENCE, TRITON) if triton.INTERPRETED else (TRITON, REFERENCE)),
 )
 
-# Whose operators run an engine that nobody asked for by name, where they are not its own: these give way to
-# the reference where a kernel is not known to be right on this card. Both save the same for backward.
+# Operators of engines chosen by default, if they differ from the engine's own: they run the reference if no
+# kernel has passed its check on this card. Both save the same tensors for backward.
 UNASKED = {"triton": "triton_or_reference"}
-# Every pair of operators, and the engine whose shapes and dtypes they have.
+# Every pair of operators, with the engine that determines the shapes and dtypes of their results.
 OPERATORS = {engine.name: engine for engine in ENGINES} | {UNASKED["triton"]: TRITON}
 
 
 def named(name: object, argument: str = "engine") -> list[Engine]:
-    """The engine of this name, or every engine, the fastest first, for None.
+    """The engine of this name in a list, or for None every engine, in order of preference.
 
     Raises:
         ArgumentError: no engine has that name.
     """
-    found = [engine for engine in ENGINES if name is None or engine.name == name]
-    if not found:
+    matching = [engine for engine in ENGINES if name is None or engine.name == name]
+    if not matching:
         error = bad if isinstance(name, str) else bad_type
         known = ", ".join(repr(engine.name) for engine in ENGINES)
         raise error(argument, f"one of {known} or None", shown(name))
-    return found
+    return matching
 
 
 def select(name: str | None, device: torch.device, dtype: torch.dtype, variant: Variant = PLAIN) -> str:
-    """The engine to use: the one named, which is never replaced by another, or the first that can serve.
+    """The engine to use: the named one, never replaced by another, or the first that can serve.
 
     Args:
         name: an engine's name, or None for the best one.
-        device: where the tensors are.
-        dtype: what they hold.
-        variant: what is asked for beyond the textbook.
+        device: device of the tensors.
+        dtype: dtype of the tensors.
+        variant: options of the recurrence.
 
     Raises:
         ArgumentError: no engine has that name.
-        RuntimeError: it, or every engine, cannot serve; the message has each engine's reasons.
+        RuntimeError: the named engine, or every engine, cannot serve; the message has the reasons.
     """
     candidates = named(name)
     for engine in candidates:
-        # Of what runs elsewhere it is not even asked whether it could: that would wake its device.
+        # Engines of other device types are not queried: the query would initialise their device.
         here = engine.devices is None or device.type in engine.devices
         if here and not engine.why_not(device, dtype, variant):
             return engine.name
@@ -105,10 +105,10 @@ def select(name: str | None, device: torch.device, dtype: torch.dtype, variant: 
 
 
 def engines() -> dict[str, str | None]:
-    """Every engine, and the reason it cannot run on this machine, or None where it can."""
+    """Every engine with the reason why it cannot run on this machine, or None."""
     return {engine.name: engine.unavailable() for engine in ENGINES}
 
 
 def short(kind: torch.dtype | torch.layout) -> str:
-    """float32 rather than torch.float32."""
+    """The name without "torch.", such as float32."""
     return str(kind).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""The GPU engine's Triton kernels, imported when first called; where they cannot run, the reason."""
+"""The Triton engine: imports its kernels at the first call, and tells why they cannot run."""
 
 import os
 from functools import cache
@@ -9,25 +9,25 @@ from torch import Tensor
 
 from lstm_fused.contract import Gradients, Inputs, OutputGradients, Outputs, Saved
 
-INSTALLED = find_spec("triton") is not None  # looked for once: torch.compile cannot trace it
+INSTALLED = find_spec("triton") is not None  # at import, because torch.compile cannot trace find_spec
 
-# Triton's own switch: kernels run in its interpreter, on the CPU.
+# Triton's own switch: run kernels in its interpreter, on the CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"  # PyTorch calls AMD's cards cuda too
 
 
 def unavailable() -> str | None:
-    """Why the Triton engine cannot be used, or None where it can."""
+    """The reason the Triton engine cannot be used, or None."""
     if not INSTALLED:
         return "Triton is not installed"
     if INTERPRETED:
         return None
-    # What is cached cannot be traced, what is traced need not be quick.
+    # torch.compile cannot trace a cached function; while tracing, speed does not matter.
     return why_no_card() if torch.compiler.is_compiling() else why_no_card_once()
 
 
 def why_no_card() -> str | None:
-    """Why there is no card here that the kernels could run on, or None."""
+    """The reason no card here can run the kernels, or None."""
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA or ROCm device"
     if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
@@ -39,12 +39,12 @@ why_no_card_once = cache(why_no_card)
 
 
 def serves(tensor: Tensor) -> bool:
-    """Whether the kernels may be asked to run where this tensor is."""
+    """True if the kernels run on this tensor's device type and Triton is installed."""
     return INSTALLED and tensor.device.type == DEVICE
 
 
 def forward(inputs: Inputs, unasked: bool = False) -> Outputs:
-    """The forward pass; where it was ``unasked`` for by name, the reference may run in its place."""
+    """The forward pass; if the engine was not named (``unasked``), the reference may run instead."""
     from lstm_fused.kernels import guard
 
     outputs: Outputs = guard.forward(inputs, unasked)

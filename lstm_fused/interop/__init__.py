@@ -1,1 +1,1 @@
-"""Weights and files of other libraries."""
+"""Conversion from and to other libraries and ONNX files."""

@@ -1,6 +1,6 @@
-"""Weights of other libraries, given as plain arrays: neither Keras nor TensorFlow is needed for them.
+"""Imports weights of Keras and TensorFlow, given as plain arrays; neither library is needed.
 
-Both write x W where PyTorch writes W x, and have one bias where PyTorch has two; here the second is zero.
+Both compute x W where PyTorch computes W x, and have one bias where PyTorch has two; the second becomes zero.
 """
 
 import math
@@ -15,22 +15,22 @@ from torch import Tensor
 from lstm_fused.checks import bad
 from lstm_fused.layers.lstm import LSTM
 
-Array = Any  # a Tensor, or whatever `torch.tensor` takes: arrays of numpy, lists
+Array = Any  # a Tensor, or what `torch.tensor` accepts: numpy arrays, lists
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PEEPHOLES = ("w_i_diag", "w_f_diag", "w_o_diag")
-Layer = list[dict[str, Tensor]]  # for each direction its parameters, by the beginning of their names
+Layer = list[dict[str, Tensor]]  # the parameters of each direction, by name without the suffix
 
 
 def from_keras(*layers: Sequence[Array], batch_first: bool = True, engine: str | None = None) -> LSTM:
-    """Make an LSTM of the weights of Keras layers, each over the outputs of the one before.
+    """Make an LSTM from the weights of Keras layers, each over the outputs of the one before.
 
-    Activations must be tanh and sigmoid, Keras 3's defaults; the order of the gates, i, f, c, o, is ours.
+    Activations must be tanh and sigmoid, Keras 3's defaults; the gate order i, f, c, o is the same as ours.
 
     Args:
         *layers: the ``get_weights()`` of each layer: of an LSTM, of one in a Bidirectional, or of an RNN of
             Keras 2's PeepholeLSTMCell. For each direction these are the kernel (I, 4H) and the recurrent
-            kernel (H, 4H), then, where it has them, the bias (4H,) and the peepholes i, f, o of shape (H,).
-        batch_first: as for `lstm_fused.LSTM`; Keras is.
+            kernel (H, 4H), then, if present, the bias (4H,) and the peepholes i, f, o of shape (H,).
+        batch_first: as for `lstm_fused.LSTM`; Keras is batch-first.
         engine: as for `lstm_fused.LSTM`.
 
     Raises:
@@ -45,15 +45,15 @@ def from_tensorflow(
     batch_first: bool = False,
     engine: str | None = None,
 ) -> LSTM:
-    """Make an LSTM of the variables of TensorFlow 1's cells, each over the outputs of the one before.
+    """Make an LSTM from the variables of TensorFlow 1's cells, each over the outputs of the one before.
 
     The cells are tf.compat.v1.nn.rnn_cell.LSTMCell and tf.contrib's LSTMBlockCell and LSTMBlockFusedCell,
-    whose gates are in the order i, c, f, o; with no projection and no clipping of the cell.
+    whose gate order is i, c, f, o, without projection or cell clipping.
 
     Args:
         *cells: the variables of each cell by name: ``kernel`` (I + H, 4H), ``bias`` (4H,), and with peepholes
             ``w_i_diag``, ``w_f_diag`` and ``w_o_diag`` (H,).
-        forget_bias: what the cells add to b_f at every step, which is not in their variables.
+        forget_bias: constant that the cells add to b_f at every step; it is not in their variables.
         batch_first: as for `lstm_fused.LSTM`.
         engine: as for `lstm_fused.LSTM`.
 
@@ -61,7 +61,7 @@ def from_tensorflow(
         ValueError: the variables are not those of such cells, or not of one floating-point dtype, or
             forget_bias is not a finite number.
     """
-    number: object = forget_bias  # of NumPy's kinds too
+    number: object = forget_bias  # may be a NumPy number
     if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
         raise bad("forget_bias", "a finite number", repr(forget_bias))
     layers = [[tensorflow_cell(cell, float(forget_bias))] for cell in cells]
@@ -73,15 +73,15 @@ def keras_layer(arrays: Sequence[Array]) -> Layer:
     if not isinstance(arrays, (list, tuple)):
         raise bad("layers", "a list of arrays for each layer, as of get_weights()", type(arrays).__name__)
     tensors = [as_tensor("layers", array) for array in arrays]
-    found = [tuple(tensor.shape) for tensor in tensors]
-    starts = [at for at, shape in enumerate(found) if len(shape) == 2][::2]
+    given = [tuple(tensor.shape) for tensor in tensors]
+    starts = [n for n, shape in enumerate(given) if len(shape) == 2][::2]
     if tensors and (starts[:1] != [0] or len(starts) > 2):
-        raise bad("layers", "kernel, recurrent kernel, bias and peepholes of one or two directions", found)
+        raise bad("layers", "kernel, recurrent kernel, bias and peepholes of one or two directions", given)
     layer: Layer = []
     for start, end in pairwise([*starts, len(tensors)]):
         kernel, *rest = tensors[start:end]
         I, H = kernel.shape[0], kernel.shape[1] // 4
-        shapes = found[start:end]
+        shapes = given[start:end]
         matrices, bias, peepholes = [(I, 4 * H), (H, 4 * H)], [(4 * H,)], [(H,)] * 3
         kinds = [[*matrices, *vectors] for vectors in ([], bias, peepholes, bias + peepholes)]
         if shapes not in kinds or min(I, H) < 1:
@@ -121,9 +121,9 @@ def tensorflow_cell(cell: Mapping[str, Array], forget_bias: float) -> dict[str, 
 
 
 def stack(argument: str, layers: Sequence[Layer], batch_first: bool, engine: str | None) -> LSTM:
-    """The module of these layers, which came as this argument."""
+    """The module made of these layers, which are the value of this argument."""
     if not layers or not all(layers):
-        raise bad(argument, "weights of one layer at least", "none")
+        raise bad(argument, "the weights of at least one layer", "none")
     weights = {
         f"{name}_l{k}{suffix}": value
         for k, layer in enumerate(layers)
@@ -149,7 +149,7 @@ def stack(argument: str, layers: Sequence[Layer], batch_first: bool, engine: str
         found = tuple(weights[name].shape) if name in weights else "none"
         if found != expected.get(name, "none"):
             got = f"{name} {found} where the first layer asks for {expected.get(name, 'none')}"
-            raise bad(argument, "layers of one kind, each as wide as the one before", got)
+            raise bad(argument, "layers of one kind, each fed by the one before", got)
     module.load_state_dict(weights)
     return module
 
@@ -164,7 +164,7 @@ def one_dtype(argument: str, tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def biases(bias: Tensor) -> dict[str, Tensor]:
-    """One bias as PyTorch's two."""
+    """PyTorch's two biases from one."""
     return {"bias_ih": bias, "bias_hh": torch.zeros_like(bias)}
 
 
@@ -175,7 +175,7 @@ def reorder(rows: Tensor, order: str, wanted: str) -> Tensor:
 
 
 def as_tensor(argument: str, array: Array) -> Tensor:
-    """A tensor of its own memory, for an array may be read-only."""
+    """The array as a CPU tensor; other arrays than tensors are copied, because they may be read-only."""
     if isinstance(array, Tensor):
         if array.layout != torch.strided or array.is_meta or array.is_quantized:
             raise bad(argument, "dense tensors", f"one of {array.layout} on {array.device}")

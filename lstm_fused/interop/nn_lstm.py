@@ -1,4 +1,4 @@
-"""Copies of a torch.nn.LSTM, and copies that are one."""
+"""Conversion from and to torch.nn.LSTM."""
 
 from typing import TYPE_CHECKING, TypeVar
 
@@ -53,10 +53,10 @@ def copy_to(module: "LSTM") -> nn.LSTM:
         if "." in name or name.endswith(("_orig", "_g", "_v")):
             raise bad(name, PLAIN, "this")
         if "peephole" in name and value.any():
-            raise bad(name, "zeros, for torch.nn.LSTM has no peepholes", f"up to {value.abs().max():.3g}")
+            raise bad(name, "zeros, because torch.nn.LSTM has no peepholes", f"up to {value.abs().max():.3g}")
     for option in ("layer_norm", "recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip"):
         if getattr(module, option):
-            raise bad(option, "none, for torch.nn.LSTM has none", getattr(module, option))
+            raise bad(option, "none, as torch.nn.LSTM has none", getattr(module, option))
     parameter = module.get_parameter("weight_ih_l0")
     lstm = nn.LSTM(
         module.input_size,

@@ -1,4 +1,4 @@
-"""`LSTMCell`: one step at a time, by the same engines."""
+"""`LSTMCell`: runs one step at a time, with the engines of `LSTM`."""
 
 from typing import ClassVar
 
@@ -14,28 +14,28 @@ from lstm_fused.checks import (
 from lstm_fused.contract import Variant
 from lstm_fused.functional import run_layer
 from lstm_fused.layers import masks, parameters
-from lstm_fused.layers.options import OPTIONS, WithOptions, check_dtype, check_together
+from lstm_fused.layers.options import OPTIONS, WithOptions, check_combination, check_dtype
 
 
 class LSTMCell(WithOptions):
     """A drop-in for `torch.nn.LSTMCell` whose gates see the cell state through a peephole.
 
-    The equations stand in `lstm_fused.reference`. Parameters are those of torch.nn.LSTMCell, and
+    `lstm_fused.reference` has the equations. Parameters are those of torch.nn.LSTMCell, and
     ``weight_peephole`` of shape (3 * hidden_size,), ordered p_i, p_f, p_o; all start uniform in
     ±1/sqrt(hidden_size). ``coupled`` and ``layer_norm`` change them as they do in `lstm_fused.LSTM`.
-    Recurrent dropout has no place here, for its mask belongs to a sequence.
+    There is no recurrent dropout, because its mask belongs to a sequence.
 
     Args:
         input_size: features of the input, I.
         hidden_size: cells, H.
         bias: whether to add bias_ih and bias_hh.
-        device: where the parameters are made.
-        dtype: what they are made of, a floating-point dtype.
+        device: device of the parameters.
+        dtype: floating-point dtype of the parameters.
         peephole: whether the gates see the cell state.
-        forget_bias: as for `lstm_fused.LSTM`, like all that follow.
+        forget_bias: as for `lstm_fused.LSTM`, like all options below.
         coupled: whether i = 1 - f.
         layer_norm: whether to normalize W_ih x and W_hh h.
-        zoneout_h: probability of a part of h to stay as it was.
+        zoneout_h: probability that an element of h keeps its previous value.
         zoneout_c: the same for c.
         cell_clip: bound on the magnitude of c.
         engine: which engine to use.
@@ -88,17 +88,17 @@ class LSTMCell(WithOptions):
         self.zoneout_c = zoneout_c
         self.cell_clip = cell_clip
         self.engine = engine
-        check_together(self.hidden_size, 0, self.bias, self.forget_bias, self.coupled, self.layer_norm)
+        check_combination(self.hidden_size, 0, self.bias, self.forget_bias, self.coupled, self.layer_norm)
         check_dtype(dtype)
         for name, shape in self._shapes().items():
             if name == "weight_hr":
                 continue
-            made = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-            self.register_parameter(name, made)
+            value = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name, value)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every parameter uniformly from ±1/sqrt(hidden_size), but for gains and a forget_bias."""
+        """Draw all parameters but gains and a forget_bias uniformly from ±1/sqrt(hidden_size)."""
         parameters.reset(self.named_parameters(), self.hidden_size, self.forget_bias, self.coupled)
 
     def forward(self, input: Tensor, hx: States | None = None) -> States:
@@ -106,10 +106,10 @@ class LSTMCell(WithOptions):
 
         Args:
             input: (B, I), or (I,) for one sequence.
-            hx: the states before, h and c of shape (B, H) each, or (H,); zeros by default.
+            hx: the previous states h and c, each of shape (B, H) or (H,); zeros by default.
 
         Returns:
-            The states after, h and c, shaped as hx.
+            The new states h and c, shaped as hx.
 
         Raises:
             ArgumentError: an argument has the wrong rank, size, dtype or device.

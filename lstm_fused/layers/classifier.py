@@ -1,4 +1,4 @@
-"""`SequenceClassifier`: what a sequence is, read off its last valid step."""
+"""`SequenceClassifier`: classifies a sequence from the LSTM's output at its last valid step."""
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ class SequenceClassifier(nn.Module):
         input_size: features of each step, I.
         hidden_size: cells of each layer, H.
         num_layers: layers of the LSTM.
-        num_classes: classes to tell apart, C.
+        num_classes: number of classes, C.
         dropout: probability of zeroing an output between layers while training.
         peephole: whether the gates see the cell state.
         engine: as for `lstm_fused.LSTM`.

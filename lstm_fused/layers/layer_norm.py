@@ -1,4 +1,4 @@
-"""The layer norm of W_ih x_t, which stands outside of the recurrence, differentiable any number of times."""
+"""Layer norm of W_ih x_t, outside the recurrence, differentiable to any order."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from lstm_fused.reference import EPS, accumulation_dtype, composed_layer_norm, n
 
 def layer_norm(v: Tensor, gain: Tensor) -> Tensor:
     """Gain * (v - mean) / sqrt(variance + 1e-5) over the last dimension of v [T, B, 4H]."""
-    if tracing.recorded() or tracing.transformed():
+    if tracing.recorded() or tracing.under_transform():
         return composed_layer_norm(v, gain)
     result: Tensor = LayerNorm.apply(v, gain)[0]
     return result
 
 
 class LayerNorm(torch.autograd.Function):
-    """PyTorch's own kernels for the first derivative, the reference's formula for all after it."""
+    """PyTorch's kernels for the first derivative, the reference's formula for higher ones."""
 
     @staticmethod
     def forward(v: Tensor, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:

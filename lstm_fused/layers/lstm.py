@@ -18,20 +18,20 @@ from lstm_fused.checks import (
 )
 from lstm_fused.contract import Variant
 from lstm_fused.errors import bad
-from lstm_fused.functional import in_rows, run_layer
+from lstm_fused.functional import run_layer, stack_states
 from lstm_fused.interop import nn_lstm
 from lstm_fused.layers import masks, parameters
-from lstm_fused.layers.options import WithOptions, check_dtype, check_together
+from lstm_fused.layers.options import WithOptions, check_combination, check_dtype
 from lstm_fused.layers.parameters import Parameters
 
 
 class LSTM(WithOptions):
     """A drop-in for `torch.nn.LSTM` whose gates see the cell state through peepholes.
 
-    The equations, and the papers they come from, stand in `lstm_fused.reference`. Parameters have the names,
-    shapes and order of torch.nn.LSTM, so that a ``state_dict`` moves either way when ``peephole=False``;
-    peepholes add ``weight_peephole_l{k}{_reverse}`` of shape (3 * hidden_size,), ordered p_i, p_f, p_o. All
-    start uniform in ±1/sqrt(hidden_size). ``coupled`` takes the rows of i, and p_i, away; ``layer_norm`` adds
+    `lstm_fused.reference` has the equations and their papers. Parameters have the names, shapes and order of
+    torch.nn.LSTM, so that a ``state_dict`` loads in either with ``peephole=False``; peepholes add
+    ``weight_peephole_l{k}{_reverse}`` of shape (3 * hidden_size,), ordered p_i, p_f, p_o. All start uniform
+    in ±1/sqrt(hidden_size). ``coupled`` removes the rows of i and p_i; ``layer_norm`` adds
     ``gain_ih_l{k}{_reverse}`` and ``gain_hh_…`` of shape (4 * hidden_size,), which start at 1.
 
     Args:
@@ -43,27 +43,27 @@ class LSTM(WithOptions):
         dropout: probability of zeroing an output between layers while training.
         bidirectional: add a second direction that runs from the last valid step to the first.
         proj_size: size P that h is projected to, less than hidden_size; 0 for no projection.
-        device: where the parameters are made.
-        dtype: what they are made of, a floating-point dtype.
+        device: device of the parameters.
+        dtype: floating-point dtype of the parameters.
         peephole: whether the gates see the cell state.
-        forget_bias: what b_f starts at, all of it in bias_ih; None draws it like the other parameters.
-        coupled: let in what is forgotten, i = 1 - f: three gates, ordered f, g, o.
-        layer_norm: normalize W_ih x_t and W_hh h_{t-1}, each over its four gates.
-        recurrent_dropout: probability of hiding a part of h from the gates, for whole sequences, in training.
-        zoneout_h: probability of a part of h to stay as it was at a step; the share it keeps in eval mode.
+        forget_bias: initial b_f, all of it in bias_ih; None draws it like the other parameters.
+        coupled: couple the input gate to the forget gate, i = 1 - f: three gates, ordered f, g, o.
+        layer_norm: normalize W_ih x_t and W_hh h_{t-1}, each over its 4H elements.
+        recurrent_dropout: probability of zeroing an element of h, for all steps, in W_hh h_{t-1} in training.
+        zoneout_h: probability that an element of h keeps its previous value; the share it keeps in eval mode.
         zoneout_c: the same for c.
         cell_clip: bound on the magnitude of c.
-        engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that serves.
+        engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that can serve.
 
-    Options without parameters, which are batch_first, dropout, the two zoneouts, recurrent_dropout, cell_clip
-    and engine, may be set later too; all are checked whenever they are set.
+    batch_first, dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip and engine may be set later too;
+    all options are checked whenever they are set.
 
-    A state dict without peepholes, as of torch.nn.LSTM, loads with ``strict=False``: those of each layer and
-    direction whose weights it has become zero, and are among the ``missing_keys``.
+    A state dict without peepholes, as of torch.nn.LSTM, loads with ``strict=False``: the peepholes of each
+    layer and direction whose weights it contains become zero, and are among the ``missing_keys``.
 
     Raises:
         ArgumentError: a size is not a positive integer, proj_size ≥ hidden_size, a flag, probability, bound
-            or engine is none, two options exclude each other, or one that made the parameters is changed.
+            or engine is invalid, two options exclude each other, or a fixed option is changed.
             It is a ValueError and a RuntimeError; for a wrong type it is a TypeError too.
     """
 
@@ -108,8 +108,8 @@ class LSTM(WithOptions):
         self.zoneout_c = zoneout_c
         self.cell_clip = cell_clip
         self.engine = engine
-        # As checked and made plain when set.
-        check_together(
+        # The attributes: setting them checked and converted the values.
+        check_combination(
             self.hidden_size, self.proj_size, self.bias, self.forget_bias, self.coupled, self.layer_norm
         )
         check_dtype(dtype)
@@ -129,7 +129,7 @@ class LSTM(WithOptions):
 
     @classmethod
     def from_torch(cls, lstm: nn.LSTM, *, peephole: bool = True, engine: str | None = None) -> Self:
-        """Copy a torch.nn.LSTM; its outputs stay the same, for peepholes start at zero.
+        """Copy a torch.nn.LSTM; outputs stay the same, because peepholes start at zero.
 
         Args:
             lstm: the module to copy, with its parameters, options, device and mode.
@@ -137,18 +137,18 @@ class LSTM(WithOptions):
             engine: as for `LSTM`.
 
         Raises:
-            ArgumentError: this is no torch.nn.LSTM, or one that is parametrized, pruned or of mixed dtypes.
+            ArgumentError: this is not a torch.nn.LSTM, or it is parametrized, pruned or of mixed dtypes.
         """
         return nn_lstm.copy_of(cls, lstm, peephole, engine)
 
     def to_torch(self) -> nn.LSTM:
-        """Copy this into a torch.nn.LSTM, which has no peepholes: ours must have none, or only zeros.
+        """Copy this module into a torch.nn.LSTM; it must have no peepholes, or only zeros.
 
         Returns:
             The copy, with the parameters, options, device and mode of this module; coupled gates become four.
 
         Raises:
-            ArgumentError: a peephole is not zero, a parameter is parametrized, or an option is not there.
+            ArgumentError: a peephole is not zero, a parameter is parametrized, or nn.LSTM lacks an option.
         """
         return nn_lstm.copy_to(self)
 
@@ -158,11 +158,11 @@ class LSTM(WithOptions):
         return 2 if self.bidirectional else 1
 
     def reset_parameters(self) -> None:
-        """Draw every parameter uniformly from ±1/sqrt(hidden_size), but for gains and a forget_bias."""
+        """Draw all parameters but gains and a forget_bias uniformly from ±1/sqrt(hidden_size)."""
         parameters.reset(self.named_parameters(), self.hidden_size, self.forget_bias, self.coupled)
 
     def flatten_parameters(self) -> None:
-        """Do nothing: there is no flat copy of the weights here; torch.nn.LSTM's callers may call it."""
+        """Do nothing: there is no flat copy of the weights. Callers of torch.nn.LSTM may call this."""
 
     def forward(
         self,
@@ -212,9 +212,9 @@ class LSTM(WithOptions):
     def _forward_packed(
         self, input: PackedSequence, hx: States | None, lengths: Tensor | None
     ) -> tuple[PackedSequence, States]:
-        """Run over padded sequences, in the packed order; states come and go in the user's order."""
+        """Run over padded sequences in the packed order; states keep the user's order."""
         if lengths is not None:
-            raise bad("lengths", "None with a PackedSequence, which has its own", "a tensor")
+            raise bad("lengths", "None with a PackedSequence, which contains lengths", "a tensor")
         check_packed(input)
         data, batch_sizes, order, back = input
         check_input(data, (2,), "a PackedSequence of data (steps, input_size)", self.input_size)
@@ -229,13 +229,13 @@ class LSTM(WithOptions):
         return PackedSequence(pack_padded_sequence(y, lengths).data, batch_sizes, order, back), (h_n, c_n)
 
     def _run(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
-        """All layers over x [T, B, I]; hx has one row for each layer and direction."""
+        """Run all layers over x [T, B, I]; hx has one row for each layer and direction."""
         own: list[dict[str, Parameters]] = []
         for layer in range(self.num_layers):
             shapes = self._shapes(layer)
             own.append({suffix: self._own(shapes, f"_{suffix}") for suffix in self._suffixes(layer)})
-            for suffix, given in own[-1].items():
-                check_parameters(given, shapes, f"_{suffix}", x)
+            for suffix, params in own[-1].items():
+                check_parameters(params, shapes, f"_{suffix}", x)
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
             lengths = lengths.to(x.device)
@@ -247,10 +247,10 @@ class LSTM(WithOptions):
             if layer > 0 and self.dropout > 0:
                 x = F.dropout(x, self.dropout, self.training)
             ys = []
-            for suffix, given in directions.items():
+            for suffix, params in directions.items():
                 row = len(h_n)
                 h0_c0 = None if hx is None else (hx[0][row], hx[1][row])
-                p = parameters.uncoupled(given) if self.coupled else given
+                p = parameters.uncoupled(params) if self.coupled else params
                 variant = Variant.of(p.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
                 reverse = suffix.endswith("_reverse")
                 y, (h, c) = run_layer(x, p, h0_c0, lengths, reverse, self.engine, variant)
@@ -258,7 +258,7 @@ class LSTM(WithOptions):
                 h_n.append(h)
                 c_n.append(c)
             x = ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
-        return x, (in_rows(h_n), in_rows(c_n))
+        return x, (stack_states(h_n), stack_states(c_n))
 
     def _check_hx(self, hx: object, batch: tuple[int, ...], input: Tensor) -> None:
         rows, P = self.num_layers * self.num_directions, self.proj_size or self.hidden_size
@@ -271,11 +271,11 @@ class LSTM(WithOptions):
         )
 
     def _suffixes(self, layer: int) -> list[str]:
-        """The ends of the names of a layer's parameters, one for each direction."""
+        """The suffixes of the names of a layer's parameters, one for each direction."""
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
     def _shapes(self, layer: int) -> parameters.Shapes:
-        """The shapes of a layer's parameters in one direction, by the beginnings of their names."""
+        """The shapes of a layer's parameters in one direction, by name without the suffix."""
         H, P = self.hidden_size, self.proj_size
         I = self.input_size if layer == 0 else (P or H) * self.num_directions
         return parameters.shapes(I, H, P, self.bias, self.peephole, self.coupled, self.layer_norm)

@@ -1,4 +1,4 @@
-"""What recurrent dropout and zoneout multiply with, drawn by PyTorch's generator before the recurrence."""
+"""Masks of recurrent dropout and zoneout, drawn with PyTorch's generator before the recurrence."""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ def draw(
     zoneout_c: float,
     training: bool,
 ) -> Masks:
-    """The masks of one layer in one direction; outside of training what they are on average."""
+    """The masks of one layer in one direction; in eval mode their expected values."""
     h_mask = None
     if training and recurrent_dropout > 0:
         h_mask = F.dropout(torch.ones(x.shape[1], P, dtype=x.dtype, device=x.device), recurrent_dropout)
@@ -24,10 +24,10 @@ def draw(
 
 
 def zoneout(x: Tensor, width: int, probability: float, training: bool) -> Tensor | None:
-    """The share of the old state that each step keeps, [T, B, width]; None keeps nothing."""
+    """The share of the old state that each step keeps, [T, B, width]; None without zoneout."""
     if probability == 0:
         return None
-    # Not x.new_full: under vmap that is as many as there are samples, and cannot be the same for all of them.
+    # Not x.new_full: under vmap it makes one mask per sample, which randomness="same" cannot share.
     row = torch.full((width,), probability, dtype=x.dtype, device=x.device)
-    steps = row.expand(*x.shape[:2], width)  # a row in memory, not T * B of them
+    steps = row.expand(*x.shape[:2], width)  # one row in memory, not T * B
     return torch.bernoulli(steps) if training else steps

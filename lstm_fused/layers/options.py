@@ -1,4 +1,4 @@
-"""The options of the modules in one table: how each is checked, its default, whether it may change later."""
+"""The modules' options in one table: the check of each, its default, and whether it may change later."""
 
 import math
 import operator
@@ -13,12 +13,12 @@ from lstm_fused.errors import bad, bad_type, shown
 from lstm_fused.layers import parameters
 from lstm_fused.layers.parameters import Parameters
 
-LIMIT = 2**60  # of sizes, beyond which PyTorch has an overflow in many lines
+LIMIT = 2**60  # sizes are smaller; PyTorch overflows above
 
 
 def size(argument: str, value: Any, least: int = 1) -> int:
-    """A size as a plain integer; numpy's integers, and tensors and arrays of one, are sizes too."""
-    expected = "a positive integer" if least else "an integer from 0"
+    """A size as a plain integer; accepts numpy's integers, and tensors and arrays of one element."""
+    expected = "a positive integer" if least else "a non-negative integer"
     try:
         count = None if is_flag(value) or getattr(value, "ndim", 0) != 0 else operator.index(value)
     except (TypeError, ValueError, RuntimeError):
@@ -31,12 +31,12 @@ def size(argument: str, value: Any, least: int = 1) -> int:
 
 
 def size_or_none(argument: str, value: Any) -> int:
-    """The size of a projection, or 0 for none."""
+    """The size of a projection, or 0 without one."""
     return size(argument, value, least=0)
 
 
 def flag(argument: str, value: Any) -> bool:
-    """True or False as such; numpy's are too."""
+    """A flag as a plain bool; accepts those of numpy and PyTorch."""
     if isinstance(value, bool):
         return value
     if not is_flag(value):
@@ -45,14 +45,14 @@ def flag(argument: str, value: Any) -> bool:
 
 
 def is_flag(value: Any) -> bool:
-    """Whether this is True or False, as Python, numpy or PyTorch has them."""
+    """True if this is a bool of Python, numpy or PyTorch."""
     if isinstance(value, bool):
         return True
     return str(getattr(value, "dtype", "")) in ("bool", "torch.bool") and not getattr(value, "ndim", 1)
 
 
 def number(argument: str, value: Any, expected: str) -> float:
-    """A number as a plain float; numpy's numbers, and tensors and arrays of one, are numbers too."""
+    """A number as a plain float; accepts numpy's numbers, and tensors and arrays of one element."""
     if isinstance(value, float):
         return float(value)
     try:
@@ -82,7 +82,7 @@ def bound(argument: str, value: Any) -> float | None:
 
 
 def first_bias(argument: str, value: Any) -> float | None:
-    """What a bias starts at, or None."""
+    """The initial value of a bias, or None."""
     if value is None:
         return None
     if not math.isfinite(bias := number(argument, value, "a number or None")):
@@ -97,31 +97,31 @@ def engine_name(argument: str, value: Any) -> str | None:
 
 
 def check_dtype(dtype: Any) -> None:
-    """Check what parameters are made of."""
+    """Check the dtype of parameters."""
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise bad_type("dtype", "a floating-point dtype or None", shown(dtype))
     if dtype is not None and dtype not in table.FLOATS:
         raise bad("dtype", "one of " + ", ".join(map(table.short, table.FLOATS)), dtype)
 
 
-def check_together(
+def check_combination(
     hidden_size: int, proj_size: int, bias: bool, forget_bias: float | None, coupled: bool, layer_norm: bool
 ) -> None:
-    """Check what options mean for each other."""
+    """Check combinations of options."""
     if proj_size >= hidden_size:
-        raise bad("proj_size", f"an integer from 0 to less than hidden_size = {hidden_size}", proj_size)
+        raise bad("proj_size", f"a non-negative integer less than hidden_size = {hidden_size}", proj_size)
     if coupled and layer_norm:
-        raise bad("coupled", "False with layer_norm, after which 1 - f is no gate of its own", coupled)
+        raise bad("coupled", "False with layer_norm, because then 1 - f is not sigmoid(-a_f)", coupled)
     if forget_bias is not None and not bias:
         raise bad("forget_bias", "None with bias=False", forget_bias)
 
 
 class Option(NamedTuple):
-    """What is known of an option."""
+    """One row of the table of options."""
 
-    check: Callable[[str, Any], Any]  # takes its name and a value: the value as a plain one, or an error
+    check: Callable[[str, Any], Any]  # (name, value) -> the value as a plain Python object; raises
     default: Any
-    fixed: bool = True  # whether the parameters were made by it
+    fixed: bool = True  # True if the parameters depend on it, so that it cannot change later
 
 
 REQUIRED = object()
@@ -147,7 +147,7 @@ OPTIONS = {
 
 
 class WithOptions(nn.Module):
-    """A module whose options are checked whenever they are set, and which says what they are."""
+    """A module that checks its options whenever they are set, and shows them in its repr."""
 
     _options: ClassVar[dict[str, Option]] = OPTIONS
 
@@ -155,36 +155,36 @@ class WithOptions(nn.Module):
         option = self._options.get(name)
         if option is not None:
             value = option.check(name, value)
-            made = self.__dict__.get(name, value)
-            if option.fixed and made != value:
-                raise bad(name, f"{made!r}, for the parameters were made by it", repr(value))
+            current = self.__dict__.get(name, value)
+            if option.fixed and current != value:
+                raise bad(name, f"{current!r}, which the parameters were created with", repr(value))
         super().__setattr__(name, value)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
     ) -> None:
-        """Load parameters; peepholes that lack beside weights that do not are zeros, as in torch.nn.LSTM."""
+        """Load parameters. Missing peepholes become zero if the layer's weights are present."""
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
         assign = local_metadata.get("assign_to_params_buffers", False)
-        rest[-1].extend(parameters.zero_absent_peepholes(self, state_dict, prefix, assign))  # the messages
+        rest[-1].extend(parameters.zero_absent_peepholes(self, state_dict, prefix, assign))  # error messages
 
     def _read(self, name: str) -> Any:
-        """A parameter, sooner than by PyTorch's own way, which is left to those that are parametrized."""
+        """A parameter, read from `_parameters` because getattr is slow; parametrized ones need getattr."""
         parameter = self._parameters.get(name)
         return getattr(self, name) if parameter is None else parameter
 
     def _own(self, shapes: parameters.Shapes, suffix: str) -> Parameters:
-        """The parameters with names that end so, read anew at every call: they may be parametrized."""
+        """The parameters with this suffix, read at every call because they may be parametrized."""
         read: list[Any] = [None if shapes[n] is None else self._read(n + suffix) for n in shapes]
         return Parameters(*read)
 
     def extra_repr(self) -> str:
         """The sizes, and the options that differ from their defaults, as torch.nn.LSTM shows them."""
-        parts = []
+        items = []
         for name, option in self._options.items():
             value = getattr(self, name)
             if option.default is REQUIRED:
-                parts.append(repr(value))
+                items.append(repr(value))
             elif value != option.default:
-                parts.append(f"{name}={value!r}")
-        return ", ".join(parts)
+                items.append(f"{name}={value!r}")
+        return ", ".join(items)

@@ -1,4 +1,4 @@
-"""The parameters of one layer in one direction: names, shapes, first values, and what engines are given."""
+"""The parameters of one layer in one direction: names, shapes, initial values, and the form engines take."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -43,7 +43,7 @@ def shapes(I: int, H: int, P: int, bias: bool, peephole: bool, coupled: bool, la
 def reset(
     named: Iterable[tuple[str, nn.Parameter]], H: int, forget_bias: float | None, coupled: bool
 ) -> None:
-    """Draw from ±1/sqrt(H), but gains are 1, and the forget gate's bias is what is asked for."""
+    """Initialise: uniform in ±1/sqrt(H), gains 1, and the forget gate's bias as given."""
     bound = 1 / math.sqrt(H)
     for name, parameter in named:
         if name.startswith("gain"):
@@ -62,49 +62,49 @@ PEEPHOLE, WEIGHTS = "weight_peephole", ("weight_ih", "weight_hh")
 def zero_absent_peepholes(
     module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, assign: bool
 ) -> list[str]:
-    """Make those peepholes zero that a state dict lacks while it has the weights of their layer.
+    """Zero the peepholes that a state dict lacks, for layers whose weights it contains.
 
-    A state dict of torch.nn.LSTM means zeros; the values that a module was made with would be noise.
+    torch.nn.LSTM has no peepholes, which is the same as zeros; the module's random values would be noise.
 
     Args:
         module: an LSTM or LSTMCell that was just loaded.
-        state_dict: what it was loaded from.
-        prefix: what stands before its names there.
+        state_dict: the loaded state dict.
+        prefix: prefix of the module's keys in it.
         assign: whether parameters were replaced by those of the state dict rather than copied.
 
     Returns:
-        The messages of what went wrong.
+        Error messages.
     """
 
-    def given(name: str) -> list[str]:
-        """The keys that a parameter has there: pruned and parametrized ones have others."""
+    def keys_of(name: str) -> list[str]:
+        """The state dict's keys of a parameter, which may be pruned or parametrized there."""
         start = prefix + name, f"{prefix}parametrizations.{name}."
         keys = [start[0], *(f"{start[0]}_{end}" for end in ("orig", "g", "v"))]
         return [key for key in keys if key in state_dict] + [k for k in state_dict if k.startswith(start[1])]
 
     def absent(name: str) -> bool:
         suffix = name.removeprefix(PEEPHOLE)
-        return not given(name) and all(given(weight + suffix) for weight in WEIGHTS)
+        return not keys_of(name) and all(keys_of(weight + suffix) for weight in WEIGHTS)
 
     for name, own in list(module._parameters.items()):
-        peephole = name.removesuffix("_orig")  # that of a pruned one
+        peephole = name.removesuffix("_orig")  # of a pruned peephole
         if own is None or not name.startswith(PEEPHOLE) or not absent(peephole):
             continue
         if assign:
-            weight = state_dict[given(WEIGHTS[0] + peephole.removeprefix(PEEPHOLE))[0]]
+            weight = state_dict[keys_of(WEIGHTS[0] + peephole.removeprefix(PEEPHOLE))[0]]
             setattr(module, name, nn.Parameter(weight.new_zeros(own.shape), own.requires_grad))
         else:
             own.zero_()
     parametrized = [name for name in getattr(module, "parametrizations", ()) if name.startswith(PEEPHOLE)]
     return [
-        f"{prefix}{name}: expected in the state dict, for what is parametrized cannot be made zero, got none"
+        f"{prefix}{name}: expected in the state dict, because a parametrized one cannot be zeroed, got none"
         for name in parametrized
         if absent(name)
     ]
 
 
 def uncoupled(parameters: Parameters) -> Parameters:
-    """The four gates of three, f, g, o: 1 - f is a gate whose weights are those of f with another sign."""
+    """Expand gates f, g, o to four: i = 1 - f = sigmoid(-a_f), so i has the negated weights of f."""
 
     def with_i(rows: Tensor, gates: int = 3) -> Tensor:
         return torch.cat([-rows[: len(rows) // gates], rows])

@@ -1,4 +1,4 @@
-"""ONNX files that hold the standard's own LSTM operator, peepholes included; needs the package onnx."""
+"""ONNX files with the standard LSTM operator, including peepholes; needs the package onnx."""
 
 try:
     import onnx  # noqa: F401

@@ -1,4 +1,4 @@
-"""An ONNX file as it stands: checked by the standard's own checker, before anything is made of it."""
+"""Loads an ONNX file and validates it with the onnx checker."""
 
 import os
 from typing import Any
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from lstm_fused.checks import bad
 
-STANDARD = ("", "ai.onnx")  # two names of the standard's own domain
-OLDEST_OPSET = 7  # the first whose LSTM is the one of today
+STANDARD = ("", "ai.onnx")  # the two names of the standard domain
+OLDEST_OPSET = 7  # first opset with the current LSTM operator
 NUMBERS = {
     "value_int": np.int64,
     "value_ints": np.int64,
@@ -32,14 +32,14 @@ NUMBERS = {
 
 
 class File:
-    """A file that is being read: the nodes its outputs depend on, in order, and its constants.
+    """An ONNX file: the nodes that its outputs depend on, in topological order, and its constants.
 
     Args:
         path: the file.
 
     Raises:
-        OSError: it cannot be opened.
-        ValueError: it is no ONNX file of the opsets that are understood.
+        OSError: the file cannot be opened.
+        ValueError: it is not an ONNX file, or its opset is not supported.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -51,7 +51,7 @@ class File:
         self.opset = opset(model)
         self.functions = {(function.domain, function.name) for function in model.functions}
         self.constants = constants(graph)
-        # An initializer that is an input as well is the input's default.
+        # An initializer with the name of an input is the input's default.
         self.inputs = {value.name: value for value in graph.input if value.name not in self.constants}
         self.outputs = {value.name: value for value in graph.output}
         if not self.outputs or len(self.outputs) < len(graph.output):
@@ -65,14 +65,14 @@ class File:
         self.nodes.reverse()
         unread = [name for name in self.inputs if name not in needed]
         if unread:
-            raise bad("path", "outputs that depend on every graph input", f"{unread} that are not read")
+            raise bad("path", "every graph input to be used", f"unused inputs {unread}")
 
     def of(self, kind: str) -> list[NodeProto]:
-        """The nodes of one of the standard's operators."""
+        """The nodes of a standard operator."""
         return [node for node in self.nodes if self.kind(node) == kind]
 
     def kind(self, node: NodeProto) -> str:
-        """The name of a node's operator, with its domain where this is not the standard's."""
+        """The name of a node's operator, with its domain unless that is the standard one."""
         ours = (node.domain, node.op_type) in self.functions or node.overload
         return node.op_type if node.domain in STANDARD and not ours else f"{node.domain}.{node.op_type}"
 
@@ -82,31 +82,31 @@ class File:
         try:
             array = numpy_helper.to_array(proto, self.folder)
             tensor = torch.tensor(array.astype(array.dtype.newbyteorder("="), copy=False))
-        except Exception as error:  # its bytes, sizes and type may be anything
-            raise bad("path", f"constant {name!r} of numbers, as large as it says", error) from None
+        except Exception as error:  # its bytes, sizes and type are unchecked
+            raise bad("path", f"constant {name!r} with data of the declared type and size", error) from None
         if tensor.shape != tuple(proto.dims):
             raise bad("path", f"constant {name!r} of shape {tuple(proto.dims)}", tuple(tensor.shape))
         return tensor
 
 
 def load(path: str | os.PathLike[str]) -> ModelProto:
-    """The model in a file, which the standard's checker takes; large data beside it is left there."""
+    """Load a model that passes the onnx checker; external data stays in its files."""
     try:
         model = onnx.load(path, load_external_data=False)
         declare_ranks(model.graph)
         tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
-        beside = any(map(external_data_helper.uses_external_data, tensors))
-        onnx.checker.check_model(os.fspath(path) if beside else model)
+        external = any(map(external_data_helper.uses_external_data, tensors))
+        onnx.checker.check_model(os.fspath(path) if external else model)
     except OSError:
         raise
-    except Exception as error:  # protobuf's and the checker's have no base in common
+    except Exception as error:  # protobuf's and the checker's errors share no base class
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise bad("path", "a valid ONNX file", f"{type(error).__name__}: {' '.join(lines)}") from error
     return model
 
 
 def declare_ranks(graph: GraphProto) -> None:
-    """Say of inputs of unknown rank that they have the rank of a module's; the checker asks for one."""
+    """Give inputs of unknown rank the rank that a module's input has; the checker requires one."""
     for value in (*graph.input, *graph.output):
         declared = value.type.tensor_type
         if value.type.HasField("tensor_type") and not declared.HasField("shape"):
@@ -115,7 +115,7 @@ def declare_ranks(graph: GraphProto) -> None:
 
 
 def opset(model: ModelProto) -> int:
-    """The version of the standard's operators."""
+    """The opset version of the standard operators."""
     versions: list[int] = [entry.version for entry in model.opset_import if entry.domain in STANDARD]
     newest = defs.onnx_opset_version()
     if len(versions) != 1 or not OLDEST_OPSET <= versions[0] <= newest:

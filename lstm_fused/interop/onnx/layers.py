@@ -1,4 +1,4 @@
-"""The layers of a graph: its LSTM nodes stand over each other, and its outputs are theirs, as in `LSTM`."""
+"""Recognises in a graph the stack of layers and the outputs of an `LSTM`."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ from lstm_fused.interop.onnx.operation import Operation, read_operation, weight
 from lstm_fused.interop.onnx.tensors import Tensors, graph_input
 from lstm_fused.interop.onnx.views import DTYPES, KNOWN, Value, is_filled, nonzero, same
 
-STATES = {"h": 5, "c": 6}  # initial states, and their places among the inputs
+STATES = {"h": 5, "c": 6}  # initial states, and their positions among the inputs
 OUTPUTS = ("output", "h_n", "c_n")  # in the order in which a module returns them
-GEMM = {"alpha": (1.0,), "beta": (1.0,), "transA": (0,), "transB": (0, 1)}  # what can be read
+GEMM = {"alpha": (1.0,), "beta": (1.0,), "transA": (0,), "transB": (0, 1)}  # supported values
 NONE = Value("no tensor")
 
 
@@ -29,15 +29,15 @@ class Initial(NamedTuple):
 class Layers:
     """Follows the tensors of a graph from its inputs to its outputs.
 
-    Sizes that the file leaves open are primes there: what comes of them by products, and is right for two
-    sets of primes, is right for all sizes.
+    Symbolic sizes are replaced by distinct primes. A shape expression that is right for two sets of primes is
+    right for all sizes.
 
     Args:
         file: the graph.
-        least: where the primes begin.
+        least: lower bound of the primes.
 
     Raises:
-        ValueError: the graph computes something else than an `LSTM` or a `SequenceClassifier`.
+        ValueError: the graph does not compute an `LSTM` or a `SequenceClassifier`.
     """
 
     def __init__(self, file: File, least: int) -> None:
@@ -50,12 +50,12 @@ class Layers:
         self.D = 1 + any(1 in operation.slots for operation in operations)
         self.L = sum(0 in operation.slots for operation in operations)
         if not self.L:
-            raise bad("path", "a forward direction, for no module runs in reverse alone", f"{operations[0]}")
+            raise bad("path", "a forward direction, as no module runs in reverse only", f"{operations[0]}")
         self.layers: list[dict[int, Operation]] = [{} for _ in range(self.L)]  # by direction
         self.batch_first = False
-        self.x: dict[str, Tensor] = {}  # [T, B, I or D * H] that layers read, by the origin of views
+        self.x: dict[str, Tensor] = {}  # inputs of layers, [T, B, I or D * H], by the origin of views
         self.last: dict[str, Tensor] = {}  # h_n and c_n, [L * D, B, H], by the same
-        self.lengths: set[str] = set()  # what the nodes have for lengths, "" for nothing
+        self.lengths: set[str] = set()  # origin of the nodes' lengths, "" without
         self.initial: dict[str, list[Initial]] = {"h": [], "c": []}
         self.head: NodeProto | None = None
         self.logits: Tensor | None = None
@@ -65,9 +65,9 @@ class Layers:
             if kind == "LSTM":
                 values = self.run(next(remaining))
             elif kind == "Gemm":
-                values = [self.score(node)]
+                values = [self.head_logits(node)]
             elif kind == "Where":
-                values = [self.choose(node)]
+                values = [self.last_state(node)]
             elif set(node.output) <= file.constants.keys():
                 continue
             else:
@@ -93,13 +93,13 @@ class Layers:
         return values
 
     def find_layer(self, operation: Operation) -> int:
-        """Which layer an LSTM node is, or a direction of."""
+        """The index of the layer that an LSTM node computes, in one direction or both."""
         x = self.tensors.value(operation.input(0)) or NONE
         steps = x.tensor
         if steps is not None and operation.layout and steps.dim() == 3:
             steps = steps.transpose(0, 1)
         if not self.x:
-            self.enter(x, steps, operation)
+            self.find_input(x, steps, operation)
         if x.origin not in self.x or not same(steps, self.x[x.origin]):
             before = [str(done) for layer in self.layers for done in layer.values()]
             got = self.tensors.describe(x)
@@ -110,18 +110,18 @@ class Layers:
             raise bad("path", f"the outputs of {beside[0]} to go on to the next", f"{operation} beside it")
         width = operation.H * self.D if k else self.kind.I
         if k == self.L or width != operation.I:
-            raise bad("path", f"{self.L} layers, each as wide as the one before", f"{operation} over these")
+            raise bad("path", f"{self.L} layers, each fed by the one before", f"{operation} over these")
         self.layers[k] |= dict.fromkeys(operation.slots, operation)
         return k
 
-    def enter(self, x: Value, steps: Tensor | None, operation: Operation) -> None:
-        """Take what the first LSTM reads for the input of the module."""
+    def find_input(self, x: Value, steps: Tensor | None, operation: Operation) -> None:
+        """Identify the input of the first LSTM as the module's input."""
         source = self.tensors.inputs.get(x.origin)
         orders = []
         if source is not None and source.dim() == 3 and self.tensors.fits(source.shape[2], operation.I):
             views = (source, source.transpose(0, 1))
             orders = [order for order, view in enumerate(views) if same(steps, view)]
-            if len(orders) == 2 and steps is not None:  # one step of one sequence: it may be transposed
+            if len(orders) == 2 and steps is not None:  # both fit one step of one sequence
                 orders = [int(steps.stride() == views[1].stride())]
         if source is None or not orders or source.dtype != operation.dtype:
             wanted = f"a graph input [T, B, I] or [B, T, I] with I = {operation.I} of {operation.dtype}"
@@ -137,7 +137,7 @@ class Layers:
             self.last[f"{state}_n"] = self.tensors.source([rows, B, operation.H], operation.dtype)
 
     def add_lengths(self, operation: Operation, T: int, B: int) -> None:
-        """Check that sequences have the lengths of an input, or all T steps."""
+        """Check that a node's lengths are a graph input, or T for all sequences."""
         value = self.tensors.value(operation.input(4))
         origin = ""
         if value is not None:
@@ -173,8 +173,8 @@ class Layers:
             value = Value(value.origin, rows) if value.origin != KNOWN else None
         self.initial[state].append(Initial(k, operation, value))
 
-    def choose(self, node: NodeProto) -> Value:
-        """The last states where sequences have steps and else the initial ones, as `export` writes them."""
+    def last_state(self, node: NodeProto) -> Value:
+        """A Where node: the last state, or the initial state for length 0, as `export` writes it."""
         condition, last, first = (self.tensors.value(name) or NONE for name in node.input)
         lengths = "".join(self.lengths)
         initial = {entry.value.origin for entry in self.initial.get(last.origin[0], []) if entry.value}
@@ -191,16 +191,16 @@ class Layers:
             return last
         return Value(f"{node.output[0]!r} of Where")
 
-    def score(self, node: NodeProto) -> Value:
-        """The logits of a classifier, whose head a Gemm node is."""
+    def head_logits(self, node: NodeProto) -> Value:
+        """A Gemm node as a classifier's head: the logits."""
         values = attributes(node)
         for name, value in values.items():
             if value not in GEMM.get(name, ()):
                 raise bad("path", f"{name} of Gemm {node.name!r} to be one of {GEMM.get(name)}", value)
         x = self.tensors.value(node.input[0]) or NONE
         state = self.last["h_n"][-1] if self.last else None
-        of_last = state is not None and x.origin == "h_n" and same(x.tensor, state)
-        if state is None or not of_last or self.D == 2 or not self.batch_first:
+        reads_last = state is not None and x.origin == "h_n" and same(x.tensor, state)
+        if state is None or not reads_last or self.D == 2 or not self.batch_first:
             wanted = "the Gemm to read Y_h of a last LSTM that is forward and batch-first"
             raise bad("path", wanted, self.tensors.describe(x))
         shapes = [list(proto.dims) if (proto := weight(self.file, node, n)) else None for n in (1, 2)]
@@ -215,7 +215,7 @@ class Layers:
         return Value("logits", self.logits)
 
     def check_states(self) -> None:
-        """Check that initial states come as a module takes them."""
+        """Check that initial states are graph inputs in a module's order."""
         origins = {state: self.check_initial(state, entries) for state, entries in self.initial.items()}
         order = list(map(graph_input, self.file.inputs))
         h, c = ([order.index(origin) for origin in origins[state]] for state in STATES)
@@ -225,7 +225,7 @@ class Layers:
             raise bad("path", "graph inputs in the order h_0, c_0, by layers", [*origins["h"], *origins["c"]])
 
     def check_initial(self, state: str, entries: list[Initial]) -> list[str]:
-        """Check that the nodes' initial states are the rows of one graph input, or an input for each."""
+        """Check that the nodes' initial states are the rows of one graph input, or one input each."""
         entries.sort(key=lambda entry: (entry.layer, entry.operation.slots))
         given = [(entry, entry.value, entry.value.tensor) for entry in entries if entry.value is not None]
         origins = list(dict.fromkeys(value.origin for _, value, _ in given))
@@ -246,7 +246,7 @@ class Layers:
 
     def check_outputs(self) -> None:
         """Check that the graph's outputs are those of a module."""
-        found = []
+        order = []
         for name, info in self.file.outputs.items():
             value = self.tensors.value(name)
             which = self.find_output(value)
@@ -255,17 +255,17 @@ class Layers:
             if not which or dtype != self.kind.dtype or misnamed:
                 wanted = "the output, h_n or c_n of a module, or the logits of a classifier"
                 raise bad("path", f"output {name!r} to be {wanted}", self.tensors.describe(value))
-            found.append(which)
+            order.append(which)
         names = ("logits",) if self.head is not None else OUTPUTS
-        if found != [name for name in names if name in found]:
-            raise bad("path", f"outputs in the order of {', '.join(names)}", found)
+        if order != [name for name in names if name in order]:
+            raise bad("path", f"outputs in the order of {', '.join(names)}", order)
 
     def find_output(self, value: Value | None) -> str:
-        """Which output of a module this is, or none."""
+        """The name of the module's output that this is, or ""."""
         origin, y = list(self.x.items())[-1]
         views = [y.transpose(0, 1) if self.batch_first else y]
         if self.D == 1:
-            views.append(views[0].unsqueeze(2 if self.batch_first else 1))  # Y itself
+            views.append(views[0].unsqueeze(2 if self.batch_first else 1))  # the node's Y
         if value is None or value.tensor is None:
             return ""
         if value.origin == origin and any(same(value.tensor, view) for view in views):

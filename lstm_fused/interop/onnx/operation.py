@@ -1,4 +1,4 @@
-"""What an LSTM node computes: its attributes, and the sizes and types of its weights, which must agree."""
+"""Reads an LSTM node: its attributes and weights, whose sizes and types must agree."""
 
 import math
 from collections.abc import Collection
@@ -19,21 +19,21 @@ FLOATS: dict[int, torch.dtype] = {
 }
 SLOTS = {b"forward": (0,), b"reverse": (1,), b"bidirectional": (0, 1)}
 ACTIVATIONS = ["sigmoid", "tanh", "tanh"]
-OPERANDS = {"W": 1, "R": 2, "B": 3, "P": 7}  # and their places among the inputs
+OPERANDS = {"W": 1, "R": 2, "B": 3, "P": 7}  # and their positions among the inputs
 
 
 class Operation(NamedTuple):
-    """What an LSTM node computes.
+    """Attributes, sizes and dtype of an LSTM node.
 
     Args:
         node: the node.
         slots: its directions: 0 is forward, 1 reverse.
         I: features of its input.
         H: cells of each direction.
-        dtype: of its weights.
+        dtype: dtype of its weights.
         coupled: whether f = 1 - i.
-        layout: 1 if what it reads and writes is batch-first.
-        operands: the weights that it has.
+        layout: 1 if its inputs and outputs are batch-first.
+        operands: names of the weights that it has.
     """
 
     node: NodeProto
@@ -47,11 +47,11 @@ class Operation(NamedTuple):
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What all layers of a module have in common."""
+        """Properties that all layers of a module share."""
         return self.H, self.dtype, self.coupled, self.operands
 
     def input(self, place: int) -> str:
-        """The name of an input, empty if it is left out."""
+        """The name of an input, empty if it is omitted."""
         return self.node.input[place] if place < len(self.node.input) else ""
 
     def __str__(self) -> str:
@@ -59,10 +59,10 @@ class Operation(NamedTuple):
 
 
 def read_operation(file: File, node: NodeProto) -> Operation:
-    """Read an LSTM node, but for the values of its weights.
+    """Read an LSTM node, except for the values of its weights.
 
     Raises:
-        ValueError: it computes what ours do not, or contradicts itself.
+        ValueError: the node computes something an LSTM module does not, or its sizes disagree.
     """
     values = attributes(node)
 
@@ -95,9 +95,9 @@ def read_operation(file: File, node: NodeProto) -> Operation:
     check("activations", functions in ([], ACTIVATIONS * D), f"Sigmoid, Tanh, Tanh, {D} times")
     for name in ("activation_alpha", "activation_beta"):
         check(name, not values.get(name), "absent")  # no sigmoid or tanh has one
-    # What is clipped there is 0 or 1 after a sigmoid, but for numbers smaller than all normal ones.
+    # Beyond this bound a sigmoid is 0 or 1 up to subnormal numbers, so the clip has no effect.
     bound = -math.log(torch.finfo(dtype).tiny)
-    check("clip", values.get("clip", math.inf) >= bound, f"absent, or {bound:.0f} at least")
+    check("clip", values.get("clip", math.inf) >= bound, f"absent, or at least {bound:.0f}")
     check("input_forget", values.get("input_forget", 0) in (0, 1), "0 or 1")
     check("layout", values.get("layout", 0) in (0, 1), "0 or 1")
     coupled = values.get("input_forget", 0) == 1
@@ -105,13 +105,13 @@ def read_operation(file: File, node: NodeProto) -> Operation:
 
 
 def type_names(types: Collection[int]) -> str:
-    """What the standard calls types of elements."""
+    """ONNX's names of element types."""
     known = TensorProto.DataType.items()
     return " and ".join(name for name, number in known if number in types) or "unknown types"
 
 
 def weight(file: File, node: NodeProto, place: int) -> TensorProto | None:
-    """An input of a node that must be a constant; None if it is left out."""
+    """An input of a node that must be a constant; None if it is omitted."""
     name = node.input[place] if place < len(node.input) else ""
     if name and name not in file.constants:
         computed = f"{name!r}, computed" if name not in file.inputs else f"{name!r}, a graph input"
@@ -120,7 +120,7 @@ def weight(file: File, node: NodeProto, place: int) -> TensorProto | None:
 
 
 def read_weights(file: File, layer: dict[int, Operation]) -> Layer:
-    """The parameters of a layer, whose directions may be of one node or of two."""
+    """The parameters of a layer, whose directions are in one node or two."""
     return [direction(file, layer[slot], layer[slot].slots.index(slot)) for slot in sorted(layer)]
 
 
@@ -143,7 +143,7 @@ def direction(file: File, operation: Operation, d: int) -> dict[str, Tensor]:
 def gates(rows: Tensor, operation: Operation) -> Tensor:
     """Rows of all gates in our order.
 
-    Coupled gates of the operator are f = 1 - i, and ours are i = 1 - f: then ours are of -i, not of its f.
+    ONNX couples f = 1 - i, ours i = 1 - f, so our f takes the negated weights of ONNX's i.
     """
     if not operation.coupled:
         return reorder(rows, "iofg", "ifgo")

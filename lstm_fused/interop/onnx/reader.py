@@ -1,4 +1,4 @@
-"""`from_onnx`: a module from an ONNX file whose graph is a stack of LSTM nodes."""
+"""`from_onnx`: makes a module from an ONNX file whose graph is a stack of LSTM nodes."""
 
 import os
 
@@ -17,26 +17,26 @@ def from_onnx(path: str | os.PathLike[str], *, engine: str | None = None) -> LST
     """Read a module from an ONNX file whose graph is a stack of LSTM nodes, written here or elsewhere.
 
     The graph's outputs must be those of the module, in its layout and order: output, h_n, c_n, all or some;
-    a single direction's output may keep the axis of directions of the operator's own Y.
+    the output of a single direction may keep the direction axis of the operator's Y.
 
     Args:
         path: the file, of opset 7 or newer.
         engine: as for `lstm_fused.LSTM`.
 
     Returns:
-        An `LSTM`, or a `SequenceClassifier` where a Gemm node reads the last state. Lengths and initial
-        states are arguments of its call, whether or not the graph takes them.
+        An `LSTM`, or a `SequenceClassifier` if a Gemm node reads the last state. Its calls accept lengths and
+        initial states, whether or not the graph has them as inputs.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: the graph computes something else, or anything that is not understood; the message says
-            what.
+        ValueError: the graph computes something else, or has a part that is not understood; the message says
+            which.
     """
     file = File(path)
     heads = file.of("Gemm")
     if not file.of("LSTM") or len(heads) > 1:
         kinds = sorted({file.kind(node) for node in file.nodes})
-        raise bad("path", "LSTM nodes, and one Gemm at most", f"{len(heads)} Gemm among {kinds}")
+        raise bad("path", "LSTM nodes, and at most one Gemm", f"{len(heads)} Gemm among {kinds}")
     for least in PRIMES:
         layers = Layers(file, least)
     weights = [read_weights(file, layer) for layer in layers.layers]
@@ -45,7 +45,7 @@ def from_onnx(path: str | os.PathLike[str], *, engine: str | None = None) -> LST
 
 
 def classifier(file: File, layers: Layers, lstm: LSTM) -> SequenceClassifier:
-    """The classifier of which this is the LSTM."""
+    """The classifier with this LSTM and the graph's Gemm as its head."""
     head = layers.head
     assert head is not None
     weight, bias = file.tensor(head.input[1]), file.tensor(head.input[2])

@@ -1,4 +1,4 @@
-"""The tensors of a graph by name, whose open sizes are primes."""
+"""The tensors of a graph by name, with primes for symbolic sizes."""
 
 import math
 from collections.abc import Iterator
@@ -11,28 +11,28 @@ from lstm_fused.checks import bad
 from lstm_fused.interop.onnx.file import File, attributes
 from lstm_fused.interop.onnx.views import DTYPES, KNOWN, OPERATORS, Call, Value
 
-OPEN = 1000  # sizes at most that a file leaves open
-LARGEST = 2**60  # elements of a tensor: sizes and strides are 64 bits wide
+MAX_SYMBOLIC = 1000  # maximum number of symbolic sizes
+LARGEST = 2**60  # maximum number of elements of a tensor: sizes and strides have 64 bits
 
 
 class Tensors:
-    """The tensors of a graph, as far as its nodes only move data.
+    """The tensors of a graph, through nodes that only move data.
 
     Args:
         file: the graph.
-        least: where the primes begin.
+        least: lower bound of the primes.
     """
 
     def __init__(self, file: File, least: int) -> None:
         self.file = file
         self.primes = primes(least)
-        self.open: dict[int, str] = {}  # the primes in use, and the name of the size that each stands for
+        self.symbolic: dict[int, str] = {}  # primes in use, with the symbolic size of each
         self.named: dict[str, int] = {}
-        self.inputs: dict[str, Tensor] = {}  # graph inputs, by the origin of their views
+        self.inputs: dict[str, Tensor] = {}  # graph inputs, by origin
         self.values: dict[str, Value] = {}
 
     def value(self, name: str) -> Value | None:
-        """A tensor by name; None for the name of none."""
+        """A tensor by name; None for the empty name."""
         if not name:
             return None
         if name not in self.values:
@@ -47,7 +47,7 @@ class Tensors:
         return self.values[name]
 
     def input(self, info: ValueInfoProto) -> Tensor:
-        """A graph input, of which nothing but the type need be declared."""
+        """A meta tensor for a graph input, of which only the type must be declared."""
         declared = info.type.tensor_type
         if not info.type.HasField("tensor_type") or declared.elem_type not in DTYPES:
             raise bad("path", f"graph input {info.name!r} to be a tensor of floats or integers", info.type)
@@ -57,51 +57,51 @@ class Tensors:
             for dim in declared.shape.dim
         ]
         if any(size < 1 for size in sizes):
-            raise bad("path", f"sizes of 1 at least in graph input {info.name!r}", sizes)
+            raise bad("path", f"sizes of at least 1 in graph input {info.name!r}", sizes)
         return self.source(sizes, dtype)
 
     def source(self, sizes: list[int], dtype: torch.dtype) -> Tensor:
-        """A tensor for others to be views of."""
+        """A meta tensor, the base of views."""
         strides: list[int] = []
         stride = 1
         for size in reversed(sizes):
             strides.insert(0, stride)
-            stride *= max(size, 2)  # a size of 1 leaves a gap, by which a transposition shows
+            stride *= max(size, 2)  # size 1 gets a stride of its own, so that a transposition is visible
         if stride > LARGEST:
-            raise bad("path", f"tensors of {LARGEST} elements at most", sizes)
+            raise bad("path", f"tensors of at most {LARGEST} elements", sizes)
         return torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
 
     def size(self, name: str) -> int:
-        """A prime for an open size, which may have a name that others have too."""
+        """A prime for a symbolic size; equal names get equal primes."""
         if name in self.named:
             return self.named[name]
-        if len(self.open) == OPEN:
-            raise bad("path", f"{OPEN} open sizes at most", "more")
+        if len(self.symbolic) == MAX_SYMBOLIC:
+            raise bad("path", f"at most {MAX_SYMBOLIC} symbolic sizes", "more")
         size = next(self.primes)
-        self.open[size] = name
+        self.symbolic[size] = name
         if name:
             self.named[name] = size
         return size
 
     def fits(self, size: int, expected: int) -> bool:
-        """Whether a size is this one or may be."""
-        return size == expected or size in self.open or expected in self.open
+        """True if the size equals the expected one, or either is symbolic."""
+        return size == expected or size in self.symbolic or expected in self.symbolic
 
     def describe(self, value: Value | None) -> str:
-        """What to say of a tensor that is not what it should be."""
+        """Describe a tensor in an error message."""
         if value is None:
             return "none"
         if value.tensor is None:
             return value.origin
-        shape = ", ".join(self.open.get(size, str(size)) or "?" for size in value.tensor.shape)
+        shape = ", ".join(self.symbolic.get(size, str(size)) or "?" for size in value.tensor.shape)
         return f"{value.origin} moved to ({shape})"
 
     def add(self, node: NodeProto, values: list[Value]) -> None:
-        """Name the outputs of a node."""
+        """Record the outputs of a node."""
         self.values |= dict(zip(node.output, values, strict=False))
 
     def move(self, kind: str, node: NodeProto) -> list[Value]:
-        """The outputs of a node that only moves data; those of another are not understood."""
+        """The outputs of a node: views if it only moves data, otherwise unknown values."""
         inputs = [self.value(name) for name in node.input]
         unknown = next((value for value in inputs if value and value.tensor is None), None)
         if unknown is not None:
@@ -110,7 +110,7 @@ class Tensors:
         try:
             if kind in OPERATORS:
                 return OPERATORS[kind](Call(inputs, attributes(node), len(node.output)))
-        except Exception as error:  # PyTorch's or ours: whatever is wrong, the node is not understood
+        except Exception as error:  # any error, PyTorch's or ours: the node is not understood
             why = f" ({str(error).splitlines()[0]})" if str(error) else ""
         return [Value(f"{name!r} of {kind}{why}") for name in node.output]
 
@@ -121,7 +121,7 @@ def graph_input(name: str) -> str:
 
 
 def primes(least: int) -> Iterator[int]:
-    """The primes from a number on."""
+    """The primes from a number upwards."""
     n = least
     while True:
         if all(n % divisor for divisor in range(2, math.isqrt(n) + 1)):

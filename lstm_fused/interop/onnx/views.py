@@ -1,7 +1,7 @@
-"""Tensors of a graph as views of what they come from, followed through the operators that only move data.
+"""Represents graph tensors as views of their source, through operators that only move data.
 
-A tensor on the device "meta" has sizes and strides but no memory: the strides of a view say where each of its
-elements comes from, whatever the sizes, and PyTorch itself works them out.
+Tensors on the device "meta" have sizes and strides but no memory. The strides of a view say where each
+element comes from, and PyTorch computes them.
 """
 
 import math
@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 KNOWN = "constant"
-COPIED = 1 << 16  # elements at most of a constant that is computed, a shape for the most part
+COPIED = 1 << 16  # maximum number of elements of a computed constant, usually a shape
 LARGEST = 2**31 - 1  # stands for "to the end"
 DTYPES: dict[int, torch.dtype] = {
     TensorProto.BOOL: torch.bool,
@@ -29,8 +29,8 @@ class Value(NamedTuple):
     """A tensor of the graph.
 
     Args:
-        origin: what it is a view of, or `KNOWN`; what it is instead if nothing else is known of it.
-        tensor: on the CPU if its elements are known, else on the device "meta".
+        origin: name of the source that it is a view of, or `KNOWN`; a description if it is unknown.
+        tensor: on the CPU if its elements are known, else on the device "meta"; None if it is unknown.
     """
 
     origin: str
@@ -38,12 +38,12 @@ class Value(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What an operator is called with.
+    """Arguments of an operator.
 
     Args:
-        inputs: None where one is left out.
-        attributes: by name.
-        outputs: how many.
+        inputs: None for omitted ones.
+        attributes: attributes by name.
+        outputs: number of outputs.
     """
 
     inputs: list[Value | None]
@@ -56,20 +56,20 @@ class Call(NamedTuple):
         return self.tensor(0)
 
     def tensor(self, place: int) -> Tensor:
-        """An input that is understood."""
+        """An input that is not unknown."""
         value = self.inputs[place] if place < len(self.inputs) else None
         if value is None or value.tensor is None:
             raise ValueError(value.origin if value else f"no input {place}")
         return value.tensor
 
     def known(self, place: int) -> Tensor:
-        """An input whose few elements are known."""
+        """An input with known elements, at most `COPIED`."""
         tensor = self.tensor(place)
         require(not tensor.is_meta and tensor.numel() <= COPIED, f"input {place} is not known")
         return tensor
 
     def integers(self, name: str, place: int, default: list[int] | None = None) -> list[int]:
-        """Integers that old opsets give as an attribute and new ones as an input."""
+        """Integers that old opsets have as an attribute and new ones as an input."""
         if name in self.attributes:
             return list(self.attributes[name])
         if place < len(self.inputs) and self.inputs[place] is not None:
@@ -89,13 +89,13 @@ class Call(NamedTuple):
 
 
 def require(condition: bool, otherwise: str) -> None:
-    """Go on only if this holds; else the operator's outputs are not understood."""
+    """Raise unless the condition holds; the operator's outputs are then unknown."""
     if not condition:
         raise ValueError(otherwise)
 
 
 def same(one: Tensor | None, other: Tensor) -> bool:
-    """Whether two views of one origin have the same elements in the same places."""
+    """True if two views of one origin have the same elements in the same places."""
     return (
         one is not None
         and one.shape == other.shape
@@ -105,7 +105,7 @@ def same(one: Tensor | None, other: Tensor) -> bool:
 
 
 def is_filled(tensor: Tensor, value: float) -> bool:
-    """Whether all elements of a constant are this, read once where they are spread."""
+    """True if all elements of a constant have this value; expanded axes are read once."""
     for axis, stride in enumerate(tensor.stride()):
         if stride == 0 and tensor.shape[axis] > 1:
             tensor = tensor.narrow(axis, 0, 1)
@@ -113,7 +113,7 @@ def is_filled(tensor: Tensor, value: float) -> bool:
 
 
 def reshaped(x: Tensor, shape: list[int]) -> Tensor:
-    """A view in another shape; of few known elements a copy will do."""
+    """A view in another shape; constants of at most `COPIED` elements may be copied."""
     return x.reshape(shape) if not x.is_meta and x.numel() <= COPIED else x.view(shape)
 
 
@@ -162,7 +162,7 @@ def cut(call: Call) -> list[Value]:
     require(len({axis % x.dim() for axis in axes}) == len(axes), f"axes {axes}")
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         size = x.shape[axis]
-        # A bound beyond the size may be within another.
+        # A bound beyond this prime may be within the actual size.
         beyond = any(size < abs(bound) < LARGEST for bound in (start, end))
         require(step == 1 and not beyond, f"{start}:{end}:{step} of {size}")
         first, last, _ = slice(start, end).indices(size)
@@ -202,7 +202,7 @@ def expand(call: Call) -> list[Value]:
 
 
 def concat(call: Call) -> list[Value]:
-    """Concat: of constants, or of views that stand beside each other in what they are views of."""
+    """Concat of constants, or of adjacent views of one source."""
     tensors = [call.tensor(place) for place in range(len(call.inputs))]
     axis = call.attributes["axis"]
     first = call.x
@@ -213,7 +213,7 @@ def concat(call: Call) -> list[Value]:
     require(len({value.origin for value in call.inputs if value}) == 1, "parts of different origin")
     require(len({tensor.dim() for tensor in tensors}) == 1, "parts of different rank")
     step = first.stride(axis)
-    if first.shape[axis] == 1 and len(tensors) > 1:  # then that stride says nothing
+    if first.shape[axis] == 1 and len(tensors) > 1:  # its stride is arbitrary
         step = tensors[1].storage_offset() - first.storage_offset()
     size = 0
     for tensor in tensors:
@@ -236,7 +236,7 @@ def shape_of(call: Call) -> list[Value]:
 
 
 def constant_of_shape(call: Call) -> list[Value]:
-    """ConstantOfShape, in the memory of one element."""
+    """ConstantOfShape, as an expanded element."""
     value = torch.zeros(1)
     if "value" in call.attributes:
         value = torch.tensor(numpy_helper.to_array(call.attributes["value"])).reshape(1)
@@ -244,7 +244,7 @@ def constant_of_shape(call: Call) -> list[Value]:
 
 
 def cast(call: Call) -> list[Value]:
-    """Cast: of few constants, and of integers to integers or to whether they are not zero."""
+    """Cast of constants of at most `COPIED` elements, and of integers to integers or to x != 0."""
     x, dtype = call.x, DTYPES[call.attributes["to"]]
     if not x.is_meta:
         return call.moved(call.known(0).to(dtype))
@@ -255,15 +255,15 @@ def cast(call: Call) -> list[Value]:
 
 
 def multiply(call: Call) -> list[Value]:
-    """Mul, of sizes."""
-    one, other = call.known(0), call.known(1)
-    require(one.dtype == other.dtype == torch.int64, "no sizes")
-    require(math.prod(torch.broadcast_shapes(one.shape, other.shape)) <= COPIED, "many elements")
-    return [Value(KNOWN, one * other)]
+    """Mul of sizes."""
+    left, right = call.known(0), call.known(1)
+    require(left.dtype == right.dtype == torch.int64, "no sizes")
+    require(math.prod(torch.broadcast_shapes(left.shape, right.shape)) <= COPIED, "many elements")
+    return [Value(KNOWN, left * right)]
 
 
 def nonzero(origin: str) -> str:
-    """What says where integers are not zero."""
+    """Origin of the booleans x != 0 for integers x of this origin."""
     return f"whether not zero, {origin}"
 
 

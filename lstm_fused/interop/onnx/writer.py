@@ -1,4 +1,4 @@
-"""`export`: a module as an ONNX file, an LSTM node for each layer."""
+"""`export`: writes a module as an ONNX file, with one LSTM node per layer."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ from lstm_fused.interop.convert import reorder
 from lstm_fused.layers.classifier import SequenceClassifier
 from lstm_fused.layers.lstm import LSTM
 
-OPSET, IR_VERSION = 17, 8  # of 2022: enough for all that is used here
+OPSET, IR_VERSION = 17, 8  # opset of 2022, which has every operator used here
 LARGEST = 2**31  # bytes
 DTYPES = {
     torch.float16: TensorProto.FLOAT16,
     torch.float32: TensorProto.FLOAT,
     torch.float64: TensorProto.DOUBLE,
 }
-# The operands of the operator, of which parameters they consist, in which order the gates stand there.
+# Operands of ONNX's LSTM: the parameters they are made of, our gate order and ONNX's.
 OPERANDS = {
     "W": (("weight_ih",), "ifgo", "iofg"),
     "R": (("weight_hh",), "ifgo", "iofg"),
@@ -40,17 +40,17 @@ class Graph:
         self.constants: list[TensorProto] = []
 
     def add(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> str:
-        """Add a node; the name of its first output."""
+        """Add a node and return the name of its first output."""
         self.nodes.append(helper.make_node(op, inputs, outputs, outputs[0], **attributes))
         return outputs[0]
 
     def constant(self, name: str, value: Tensor) -> str:
-        """Add a constant; its name."""
+        """Add a constant and return its name."""
         self.constants.append(numpy_helper.from_array(value.detach().cpu().contiguous().numpy(), name))
         return name
 
     def layer(self, lstm: LSTM, layer: int, x: str, lengths: str, states: bool) -> str:
-        """Add one layer in all its directions over x [T, B, I]; the name of its Y."""
+        """Add one layer with all directions over x [T, B, I] and return the name of its Y."""
         weights = {}
         for operand, (names, ours, theirs) in OPERANDS.items():
             directions = [
@@ -71,8 +71,8 @@ class Graph:
         )
 
     def join(self, y: str, width: int) -> str:
-        """Put the directions of a layer's Y beside each other, [T, B, width]."""
-        shape = self.constant(f"{y}_shape", torch.tensor([0, 0, width]))  # 0: as it is
+        """Concatenate the directions of a layer's Y, [T, B, width]."""
+        shape = self.constant(f"{y}_shape", torch.tensor([0, 0, width]))  # 0: unchanged
         steps = self.add("Transpose", [y], [f"{y}_steps"], perm=STEPS_BEFORE_DIRECTIONS)
         return self.add("Reshape", [steps, shape], [f"{y}_joined"])
 
@@ -84,23 +84,23 @@ def export(
     lengths: bool = False,
     states: bool = False,
 ) -> None:
-    """Write a module, as it is in eval mode, as an ONNX file of opset 17 whose T and B stay free.
+    """Write what a module computes in eval mode as an ONNX file of opset 17 with symbolic T and B.
 
     Coupled gates are written as all four.
 
     The graph's inputs and outputs have the names and layouts of the module's own: "input", then "lengths" and
-    "h_0", "c_0" where asked for; "output", "h_n", "c_n", or "logits" of a classifier.
+    "h_0", "c_0" if requested; "output", "h_n", "c_n", or "logits" of a classifier.
 
     Args:
-        module: what to write; float16, float32 or float64, on any device.
+        module: the module, of float16, float32 or float64, on any device.
         path: the file to write.
         lengths: whether the graph takes the valid steps of each sequence, int32 of shape (B,).
-        states: whether it takes the initial states; they are zero otherwise.
+        states: whether the graph takes the initial states; they are zero otherwise.
 
     Raises:
-        ValueError: ONNX's LSTM operator cannot express it: a projection, layer norm, zoneout, cell_clip, or
-            another dtype.
-        OSError: the file cannot be written, which leaves none there, or the one that was.
+        ValueError: ONNX's LSTM operator lacks a projection, layer norm, zoneout, cell_clip or dtype of the
+            module.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     check_path(path)
     for argument, flag in (("lengths", lengths), ("states", states)):
@@ -143,7 +143,7 @@ def export(
         else:
             graph.add("Identity", [x], ["output"])
         if lengths and states:
-            # The standard leaves the states of a sequence without steps open; onnxruntime makes them zero.
+            # ONNX does not define the last states of a sequence of length 0; onnxruntime returns zeros.
             stepped = graph.add("Cast", ["lengths"], ["stepped"], to=TensorProto.BOOL)
             column = graph.constant("column", torch.tensor([1]))
             stepped = graph.add("Unsqueeze", [stepped, column], ["stepped_column"])  # [B, 1]
@@ -176,9 +176,9 @@ def export(
 
 
 def save(model: ModelProto, path: str) -> None:
-    """Write a file, of which nothing is seen before it is whole."""
+    """Write a file atomically."""
     folder, name = os.path.split(path)
-    part = os.path.join(folder, f".{os.getpid()}.{name}")  # the end of the name decides on the format
+    part = os.path.join(folder, f".{os.getpid()}.{name}")  # the file extension decides on the format
     try:
         onnx.save(model, part)
         os.replace(part, path)
@@ -189,15 +189,15 @@ def save(model: ModelProto, path: str) -> None:
 
 
 def check_path(path: object) -> None:
-    """Check that a path may be one of a file."""
+    """Check that a path is valid for a file."""
     if not isinstance(path, (str, os.PathLike)) or "\0" in os.fsdecode(path):
         raise bad("path", "the path of a file", repr(path))
     if os.path.exists(path) and not os.path.isfile(path):
-        raise bad("path", "the path of a file", f"{os.fspath(path)}, which is none")
+        raise bad("path", "the path of a file", f"{os.fspath(path)}, which is not a file")
 
 
 def check_head(head: object, lstm: LSTM) -> None:
-    """Check that a classifier is one still: its parts may have been replaced."""
+    """Check a classifier's modules, which users may replace."""
     if not isinstance(head, nn.Linear) or head.in_features != lstm.hidden_size or lstm.bidirectional:
         raise bad("module", "a Linear over one direction's last state in a SequenceClassifier", head)
     check_values([lstm._parameters_of("l0").weight_ih, head.weight, head.bias])
@@ -210,17 +210,17 @@ def check_expressible(lstm: object) -> None:
         wanted = "an LSTM or a SequenceClassifier of lstm_fused"
         raise bad("module", wanted, f"{kind.__module__}.{kind.__qualname__}")
     if lstm.proj_size:
-        raise bad("module", "proj_size=0, for ONNX's LSTM operator has no projection", lstm.proj_size)
-    # The operator's own clip is of what the gates' nonlinearities are given, not of c.
+        raise bad("module", "proj_size=0, because ONNX's LSTM operator has no projection", lstm.proj_size)
+    # ONNX's clip acts on the pre-activations, not on c.
     for option in ("layer_norm", "zoneout_h", "zoneout_c", "cell_clip"):
         if getattr(lstm, option):
-            raise bad("module", f"no {option}, for ONNX's LSTM operator has none", getattr(lstm, option))
+            raise bad("module", f"no {option}, because ONNX's LSTM operator has none", getattr(lstm, option))
     suffixes = [suffix for layer in range(lstm.num_layers) for suffix in lstm._suffixes(layer)]
     check_values([value for suffix in suffixes for value in lstm._parameters_of(suffix)])
 
 
 def check_values(values: list[Tensor | None]) -> None:
-    """Check that parameters are of one dtype that the operator takes, and have values."""
+    """Check that parameters have values and one dtype that the operator takes."""
     dtypes = list(dict.fromkeys(value.dtype for value in values if value is not None))
     if len(dtypes) > 1 or dtypes[0] not in DTYPES:
         got = ", ".join(map(str, dtypes))
