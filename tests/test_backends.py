@@ -50,8 +50,8 @@ def test_an_engine_that_cannot_run_here_says_so():
 
 
 def test_a_refusal_lists_every_engine_and_reason(monkeypatch):
-    absent = table.Engine("absent", ("cuda",), (torch.float16,), lambda: "it is not built")
-    picky = table.Engine("picky", None, (torch.float64,), lambda: None)
+    absent = table.Engine("absent", ("cuda",), (torch.float16,), lambda: "it is not built", ())
+    picky = table.Engine("picky", None, (torch.float64,), lambda: None, ())
     monkeypatch.setattr(table, "ENGINES", (absent, picky))
     with pytest.raises(RuntimeError) as caught:
         table.select(None, CPU, torch.float32)
@@ -66,7 +66,7 @@ def test_cpu_tensors_do_not_initialize_cuda(monkeypatch):
     def wake():
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
 
-    card = table.Engine("card", ("cuda",), table.FLOATS, wake)
+    card = table.Engine("card", ("cuda",), table.FLOATS, wake, ())
     monkeypatch.setattr(table, "ENGINES", (card, *table.ENGINES))
     assert table.select(None, CPU, torch.float16) == "reference"
     assert table.select(None, torch.device("meta"), torch.float32) == "reference"

@@ -20,8 +20,8 @@ class Engine:
     devices: tuple[str, ...] | None  # None: every device of PyTorch
     dtypes: tuple[torch.dtype, ...]
     unavailable: Callable[[], str | None]  # the reason it cannot run on this machine at all
+    variants: tuple[str, ...]  # the fields of `Variant` that it computes
     narrow_c: bool = False  # saves c in half precision if the tensors have it, not in float32
-    variants: tuple[str, ...] = Variant._fields  # the options that it supports
 
     def dtype_of_c(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype in which c is saved for the backward pass, given the tensors' dtype."""
@@ -42,8 +42,10 @@ class Engine:
         return reasons
 
 
-REFERENCE = Engine("reference", None, FLOATS, lambda: None)
-TRITON = Engine("triton", (triton.DEVICE,), FLOATS, triton.unavailable)
+REFERENCE = Engine("reference", None, FLOATS, lambda: None, Variant._fields)
+# Listed by name, so that a new option is refused until an engine computes it.
+VARIANTS = ("gain_hh", "h_mask", "zoneout_h", "zoneout_c", "cell_clip")
+TRITON = Engine("triton", (triton.DEVICE,), FLOATS, triton.unavailable, VARIANTS)
 
 # Ordered by preference, the fastest first; Triton's interpreter comes last because it is only for tests.
 ENGINES = (
@@ -52,6 +54,7 @@ ENGINES = (
         ("cpu",),
         (torch.bfloat16, torch.float32, torch.float64),
         cpp.unavailable,
+        VARIANTS,
         narrow_c=True,
     ),
     *((REFERENCE, TRITON) if triton.INTERPRETED else (TRITON, REFERENCE)),
