@@ -130,12 +130,12 @@ lint: $(STAMP) ## check style and types
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*.cpp bench/gpu/*.cu)
+	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu)
 
 format: $(STAMP) ## put everything in the project's style
 	ruff check --fix .
 	ruff format .
-	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*.cpp bench/gpu/*.cu)
+	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu)
 
 dist: $(STAMP) ## build the wheel and the sdist, in dist/
 	@$(PY) -m build --no-isolation

@@ -1,7 +1,7 @@
-"""Has it become slower? `make bench-save`, change something, `make bench-compare`: by pytest-benchmark.
+"""Finds what has become slower, by pytest-benchmark: `make bench-save`, a change, `make bench-compare`.
 
-A busy spell of the machine may last for minutes, and everything takes longer. So what is saved and compared
-is no time but how many times as long as nn.LSTM ours takes, in turn with it; the least time of each counts.
+A busy machine slows everything down for minutes. So the saved and compared quantity is our least time over
+nn.LSTM's, timed in turn.
 """
 
 import time
@@ -13,16 +13,16 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.rivals import fused, make_problem, torch_lstm
-from bench.sizes import SIZES, Setting
-from bench.speed import STEPS
+from bench.cases import SIZES, Setting
+from bench.peers.modules import fused, torch_lstm
+from bench.problem import STEPS, make_problem
 
 SETTING = Setting(torch.float32, threads=2, engine="cpp")
 ROUNDS, SECONDS = 5, 2.0  # at least
 
 
 class Clock:
-    """It ticks once in the least time that nn.LSTM has taken in this test."""
+    """A clock whose tick is the least time that nn.LSTM has taken in this test."""
 
     tick = inf
 
@@ -34,7 +34,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """As many as the main table has."""
+    """Use as many threads as the main table."""
     before = torch.get_num_threads()
     torch.set_num_threads(SETTING.threads)
     yield
@@ -45,9 +45,9 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("what", STEPS)
 @pytest.mark.parametrize("size", SIZES)
 def test_time(benchmark: BenchmarkFixture, size: str, what: str) -> None:
-    """One size, without gradients or with; each is timed right after itself, as in `bench.timing.race`."""
-    problem = make_problem(SIZES[size].case, SETTING)
-    ours = partial(STEPS[what], fused(problem, SETTING.engine, peephole=True), problem)
+    """One size and step; each call is timed right after another of its own, as in `bench.race.race`."""
+    problem = make_problem(SIZES[size], SETTING)
+    ours = partial(STEPS[what], fused(problem, SETTING.engine), problem)
     theirs = partial(STEPS[what], torch_lstm(problem), problem)
 
     def set_clock() -> None:

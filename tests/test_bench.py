@@ -1,11 +1,12 @@
-"""The benchmark on its smallest size: what it writes, what it refuses, and its arithmetic."""
+"""Tests the benchmark on its smallest size: what it writes, what it refuses, and its arithmetic."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
+from importlib.util import find_spec
 from mmap import mmap
 from pathlib import Path
 
@@ -13,25 +14,43 @@ import pytest
 import torch
 from torch import nn
 
-from bench import everyone, memory
+from bench import kinds
 from bench.__main__ import main as bench_main
-from bench.check import WANTED, check
-from bench.everyone import LIBRARIES, LOOPS, WITH_LENGTHS, Library
-from bench.limits import Limits, arithmetic, floor
-from bench.machine import describe
-from bench.rivals import RIVALS, Problem, Rival, fused, make_problem
-from bench.sizes import SIZES, Setting, Size, bars, uneven
-from bench.speed import measure
-from bench.tables import KINDS
-from bench.timing import Pace, race, ratio
-from bench.workers import missing
+from bench.cases import SIZES, Setting, arithmetic, targets, uneven
+from bench.check import WANTED, compare
+from bench.host.limits import Limits, floor
+from bench.host.machine import describe, installed
+from bench.host.process import fresh_process
+from bench.kinds import measure_growth, measure_speed
+from bench.memory import RESET, peak_here
+from bench.peers import libraries
+from bench.peers.libraries import LIBRARIES, Library
+from bench.peers.modules import BASICS, COMPILED, LOOPS, OURS, WITH_LENGTHS, Module, fused
+from bench.problem import STEPS, Problem, make_problem
+from bench.race import Pace, Target, measure, race, ratio
+from bench.report.publish import publish
+from bench.report.result import Result
+from bench.report.tables import KINDS
 from lstm_fused.backends import cpp
 from tests.cases import TIMED, Case, shortened
 
 ROOT = Path(__file__).parent.parent
-TINY = Size(Case("tiny", T=3, B=2, I=4, H=5), forward=1, training=1, cell=1)
+TINY = Case("tiny", T=3, B=2, I=4, H=5)
+ALL = {("forward", "nn.LSTM"): 1.0, ("training", "nn.LSTM"): 1.0, ("training", "cell"): 1.0}
 SETTING = Setting(torch.float32, threads=1, engine="reference")
 QUICK = Pace(rounds=2, seconds=0.0)
+
+
+def speed(modules=BASICS, setting=SETTING):
+    return measure_speed(TINY, setting, ALL, None, QUICK, modules)
+
+
+def refused(records):
+    return {record.who: record.refused for record in records if record.refused}
+
+
+def timed(records):
+    return {record.who for record in records if record.milliseconds is not None}
 
 
 @pytest.fixture(autouse=True)
@@ -56,18 +75,21 @@ def test_the_main_table_through_the_command_line(tmp_path):
     (table,) = found["tables"]
     assert table["setting"] | {"dtype": "float32", "threads": 1, "engine": "reference"} == table["setting"]
     assert max(table["limits"]["products"].values()) > 0 and table["limits"]["bandwidth"] > 0
-    (row,) = table["rows"]
-    assert row["size"] == "mnist" and row["shape"] == [28, 64, 28, 128] and row["refused"] == {}
-    assert {(race["what"], race["rival"], race["bar"]) for race in row["races"]} == {
+    ours, theirs = ([r for r in table["records"] if (r["who"] == "ours") == own] for own in (True, False))
+    for record in table["records"]:
+        assert (
+            record["size"] == "mnist" and record["shape"] == [28, 64, 28, 128] and record["refused"] is None
+        )
+    assert {(record["what"], record["who"], record["targets"]["ratio"]["limit"]) for record in theirs} == {
         ("forward", "nn.LSTM", 0.85 * 1.5),
         ("training", "nn.LSTM", 0.85 * 2.2),
         ("training", "cell", 0.85 * 8),
     }
-    for raced in row["races"]:
-        times = row["milliseconds"][raced["what"]]
-        assert raced["ratio"]["median"] == pytest.approx(times[raced["rival"]] / times["ours"])
-        assert raced["ratio"]["low"] <= raced["ratio"]["high"]
-    assert "| mnist " in printed and "of 4 bars met" in printed
+    assert {record["what"] for record in ours if record["milliseconds"] > 0} == STEPS.keys()
+    for record in theirs:
+        seen = record["ratio"]
+        assert seen["low"] <= seen["median"] <= seen["high"]
+    assert "| mnist " in printed and "of 4 targets met" in printed
     assert (tmp_path / "found-speed-float32-1.png").exists()
 
 
@@ -75,13 +97,13 @@ def test_a_dtype_the_engine_cannot_serve_is_said_not_timed(monkeypatch):
     def refuse(*_):
         raise RuntimeError("engine 'reference' takes no such thing")
 
-    monkeypatch.setattr("bench.check.select", refuse)
-    row = measure(TINY, SETTING, None, QUICK)
-    assert "takes no such thing" in str(row.refused["ours"])
-    assert row.milliseconds == {} and row.races == []
+    monkeypatch.setattr("bench.peers.modules.select", refuse)
+    records = speed()
+    assert "takes no such thing" in refused(records)["ours"]
+    assert timed(records) == set() and not any(record.ratio for record in records)
 
 
-@pytest.mark.parametrize("wrong", RIVALS, ids=lambda rival: rival.name)
+@pytest.mark.parametrize("wrong", BASICS, ids=lambda module: module.name)
 def test_a_wrong_result_is_refused(wrong):
     def spoiled(problem: Problem) -> nn.Module:
         def one_number_off(_module, _arguments, result):
@@ -92,19 +114,17 @@ def test_a_wrong_result_is_refused(wrong):
         module.register_forward_hook(one_number_off)
         return module
 
-    rivals = [replace(wrong, make=spoiled) if rival is wrong else rival for rival in RIVALS]
-    row = measure(TINY, SETTING, None, QUICK, rivals)
-    assert list(row.refused) == [wrong.name] and "wrong result" in str(row.refused[wrong.name])
-    timed = {name for times in row.milliseconds.values() for name in times}
-    assert timed == (set() if wrong.name == "ours" else {rival.name for rival in RIVALS} - {wrong.name})
+    records = speed([replace(wrong, make=spoiled) if module is wrong else module for module in BASICS])
+    assert list(refused(records)) == [wrong.name] and "wrong result" in refused(records)[wrong.name]
+    assert all(record.wrong == (record.who == wrong.name) for record in records)
+    everyone = {module.name for module in BASICS}
+    assert timed(records) == (set() if wrong.name == "ours" else everyone - {wrong.name})
 
 
 def test_missing_peepholes_are_refused():
-    def without(problem: Problem) -> nn.Module:
-        return fused(problem, "reference", peephole=False)
-
-    row = measure(TINY, SETTING, None, QUICK, [Rival("ours", True, without), *RIVALS[1:]])
-    assert "wrong result" in str(row.refused["ours"]) and row.milliseconds == {}
+    without = Module("ours", lambda problem: fused(problem, "reference", peephole=False))
+    records = speed([without, *BASICS[1:]])
+    assert "wrong result" in refused(records)["ours"] and timed(records) == set()
 
 
 @pytest.mark.parametrize(
@@ -113,66 +133,86 @@ def test_missing_peepholes_are_refused():
     ids=["one_layer", "deep"],
 )
 def test_everyone_computes_the_same_function(setting):
-    row = measure(TINY, setting, None, QUICK)
-    assert row.refused == {}
-    assert row.errors["ours"] <= 2
+    records = speed(setting=setting)
+    assert refused(records) == {}
+    assert all(record.error <= 2 for record in records if record.who == "ours")
 
 
 @pytest.fixture
 def no_compiler(monkeypatch):
     """torch.compile traces all the same, but the code it would take half a minute to make is not made."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda cell, **options: compile(cell, **options | {"backend": "eager"})
+    )
 
 
 # The compiler's tracer looks at .grad of whatever it is given.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_everyone_else_computes_the_same_function_too(no_compiler):
-    rows = list(everyone.measure(TINY.case, SETTING, QUICK, LOOPS))
-    assert [row.rival for row in rows if row.refused] == []
-    assert {row.rival: set(row.ratios) for row in rows} == {
-        rival.name: {"forward", "training"} for rival in LOOPS
-    }
-    assert all(row.error is not None and row.error < 50 for row in rows)
-    assert rows[0].ratios["training"].median == 1
+    records = measure(TINY, SETTING, LOOPS, QUICK)
+    assert refused(records) == {}
+    assert [(record.who, record.what) for record in records if record.ratio] == [
+        (module.name, what) for module in LOOPS for what in ("forward", "training")
+    ]
+    assert all(record.error is not None and record.error < 50 for record in records)
+    assert records[1].ratio.median == 1
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_compiled_loop_takes_part_in_more_sizes_than_the_compiler_has_patience_for(no_compiler):
     for H in range(1, 11):
-        assert check(LOOPS[-1], Case("tiny", T=3, B=2, I=4, H=H), SETTING) < 50
+        assert COMPILED.check(Case("tiny", T=3, B=2, I=4, H=H), SETTING) < 50
+
+
+def with_library(library, setting=SETTING):
+    """The library's records."""
+    return [record for record in measure(TINY, setting, (OURS, library), QUICK) if record.who != "ours"]
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 def test_so_does_every_library(library):
-    if absent := missing(library.needs):
+    if absent := [name for name in library.needs if not (find_spec(name) or installed(name))]:
         pytest.skip(f"{' and '.join(absent)} not installed")
-    _, row = everyone.measure(TINY.case, SETTING, QUICK, (LOOPS[0], library))
-    assert row.refused == {} and set(row.ratios) == set(library.can)
-    assert row.error is not None and row.error < 50
+    records = with_library(library)
+    assert refused(records) == {} and [record.what for record in records if record.ratio] == [*library.can]
+    assert all(record.error is not None and record.error < 50 for record in records)
 
 
 def test_a_wrong_library_is_refused(monkeypatch):
-    right = everyone.Worker.results
-    monkeypatch.setattr(
-        everyone.Worker, "results", lambda self, what: {n: t + 1e-3 for n, t in right(self, what).items()}
-    )
-    _, row = everyone.measure(TINY.case, SETTING, QUICK, (LOOPS[0], LIBRARIES[0]))
-    assert "wrong result" in str(row.refused["ONNX Runtime"]) and row.milliseconds == {}
+    def spoiled(found, *arguments):
+        return compare({name: tensor + 1e-3 for name, tensor in found.items()}, *arguments)
+
+    monkeypatch.setattr(libraries, "compare", spoiled)
+    records = with_library(LIBRARIES[0])
+    assert "wrong result" in refused(records)["ONNX Runtime"] and timed(records) == set()
 
 
 def test_a_library_that_is_not_here_is_said_not_raced():
     absent = Library("Nobody", "with_nobody", ("torch", "no_such_package"), ("forward",))
-    _, row = everyone.measure(TINY.case, SETTING, QUICK, (LOOPS[0], absent))
-    assert str(row.refused["Nobody"]) == "no_such_package not installed" and row.milliseconds == {}
-    _, row = everyone.measure(TINY.case, replace(SETTING, layers=2), QUICK, (LOOPS[0], LIBRARIES[0]))
-    assert "only one float32 layer" in str(row.refused["ONNX Runtime"])
+    records = with_library(absent)
+    assert refused(records) == {"Nobody": "no_such_package not installed"} and timed(records) == set()
+    records = with_library(LIBRARIES[0], replace(SETTING, layers=2))
+    assert "only one float32 layer" in refused(records)["ONNX Runtime"]
 
 
-def test_a_worker_that_ends_is_no_result(capfd):
-    broken = Library("Nobody", "with_nobody", ("torch",), ("forward",))
-    with pytest.raises(RuntimeError, match="the worker ended with status 1 at 'load'"):
-        list(everyone.measure(TINY.case, SETTING, QUICK, (LOOPS[0], broken)))
-    assert "No module named 'bench.with_nobody'" in capfd.readouterr().err
+def test_a_library_that_fails_is_no_result():
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'bench\.peers\.with_nobody'"):
+        with_library(Library("Nobody", "with_nobody", ("torch",), ("forward",)))
+
+
+def test_a_process_that_ends_is_no_result():
+    with fresh_process() as pool, pytest.raises(RuntimeError, match="terminated abruptly"):
+        pool.submit(os._exit, 1).result()
+
+
+def test_a_fresh_process_has_its_environment_and_prints_to_standard_error(capfd):
+    with fresh_process(OMP_NUM_THREADS="7") as pool:
+        assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == "7"
+        pool.submit(os.system, "echo said").result()
+    assert os.environ.get("OMP_NUM_THREADS") != "7"
+    out, err = capfd.readouterr()
+    assert "said" in err and "said" not in out
 
 
 @pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ engine here")
@@ -181,14 +221,14 @@ def test_a_worker_that_ends_is_no_result(capfd):
 @pytest.mark.parametrize("case", TIMED, ids=lambda case: case.name)
 def test_ours_is_right_in_every_size(case, lengths, dtype):
     few = shortened(uneven(case) if lengths else case, 5)
-    assert check(RIVALS[0], few, Setting(dtype, 1, "cpp")) <= WANTED
+    assert OURS.check(few, Setting(dtype, 1, "cpp")) <= WANTED
 
 
 UNEVEN = uneven(Case("tiny", T=7, B=5, I=4, H=5))
 
 
 def test_uneven_lengths_reach_from_one_step_to_all():
-    lengths = uneven(SIZES["wide"].case).lengths
+    lengths = uneven(SIZES["wide"]).lengths
     assert len(lengths) == 256 and min(lengths) <= 2 and max(lengths) == 128
     assert list(lengths) != sorted(lengths) and list(lengths) != sorted(lengths, reverse=True)
     whole = arithmetic(replace(UNEVEN, lengths=None), SETTING, "training")
@@ -197,37 +237,36 @@ def test_uneven_lengths_reach_from_one_step_to_all():
 
 
 def test_what_unequal_lengths_cost():
-    rows = list(everyone.measure(UNEVEN, SETTING, QUICK, WITH_LENGTHS))
-    assert [row.refused for row in rows] == [{}] * 4
-    assert all(set(row.ratios) == {"forward", "training"} and row.error < 50 for row in rows)
+    records = measure(UNEVEN, SETTING, WITH_LENGTHS, QUICK)
+    assert refused(records) == {} and len({record.who for record in records}) == 4
+    assert all(record.ratio and record.error < 50 for record in records)
 
 
-@pytest.mark.parametrize("rival", WITH_LENGTHS, ids=lambda rival: rival.name)
-def test_lengths_ignored_or_minded_against_the_rules_are_a_wrong_result(rival):
-    lengths = UNEVEN.lengths if rival.all_steps else None
+@pytest.mark.parametrize("module", WITH_LENGTHS, ids=lambda module: module.name)
+def test_lengths_ignored_or_minded_against_the_rules_are_a_wrong_result(module):
+    lengths = UNEVEN.lengths if module.all_steps else None
 
     def against_the_rules(problem):
-        return rival.make(replace(problem, case=replace(problem.case, lengths=lengths)))
+        return module.make(replace(problem, case=replace(problem.case, lengths=lengths)))
 
-    against = replace(rival, name="against", make=against_the_rules)
-    _, row = everyone.measure(UNEVEN, SETTING, QUICK, (WITH_LENGTHS[0], against))
-    assert "wrong result" in str(row.refused["against"]) and row.milliseconds == {}
+    against = replace(module, name="against", make=against_the_rules)
+    records = measure(UNEVEN, SETTING, (OURS, against), QUICK)
+    assert "wrong result" in refused(records)["against"] and timed(records) == {"ours"}
 
 
 def test_everyone_through_the_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(everyone, "LOOPS", LOOPS[:2])
-    monkeypatch.setattr(everyone, "LIBRARIES", ())
+    monkeypatch.setattr(kinds, "EVERYONE", LOOPS[:2])
     path = tmp_path / "found.json"
     assert bench_main(["--quick", "--rivals", "--sizes", "mnist", "--threads", "1", "--json", str(path)]) == 0
     (table,) = json.loads(path.read_text())["tables"]
-    assert [row["rival"] for row in table["rows"]] == ["ours", "nn.LSTM"]
+    assert [record["who"] for record in table["records"]] == ["ours", "ours", "nn.LSTM", "nn.LSTM"]
     assert "| mnist  | (28, 64, 28, 128)    | nn.LSTM " in capsys.readouterr().out
     assert (tmp_path / "found-rivals-float32-1.png").exists()
 
 
 def test_tables_are_put_into_the_pages_that_have_a_place_for_them(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(everyone, "LOOPS", LOOPS[:2])
-    monkeypatch.setattr(everyone, "LIBRARIES", (Library("Nobody", "with_nobody", ("no_such_package",), ()),))
+    absent = Library("Nobody", "with_nobody", ("no_such_package",), ("forward",))
+    monkeypatch.setattr(kinds, "EVERYONE", (*LOOPS[:2], absent))
     page, name = tmp_path / "page.md", "bench rivals float32 1"
     page.write_text(f"before\n<!-- {name} -->\nold\n<!-- end of {name} -->\nafter\n")
     monkeypatch.setattr("bench.__main__.PAGES", {page: "pictures"})
@@ -245,25 +284,27 @@ def test_tables_are_put_into_the_pages_that_have_a_place_for_them(tmp_path, monk
     assert f"page.md shows {name}" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not memory.RESET.exists(), reason="only Linux tells a peak")
+@pytest.mark.skipif(not RESET.exists(), reason="only Linux tells a peak")
 def test_memory(tmp_path):
     printed, found = bench(
         "--memory", "--sizes", "mnist", "--engine", "reference", path=tmp_path / "found.json"
     )
-    ((row,),) = (table["rows"] for table in found["tables"])
+    (table,) = found["tables"]
+    records = {(record["who"], record["what"]): record for record in table["records"]}
+    kept = {who: records[who, "training"]["kept"] for who in ("ours", "nn.LSTM", "cell")}
     steps = 28 * 64 * 128
-    assert row["kept"]["nn.LSTM"] > row["kept"]["cell"] > 20
+    assert kept["nn.LSTM"] > kept["cell"] > 20
     for name in ("ours", "nn.LSTM", "cell"):
-        forward, training = (row["peak"][what][name] * 1e6 / steps for what in ("forward", "training"))
+        forward, training = (records[name, what]["peak"] * 1e6 / steps for what in ("forward", "training"))
         assert forward > 4, "y alone is four bytes for each step, row and channel"
         assert training > forward, "a forward pass is a part of a training step"
-        assert training > 4 + 0.8 * row["kept"][name], "y and what is kept are in use at once"
+        assert training > 4 + 0.8 * kept[name], "y and what is kept are in use at once"
     assert "| mnist  | (28, 64, 28, 128)    |" in printed
 
 
-@pytest.mark.skipif(not memory.RESET.exists(), reason="only Linux tells a peak")
+@pytest.mark.skipif(not RESET.exists(), reason="only Linux tells a peak")
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_a_peak_is_what_is_in_use_at_once(at_once):
+def test_a_peak_is_what_is_in_use_at_once(at_once, monkeypatch):
     megabytes = 64
 
     def block(megabytes):
@@ -273,37 +314,79 @@ def test_a_peak_is_what_is_in_use_at_once(at_once):
 
     def step(_module, problem):
         blocks = []
-        for _ in range(3 if problem.case == TINY.case else 0):
+        for _ in range(3 if problem.case == TINY else 0):
             blocks = [*blocks, block(megabytes)][-at_once:]
 
     block(8 * megabytes)  # a peak before it, which is not the step's
-    idle = Rival("idle", True, lambda problem: nn.Identity())
-    peak = memory.peak_here(step, idle, make_problem(TINY.case, SETTING))
+    monkeypatch.setitem(STEPS, "forward", step)
+    idle = Module("idle", lambda problem: nn.Identity())
+    peak = peak_here("forward", idle, make_problem(TINY, SETTING))
     most = (at_once + 1) * megabytes  # a new block is made before the oldest goes
     assert most - 1 < peak < most + 8
 
 
-def test_a_published_table_is_without_what_is_asked():
-    row = measure(TINY, SETTING, None, QUICK)
-    heading, line, cells = KINDS["speed"].markdown([row]).splitlines()
-    assert heading.count("|") == line.count("|") == cells.count("|") == 11
-    assert "bar" not in heading and "≥" not in cells and "≤" not in cells
-    assert sum("≥" in cell for cell in KINDS["speed"].cells(row)) == 3
+def test_a_published_table_shows_what_is_asked():
+    records = speed()
+    heading, line, cells = KINDS["speed"].markdown(records).splitlines()
+    assert heading.count("|") == line.count("|") == cells.count("|") == 15
+    assert heading.count("target") == 4 and cells.count("≥") == 3 and cells.count("≤") == 1
+    assert cells.count(" met ") + cells.count("missed by") == 4
+    records[0].targets["error"] = Target(2.5, 2.0, at_most=True)
+    assert "| 2.50 | ≤ 2.00 missed by 1.25× |" in KINDS["speed"].markdown(records).replace(
+        f"| {records[0].error:.2f} |", "| 2.50 |"
+    )
+
+
+def test_a_page_shows_the_main_table_with_its_targets(tmp_path):
+    page, name = tmp_path / "page.md", "bench speed float32 1"
+    page.write_text(f"before\n<!-- {name} -->\nold\n<!-- end of {name} -->\nafter\n")
+    records = speed()
+    result = Result("speed", SETTING, Limits({"torch.mm": 1e9}, 1e9), records)
+    said = publish(tmp_path / "found.json", describe(), [result], ["--threads", "1"], {page: "pictures"})
+    assert said == [f"page.md shows {name}"]
+    title, table, made = page.read_text().split("\n\n")
+    assert title.startswith(f"before\n<!-- {name} -->\nSpeed: float32") and "torch.mm 1;" in made
+    assert made.endswith(f".\n<!-- end of {name} -->\nafter\n")
+    assert table == KINDS["speed"].markdown(records) and table.count("≥") == 3
+
+
+def test_growth_is_against_the_first_value():
+    first, second = measure_growth("T", (1, 3), SETTING, QUICK)
+    ours = second[0]
+    assert (ours.who, ours.what, ours.arithmetic) == ("ours", "forward", 3.0)
+    assert ours.growth == ours.milliseconds / first[0].milliseconds
+    assert ours.targets["growth"] == Target(ours.growth, 1.1 * 3, at_most=True)
+    assert not first[0].targets and "growth" not in second[-1].targets
 
 
 def test_a_call_may_time_itself():
     assert race({"itself": lambda: 7.0, "not": lambda: None}, QUICK)["itself"] == [7.0, 7.0]
 
 
-def test_a_ratio_is_of_medians_and_its_spread_of_rounds():
+def test_a_ratio_is_the_median_of_the_rounds_and_stands_between_its_quartiles():
     found = ratio(theirs=[4.0, 9.0, 2.0, 100.0, 6.0], ours=[2.0, 3.0, 2.0, 10.0, 4.0])
-    assert found.median == 6 / 3
-    assert (found.low, found.high) == (1.5, 3.0)  # of 1, 1.5, 2, 3, 10
+    assert found.median == 2  # of 1, 1.5, 2, 3, 10
+    assert (found.low, found.high) == (1.5, 3.0)
+    skewed = ratio(theirs=[10.0, 20.0, 30.0], ours=[9.0, 30.0, 10.0])  # 20 / 10 of medians
+    assert skewed.median == 10 / 9 and skewed.low <= skewed.median <= skewed.high
 
 
-def test_bars():
+def test_a_record_has_medians_of_its_times_and_of_the_ratios_of_rounds(monkeypatch):
+    def rounds(calls, _pace):
+        return {name: [1.0, 4.0, 2.0] if name == "ours" else [3.0, 4.0, 8.0] for name in calls}
+
+    monkeypatch.setattr("bench.race.race", rounds)
+    for record in measure(TINY, SETTING, BASICS, QUICK):
+        ours = record.who == "ours"
+        assert (record.milliseconds, record.rounds) == (2000 if ours else 4000, 3)
+        assert (record.ratio.low, record.ratio.median, record.ratio.high) == (
+            (1, 1, 1) if ours else (2, 3, 3.5)
+        )
+
+
+def test_targets():
     def of(threads, dtype=torch.float32, layers=1):
-        return list(bars(SIZES["mnist"], Setting(dtype, threads, "cpp", layers)).values())
+        return list(targets("mnist", Setting(dtype, threads, "cpp", layers)).values())
 
     assert of(2) == [1.5, 2.2, 8]
     assert of(1) == pytest.approx([0.85 * 1.5, 0.85 * 2.2, 0.85 * 8])
@@ -314,12 +397,10 @@ def test_bars():
 def test_floor():
     limits = Limits({"torch.mm": 1e6}, bandwidth=1e9, fma=2e6, cell_forward=1e3, cell_backward=2e3)
     flop = 2 * (3 * 2) * (4 * 5) * (4 + 5)
-    assert arithmetic(TINY.case, SETTING, "forward") == flop
-    assert arithmetic(TINY.case, SETTING, "training") == 3 * flop
-    assert floor(TINY.case, SETTING, "forward", limits) == pytest.approx(flop / 2e6 + 30 / 1e3)
-    assert floor(TINY.case, SETTING, "training", limits) == pytest.approx(
-        3 * flop / 2e6 + 30 / 1e3 + 30 / 2e3
-    )
+    assert arithmetic(TINY, SETTING, "forward") == flop
+    assert arithmetic(TINY, SETTING, "training") == 3 * flop
+    assert floor(TINY, SETTING, "forward", limits) == pytest.approx(flop / 2e6 + 30 / 1e3)
+    assert floor(TINY, SETTING, "training", limits) == pytest.approx(3 * flop / 2e6 + 30 / 1e3 + 30 / 2e3)
     slow = Limits({"torch.mm": 1e6}, bandwidth=1.0, fma=2e6, cell_forward=1e3, cell_backward=2e3)
     values = 3 * 2 * (4 + 5) + 20 * (4 + 5)
-    assert floor(TINY.case, SETTING, "forward", slow) == 4 * values
+    assert floor(TINY, SETTING, "forward", slow) == 4 * values

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import lstm_fused
 from bench.gpu import check, speed, tune
-from bench.gpu.machine import describe, mend_interpreter
-from bench.machine import ROOT
+from bench.gpu.kernels import mend_interpreter
+from bench.host.machine import ROOT, describe_gpu
 from lstm_fused.backends import triton
 
 # What is run, for how long at most (less than eight minutes for check and bench together), where it writes.
@@ -37,7 +37,7 @@ def main() -> None:
     if reason is not None:
         sys.exit(f"verdict: nothing was done, for the Triton engine cannot run here: {reason}")
     mend_interpreter()
-    machine = describe(arguments.device)
+    machine = describe_gpu(arguments.device)
     print(machine, flush=True)
     done = []
     for name in arguments.tasks:

@@ -1,4 +1,4 @@
-"""The commands that run tests on a GPU. Needs nothing but Python."""
+"""Makes the commands that run tests on a GPU. Needs nothing but Python."""
 
 import os
 import shutil
@@ -30,8 +30,12 @@ def limited(seconds: int) -> list[str]:
 
 
 def under(tool: str, device: str) -> list[str]:
-    """What is put before a command to run it under a tool of compute-sanitizer; none where there is none."""
-    program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    if program is None or device != "cuda":
-        return []
-    return [program, "--tool", tool, "--print-limit", "20", *TOOLS[tool]]
+    """The prefix that runs a command under a tool of compute-sanitizer; empty where there is none."""
+    program = cuda_tool("compute-sanitizer", device)
+    return [] if program is None else [program, "--tool", tool, "--print-limit", "20", *TOOLS[tool]]
+
+
+def cuda_tool(name: str, device: str) -> str | None:
+    """A program of the CUDA toolkit, if there is a card to run it for."""
+    found = shutil.which(name) or shutil.which(f"/usr/local/cuda/bin/{name}")
+    return found if device == "cuda" else None

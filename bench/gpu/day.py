@@ -1,12 +1,13 @@
-"""A day on a GPU that is at hand for minutes: python3 -m bench.gpu.day --out FOLDER.
+"""Measures all it can on a GPU that is at hand for minutes: python3 -m bench.gpu.day --out FOLDER.
 
 It is run in the repository's root, with a Python that has torch, Triton and pytest; no network, no install.
-Everything that is run is a process group of its own with a limit of its own. FOLDER gets summary.txt, some
-lines for each of them; day.json, all numbers; logs.tgz, all that was said. They are written again and again,
-so that a day that is cut off keeps what it had. docs/gpu/README.md says how to read them.
+Every job is a process group of its own with a limit of its own. FOLDER gets summary.txt, some lines for each
+job; day.json, all numbers; logs.tgz, all output. They are written again and again, so that a day that is cut
+off keeps what it had. docs/gpu/README.md says how to read them.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import shutil
@@ -21,17 +22,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import DEVNULL, run
 from textwrap import indent
-from types import FrameType
 
-from bench.gpu import rows, stages
-from bench.gpu.groups import Running, start, wait
+from bench.gpu import jobs, rows, stages
+from bench.gpu.jobs import STOP, Found, Job, judge
 from bench.gpu.link import ROOT, link
-from bench.gpu.report import Found, failures, judge, lines, seen, verdict
 from bench.gpu.stages import Place, Stage
 
 SAVE = 5.0  # seconds between two savings
 LEAST = 8.0  # seconds; with less no stage is begun
-COMPILED = (".ptx", ".ttgir", ".json")  # of what Triton keeps
+COMPILED = (".ptx", ".ttgir", ".json")  # files of Triton's cache that are kept
+ENVIRONMENT = {
+    "PYTHONSAFEPATH": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONFAULTHANDLER": "1",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 class Day:
@@ -40,7 +46,7 @@ class Day:
     Args:
         place: where.
         seconds: for all of it.
-        about: what stands at the head of day.json.
+        about: the head of day.json.
     """
 
     def __init__(self, place: Place, seconds: float, about: dict[str, str]) -> None:
@@ -53,84 +59,73 @@ class Day:
         place.out.mkdir(parents=True, exist_ok=True)
         self.found: list[Found] = []
         self.saved = 0.0
-        self.stopped = False  # by a signal
 
     def run(self, stage: Stage) -> None:
         """Run a stage within its time, and what is left of the whole."""
         seconds = min(stage.seconds, self.end - time.monotonic() - stage.leaves)
         if seconds < LEAST and seconds < stage.seconds:
-            self.add(Found(stage.name, stage.name, "not run", None, 0.0, False, said=["no time was left"]))
-            return
-        jobs = dict(stage.jobs)
-        end = time.monotonic() + seconds
+            self.add(Found(stage.name, stage.name, "not run", said=["no time was left"]))
+        else:
+            asyncio.run(self.run_jobs(stage, time.monotonic() + seconds))
 
-        def begin(name: str) -> Running | None:
-            variables = {**jobs[name].variables, rows.VARIABLE: str(self.rows / f"{name}.jsonl")}
+    async def run_jobs(self, stage: Stage, end: float) -> None:
+        """Run all jobs of a stage at once."""
+        left = {
+            asyncio.create_task(self.run_job(stage.name, name, job, end)) for name, job in stage.jobs.items()
+        }
+        while left:
+            done, left = await asyncio.wait(left, timeout=SAVE, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if not left or time.monotonic() - self.saved > SAVE:
+                self.save()
+
+    async def run_job(self, stage: str, name: str, job: Job, end: float) -> None:
+        """Run a job; if a test takes the process with it, run the tests behind it in another one."""
+        rest = job
+        while True:
+            variables = {**job.variables, rows.VARIABLE: str(self.rows / f"{name}.jsonl")}
             try:
-                return start(name, jobs[name].command, self.logs / f"{name}.log", variables, ROOT)
+                log = self.logs / f"{name}.log"
+                ended = await jobs.run(replace(rest, variables=variables), log, end - time.monotonic())
             except OSError as error:
-                self.add(Found(stage.name, name, "died", None, 0.0, jobs[name].advice, said=[str(error)]))
-                return None
-
-        def done(running: Running) -> Running | None:
-            job = jobs[running.name]
-            found = judge(stage.name, running, job.advice)
+                self.add(Found(stage, name, "died", advice=job.advice, said=[str(error)]))
+                return
+            found = judge(stage, name, ended, job.advice)
             self.add(found)
             if job.shown:
-                self.say(indent(running.text.strip(), "    "))
-            # A test took the process with it: the others are run without those that were.
-            no_time = running.late or end - time.monotonic() < LEAST
-            if found.at is None or found.at in job.command or no_time:
-                return None
-            rest = [option for test in (*found.seen, found.at) for option in ("--deselect", test)]
-            jobs[f"{running.name}+"] = replace(job, command=[*job.command, *rest])
-            return begin(f"{running.name}+")
-
-        started = [running for name in stage.jobs if (running := begin(name))]
-        wait(started, seconds, done, self.save_now_and_then)
-        self.save()
+                self.say(indent(ended.text.strip(), "    "))
+            no_time = ended.code is None or end - time.monotonic() < LEAST
+            if found.at is None or found.at in rest.command or no_time:
+                return
+            name += "+"
+            done = [option for test in (*found.seen, found.at) for option in ("--deselect", test)]
+            rest = replace(rest, command=[*rest.command, *done])
 
     def add(self, found: Found) -> None:
-        """Keep it, in the summary at once."""
+        """Keep an outcome, in the summary at once."""
         self.found.append(found)
-        self.say("\n".join(lines(found)))
+        self.say("\n".join(jobs.lines(found)))
 
     def say(self, text: str) -> None:
-        """Print it, and add it to the summary."""
+        """Print a text, and add it to the summary."""
         print(text, flush=True)
         with (self.place.out / "summary.txt").open("a") as summary:
             print(text, file=summary)
-
-    def save_now_and_then(self) -> None:
-        """Save, if the last time is some seconds ago; end if that is asked for."""
-        if self.stopped:
-            raise KeyboardInterrupt
-        if time.monotonic() - self.saved > SAVE:
-            self.save()
-
-    def stop(self, number: int, frame: FrameType | None) -> None:
-        """End soon, but not between the start of a process and the note of it."""
-        self.stopped = True
 
     def save(self) -> None:
         """Write day.json and logs.tgz; a reader never sees half of one."""
         self.saved = time.monotonic()
         day = {**self.about, "jobs": [asdict(found) for found in self.found], "rows": rows.read(self.rows)}
-        # What follows looks into what was first.
+        # The second command reads the first one's.
         folders = [self.place.out, *[self.place.work] * (self.about.get("second") not in ("green", "wrong"))]
         for folder in folders:
-            replace_file(folder / "day.json", json.dumps(day, indent=1).encode())
+            part = folder / ".day.json"
+            part.write_text(json.dumps(day, indent=1))
+            part.replace(folder / "day.json")
         pack(self.place.out / "logs.tgz", sorted(self.logs.iterdir()))
-        compiled = self.place.compiled
-        if kept := sorted(path for path in compiled.rglob("*") if path.suffix in COMPILED):
+        if kept := sorted(path for path in self.place.compiled.rglob("*") if path.suffix in COMPILED):
             pack(self.place.out / "compiled.tgz", kept)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write it, all at once."""
-    part = path.with_name(f".{path.name}")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def pack(path: Path, files: Sequence[Path]) -> None:
@@ -144,38 +139,27 @@ def pack(path: Path, files: Sequence[Path]) -> None:
 
 
 def commit() -> str:
-    """The commit that is checked out, if that can be told."""
+    """The commit that is checked out, if git can tell."""
     with suppress(OSError):
-        said = run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            stdin=DEVNULL,
-        )
-        return said.stdout.strip() or "unknown"
+        command = ["git", "describe", "--always", "--dirty"]
+        said = run(command, cwd=ROOT, capture_output=True, text=True, stdin=DEVNULL).stdout
+        return said.strip() or "unknown"
     return "unknown"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="python3 -m bench.gpu.day", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
-    parser.add_argument("--seconds", type=float, default=420, help="for all of it (default: 420)")
-    parser.add_argument("--only", nargs="+", metavar="STAGE", help="these stages alone")
-    parser.add_argument("--second", choices=("green", "wrong", "hang"), help="what follows the first command")
-    parser.add_argument(
-        "--failing",
-        nargs="+",
-        metavar="NAME",
-        help="for wrong: jobs and tests, instead of those of the last day",
-    )
-    parser.add_argument("--commit", help="the commit, where git cannot tell it")
-    parser.add_argument("--device", default="cuda", help="cuda, or cpu to rehearse under TRITON_INTERPRET=1")
-    parser.add_argument("--small", action="store_true", help="the least that goes through everything")
-    parser.add_argument(
-        "--work", type=Path, default=ROOT / "build/day", help="where logs and links go meanwhile"
-    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="the folder to write to")
+    add("--seconds", type=float, default=420, help="for all of it (default: 420)")
+    add("--only", nargs="+", metavar="STAGE", help="these stages alone")
+    add("--second", choices=("green", "wrong", "hang"), help="what follows the first command, by its verdict")
+    add("--failing", nargs="+", metavar="NAME", help="for wrong: jobs and tests, instead of the last day's")
+    add("--commit", help="the commit, where git cannot tell it")
+    add("--device", default="cuda", help="cuda, or cpu to rehearse under TRITON_INTERPRET=1")
+    add("--small", action="store_true", help="the least that goes through everything")
+    add("--work", type=Path, default=ROOT / "build/day", help="where logs and links go meanwhile")
     return parser.parse_args(argv)
 
 
@@ -184,11 +168,11 @@ def planned(given: argparse.Namespace, place: Place) -> list[Stage]:
     last = place.work / "day.json"
     earlier = json.loads(last.read_text()) if last.exists() else {"jobs": []}
     if given.second == "green":
-        return stages.green(place, seen(earlier))
+        return stages.green(place, jobs.seen(earlier))
     if given.second == "hang":
         return stages.hang(place)
     if given.second == "wrong":
-        failing = given.failing or failures(earlier)
+        failing = given.failing or jobs.failures(earlier)
         if not failing:
             sys.exit(f"nothing failed that is known of: {last} names nothing, nor does --failing")
         return stages.wrong(place, failing)
@@ -199,39 +183,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the stages that are asked for; the exit status is 1 unless all is green."""
     given = parse(argv)
     place = Place(given.device, given.small, given.work.resolve(), given.out.resolve())
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(place.linked), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    os.environ |= {
-        "PYTHONSAFEPATH": "1",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONFAULTHANDLER": "1",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "OMP_NUM_THREADS": "1",
-        "LSTM_FUSED_CACHE": str(place.work / "verdicts"),
-    }
+    path = [str(place.linked), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ |= {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path)}
+    os.environ["LSTM_FUSED_CACHE"] = str(place.work / "verdicts")
     os.environ.setdefault("TRITON_CACHE_DIR", str(place.work / "triton"))
     plan = planned(given, place)
     begin = datetime.now(UTC).isoformat(timespec="seconds")
-    day = Day(
-        place,
-        given.seconds,
-        {"date": begin, "commit": given.commit or commit(), "second": given.second or ""},
-    )
+    about = {"date": begin, "commit": given.commit or commit(), "second": given.second or ""}
+    day = Day(place, given.seconds, about)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, day.stop)
+        signal.signal(number, lambda *_: STOP.set())
     link(place.linked)
-    day.say(f"{begin}, commit {day.about['commit']}{', second: ' + given.second if given.second else ''}")
+    day.say(f"{begin}, commit {about['commit']}{', second: ' + given.second if given.second else ''}")
     try:
         for stage in plan:
-            day.save_now_and_then()
-            if given.only is None or stage.name in given.only:
+            if not STOP.is_set() and (given.only is None or stage.name in given.only):
                 day.run(stage)
     finally:
         day.save()
-        said = verdict(day.found)
-        day.say(said)
-    sys.exit(any(job.outcome != "right" for job in day.found if not job.advice))
+        day.say(jobs.verdict(day.found))
+    sys.exit(STOP.is_set() or any(job.outcome != "right" for job in day.found if not job.advice))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A day's own programs: python -m bench.gpu.looks WHAT NAMES, which main lists.
+"""The programs of a day on a GPU: python -m bench.gpu.looks WHAT NAMES, which main lists.
 
 A line that starts with BAD says what is wrong; the exit status is 1 then.
 """
@@ -8,29 +8,32 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
+from unittest.mock import patch
 
 import torch
 from lstm_fused.kernels import choose
 from torch import Tensor
 
 import lstm_fused
-from bench.check import largest
-from bench.gpu import rows
-from bench.gpu.machine import describe, mend_interpreter
-from bench.gpu.times import exchange, numbers, profile
-from bench.gpu.tune import kernel_named, operators
+from bench.cases import Setting
+from bench.check import relative_error
+from bench.gpu import rows, speed
+from bench.gpu.kernels import Calls, kernel_named, kernel_times, mend_interpreter, operators, timed
+from bench.host.machine import describe_gpu
+from bench.peers.modules import torch_lstm
+from bench.race import measure
 from lstm_fused.backends.table import select, short
 from tests.cases import Case, make_lengths, make_tensors
 
-# In units of the step-by-step engine's own error: rounding gives a few, the smallest mistake thousands.
+# In units of the reference's own error: rounding gives a few, the smallest mistake thousands.
 WRONG = 30
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 BF16, FP16 = torch.bfloat16, torch.float16
+DTYPES = (torch.float32, FP16, BF16, torch.float64)
 # H, B, dtype and rows of a tile (None: as chosen): many programs, and more rows than fit at once.
 GRIDS = {
     "H768": (768, 16, BF16, None),
@@ -46,21 +49,27 @@ GRIDS = {
     "rows": (128, 500, BF16, None),
 }
 REPEATS = 200
-Outcome = tuple[Tensor, ...]
+Tensors = list[Tensor]
+Differing = Callable[[Callable[[], Tensors], Tensors], int]
+
+
+def say(*text: object) -> None:
+    """Print a line at once."""
+    print(*text, flush=True)
 
 
 def probe(device: str) -> bool:
-    """What this machine is."""
+    """Say what this machine is."""
     if device == "cuda":
-        # Before anything else, for even this may hang.
+        # Before anything else, because even this may hang.
         facts = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,memory.used,memory.total"
         with suppress(OSError):
             subprocess.run(["nvidia-smi", f"--query-gpu={facts}", "--format=csv"], check=False)
-    machine = describe(device)
-    print(machine, flush=True)
+    machine = describe_gpu(device)
+    say(machine)
     rows.add("machine", **asdict(machine), processors=os.cpu_count(), node=platform.machine())
     if device == "cuda":
-        print(torch.cuda.get_device_properties(0))
+        say(torch.cuda.get_device_properties(0))
     return True
 
 
@@ -70,19 +79,17 @@ def smoke(kernel: str, device: str, small: bool) -> bool:
     uneven = replace(plain, name="H5_B3_lengths_reverse", lengths=(3, 0, 2), reverse=True)
     lengths = tuple(n % 4 for n in range(17))
     tiles = Case("H19_B17_lengths_reverse", T=3, B=17, I=4, H=19, lengths=lengths, reverse=True)
-    cases = (plain, uneven) if small else (plain, tiles)
-    problems = list(product(cases, DTYPES))
+    problems = list(product((plain, uneven) if small else (plain, tiles), DTYPES))
     engine, named = (None, None) if kernel == "default" else ("triton", kernel)
     if engine is None:  # the package may check each kernel first: fewer of them
         problems = [(tiles, torch.float32), (tiles, BF16)]
-        print("engine:", select(None, torch.device(device), torch.float32), lstm_fused.engines(), flush=True)
+        say("engine:", select(None, torch.device(device), torch.float32), lstm_fused.engines())
     with kernel_named(named):
-        return all(
-            [
-                judge(f"{kernel} {case.name} {short(dtype)}", partial(error_of, engine, case, dtype, device))
-                for case, dtype in problems
-            ]
-        )
+        right = [
+            judge(f"{kernel} {case.name} {short(dtype)}", partial(error_of, engine, case, dtype, device))
+            for case, dtype in problems
+        ]
+    return all(right)
 
 
 def judge(name: str, error: Callable[[], float], limit: float = WRONG) -> bool:
@@ -92,55 +99,41 @@ def judge(name: str, error: Callable[[], float], limit: float = WRONG) -> bool:
     except Exception as problem:  # the next one may run
         if isinstance(problem, RuntimeError) and "cannot run" in str(problem):
             return not_run(name, problem)
-        print(f"BAD {name}: {type(problem).__name__}: {str(problem)[:500]}", flush=True)
-        rows.add("look", name=name, right=False, problem=f"{type(problem).__name__}: {str(problem)[:500]}")
+        text = f"{type(problem).__name__}: {str(problem)[:500]}"
+        say(f"BAD {name}: {text}")
+        rows.add("look", name=name, right=False, problem=text)
         return False
     right = found <= limit
-    print(
-        f"{'ok ' if right else 'BAD'} {name}: off by {found:.3g} times the reference's own error", flush=True
-    )
+    say(f"{'ok ' if right else 'BAD'} {name}: off by {found:.3g} times the reference's own error")
     rows.add("look", name=name, right=right, error=found)
     return right
 
 
 def not_run(name: str, refusal: RuntimeError) -> bool:
     """Say that a kernel takes no such layer, which is no fault."""
-    print(f"-- {name}: not run: {str(refusal)[:300]}", flush=True)
+    say(f"-- {name}: not run: {str(refusal)[:300]}")
     rows.add("look", name=name, right=None, problem=str(refusal)[:300])
     return True
 
 
 def error_of(engine: str | None, case: Case, dtype: torch.dtype, device: str) -> float:
-    """The largest error of any output or gradient, in units of the step-by-step engine's in that dtype."""
-    exact = outcome("reference", case, torch.float64, device)
-    rounded = outcome("reference", case, dtype, device)
+    """The largest error of any output or gradient, in units of the reference's own in that dtype."""
     found = outcome(engine, case, dtype, device)
-    tf32 = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    unit = 2**-11 if tf32 else torch.finfo(dtype).eps / 2
-    worst = 0.0
-    for ours, reference, value in zip(found, rounded, exact, strict=True):
-        off = largest(ours.double() - value) / max(
-            largest(reference.double() - value), largest(value) * unit, 1e-300
-        )
-        worst = off if not off <= worst else worst  # a NaN stays
-    return worst
+    rounded = outcome("reference", case, dtype, device)
+    exact = outcome("reference", case, torch.float64, device)
+    return max(map(relative_error, found, rounded, exact))
 
 
-def outcome(engine: str | None, case: Case, dtype: torch.dtype, device: str) -> Outcome:
-    """Outputs and gradients; the gradients of the outputs are the outputs of another draw."""
+def outcome(engine: str | None, case: Case, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    """Outputs and gradients."""
     tensors = {n: t for n, t in make_tensors(case, dtype, device=device).items() if t is not None}
     leaves = [t.requires_grad_() for t in tensors.values()]
-    hx = tensors.pop("h0"), tensors.pop("c0")
-    given = make_lengths(case, device)
+    names = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
     y, (h_n, c_n) = lstm_fused.lstm(
-        tensors["x"],
-        tensors["weight_ih"],
-        tensors["weight_hh"],
-        tensors["bias_ih"],
-        tensors["bias_hh"],
+        *(tensors[name] for name in names),
         peephole=tensors["peephole"],
-        hx=hx,
-        lengths=given,
+        hx=(tensors["h0"], tensors["c0"]),
+        lengths=make_lengths(case, device),
         reverse=case.reverse,
         engine=engine,
     )
@@ -153,132 +146,179 @@ def grid(kernel: str, name: str, device: str, small: bool) -> bool:
     """Many programs at once: right, and every time the same bits."""
     H, B, dtype, tile = GRIDS[name]
     case = Case(name, T=2, B=3, I=3, H=5) if small else Case(name, T=32, B=B, I=64, H=H)
-    with kernel_named(kernel), tiles_of(tile):
+    every = choose.plans
+
+    def plans(kernel: str, layer: choose.Layer) -> list[choose.Plan]:
+        """Forward tiles of so many rows alone; backward may have none such."""
+        found = every(kernel, layer)
+        return [plan for plan in found if layer.direction == "backward" or tile in (None, plan.BB)]
+
+    with kernel_named(kernel), patch.object(choose, "plans", plans):
         try:
             for direction in ("forward", "backward"):
                 layer = choose.Layer(direction, case.H, case.B, dtype, "ieee")
                 card = choose.card_at(torch.device(device, 0) if device == "cuda" else torch.device(device))
                 plan = choose.choose(layer, card, kernel)
-                print(f"{direction}: {plan}, grid {plan.grid(case.B, case.H)}", flush=True)
+                say(f"{direction}: {plan}, grid {plan.grid(case.B, case.H)}")
         except RuntimeError as refusal:  # there are no such tiles
             return not_run(f"{kernel} {name}", refusal)
-        right = judge(
-            f"{kernel} {name}, H {case.H}, B {case.B}, {short(dtype)}",
-            partial(error_of, "triton", case, dtype, device),
-        )
-        right &= same_bits(f"{kernel} {name}", operators(case, dtype, device), 2 if small else REPEATS)
+        text = f"{kernel} {name}, H {case.H}, B {case.B}, {short(dtype)}"
+        right = judge(text, partial(error_of, "triton", case, dtype, device))
+        calls = operators(case, dtype, device)
+        checks: dict[str, Differing] = {
+            f"launches of {2 * REPEATS} that differ in bits": partial(repeated, 2 if small else REPEATS)
+        }
         if device == "cuda" and "graph" in name:
-            right &= captured(f"{kernel} {name}", operators(case, dtype, device))
+            checks["graphs that differ"] = captured
         if device == "cuda" and name.startswith("two"):
-            right &= two_at_once(f"{kernel} {name}", operators(case, dtype, device))
+            checks["launches on two streams that differ"] = two_at_once
+        for what, differing in checks.items():
+            right &= judge(f"{kernel} {name}, {what}", partial(count, differing, calls), 0)
     return right
 
 
-@contextmanager
-def tiles_of(height: int | None) -> Iterator[None]:
-    """Let the table offer the forward pass tiles of so many rows alone; backward may have none such."""
-    every = choose.plans
-    if height is not None:
-        choose.plans = lambda kernel, layer: (
-            plan for plan in every(kernel, layer) if layer.direction == "backward" or height == plan.BB
-        )
+def count(differing: Differing, calls: Calls) -> float:
+    """How many results of both directions differ from their first ones."""
+    total = 0
+    for call in calls.values():
+
+        def tensors(call: Callable[[], object] = call) -> Tensors:
+            found = call()
+            assert isinstance(found, tuple | list)
+            return [t for t in found if isinstance(t, Tensor)]
+
+        total += differing(tensors, tensors())
+    return float(total)
+
+
+def repeated(repeats: int, call: Callable[[], Tensors], wanted: Tensors) -> int:
+    """How many of several calls differ."""
+    return sum(not all(map(torch.equal, wanted, call())) for _ in range(repeats))
+
+
+def captured(call: Callable[[], Tensors], wanted: Tensors) -> int:
+    """Whether a graph of the user's differs."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
     try:
-        yield
-    finally:
-        choose.plans = every
+        with torch.cuda.graph(graph):
+            found = call()
+    except RuntimeError as refusal:  # a driver may not capture launches of one whole grid
+        say(f"not captured: {refusal}")
+        return 0
+    for _ in range(20):
+        graph.replay()
+    torch.cuda.synchronize()
+    return not all(map(torch.equal, found, wanted))
 
 
-Calls = dict[str, Callable[[], object]]
+def two_at_once(call: Callable[[], Tensors], wanted: Tensors) -> int:
+    """How many launches on two streams differ: those that wait for their own programs must get along."""
+    differing = 0
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    for _ in range(50):
+        found = []
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                found.append(call())
+        torch.cuda.synchronize()
+        differing += sum(not all(map(torch.equal, one, wanted)) for one in found)
+    return differing
 
 
-def tensors_of(found: object) -> list[Tensor]:
-    """Those that a call gave."""
-    assert isinstance(found, tuple | list)
-    return [t for t in found if isinstance(t, Tensor)]
+def numbers(
+    name: str, dtype: torch.dtype, device: str, small: bool, once: bool, without: Collection[str]
+) -> bool:
+    """Ours and nn.LSTM in turn, then each kernel by itself; ``once`` only compiles what that takes."""
+    torch.set_float32_matmul_precision("high")
+    case = next(case for case in (*speed.SIZES, *speed.TINY) if case.name == name)
+    shape = case.T, case.B, case.I, case.H
+    say(f"{short(dtype)} T {case.T} B {case.B} H {case.H}")
+
+    def ready(who: str, what: str, milliseconds: float) -> None:
+        say(f"{who} {what} at first: {milliseconds:.3f} ms")
+        if not once:
+            times = {"what": what, "who": who, "milliseconds": milliseconds}
+            rows.add("first time", shape=shape, dtype=short(dtype), **times)
+
+    kernels = [kernel for kernel in choose.KERNELS if kernel not in without]
+    raced = [speed.Timed(speed.CUDNN, torch_lstm), speed.ours(), *map(speed.ours, kernels)]
+    raced = [replace(contestant, ready=ready) for contestant in raced]
+    setting = Setting(dtype, threads=1, engine="triton", device=device)
+    records = measure(case, setting, raced, speed.pace(small or once), speed.OURS, without_ours=True)
+    refused = {record.who: record.refused for record in records if record.refused}
+    for who, reason in refused.items():
+        say(f"{'left out' if 'cannot run' in reason else 'BAD'} {who}: {reason}")
+    if not once:
+        for record in records:
+            if record.milliseconds is not None:
+                rows.add("speed", **asdict(record))
+                say(f"{record.what} ms: {record.who} {record.milliseconds:.3f}")
+        steps = replace(case, T=min(case.T, 256))
+        for direction, call in operators(steps, dtype, device).items():
+            times, problems = kernel_times(call, device, *((3, 0.0) if small else (5, 0.1)), without)
+            times = {kernel: time / steps.T for kernel, time in times.items()}
+            found = {"direction": direction, "microseconds": times, "problems": problems}
+            rows.add("kernels", shape=shape, dtype=short(dtype), **found)
+            shown = ", ".join(f"{kernel} {time:.2f}" for kernel, time in times.items())
+            say(f"{direction} us per step: {shown} {problems or ''}")
+    return all("cannot run" in reason for reason in refused.values())
 
 
-def same_bits(name: str, calls: Calls, repeats: int) -> bool:
-    """Whether a call gives the same every time."""
-
-    def differing() -> float:
-        other = 0
-        for call in calls.values():
-            first = tensors_of(call())
-            for _ in range(repeats):
-                other += not all(map(torch.equal, first, tensors_of(call())))
-        return float(other)
-
-    return judge(f"{name}, launches of {2 * repeats} that differ in bits", differing, 0)
-
-
-def captured(name: str, calls: Calls) -> bool:
-    """Whether a graph of the user's gives the same."""
-
-    def differing() -> float:
-        other = 0
-        for call in calls.values():
-            wanted = tensors_of(call())
-            graph = torch.cuda.CUDAGraph()
-            torch.cuda.synchronize()
-            try:
-                with torch.cuda.graph(graph):
-                    found = tensors_of(call())
-            except RuntimeError as refusal:  # a driver may not capture launches of one whole grid
-                print(f"{name}: not captured: {refusal}", flush=True)
-                break
-            for _ in range(20):
-                graph.replay()
-            torch.cuda.synchronize()
-            other += not all(map(torch.equal, found, wanted))
-        return float(other)
-
-    return judge(f"{name}, graphs that differ", differing, 0)
+def profile(device: str, small: bool, plain: bool) -> bool:
+    """Where the time of the layer's two directions goes; plain, for a profiler outside."""
+    case = Case("tiny", T=2, B=3, I=3, H=5) if small else Case("profiled", T=64, B=16, I=768, H=768)
+    calls = operators(case, BF16, device).values()
+    if plain:
+        for call in calls:
+            timed(call, device)
+        return True
+    for call in calls:
+        call()
+    with torch.profiler.profile() as seen:
+        for call in calls:
+            timed(call, device)
+    say(seen.key_averages().table(row_limit=30))
+    return True
 
 
-def two_at_once(name: str, calls: Calls) -> bool:
-    """Whether launches that wait for their own programs get along on two streams."""
-
-    def differing() -> float:
-        other = 0
-        streams = [torch.cuda.Stream() for _ in range(2)]
-        for call in calls.values():
-            wanted = tensors_of(call())
-            torch.cuda.synchronize()
-            for _ in range(50):
-                found = []
-                for stream in streams:
-                    with torch.cuda.stream(stream):
-                        found.append(tensors_of(call()))
-                torch.cuda.synchronize()
-                other += sum(not all(map(torch.equal, one, wanted)) for one in found)
-        return float(other)
-
-    return judge(f"{name}, launches on two streams that differ", differing, 0)
+def exchange(program: str) -> bool:
+    """Run the program that nvcc made of exchange.cu; each line that it prints says something."""
+    done = subprocess.run([program], text=True, capture_output=True)
+    for line in done.stdout.splitlines():
+        say(line)
+        rows.add("exchange", text=line)
+    say(done.stderr)
+    return done.returncode == 0
 
 
 def main() -> None:
-    """Do what is asked."""
+    """Run one of the programs."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.looks", description=__doc__)
     parser.add_argument("what", choices=("probe", "smoke", "grid", "numbers", "exchange", "profile"))
     parser.add_argument("names", nargs="*")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--once", action="store_true")
-    parser.add_argument("--plain", action="store_true")
+    for flag in ("--small", "--once", "--plain"):
+        parser.add_argument(flag, action="store_true")
     parser.add_argument("--dtypes", nargs="*", default=["bfloat16"])
     parser.add_argument("--without", nargs="*", default=[])
     given = parser.parse_args()
     mend_interpreter()
-    device, small = given.device, given.small
-    run = {
-        "probe": lambda: probe(device),
-        "smoke": lambda: all([smoke(name, device, small) for name in given.names]),
-        "grid": lambda: all([grid(given.names[0], name, device, small) for name in given.names[1:]]),
-        "numbers": lambda: numbers(given.names, given.dtypes, device, small, given.once, given.without),
-        "exchange": lambda: exchange(*given.names),
-        "profile": lambda: profile(device, small, given.plain),
+    names, device, small = given.names, given.device, given.small
+    dtypes = [getattr(torch, dtype) for dtype in given.dtypes]
+    run: dict[str, Callable[[], list[bool]]] = {
+        "probe": lambda: [probe(device)],
+        "smoke": lambda: [smoke(name, device, small) for name in names],
+        "grid": lambda: [grid(names[0], name, device, small) for name in names[1:]],
+        "numbers": lambda: [
+            numbers(name, dtype, device, small, given.once, given.without)
+            for name, dtype in product(names, dtypes)
+        ],
+        "exchange": lambda: [exchange(*names)],
+        "profile": lambda: [profile(device, small, given.plain)],
     }
-    sys.exit(not run[given.what]())
+    sys.exit(not all(run[given.what]()))
 
 
 if __name__ == "__main__":

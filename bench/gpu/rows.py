@@ -1,13 +1,12 @@
-"""What a day's jobs find, a line of JSON at a time, so that a job that is ended loses nothing."""
+"""Keeps what a day's jobs find, a line of JSON at a time, so that a job that is ended loses nothing."""
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 VARIABLE = "LSTM_FUSED_DAY_ROWS"  # names the file; without it nothing is kept
-
-Row = dict[str, Any]
 
 
 def add(kind: str, **facts: Any) -> None:
@@ -17,13 +16,11 @@ def add(kind: str, **facts: Any) -> None:
             file.write(json.dumps({"kind": kind, **facts}) + "\n")
 
 
-def read(folder: Path) -> list[Row]:
+def read(folder: Path) -> list[dict[str, Any]]:
     """All rows in a folder's files; the last line of a job that was ended may be cut off."""
     found = []
     for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime):
         for line in path.read_text(errors="replace").splitlines():
-            try:
+            with suppress(ValueError):
                 found.append(json.loads(line))
-            except ValueError:
-                continue
     return found

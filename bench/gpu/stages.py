@@ -1,13 +1,13 @@
-"""What a day on a GPU consists of: stages in their order, each of jobs that run side by side."""
+"""Plans a day on a GPU: stages in their order, each of jobs that run side by side."""
 
 import ast
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.gpu.commands import SANITIZED, TOOLS, limited, pytest, under
+from bench.gpu.commands import SANITIZED, TOOLS, cuda_tool, limited, pytest, under
+from bench.gpu.jobs import UNCHECKED, Job
 from bench.gpu.link import ROOT
 
 
@@ -24,37 +24,20 @@ KERNELS = tuple(exchanges())
 WAITING = tuple(name for name, exchange in exchanges().items() if exchange in ("flags", "counters"))
 GLUON = ("persistent",)  # which Triton's interpreter does not run
 # Shapes of grids, by name as `bench.gpu.looks` has them; those of a line in one process.
-GRIDS = {
-    **dict.fromkeys(
-        WAITING,
-        (
-            ("H768", "graph"),
-            ("H1024", "two-at-once"),
-            ("H512", "two-too-many"),
-            ("tiles-32", "tiles-64", "waves"),
-        ),
-    ),
-    "step": (("wide", "graph"),),
-    "resident": (("rows",),),
-}
+MANY = (
+    ("H768", "graph"),
+    ("H1024", "two-at-once"),
+    ("H512", "two-too-many"),
+    ("tiles-32", "tiles-64", "waves"),
+)
+GRIDS = {**dict.fromkeys(WAITING, MANY), "step": (("wide", "graph"),), "resident": (("rows",),)}
 SIZES = ("H768_B16", "H256_B64", "H512_B64", "H128_B16")  # of `bench.gpu.speed`, what matters most first
 DTYPES = ("bfloat16", "float16")
 PARTS = 14  # processes of tests, which leaves two processors of sixteen to the tools
 ONE_TEST = limited(45)
 PAST_31 = "past_two_to_the_31"
 SHOWN = 8  # of what failed, that is looked into
-UNCHECKED = {"LSTM_FUSED_GPU": "unchecked"}  # the jobs check the kernels themselves
 NO_WAITING = {"LSTM_FUSED_GPU": "step"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A process."""
-
-    command: Sequence[str]
-    variables: Mapping[str, str] = field(default_factory=lambda: UNCHECKED)
-    advice: bool = False  # what it finds does not count
-    shown: bool = False  # all it says is of interest
 
 
 @dataclass(frozen=True)
@@ -102,8 +85,13 @@ class Place:
         return self.work / "compiled"
 
 
+def alone(name: str, seconds: float, job: Job) -> Stage:
+    """A stage of one job."""
+    return Stage(name, seconds, {name: job})
+
+
 def first(place: Place, kernels: Sequence[str] = KERNELS) -> list[Stage]:
-    """What is run first, the quickest answers first; about 420 s."""
+    """The stages that are run first, the quickest answers first; about 420 s."""
     waiting = any(kernel in kernels for kernel in WAITING)
     kernels = [kernel for kernel in kernels if place.device == "cuda" or kernel not in GLUON]
     smoke = {f"smoke-{kernel}": look(place, "smoke", kernel) for kernel in kernels}
@@ -114,28 +102,30 @@ def first(place: Place, kernels: Sequence[str] = KERNELS) -> list[Stage]:
         for kernel in kernels
         for shapes in (GRIDS[kernel][:1] if place.small else GRIDS[kernel])
     }
-    # What the numbers take is compiled beside the grids, for then the card is shared anyway.
+    # The kernels that the numbers need are compiled beside the grids, when the card is shared anyway.
     warm = {
         f"warm-{size}-{dtype}": numbers(place, waiting, size, "--once", "--dtypes", dtype)
         for size in place.sizes
         for dtype in place.dtypes
     }
     timed = [
-        Stage(
+        alone(
             f"numbers-{size}",
             120 if place.small else 40,
-            {f"numbers-{size}": numbers(place, waiting, size, "--dtypes", *place.dtypes)},
+            replace(numbers(place, waiting, size, "--dtypes", *place.dtypes), shown=True),
         )
         for size in place.sizes
     ]
+    left_out = [] if waiting else [f"not {kernel}" for kernel in WAITING]
+    past_31 = Job(on_gpu(place, "-k", " and ".join([PAST_31, *left_out])))
     return [
         Stage("probe", 30, {"probe": replace(look(place, "probe"), shown=True), **exchange_built(place)}),
         Stage("smoke", 45, smoke),
         Stage("grids", 60, grids | warm),
         *timed,
         *exchange(place),
-        tests(place, waiting),
-        *past_31(place, waiting),
+        tests(place, waiting, left_out),
+        *([alone("past-31", 40, past_31)] if place.device == "cuda" else []),
     ]
 
 
@@ -146,59 +136,40 @@ def look(place: Place, *arguments: str, variables: Mapping[str, str] = UNCHECKED
 
 def numbers(place: Place, waiting: bool, *arguments: str) -> Job:
     """Times of everyone at a size."""
-    without = [] if waiting else ["--without", *WAITING]
-    job = look(place, "numbers", *arguments, *without, variables=UNCHECKED if waiting else NO_WAITING)
-    return replace(job, shown="--once" not in arguments)
+    without, variables = ([], UNCHECKED) if waiting else (["--without", *WAITING], NO_WAITING)
+    return look(place, "numbers", *arguments, *without, variables=variables)
 
 
-def tests(place: Place, waiting: bool) -> Stage:
+def on_gpu(place: Place, *arguments: str) -> list[str]:
+    """The command that runs tests of tests/gpu."""
+    return pytest(place.device, "-v", *ONE_TEST, "tests/gpu", *arguments)
+
+
+def tests(place: Place, waiting: bool, left_out: Sequence[str]) -> Stage:
     """All of tests/gpu but those that take most of the memory, and two tools beside them."""
     if place.small:
-        return Stage(
-            "tests",
-            170,
-            {"tests-0": Job(pytest(place.device, "-v", *ONE_TEST, "tests/gpu", "-k", "same_bits"))},
-        )
-    chosen = " and ".join([f"not {PAST_31}", *left_out(waiting)])
-    command = pytest(place.device, "-v", *ONE_TEST, "tests/gpu", "-k", chosen)
+        return Stage("tests", 170, {"tests-0": Job(on_gpu(place, "-k", "same_bits"))})
+    command = on_gpu(place, "-k", " and ".join([f"not {PAST_31}", *left_out]))
     variables = UNCHECKED if waiting else NO_WAITING
     jobs = {f"tests-{k}": Job([*command, "--part", f"{k}/{PARTS}"], variables) for k in range(PARTS)}
     # There are more than these seconds hold; those behind the last one are run by the second command.
-    return Stage(
-        "tests", 250, jobs | sanitized(place, "tests", pytest(place.device, "-v", *SANITIZED)), leaves=35
-    )
-
-
-def left_out(waiting: bool) -> list[str]:
-    """What pytest is to leave out."""
-    return [] if waiting else [f"not {kernel}" for kernel in WAITING]
-
-
-def past_31(place: Place, waiting: bool) -> list[Stage]:
-    """Tensors past 2^31 numbers, alone."""
-    if place.device != "cuda":
-        return []
-    chosen = " and ".join([PAST_31, *left_out(waiting)])
-    return [
-        Stage(
-            "past-31", 40, {"past-31": Job(pytest(place.device, "-v", *ONE_TEST, "tests/gpu", "-k", chosen))}
-        )
-    ]
+    tools = sanitized(place, "tests", pytest(place.device, "-v", *SANITIZED))
+    return Stage("tests", 250, jobs | tools, leaves=35)
 
 
 def exchange_built(place: Place) -> dict[str, Job]:
-    """The compiler of the benchmark of what programs hand each other, where there is one."""
-    compiler = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if compiler is None or place.device != "cuda":
+    """The compiler of exchange.cu, where there is one."""
+    compiler = cuda_tool("nvcc", place.device)
+    if compiler is None:
         return {}
     source, program = ROOT / "bench/gpu/exchange.cu", place.work / "exchange"
     return {"nvcc": Job([compiler, "-O3", "-arch=sm_90", "-o", str(program), str(source)], advice=True)}
 
 
 def exchange(place: Place) -> list[Stage]:
-    """That benchmark, if it can be built."""
+    """The benchmark exchange.cu, if it can be built."""
     job = replace(look(place, "exchange", str(place.work / "exchange")), advice=True, shown=True)
-    return [Stage("exchange", 20, {"exchange": job})] if exchange_built(place) else []
+    return [alone("exchange", 20, job)] if exchange_built(place) else []
 
 
 def sanitized(place: Place, name: str, command: Sequence[str]) -> dict[str, Job]:
@@ -218,57 +189,39 @@ def green(place: Place, seen: Mapping[str, Sequence[str]]) -> list[Stage]:
         place: where.
         seen: by job, the tests that it has run already.
     """
-    tune = ["tune", *place.options, "--seconds", "100", "--out", str(place.out)]
+    tune = ["bench.gpu", "tune", *place.options, "--seconds", "100", "--out", str(place.out)]
     parts = 2 if place.small else PARTS
     chosen = ("tests/test_errors.py",) if place.small else ("tests", "--ignore=tests/gpu")
     command = pytest(place.device, "-v", *ONE_TEST, *chosen)
     rest = {f"rest-{k}": Job([*command, "--part", f"{k}/{parts}"]) for k in range(parts)}
     engine, linked = place.work / "engine", place.linked / "lstm_fused"
     build = [sys.executable, "setup.py", "-q", "build_ext", "-b", str(engine), "-t", str(engine / "objects")]
-    cpu = [
-        "--threads",
-        "1",
-        "2",
-        "4",
-        "8",
-        "16",
-        "--sizes",
-        "mnist",
-        "mid",
-        "wide",
-        "--rounds",
-        "3",
-        "--seconds",
-        "1",
-    ]
-    race = [sys.executable, "-m", "bench", *cpu, "--json", str(place.work / "threads.json")]
+    cpu = ["--threads", *map(str, (1, 2, 4, 8, 16)), "--sizes", "mnist", "mid", "wide", "--rounds", "3"]
+    race = [sys.executable, "-m", "bench", *cpu, "--seconds", "1", "--json", str(place.work / "threads.json")]
     use = f'cp "{engine}"/lstm_fused/_cpp*.so "{linked}/_cpp.so" && exec "$@"'
+    threads = Job(["sh", "-c", use, "sh", *race], {"OMP_NUM_THREADS": "16"}, advice=True, shown=True)
     left = {}
-    for name, job in tests(place, waiting=True).jobs.items():
+    for name, job in tests(place, True, []).jobs.items():
         done = [option for test in seen.get(name, ()) for option in ("--deselect", test)]
         if not job.advice:
             left[name] = replace(job, command=[*job.command, *done])
     return [
-        Stage("tune", 125, {"tune": Job([sys.executable, "-m", "bench.gpu", *tune], shown=True)}),
-        Stage("profile", 40, {"profile": profile(place)}),
+        alone("tune", 125, Job([sys.executable, "-m", *tune], shown=True)),
+        alone("profile", 40, profile(place)),
         Stage("tests", 120, left | {"engine": Job(build, {"MAX_JOBS": "8"}, advice=True)}),
         Stage("rest", 90, rest),
-        Stage(
-            "threads",
-            60,
-            {"threads": Job(["sh", "-c", use, "sh", *race], {"OMP_NUM_THREADS": "16"}, True, shown=True)},
-        ),
+        alone("threads", 60, threads),
     ]
 
 
 def profile(place: Place) -> Job:
     """The chosen kernel at its first size under Nsight Compute, or by PyTorch's own profiler."""
-    job = look(place, "profile")
-    program = shutil.which("ncu") or shutil.which("/usr/local/cuda/bin/ncu")
-    if program is None or place.device != "cuda":
-        return replace(job, advice=True)
+    job = replace(look(place, "profile"), advice=True)
+    program = cuda_tool("ncu", place.device)
+    if program is None:
+        return job
     options = ["--clock-control", "none", "--set", "full", "-k", "regex:lstm_", "-c", "2"]
-    return replace(job, command=[program, *options, *job.command, "--plain"], advice=True)
+    return replace(job, command=[program, *options, *job.command, "--plain"])
 
 
 def wrong(place: Place, failed: Sequence[str]) -> list[Stage]:
@@ -278,17 +231,16 @@ def wrong(place: Place, failed: Sequence[str]) -> list[Stage]:
         place: where.
         failed: names of jobs and of tests. Of many, some from everywhere in the list.
     """
-    chosen = failed[:: max(1, -(-len(failed) // SHOWN))]
     known = {name: job for stage in first(place) for name, job in stage.jobs.items()}
     again: dict[str, Job] = {}
     checked: dict[str, Job] = {}
-    for n, name in enumerate(chosen):
+    for n, name in enumerate(failed[:: max(1, -(-len(failed) // SHOWN))]):
         job = known.get(name) or Job(pytest(place.device, "-v", *ONE_TEST, name))
         # A folder of its own for what is compiled for it, which is to be looked at.
         variables = {"TRITON_CACHE_DIR": str(place.compiled / str(n)), "CUDA_LAUNCH_BLOCKING": "1"}
-        say = ["sh", "-c", 'echo "$0"; exec "$@"', name]
-        again[f"again-{n}"] = Job([*say, *job.command], {**job.variables, **variables})
-        checked |= sanitized(place, f"again-{n}", [*say, *job.command])
+        command = ["sh", "-c", 'echo "$0"; exec "$@"', name, *job.command]
+        again[f"again-{n}"] = Job(command, {**job.variables, **variables})
+        checked |= sanitized(place, f"again-{n}", command)
     return [Stage("again", 90, again), Stage("sanitizers", 150, checked)]
 
 

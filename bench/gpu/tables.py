@@ -1,10 +1,11 @@
-"""A day's numbers as a page: python -m bench.gpu.tables out/day.json > docs/gpu/h100.md."""
+"""Makes a page of a day's numbers: python -m bench.gpu.tables out/day.json > docs/gpu/h100.md."""
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from bench.report.tables import markdown
 
 Row = dict[str, Any]
 OURS, CUDNN = "lstm_fused", "nn.LSTM"
@@ -34,32 +35,24 @@ def head(day: Row, rows: list[Row]) -> list[str]:
 
 def layers(rows: list[Row]) -> list[str]:
     """Times of a layer, ours and others'; of a race that was cut short, the first time of each."""
-    found: dict[tuple[Any, ...], dict[str, dict[str, float]]] = {}
-    first = set()
+    times: dict[tuple[Any, ...], dict[str, float]] = {}
+    raced = {(*row["shape"], row["dtype"]) for row in rows if row["kind"] == "speed"}
     for row in rows:
-        if row["kind"] == "first time":
-            key = row["T"], row["B"], row["I"], row["H"], row["dtype"]
-            found.setdefault(key, {}).setdefault(row["what"], {})[row["who"]] = row["milliseconds"]
-            first.add(key)
-    for row in rows:
-        if row["kind"] == "speed":
-            key = (*row["shape"], row["dtype"])
-            found[key] = row["milliseconds"]
-            first.discard(key)
-    if not found:
+        key = *row.get("shape", ()), row.get("dtype")
+        if row["kind"] == "speed" or (row["kind"] == "first time" and key not in raced):
+            times.setdefault((*key, row["what"]), {})[row["who"]] = row["milliseconds"]
+    if not times:
         return []
-    names = list(dict.fromkeys(n for times in found.values() for who in times.values() for n in who))
+    names = list(dict.fromkeys(name for who in times.values() for name in who))
     names.sort(key=lambda name: name != OURS)
-    heading = ["(T, B, I, H)", "dtype", "", *names, f"{CUDNN} ÷ ours"]
     lines = []
-    for key, times in found.items():
-        for what, who in times.items():
-            ratio = f"{who[CUDNN] / who[OURS]:.2f}" if who.keys() >= {CUDNN, OURS} else ""
-            cells = (f"{who[name]:.3f}" if name in who else "" for name in names)
-            note = " (first call)" * (key in first)
-            lines.append([str(tuple(key[:4])), key[4], what + note, *cells, ratio])
+    for (*shape, dtype, what), who in times.items():
+        ratio = f"{who[CUDNN] / who[OURS]:.2f}" if who.keys() >= {CUDNN, OURS} else ""
+        note = "" if (*shape, dtype) in raced else " (first call)"
+        cells = (f"{who[name]:.3f}" if name in who else "" for name in names)
+        lines.append([str(tuple(shape)), dtype, what + note, *cells, ratio])
     text = "Milliseconds of a layer: forward without gradients, and a training step, raced in turn; medians."
-    return ["## Layers", text, table(heading, lines)]
+    return ["## Layers", text, markdown(["(T, B, I, H)", "dtype", "", *names, f"{CUDNN} ÷ ours"], lines)]
 
 
 def kernels(rows: list[Row]) -> list[str]:
@@ -70,23 +63,21 @@ def kernels(rows: list[Row]) -> list[str]:
     names = list(dict.fromkeys(name for row in chosen for name in row["microseconds"]))
     lines = []
     for row in chosen:
-        times = row["microseconds"]
-        size = str((row["B"], row["H"]))
-        lines.append(
-            [size, row["dtype"], row["direction"], *(f"{times[n]:.2f}" if n in times else "" for n in names)]
-        )
+        (_, B, _, H), times = row["shape"], row["microseconds"]
+        cells = (f"{times[name]:.2f}" if name in times else "" for name in names)
+        lines.append([str((B, H)), row["dtype"], row["direction"], *cells])
     text = "Microseconds of a step in one direction, with the input's product in forward."
-    return ["## Kernels", text, table(["(B, H)", "dtype", "", *names], lines)]
+    return ["## Kernels", text, markdown(["(B, H)", "dtype", "", *names], lines)]
 
 
 def exchange(rows: list[Row]) -> list[str]:
-    """What the card's programs can hand each other."""
+    """The latencies that exchange.cu found."""
     said = [row["text"] for row in rows if row["kind"] == "exchange"]
     return ["## Exchange", "```\n" + "\n".join(said) + "\n```"] if said else []
 
 
 def state(jobs: list[Row]) -> list[str]:
-    """What else was run, and what became of it."""
+    """The outcome of every stage."""
     lines = []
     for stage in dict.fromkeys(job["stage"] for job in jobs):
         those = [job for job in jobs if job["stage"] == stage]
@@ -96,16 +87,7 @@ def state(jobs: list[Row]) -> list[str]:
         tests = f"{passed} passed, {failed} failed" if passed + failed else ""
         seconds = max(job["seconds"] for job in those)
         lines.append([stage, str(len(those)), f"{seconds:.0f}", tests, ", ".join(others) or "all right"])
-    return [
-        "## All that was run",
-        table(["stage", "processes", "seconds", "tests", "what became of it"], lines),
-    ]
-
-
-def table(heading: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """In Markdown."""
-    rule = ["---"] * len(heading)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (heading, rule, *lines))
+    return ["## All that was run", markdown(["stage", "processes", "seconds", "tests", "outcome"], lines)]
 
 
 if __name__ == "__main__":

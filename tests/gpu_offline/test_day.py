@@ -1,5 +1,6 @@
-"""The day on a GPU, rehearsed: what hangs, crashes or is wrong is told, and what follows it is run."""
+"""Rehearses the day on a GPU: what hangs, crashes or is wrong is told, and what follows it is run."""
 
+import asyncio
 import json
 import os
 import signal
@@ -15,9 +16,10 @@ pytest.importorskip("triton")
 
 from lstm_fused.kernels import choose
 
-from bench.gpu import groups, looks, report, speed, stages, tables
+from bench.gpu import jobs, looks, speed, stages, tables
 from bench.gpu.day import Day
-from bench.gpu.stages import Job, Place, Stage
+from bench.gpu.jobs import Ended, Job, judge
+from bench.gpu.stages import Place, Stage
 
 ROOT = Path(__file__).parents[2]
 ROW = "from bench.gpu import rows; rows.add('look', name='{}')"
@@ -44,7 +46,7 @@ def place(tmp_path):
 
 
 def test_what_goes_wrong_is_told_and_stops_nothing(place, monkeypatch):
-    monkeypatch.setattr(groups, "QUIET", 1.0)
+    monkeypatch.setattr(jobs, "QUIET", 1.0)
     # It starts another process, and neither ever ends.
     hangs = (
         "import subprocess, sys, time; "
@@ -78,13 +80,13 @@ def test_what_goes_wrong_is_told_and_stops_nothing(place, monkeypatch):
     assert found["wrong"].said == ["BAD 96 programs: off by 9 times"]
     child = int(found["hangs"].said[-1].split()[1])
     assert ends(child), "what a job started outlives it"
-    said = report.verdict(day.found)
+    said = jobs.verdict(day.found)
     assert said.startswith("verdict: hang, 2 tests passed; hung: hangs; wrong: ") and "advice" not in said
 
     written = json.loads((place.out / "day.json").read_text())
     assert [row["name"] for row in written["rows"]] == ["before it hangs", "good"]
     tests = {"tests/a.py::off[x y]", "tests/a.py::crashed"}  # in place of their job
-    assert set(report.failures(written)) == {"hangs", "wrong", "absent", *tests}
+    assert set(jobs.failures(written)) == {"hangs", "wrong", "absent", *tests}
     assert sorted(path.name for path in place.out.iterdir()) == ["day.json", "logs.tgz", "summary.txt"]
     with tarfile.open(place.out / "logs.tgz") as archive:
         assert set(archive.getnames()) == {
@@ -105,7 +107,7 @@ def test_too(): pass
 
 
 def test_tests_that_take_their_process_with_them_cost_the_others_nothing(place, monkeypatch, tmp_path):
-    monkeypatch.setattr(groups, "QUIET", 2.0)
+    monkeypatch.setattr(jobs, "QUIET", 2.0)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_it.py").write_text(TESTS)
     command = ["sh", "-c", f'cd {tmp_path}; exec "$0" "$@"', sys.executable, "-m", "pytest", "-v", "tests"]
@@ -125,10 +127,9 @@ def test_a_job_that_ends_leaves_nobody(tmp_path):
         "import subprocess, sys; "
         "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid)"
     )
-    running = groups.start("parent", [sys.executable, "-c", program], tmp_path / "said", {}, tmp_path)
-    groups.wait([running], 20, lambda running: None)
-    assert running.code == 0 and not running.hung
-    assert ends(int(running.text))
+    ended = asyncio.run(jobs.run(Job([sys.executable, "-c", program], {}), tmp_path / "said", 20))
+    assert ended.code == 0 and not ended.hung
+    assert ends(int(ended.text))
 
 
 def test_a_day_that_is_told_to_end_keeps_what_it_has(tmp_path):
@@ -182,7 +183,7 @@ def test_numbers_become_a_page(tmp_path):
 
 
 def test_times_of_a_race_that_was_cut_short_are_kept():
-    size = {"T": 9, "B": 3, "I": 4, "H": 5, "dtype": "float16"}
+    size = {"shape": [9, 3, 4, 5], "dtype": "float16"}
     first = [
         {"kind": "first time", **size, "who": who, "what": "forward", "milliseconds": 2.0}
         for who in ("nn.LSTM", "lstm_fused")
@@ -224,3 +225,22 @@ def test_after_wrong_numbers_what_failed_is_run_alone(place):
     assert commands[1][-1].startswith("tests/gpu/test_kernels.py::test_x[")
     folders = {job.variables["TRITON_CACHE_DIR"] for job in again.jobs.values()}
     assert len(folders) == len(again.jobs)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "outcome", "failed"),
+    [
+        (0, "tests/a.py::a PASSED [ 50%]\ntests/a.py::b PASSED [100%]", "right", []),
+        (5, "no tests ran", "right", []),
+        (1, "tests/a.py::a PASSED [ 50%]\ntests/a.py::b FAILED [100%]", "wrong", ["tests/a.py::b"]),
+        (2, "Segmentation fault", "died", []),
+        (None, "....", "not done", []),
+    ],
+)
+def test_what_the_tests_say_is_judged(code, text, outcome, failed):
+    found = judge("check", "part 0", Ended(text, code, 9))
+    assert (found.outcome, found.code, found.failed) == (outcome, code, failed)
+    head, *rest = jobs.lines(found)
+    assert head.startswith("part 0 ") and f" {outcome} after 9 s" in head
+    assert rest[: len(failed)] == [f"    failed: {name}" for name in failed]
+    assert found.tests.get("PASSED", 0) == text.count("PASSED")

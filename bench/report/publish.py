@@ -1,18 +1,18 @@
-"""Tables put into the pages that show them, with the command, the machine and the day that made them."""
+"""Puts tables into the pages that show them, with the command, the machine and the day that made them."""
 
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.machine import ROOT, Machine
-from bench.results import Result, picture_of
-from bench.tables import KINDS, limits_line
+from bench.host.machine import ROOT, Machine
+from bench.report.result import Result
+from bench.report.tables import KINDS
 from lstm_fused.backends.table import short
 
 # Where each page has its pictures.
 PAGES = {ROOT / "README.md": "docs/pictures", ROOT / "docs" / "bench.md": "pictures"}
-SHOWN = ("rivals", "lengths", "growth")  # with their picture; that of the main table draws what is asked
+SHOWN = ("rivals", "lengths", "growth")  # with their picture
 
 
 def publish(
@@ -42,29 +42,27 @@ def publish(
             begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
             if begin in text and end in text:
                 before, after = text[: text.index(begin)], text[text.index(end) :]
-                shown = section(result, machine, arguments) + picture(result, path, page, pictures)
-                page.write_text(f"{before}{begin}{shown}\n{after}")
+                shown = [*section(result, machine, arguments), *picture(result, path, page, pictures)]
+                page.write_text(before + begin + "\n\n".join(shown) + "\n" + after)
                 done.append(f"{page.name} shows {name}")
     return done or ["No page has a place for what was made"]
 
 
-def section(result: Result, machine: Machine, arguments: Sequence[str]) -> str:
+def section(result: Result, machine: Machine, arguments: Sequence[str]) -> list[str]:
     """A table, and what made it."""
-    refused = [
-        f"{row.size}: {who} not timed: {why}." for row in result.rows for who, why in row.refused.items()
-    ]
     made = f"`{shlex.join(['python', '-m', 'bench', *arguments])}`; {machine}"
     if result.limits is not None:
-        made += f"; {limits_line(result.limits)}"
-    return "\n\n".join([f"{result.title}.", KINDS[result.kind].markdown(result.rows), *refused, f"{made}."])
+        made += f"; {result.limits}"
+    refused = [f"{line}." for line in result.refused]
+    return [f"{result.title}.", KINDS[result.kind].markdown(result.records), *refused, f"{made}."]
 
 
-def picture(result: Result, path: Path, page: Path, pictures: str) -> str:
+def picture(result: Result, path: Path, page: Path, pictures: str) -> list[str]:
     """A copy of the picture of a table, as a page shows it."""
-    drawn = picture_of(result, path)
+    drawn = result.picture(path)
     if result.kind not in SHOWN or not drawn.exists():
-        return ""
+        return []
     name = drawn.name.replace(path.stem, "bench", 1)
     (page.parent / pictures).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(drawn, page.parent / pictures / name)
-    return f"\n\n![{result.title}]({pictures}/{name})"
+    return [f"![{result.title}]({pictures}/{name})"]

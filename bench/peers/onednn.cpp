@@ -182,8 +182,6 @@ const char* make(std::int64_t T, std::int64_t B, std::int64_t I, std::int64_t H,
   }
 }
 
-void drop(Layer* layer) { delete layer; }
-
 void infer(Layer* layer, float** outputs) { layer->infer(outputs); }
 
 void train(Layer* layer, float** outputs) { layer->train(outputs); }

@@ -1,0 +1,94 @@
+"""Runs and times single kernels, by the GPU's own clock."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+import torch
+from lstm_fused.kernels import choose
+
+from lstm_fused.autograd.operators import backward_op, forward_op
+from lstm_fused.backends.triton import INTERPRETED
+from tests.cases import Case, make_tensors
+
+Calls = dict[str, Callable[[], object]]
+
+
+def mend_interpreter() -> None:
+    """Where there is no GPU, let Triton's interpreter compute bfloat16 as a GPU does."""
+    if INTERPRETED:
+        import_module("tests.gpu_offline.interpreted.mending")
+
+
+def timed(call: Callable[[], object], device: str) -> float:
+    """The seconds that one call takes on an idle device."""
+    if device != "cuda":
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def operators(case: Case, dtype: torch.dtype, device: str) -> Calls:
+    """The layer's two directions, to be called again and again."""
+    t = make_tensors(case, dtype, device=device)
+    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
+    inputs = (*(t[n] for n in names), None, False, True)
+    saved = forward_op["reference"](*inputs)
+    gradients = (*saved, t["c0"], t["weight_hh"], t["peephole"], None, None, False)
+    return {
+        "forward": lambda: forward_op["triton"](*inputs),
+        "backward": lambda: backward_op["triton"](*gradients),
+    }
+
+
+def kernel_times(
+    call: Callable[[], object], device: str, least: int, seconds: float, left_out: Collection[str] = ()
+) -> tuple[dict[str, float], dict[str, str]]:
+    """The median microseconds of a call by each kernel that can run it, and the errors of the others.
+
+    Args:
+        call: what is timed.
+        device: where it runs.
+        least: how often it is called at least, and before that unmeasured, to compile and to capture.
+        seconds: how long it is called again and again, up to 1000 times.
+        left_out: kernels that are not timed.
+    """
+    medians, errors = {}, {}
+    for kernel in (kernel for kernel in choose.KERNELS if kernel not in left_out):
+        try:
+            with kernel_named(kernel):
+                for _ in range(least):
+                    call()
+                times: list[float] = []
+                begin = time.perf_counter()
+                while len(times) < least or (time.perf_counter() - begin < seconds and len(times) < 1000):
+                    times.append(timed(call, device))
+                medians[kernel] = 1e6 * statistics.median(times)
+        except Exception as error:  # a kernel that fails is not chosen, and the others are measured
+            if "cannot run" not in str(error):
+                errors[kernel] = f"{type(error).__name__}: {str(error)[:500]}"
+    return medians, errors
+
+
+@contextmanager
+def kernel_named(name: str | None) -> Iterator[None]:
+    """Let the launcher take no other kernel; None leaves it the choice."""
+    before = os.environ.pop("LSTM_FUSED_KERNEL", None)
+    if name is not None:
+        os.environ["LSTM_FUSED_KERNEL"] = name
+    try:
+        yield
+    finally:
+        os.environ.pop("LSTM_FUSED_KERNEL", None)
+        if before is not None:
+            os.environ["LSTM_FUSED_KERNEL"] = before

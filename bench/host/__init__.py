@@ -1,0 +1,1 @@
+"""The machine: versions, limits, processes with a fresh environment."""

@@ -1,0 +1,1 @@
+"""The contestants: PyTorch modules, and other libraries in processes of their own."""

@@ -1,0 +1,1 @@
+"""Tables, plots and published pages, made from records."""
