@@ -117,11 +117,15 @@ class Gradients(NamedTuple):
     dhw: Annotated[Tensor, Spec("T B 4H", only_with="gain_hh")]  # d loss / d W_hh h_{t-1}; empty: equals dxw
 
 
+# Position of the variant in the records that have one.
+VARIANT_AT: dict[Kind, int] = {record: record._fields.index("variant") for record in (Inputs, Saved)}
+
+
 def flatten(*records: tuple[Any, ...]) -> tuple[Any, ...]:
     """The fields of records one by one, in the order of an operator's arguments."""
     flat: list[Any] = []
     for record in records:
-        n = variant_at(type(record))
+        n = VARIANT_AT.get(type(record))
         if n is None:
             flat += record
         else:
@@ -136,7 +140,7 @@ def unflatten(flat: Sequence[Any], *records: Kind) -> tuple[Any, ...]:
     result: list[Any] = []
     start = 0
     for record in records:
-        n, end = variant_at(record), start + width(record)
+        n, end = VARIANT_AT.get(record), start + width(record)
         values = flat[start:end]
         if n is not None and n < len(values):
             after = n + width(Variant)
@@ -154,13 +158,6 @@ def mapped(change: Callable[[Tensor], Any], record: Record) -> Record:
             for v in record
         ]
     )
-
-
-@cache
-def variant_at(record: Kind) -> int | None:
-    """Position of the field of a record that is a `Variant`, or None."""
-    kinds = list(get_type_hints(record).values())
-    return kinds.index(Variant) if Variant in kinds else None
 
 
 @cache
