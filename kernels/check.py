@@ -1,8 +1,8 @@
-"""Whether a plan is right on the card at hand: a small problem, held against the reference in float64.
+"""Checks a plan on this card: compares a small problem with the reference in float64.
 
-Lengths and peepholes are on, and whatever else the layer has; one row more than fits a tile, so that there
-are two tiles; both time directions; each run twice for equal bits, in memory that is filled with NaN before.
-The numbers are always the same ones, and so is the verdict.
+The problem has lengths, peepholes and every option of the layer, and one row more than a batch tile, so that
+there are two tiles. It runs in both time directions, and twice each to compare bits, in memory filled with
+NaN. The inputs are the same at every check, and so is the verdict.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lstm_fused.kernels import launch
-from lstm_fused.kernels.plan import Layer, Plan
+from lstm_fused.kernels.plan import EXCHANGES, Layer, Plan
 from lstm_fused.kernels.scratch import timed_out
 from lstm_fused.kernels.verdicts import Verdict
 from torch import Tensor
@@ -24,10 +24,10 @@ from lstm_fused.contract import PLAIN, Inputs, OutputGradients, Saved, Variant, 
 from lstm_fused.reference import accumulation_dtype
 
 T, I = 4, 5
-LONG = 32  # steps, in which a persistent kernel's ring of slots goes round
-# How far off a number may be, by bytes of the dtype: in units in the last place of the largest number, or in
-# what one such unit in every operand changes, if that is more. In half precision only h and what is stored is
-# rounded, half a unit; else sums are too, three units, and a card's exponentials are less exact than these.
+LONG = 32  # steps; more than the slots of a persistent kernel's ring buffer
+# Largest allowed error by bytes of the dtype, in ulps of the largest element of a result, or in the change
+# that one ulp in every operand causes if that is larger. Half precision rounds only h and stored results, half
+# an ulp each; the other dtypes also round sums, 3 ulps, and the card's exponentials are less exact.
 ALLOWED = {2: 4, 4: 16, 8: 16}
 TF32 = 2**-10
 aten = torch.ops.aten
@@ -35,14 +35,14 @@ EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.n
 
 
 def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
-    """Run a plan on the small problem; None if there is no memory for it, which says nothing."""
+    """Run a plan on the small problem; None if memory is insufficient, which is no verdict."""
     shares = []
     try:
         with torch.no_grad():
-            lengths = (T, LONG) if plan.kernel == "persistent" else (T,)
+            lengths = (T, LONG) if EXCHANGES[plan.kernel] == "flags" else (T,)
             for steps, reverse in product(lengths, (False, True)):
                 operands, where = problem(plan, layer, steps, reverse), f"T={steps}, reverse={reverse}"
-                # The two tiles at once, and one after the other in launches of their own.
+                # Forward in time both tiles run in one launch, in reverse each in a launch of its own.
                 launched = replace(plan, at_once=1) if reverse and plan.at_once else plan
                 run, exact_run = RUNS[layer.direction]
                 wide, by = all_mapped(widened, operands), unit(plan, layer)
@@ -51,8 +51,8 @@ def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
                 once, again = (poisoned(run, there, launched) for _ in range(2))
                 if device.type != "cpu":
                     torch.cuda.synchronize(device)
-                if timed_out(device):  # for want of room perhaps, which another process may have
-                    return Verdict(False, f"a program waited for others in vain, {where}", lasting=False)
+                if timed_out(device):  # another process may occupy the card, so this verdict is not stored
+                    return Verdict(False, f"a program timed out waiting for others, {where}", lasting=False)
                 for name, found, found_again, wanted, moved in zip(
                     exact._fields, once, again, exact, near, strict=True
                 ):
@@ -67,7 +67,7 @@ def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
                     shares.append((off / allowed if allowed else 0.0, said))
     except torch.OutOfMemoryError:
         return None
-    except Exception as error:  # what a plan does wrong may be anything
+    except Exception as error:  # any error of compiling or launching is a failed check
         said = " ".join(f"{type(error).__name__}: {error}".split())
         return Verdict(False, said[:500], lasting=broken(device))
     return Verdict(True, max(shares)[1])
@@ -80,7 +80,7 @@ RUNS = {
 
 
 def problem(plan: Plan, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
-    """What the layer's direction takes, on the CPU."""
+    """The inputs of the layer's direction, on the CPU."""
     B, H = plan.BB + 1, layer.H
     P = max(1, H // 2) if layer.projection else H
     generator = torch.Generator().manual_seed(H)
@@ -123,17 +123,17 @@ def problem(plan: Plan, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
 
 
 def all_mapped(change: Callable[[Tensor], Tensor], records: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The records, each tensor changed."""
+    """The records with each tensor changed."""
     return tuple(mapped(change, record) for record in records)
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """Floating-point numbers as float64."""
+    """Floating-point tensors in float64."""
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def nudged(tensor: Tensor, by: float) -> Tensor:
-    """The numbers, each changed by a share of it, every other one up."""
+    """The tensor with a relative change of each element, of alternating sign."""
     if not tensor.is_floating_point():
         return tensor
     signs = torch.arange(tensor.numel(), device="cpu").view(tensor.shape) % 2 * 2 - 1
@@ -141,13 +141,13 @@ def nudged(tensor: Tensor, by: float) -> Tensor:
 
 
 def poisoned(run: Any, operands: tuple[Any, ...], plan: Plan) -> Any:
-    """Run a plan in memory full of NaN."""
+    """Run a plan in memory filled with NaN."""
     with Poison():
         return run(*operands, plan=plan)
 
 
 class Poison(TorchDispatchMode):
-    """Fills what is allocated with NaN, so that what is never written shows."""
+    """Fills new tensors with NaN, so that elements that are never written show."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
@@ -163,13 +163,13 @@ def difference(found: Tensor, wanted: Tensor) -> float:
 
 
 def unit(plan: Plan, layer: Layer) -> float:
-    """A unit in the last place of 1, in the dtype that products are formed in."""
+    """One ulp of 1 in the precision of the products."""
     short = layer.dtype == torch.float32 and plan.precision == "tf32"
     return TF32 if short else torch.finfo(layer.dtype).eps
 
 
 def broken(device: torch.device) -> bool:
-    """Whether the device cannot be used any more in this process: then the next one had better not try."""
+    """True if the device cannot be used any more in this process; then the verdict is stored."""
     try:
         if device.type != "cpu":
             torch.cuda.synchronize(device)

@@ -18,7 +18,7 @@ from lstm_fused.kernels.tuned import TUNED
 
 # The cards, by name or capability, on which kernels whose programs wait for one another have been measured
 # to be right, so that they may run where nobody asks for them: an H100 and an H200, docs/gpu/h200.md.
-WAITING_PROVEN: tuple[str, ...] = ("sm_90",)
+WAITING_TESTED: tuple[str, ...] = ("sm_90",)
 
 INTERPRETER = "interpreter"  # the capability of a CPU under Triton's interpreter
 

@@ -1,13 +1,13 @@
-"""Which plan runs a layer, or the reference: no plan is trusted before it was right on this card once.
+"""Decides which plan runs a layer: a plan is used only after it has agreed with the reference on this card.
 
-LSTM_FUSED_GPU in the environment says what is done where nobody asks for Triton by name: "auto" takes the
-first of its plans that `lstm_fused.kernels.check` finds right, and else the reference; "off" takes the
-reference; "step" only the step kernel, whose programs never wait; "unchecked" takes the first plan as it is.
-A plan is checked in the first call that wants it, and never again on this machine. Where no check can run, as
-while a graph is captured, only plans that were checked are taken.
+The environment variable LSTM_FUSED_GPU applies if the user did not name the Triton engine. "auto" takes the
+first plan that passes `lstm_fused.kernels.check`, or the reference if none does; "off" takes the reference;
+"step" takes only the step kernel, whose programs never wait; "unchecked" takes the first plan without a check.
+The first call that wants a plan checks it, once per machine. While no check can run, for example during graph
+capture, only plans that passed an earlier check are used.
 
-By name (`engine="triton"`), or with a kernel named by LSTM_FUSED_KERNEL, nothing is ever replaced: what is
-found wrong raises.
+With `engine="triton"`, or with a kernel named by LSTM_FUSED_KERNEL, nothing is replaced: a failed check
+raises.
 """
 
 import os
@@ -18,7 +18,7 @@ from itertools import product
 
 import torch
 from lstm_fused.kernels import check, launch, verdicts
-from lstm_fused.kernels.choose import WAITING_PROVEN, card_at, choose, fitting, named, precision
+from lstm_fused.kernels.choose import WAITING_TESTED, card_at, choose, fitting, named, precision
 from lstm_fused.kernels.plan import KERNELS, WAITING, Card, Layer, Plan
 from lstm_fused.kernels.verdicts import Verdict
 from torch import Tensor
@@ -29,47 +29,48 @@ from lstm_fused.backends import triton
 from lstm_fused.contract import PLAIN, Gradients, Inputs, OutputGradients, Outputs, Saved, Variant
 from lstm_fused.errors import bad, shown
 
+LAST = KERNELS[-1]  # takes every layer, and its programs never wait
 SETTINGS = ("auto", "off", "step", "unchecked")
 UNDECIDED = object()
-# What was decided, so that all later calls look it up.
+# Decisions of earlier calls.
 _decided: dict[Hashable, Plan | None] = {}
 _warned: set[str] = set()
 
 
-def forward(inputs: Inputs, unasked: bool) -> Outputs:
-    """The forward pass; where it was ``unasked`` for by name, the reference may take its place."""
-    plan = plan_for(unasked, "forward", inputs.x, inputs.c0, inputs.weight_hr, inputs.variant)
+def forward(inputs: Inputs, by_default: bool) -> Outputs:
+    """The forward pass; if the engine was not named (``by_default``), the reference may run instead."""
+    plan = plan_for(by_default, "forward", inputs.x, inputs.c0, inputs.weight_hr, inputs.variant)
     return reference.forward(inputs) if plan is None else launch.forward(inputs, plan)
 
 
-def backward(saved: Saved, douts: OutputGradients, unasked: bool) -> Gradients:
-    """The backward pass; it may be the reference's where the forward pass was a kernel's, and vice versa."""
-    plan = plan_for(unasked, "backward", saved.gates, saved.c0, saved.weight_hr, saved.variant)
+def backward(saved: Saved, douts: OutputGradients, by_default: bool) -> Gradients:
+    """The backward pass; one pass may run on the reference and the other on a kernel."""
+    plan = plan_for(by_default, "backward", saved.gates, saved.c0, saved.weight_hr, saved.variant)
     return reference.backward(saved, douts) if plan is None else launch.backward(saved, douts, plan)
 
 
 def plan_for(
-    unasked: bool, direction: str, steps: Tensor, c0: Tensor, weight_hr: Tensor | None, variant: Variant
+    by_default: bool, direction: str, steps: Tensor, c0: Tensor, weight_hr: Tensor | None, variant: Variant
 ) -> Plan | None:
-    """The plan for a layer, given a tensor of all steps; None for the reference."""
+    """The plan for a layer, or None for the reference; ``steps`` is a tensor of all steps, [T, B, ...]."""
     B, H = c0.shape
     if 0 in steps.shape[:2] or H == 0 or (weight_hr is not None and weight_hr.numel() == 0):
         return None  # nothing to launch
     kind = steps.dtype, precision(), weight_hr is not None, variant is not PLAIN
-    key = direction, H, B, *kind, steps.device, unasked, named(), os.environ.get("LSTM_FUSED_GPU")
+    key = direction, H, B, *kind, steps.device, by_default, named(), os.environ.get("LSTM_FUSED_GPU")
     plan = _decided.get(key, UNDECIDED)
     if plan is UNDECIDED:
-        plan, for_good = decide(Layer(direction, H, B, *kind), steps.device, unasked)
+        plan, for_good = decide(Layer(direction, H, B, *kind), steps.device, by_default)
         if for_good:
             _decided[key] = plan
     return plan
 
 
 def setting() -> str:
-    """What LSTM_FUSED_GPU says.
+    """The value of LSTM_FUSED_GPU.
 
     Raises:
-        ArgumentError: it is none of `SETTINGS`.
+        ArgumentError: the value is not one of `SETTINGS`.
     """
     given = os.environ.get("LSTM_FUSED_GPU") or "auto"
     if given not in SETTINGS:
@@ -77,19 +78,19 @@ def setting() -> str:
     return given
 
 
-def decide(layer: Layer, device: torch.device, unasked: bool) -> tuple[Plan | None, bool]:
-    """The plan for a layer, or None for the reference; and whether that holds for later calls too.
+def decide(layer: Layer, device: torch.device, by_default: bool) -> tuple[Plan | None, bool]:
+    """The plan for a layer, or None for the reference; and True if later calls can reuse the decision.
 
     Raises:
-        ArgumentError: LSTM_FUSED_GPU is none of its values.
-        RuntimeError: what was asked for by name cannot run here, or was found wrong.
+        ArgumentError: LSTM_FUSED_GPU has an unknown value.
+        RuntimeError: an engine or kernel asked for by name cannot run here, or failed its check.
     """
-    given, why_not = setting(), triton.unavailable()  # asked again: a program may come from another machine
-    if unasked and (given == "off" or why_not is not None):
+    given, why_not = setting(), triton.unavailable()  # a saved program may come from another machine
+    if by_default and (given == "off" or why_not is not None):
         return None, True
     if why_not is not None:
         raise RuntimeError(f"engine 'triton' cannot serve: {why_not}")
-    replaceable = unasked and named() is None
+    replaceable = by_default and named() is None
     plans = candidates(layer, card_at(device), replaceable)
     if given == "unchecked":
         return plans[0], True
@@ -112,26 +113,26 @@ def decide(layer: Layer, device: torch.device, unasked: bool) -> tuple[Plan | No
 
 
 def candidates(layer: Layer, card: Card, replaceable: bool) -> list[Plan]:
-    """The plans to try, one after the other; one alone if it is not to be replaced."""
-    kernel = named() or ("step" if setting() == "step" else None)
+    """The plans to try in order; a single one if it must not be replaced."""
+    kernel = named() or (LAST if setting() == "step" else None)
     if kernel is not None or not replaceable:
         return [choose(layer, card, kernel)]
-    kernels = list(unasked_kernels(card))
+    kernels = list(default_kernels(card))
     plans = [choose(layer, card, among=tuple(kernels))]
-    while plans[-1].kernel != "step":  # which takes every layer
+    while plans[-1].kernel != LAST:  # the last kernel takes every layer
         kernels.remove(plans[-1].kernel)
         plans.append(choose(layer, card, among=tuple(kernels)))
     return plans
 
 
-def unasked_kernels(card: Card) -> tuple[str, ...]:
-    """The kernels that may run where nobody names one."""
-    waiting = {card.name, card.capability} & set(WAITING_PROVEN)
+def default_kernels(card: Card) -> tuple[str, ...]:
+    """The kernels that may run if the user names none."""
+    waiting = {card.name, card.capability} & set(WAITING_TESTED)
     return tuple(kernel for kernel in KERNELS if kernel not in WAITING or waiting)
 
 
 def judge(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
-    """The verdict on a plan, from an earlier check or from one that runs now; None if none can run."""
+    """The verdict of an earlier check, or of a check that runs now; None if no check can run."""
     verdict = verdicts.find(plan, layer, device)
     if verdict is None and not tracing.watched() and not capturing(device):
         verdict = check.check(plan, layer, device)
@@ -141,7 +142,7 @@ def judge(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether a graph of the user's is being captured."""
+    """True while the user captures a CUDA graph."""
     if device.type == "cpu":
         return False
     with torch.cuda.device(device):
@@ -149,7 +150,7 @@ def capturing(device: torch.device) -> bool:
 
 
 def warn(wrong: str, next_choice: str) -> None:
-    """Say once what was found wrong and what runs instead."""
+    """Warn once about a failed check and name what runs instead."""
     if wrong not in _warned:
         _warned.add(wrong)
         warnings.warn(
@@ -160,7 +161,7 @@ def warn(wrong: str, next_choice: str) -> None:
         )
 
 
-# What `python -m lstm_fused --check` checks: sizes; dtypes, and how products of float32 are formed.
+# What `python -m lstm_fused --check` checks: sizes, dtypes and the precision of float32 products.
 USUAL = tuple(product((64, 256, 512, 768, 1024), (16, 64)))  # (H, B)
 KINDS = (
     (torch.bfloat16, "ieee"),
@@ -172,7 +173,7 @@ KINDS = (
 
 
 def check_usual(device: torch.device, sizes: tuple[tuple[int, int], ...] = USUAL) -> Iterator[Verdict]:
-    """Check every kernel that fits usual sizes, whatever is on record, and record what is found."""
+    """Check every kernel that fits usual sizes, ignoring earlier verdicts, and store the new ones."""
     card, done = card_at(device), set()
     kernels = [kernel for kernel in KERNELS if kernel not in WAITING or device.type != "cpu"]
     before = torch.get_float32_matmul_precision()

@@ -1,4 +1,4 @@
-"""The GPU engine: the contract of `lstm_fused.reference`, kept by one kernel per step or per sequence."""
+"""The Triton engine: allocates results, computes W_ih x and launches a kernel per step or per sequence."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -53,7 +53,7 @@ def backward(saved: Saved, douts: OutputGradients, plan: Plan | None = None) -> 
 
 
 def of_table(direction: str, steps: Tensor, c0: Tensor, weight_hr: Tensor | None, variant: Variant) -> Plan:
-    """The plan that `lstm_fused.kernels.choose` has for a layer, given a tensor of all steps."""
+    """The plan that `lstm_fused.kernels.choose` chooses; ``steps`` is a tensor of all steps, [T, B, ...]."""
     B, H = c0.shape
     options = weight_hr is not None, bool(variant.names())
     layer = Layer(direction, H, B, steps.dtype, precision(), *options)
@@ -67,8 +67,8 @@ def input_projection(x: Tensor, weight_ih: Tensor | None) -> Tensor:
         return x.to(wide).contiguous()
     rows = x.flatten(0, 1)
     if wide == torch.float64:
-        # A sequence in pieces is to equal the whole bit for bit. What a library makes of a row depends on how
-        # many rows there are; what this kernel makes of it does not.
+        # A sequence in pieces must equal the whole one bit for bit. A library's rounding of a row depends on the
+        # number of rows; this kernel's does not.
         xw = rows.new_empty(len(rows), len(weight_ih))
         plan = next(plans("step", Layer("forward", len(weight_ih) // 4, x.shape[1], x.dtype, "ieee")))
         steps.product(plan, rows.contiguous(), weight_ih.contiguous().T, xw)

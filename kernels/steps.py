@@ -1,4 +1,4 @@
-"""The sequence as one launch of a step kernel per time step."""
+"""Runs a sequence as one launch of the step kernels per time step."""
 
 from functools import cache
 from typing import Any
@@ -95,20 +95,20 @@ def backward(
 
 
 def of_tensors(tensors: tuple[Tensor | None, ...]) -> dict[str, Any]:
-    """What kernels that read addresses must know of the tensors there."""
+    """The dtypes and the alignment of tensors whose addresses a kernel reads from the table."""
     kinds = tuple(None if tensor is None else getattr(tl, str(tensor.dtype)[6:]) for tensor in tensors)
     aligned = all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors)
     return {"KINDS": kinds, "ALIGNED": aligned}
 
 
 def items(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Options as what can be compared and kept."""
+    """Options in a hashable form."""
     return tuple(options.items())
 
 
 @cache
 def dependent_launch(device: torch.device) -> dict[str, bool]:
-    """How a launch may begin before the one before it has ended, where a card can do so."""
+    """Options of programmatic dependent launch, on cards that have it."""
     able = device.type == "cuda" and torch.version.hip is None
     able = able and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"PDL": True, "launch_pdl": True} if able else {}

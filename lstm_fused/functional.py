@@ -11,7 +11,7 @@ from lstm_fused.autograd import autocast, tracing
 from lstm_fused.autograd.dispatch import requires_grad
 from lstm_fused.autograd.function import LSTMFunction
 from lstm_fused.autograd.operators import below_autograd, forward_op
-from lstm_fused.backends.table import UNASKED, select
+from lstm_fused.backends.table import DEFAULT_OPERATORS, select
 from lstm_fused.checks import States, check_layer
 from lstm_fused.contract import PLAIN, Inputs, Variant, flatten, mapped
 from lstm_fused.layers.layer_norm import layer_norm
@@ -98,7 +98,7 @@ def run_layer(
         dtype = autocast.computed_in(input)
     chosen = select(engine, device, dtype, variant)
     if engine is None:
-        chosen = UNASKED.get(chosen, chosen)
+        chosen = DEFAULT_OPERATORS.get(chosen, chosen)
     bias = own.bias_ih if own.bias_hh is None else own.bias_hh
     if own.bias_ih is not None and own.bias_hh is not None:
         bias = own.bias_ih + own.bias_hh

@@ -49,13 +49,13 @@ def backward_kernel(backward: Callable[[Saved, OutputGradients], Gradients], *op
 
 def triton_or_reference_forward(inputs: Inputs) -> Outputs:
     """Triton if its kernels can run here, else the reference: a program may come from another machine."""
-    return triton.forward(inputs, unasked=True) if triton.serves(inputs.x) else reference.forward(inputs)
+    return triton.forward(inputs, by_default=True) if triton.serves(inputs.x) else reference.forward(inputs)
 
 
 def triton_or_reference_backward(saved: Saved, douts: OutputGradients) -> Gradients:
     """The backward pass of either; both save the same tensors for it."""
     if triton.serves(saved.c):
-        return triton.backward(saved, douts, unasked=True)
+        return triton.backward(saved, douts, by_default=True)
     return reference.backward(saved, douts)
 
 

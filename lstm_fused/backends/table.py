@@ -62,9 +62,9 @@ ENGINES = (
 
 # Operators of engines chosen by default, if they differ from the engine's own: they run the reference if no
 # kernel has passed its check on this card. Both save the same tensors for backward.
-UNASKED = {"triton": "triton_or_reference"}
+DEFAULT_OPERATORS = {"triton": "triton_or_reference"}
 # Every pair of operators, with the engine that determines the shapes and dtypes of their results.
-OPERATORS = {engine.name: engine for engine in ENGINES} | {UNASKED["triton"]: TRITON}
+OPERATORS = {engine.name: engine for engine in ENGINES} | {DEFAULT_OPERATORS["triton"]: TRITON}
 
 
 def named(name: object, argument: str = "engine") -> list[Engine]:

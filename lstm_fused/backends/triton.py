@@ -43,17 +43,17 @@ def serves(tensor: Tensor) -> bool:
     return INSTALLED and tensor.device.type == DEVICE
 
 
-def forward(inputs: Inputs, unasked: bool = False) -> Outputs:
-    """The forward pass; if the engine was not named (``unasked``), the reference may run instead."""
+def forward(inputs: Inputs, by_default: bool = False) -> Outputs:
+    """The forward pass; if the engine was not named (``by_default``), the reference may run instead."""
     from lstm_fused.kernels import guard
 
-    outputs: Outputs = guard.forward(inputs, unasked)
+    outputs: Outputs = guard.forward(inputs, by_default)
     return outputs
 
 
-def backward(saved: Saved, douts: OutputGradients, unasked: bool = False) -> Gradients:
+def backward(saved: Saved, douts: OutputGradients, by_default: bool = False) -> Gradients:
     """The backward pass; see `forward`."""
     from lstm_fused.kernels import guard
 
-    gradients: Gradients = guard.backward(saved, douts, unasked)
+    gradients: Gradients = guard.backward(saved, douts, by_default)
     return gradients

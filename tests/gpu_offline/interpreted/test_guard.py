@@ -282,13 +282,13 @@ def test_a_kernel_that_is_named_is_never_replaced(monkeypatch, launched):
         module(x)
 
 
-def test_kernels_that_wait_run_unasked_only_where_they_are_proven(monkeypatch):
+def test_kernels_that_wait_run_by_default_only_where_they_are_tested(monkeypatch):
     layer, card = Layer("forward", 256, 16, torch.bfloat16, "ieee"), choose.CARDS[1]
     assert choose.choose(layer, card).kernel == "persistent"
     assert [plan.kernel for plan in guard.candidates(layer, card, False)] == ["persistent"]
     all_kernels = ["persistent", "cooperative", "step"]
-    for proven, kernels in (((), ["step"]), (("sm_90",), all_kernels), (("A100",), ["step"])):
-        monkeypatch.setattr(guard, "WAITING_PROVEN", proven)
+    for tested, kernels in (((), ["step"]), (("sm_90",), all_kernels), (("A100",), ["step"])):
+        monkeypatch.setattr(guard, "WAITING_TESTED", tested)
         assert [plan.kernel for plan in guard.candidates(layer, card, True)] == kernels
 
 
@@ -539,7 +539,7 @@ def test_without_triton_the_operators_are_the_reference(monkeypatch, launched):
     monkeypatch.setattr(table, "ENGINES", (table.REFERENCE,))
     wanted = outcome(module, x)
     monkeypatch.setattr(table, "ENGINES", (table.REFERENCE,))
-    monkeypatch.setattr(lstm_fused.functional, "UNASKED", {"reference": "triton_or_reference"})
+    monkeypatch.setattr(lstm_fused.functional, "DEFAULT_OPERATORS", {"reference": "triton_or_reference"})
     assert all(map(torch.equal, outcome(module, x), wanted)) and launched == []
 
 
@@ -613,7 +613,7 @@ def test_a_plan_that_waited_in_vain_is_no_verdict_for_others(monkeypatch):
         check, "poisoned", lambda run, operands, plan: [late.fill_(1), run(*operands, plan=plan)][1]
     )
     found = check.check(plan, layer, CPU)
-    assert not found.right and not found.lasting and "in vain" in found.said
+    assert not found.right and not found.lasting and "timed out" in found.said
     assert not scratch.timed_out(CPU)
 
 
