@@ -26,8 +26,8 @@ from lstm_fused.reference import accumulation_dtype
 T, I = 4, 5
 LONG = 32  # steps; more than the slots of a persistent kernel's ring buffer
 # Largest allowed error by bytes of the dtype, in ulps of the largest element of a result, or in the change
-# that one ulp in every operand causes if that is larger. Half precision rounds only h and stored results, half
-# an ulp each; the other dtypes also round sums, 3 ulps, and the card's exponentials are less exact.
+# that one ulp in every operand causes if that is larger. Half precision rounds only h and stored results,
+# half an ulp each; the other dtypes also round sums, 3 ulps, and the card's exponentials are less exact.
 ALLOWED = {2: 4, 4: 16, 8: 16}
 TF32 = 2**-10
 aten = torch.ops.aten

@@ -2,8 +2,8 @@
 
 The environment variable LSTM_FUSED_GPU applies if the user did not name the Triton engine. "auto" takes the
 first plan that passes `lstm_fused.kernels.check`, or the reference if none does; "off" takes the reference;
-"step" takes only the step kernel, whose programs never wait; "unchecked" takes the first plan without a check.
-The first call that wants a plan checks it, once per machine. While no check can run, for example during graph
+"step" takes only the step kernel, whose programs never wait; "unchecked" takes the first plan as it is. The
+first call that wants a plan checks it, once per machine. While no check can run, for example during graph
 capture, only plans that passed an earlier check are used.
 
 With `engine="triton"`, or with a kernel named by LSTM_FUSED_KERNEL, nothing is replaced: a failed check

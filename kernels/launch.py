@@ -67,8 +67,8 @@ def input_projection(x: Tensor, weight_ih: Tensor | None) -> Tensor:
         return x.to(wide).contiguous()
     rows = x.flatten(0, 1)
     if wide == torch.float64:
-        # A sequence in pieces must equal the whole one bit for bit. A library's rounding of a row depends on the
-        # number of rows; this kernel's does not.
+        # A sequence in pieces must equal the whole one bit for bit. A library's rounding of a row depends on
+        # the number of rows; this kernel's does not.
         xw = rows.new_empty(len(rows), len(weight_ih))
         plan = next(plans("step", Layer("forward", len(weight_ih) // 4, x.shape[1], x.dtype, "ieee")))
         steps.product(plan, rows.contiguous(), weight_ih.contiguous().T, xw)
