@@ -1,7 +1,7 @@
 // Every blocking parameter and threshold of the C++ engine: [unit], meaning, and the measurement behind it.
 //
 // plan.cpp uses those that depend on a layer's sizes, gemm/ and runtime/ the others. Times are from the AMX
-// machine of docs/bench.md; mnist, mid, long, ptb, stream, wide and big are the sizes of bench/sizes.py.
+// machine of docs/bench.md; mnist, mid, long, ptb, stream, wide and big are the sizes of bench/cases.py.
 // Seven hexadecimal digits name the commit whose message has the measurement; "by trial": no numbers were
 // kept.
 #pragma once
