@@ -18,11 +18,12 @@ ONEDNN = (
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and cpp.on_intel() is False
 )
-# Elements of a weight gradient above which oneDNN is used, if ONEDNN holds. For smaller ones it took 0.7 to
-# 1.04 of MKL's time, because it does not split the sum over threads.
-LARGE = 2**20
-# Elements of a weight gradient up to which MKL is 1.05 to 2 times as fast at its transpose, copy included.
-NARROW = 2**17
+# [elements of a weight gradient] Minimum for oneDNN, if ONEDNN holds. For smaller ones it took 0.7 to 1.04 of
+# MKL's time, because it does not split the sum over threads.
+ONEDNN_MIN_ELEMENTS = 2**20
+# [elements of a weight gradient] Maximum up to which MKL is 1.05 to 2 times as fast at its transpose, copy
+# included.
+TRANSPOSE_MAX_ELEMENTS = 2**17
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -35,9 +36,9 @@ def outer_sum(left: Tensor, right: Tensor) -> Tensor:
     left, right = rows(left), rows(right)
     if ours_to_choose(left, right):
         elements = left.shape[1] * right.shape[1]
-        if ONEDNN and elements > LARGE:
+        if ONEDNN and elements > ONEDNN_MIN_ELEMENTS:
             return onednn(right.T, left.T).T  # the faster order
-        if elements <= NARROW:
+        if elements <= TRANSPOSE_MAX_ELEMENTS:
             return (right.T @ left).T.contiguous()
     return left.T @ right
 
