@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 from lstm_fused.kernels.cell import index, offsets, valid_rows
-from lstm_fused.kernels.table import double_buffered, pointer, time_of
+from lstm_fused.kernels.table import BACKWARD, FORWARD, double_buffered, pointer, time_of
 from lstm_fused.kernels.variant import load_share, masked
 
 
@@ -34,15 +34,16 @@ def lstm_recurrent_step_kernel(
     table, node, B, H: tl.constexpr, P: tl.constexpr, KINDS: tl.constexpr, ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """W_hh h_{t-1}, for the layer norm of the forward pass; the table as lstm_forward_step_kernel has it."""
+    """W_hh h_{t-1}, for the layer norm of the forward pass, of `ForwardTensors`."""
     step = tl.load(table) + node
-    PROJECTED: tl.constexpr = KINDS[16] is not None
+    PROJECTED: tl.constexpr = KINDS[FORWARD.weight_hr] is not None
     multiply(
-        pointer(table, 5, KINDS, ALIGNED) if PROJECTED else double_buffered(table, step, 5, KINDS, ALIGNED),
-        pointer(table, 1, KINDS, ALIGNED),
-        pointer(table, 11, KINDS, ALIGNED), None, None, None, 0, 0, B, 4 * H, P, 1, P, True,
+        pointer(table, FORWARD.h, KINDS, ALIGNED) if PROJECTED
+        else double_buffered(table, step, FORWARD.h, KINDS, ALIGNED),
+        pointer(table, FORWARD.weight_hh, KINDS, ALIGNED),
+        pointer(table, FORWARD.hw, KINDS, ALIGNED), None, None, None, 0, 0, B, 4 * H, P, 1, P, True,
         PRECISION, BB, BH, BK,
-        pointer(table, 13, KINDS, ALIGNED) if KINDS[13] is not None else None, None, None, None, False,
+        pointer(table, FORWARD.h_mask, KINDS, ALIGNED), None, None, None, False,
     )  # fmt: skip
 
 
@@ -52,15 +53,15 @@ def lstm_projection_step_kernel(
     PRECISION: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     SHARED: tl.constexpr = False,
 ):  # fmt: skip
-    """The h and y of a step through W_hr; the table as lstm_forward_step_kernel has it."""
+    """The h and y of a step through W_hr, of `ForwardTensors`."""
     t = time_of(table, tl.load(table) + node)
     multiply(
-        pointer(table, 6, KINDS, ALIGNED), pointer(table, 16, KINDS, ALIGNED),
-        pointer(table, 5, KINDS, ALIGNED), None,
-        pointer(table, 8, KINDS, ALIGNED) + tl.cast(t, tl.int64) * B * P,
-        pointer(table, 4, KINDS, ALIGNED) if KINDS[4] is not None else None,
+        pointer(table, FORWARD.h_next, KINDS, ALIGNED), pointer(table, FORWARD.weight_hr, KINDS, ALIGNED),
+        pointer(table, FORWARD.h, KINDS, ALIGNED), None,
+        pointer(table, FORWARD.y, KINDS, ALIGNED) + tl.cast(t, tl.int64) * B * P,
+        pointer(table, FORWARD.lengths, KINDS, ALIGNED),
         t, t, B, P, H, 1, H, False, PRECISION, BB, BH, BK, None, None,
-        pointer(table, 14, KINDS, ALIGNED) if KINDS[14] is not None else None, None, SHARED,
+        pointer(table, FORWARD.zoneout_h, KINDS, ALIGNED), None, SHARED,
     )  # fmt: skip
 
 
@@ -70,20 +71,21 @@ def lstm_gradient_step_kernel(
     PRECISION: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     SHARED: tl.constexpr = False,
 ):  # fmt: skip
-    """The gradient of the projected h; the table as lstm_backward_step_kernel has it."""
+    """The gradient of the projected h, of `BackwardTensors`."""
     step = tl.load(table) + node
     t, t_after = time_of(table, step), time_of(table, step - 1)
     at, at_after = tl.cast(tl.maximum(t, 0), tl.int64), tl.cast(tl.maximum(t_after, 0), tl.int64)
     multiply(
-        pointer(table, 1, KINDS, ALIGNED) + at_after * B * 4 * H, pointer(table, 2, KINDS, ALIGNED),
-        pointer(table, 3, KINDS, ALIGNED),
-        pointer(table, 0, KINDS, ALIGNED) + at * B * P if KINDS[0] is not None else None,
-        pointer(table, 16, KINDS, ALIGNED),
-        pointer(table, 9, KINDS, ALIGNED) if KINDS[9] is not None else None,
+        pointer(table, BACKWARD.dhw, KINDS, ALIGNED) + at_after * B * 4 * H,
+        pointer(table, BACKWARD.weight_hh, KINDS, ALIGNED),
+        pointer(table, BACKWARD.dh_state, KINDS, ALIGNED),
+        pointer(table, BACKWARD.dy, KINDS, ALIGNED) + at * B * P if KINDS[BACKWARD.dy] is not None else None,
+        pointer(table, BACKWARD.dh_t, KINDS, ALIGNED),
+        pointer(table, BACKWARD.lengths, KINDS, ALIGNED),
         t_after, t, B, P, 4 * H, P, 1, True, PRECISION, BB, BH, BK, None,
-        pointer(table, 11, KINDS, ALIGNED) if KINDS[11] is not None else None,
-        pointer(table, 12, KINDS, ALIGNED) if KINDS[12] is not None else None,
-        pointer(table, 13, KINDS, ALIGNED) if KINDS[13] is not None else None, SHARED,
+        pointer(table, BACKWARD.h_mask, KINDS, ALIGNED),
+        pointer(table, BACKWARD.zoneout_h, KINDS, ALIGNED),
+        pointer(table, BACKWARD.kept, KINDS, ALIGNED), SHARED,
     )  # fmt: skip
 
 

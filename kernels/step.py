@@ -25,7 +25,15 @@ from lstm_fused.kernels.cell import (
     valid_rows,
 )
 from lstm_fused.kernels.plan import Kernel, Layer, Plan
-from lstm_fused.kernels.table import double_buffered, may_read_table, pointer, time_of, wait_for_step_before
+from lstm_fused.kernels.table import (
+    BACKWARD,
+    FORWARD,
+    double_buffered,
+    may_read_table,
+    pointer,
+    time_of,
+    wait_for_step_before,
+)
 from lstm_fused.kernels.variant import add_normalized, load_share, masked
 
 
@@ -36,7 +44,7 @@ def lstm_forward_step_kernel(
     B,
     H: tl.constexpr,
     P: tl.constexpr,
-    KINDS: tl.constexpr,  # of each address the tensor's dtype, or None
+    KINDS: tl.constexpr,  # the dtype of each tensor of the table, or None
     ALIGNED: tl.constexpr,  # whether all addresses are multiples of 16 bytes
     PRECISION: tl.constexpr,
     BB: tl.constexpr,
@@ -46,40 +54,40 @@ def lstm_forward_step_kernel(
     SHARED: tl.constexpr = False,
     PDL: tl.constexpr = False,
 ):
-    """h, c and the gates of one step; programs [batch tile, hidden tile]."""
+    """h, c and the gates of one step, of `ForwardTensors`; programs [batch tile, hidden tile]."""
     may_read_table(node, PDL)
     step = tl.load(table) + node
     t = time_of(table, step)
-    PROJECTED: tl.constexpr = KINDS[16] is not None
-    xw = pointer(table, 0, KINDS, ALIGNED)  # [T, B, 4H], accumulation dtype
-    weight_hh = pointer(table, 1, KINDS, ALIGNED)  # [4H, P]
-    bias = pointer(table, 2, KINDS, ALIGNED) if KINDS[2] is not None else None  # [4H]
-    peephole = pointer(table, 3, KINDS, ALIGNED) if KINDS[3] is not None else None  # [3H]
-    lengths = pointer(table, 4, KINDS, ALIGNED) if KINDS[4] is not None else None  # [B]
-    # [B, P] and [B, H], a double buffer; with a projection the second is o * tanh(c), zero past the lengths.
+    PROJECTED: tl.constexpr = KINDS[FORWARD.weight_hr] is not None
+    xw = pointer(table, FORWARD.xw, KINDS, ALIGNED)
+    weight_hh = pointer(table, FORWARD.weight_hh, KINDS, ALIGNED)
+    bias = pointer(table, FORWARD.bias, KINDS, ALIGNED)
+    peephole = pointer(table, FORWARD.peephole, KINDS, ALIGNED)
+    lengths = pointer(table, FORWARD.lengths, KINDS, ALIGNED)
     h_prev = (
-        pointer(table, 5, KINDS, ALIGNED) if PROJECTED else double_buffered(table, step, 5, KINDS, ALIGNED)
+        pointer(table, FORWARD.h, KINDS, ALIGNED)
+        if PROJECTED
+        else double_buffered(table, step, FORWARD.h, KINDS, ALIGNED)
     )
     h_next = (
-        pointer(table, 6, KINDS, ALIGNED)
+        pointer(table, FORWARD.h_next, KINDS, ALIGNED)
         if PROJECTED
-        else double_buffered(table, step + 1, 5, KINDS, ALIGNED)
+        else double_buffered(table, step + 1, FORWARD.h, KINDS, ALIGNED)
     )
-    c_state = pointer(table, 7, KINDS, ALIGNED)  # [B, H], read and written
-    y = pointer(table, 8, KINDS, ALIGNED) if not PROJECTED else None  # [T, B, H]
-    c_all = pointer(table, 9, KINDS, ALIGNED) if KINDS[9] is not None else None  # [T, B, H]
-    gates_all = pointer(table, 10, KINDS, ALIGNED) if KINDS[10] is not None else None  # [T, B, 4H]
-    # With layer norm W_hh h_{t-1} [B, 4H] in the accumulation dtype, and the gain [4H].
-    hw = pointer(table, 11, KINDS, ALIGNED) if KINDS[11] is not None else None
-    gain_hh = pointer(table, 12, KINDS, ALIGNED) if KINDS[12] is not None else None
-    h_mask = pointer(table, 13, KINDS, ALIGNED) if KINDS[13] is not None else None  # [B, P]
-    # Each [T, B, H], or SHARED [H]; that of h is left to the projection, if there is one.
-    ZONEOUT_H: tl.constexpr = KINDS[14] is not None and not PROJECTED
-    zoneout_h = pointer(table, 14, KINDS, ALIGNED) if ZONEOUT_H else None
-    zoneout_c = pointer(table, 15, KINDS, ALIGNED) if KINDS[15] is not None else None
+    c_state = pointer(table, FORWARD.c_state, KINDS, ALIGNED)
+    y = pointer(table, FORWARD.y, KINDS, ALIGNED) if not PROJECTED else None
+    c_all = pointer(table, FORWARD.c_all, KINDS, ALIGNED)
+    gates_all = pointer(table, FORWARD.gates_all, KINDS, ALIGNED)
+    hw = pointer(table, FORWARD.hw, KINDS, ALIGNED)
+    gain_hh = pointer(table, FORWARD.gain_hh, KINDS, ALIGNED)
+    h_mask = pointer(table, FORWARD.h_mask, KINDS, ALIGNED)
+    # The zoneout of h is left to the projection, if there is one.
+    ZONEOUT_H: tl.constexpr = KINDS[FORWARD.zoneout_h] is not None and not PROJECTED
+    zoneout_h = pointer(table, FORWARD.zoneout_h, KINDS, ALIGNED) if ZONEOUT_H else None
+    zoneout_c = pointer(table, FORWARD.zoneout_c, KINDS, ALIGNED)
 
-    WIDE: tl.constexpr = KINDS[0]
-    EXACT: tl.constexpr = KINDS[1] == tl.float32 and PRECISION == "ieee"
+    WIDE: tl.constexpr = KINDS[FORWARD.xw]
+    EXACT: tl.constexpr = KINDS[FORWARD.weight_hh] == tl.float32 and PRECISION == "ieee"
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
     row_mask, mask = (rows < B)[:, None], (rows < B)[:, None] & (cols < H)[None, :]
@@ -145,7 +153,7 @@ def lstm_backward_step_kernel(
     B,
     H: tl.constexpr,
     P: tl.constexpr,
-    KINDS: tl.constexpr,  # of each address the tensor's dtype, or None
+    KINDS: tl.constexpr,  # the dtype of each tensor of the table, or None
     ALIGNED: tl.constexpr,  # whether all addresses are multiples of 16 bytes
     PRECISION: tl.constexpr,
     BB: tl.constexpr,
@@ -155,39 +163,36 @@ def lstm_backward_step_kernel(
     SHARED: tl.constexpr = False,
     PDL: tl.constexpr = False,
 ):
-    """The da of one step and the gradient of the c before it; programs [batch tile, hidden tile].
+    """The da of one step and the gradient of the c before it, of `BackwardTensors`.
 
-    The last launch is one past the last step, and computes dh only.
+    Programs [batch tile, hidden tile]. The last launch is one past the last step, and computes dh only.
     """
     may_read_table(node, PDL)
     step = tl.load(table) + node
     t, t_after, t_before = time_of(table, step), time_of(table, step - 1), time_of(table, step + 1)
-    PROJECTED: tl.constexpr = KINDS[15] is not None
+    PROJECTED: tl.constexpr = KINDS[BACKWARD.weight_hr] is not None
     K: tl.constexpr = P if PROJECTED else 4 * H
-    HAS_DY: tl.constexpr = KINDS[0] is not None and not PROJECTED
-    ZONEOUT_H: tl.constexpr = KINDS[12] is not None and not PROJECTED
-    H_MASK: tl.constexpr = KINDS[11] is not None and not PROJECTED
-    dy = pointer(table, 0, KINDS, ALIGNED) if HAS_DY else None  # [T, B, H]
-    # dxw, or with layer norm dhw, [T, B, 4H]; with a projection the gradient of the projected h, [B, P].
-    left = pointer(table, 16 if PROJECTED else 1, KINDS, ALIGNED)
-    weight = pointer(table, 15 if PROJECTED else 2, KINDS, ALIGNED)  # weight_hh [4H, H], or weight_hr [P, H]
-    dh_state = pointer(table, 3, KINDS, ALIGNED) if not PROJECTED else None  # [B, H], read and written
-    dc_state = pointer(table, 4, KINDS, ALIGNED)  # [B, H], read and written
-    c_all = pointer(table, 5, KINDS, ALIGNED)  # [T, B, H]
-    c0 = pointer(table, 6, KINDS, ALIGNED)  # [B, H]
-    gates_all = pointer(table, 7, KINDS, ALIGNED)  # [T, B, 4H]
-    peephole = pointer(table, 8, KINDS, ALIGNED) if KINDS[8] is not None else None  # [3H]
-    lengths = pointer(table, 9, KINDS, ALIGNED) if KINDS[9] is not None else None  # [B]
-    dxw = pointer(table, 10, KINDS, ALIGNED)  # [T, B, 4H]
-    h_mask = pointer(table, 11, KINDS, ALIGNED) if H_MASK else None  # [B, H]
-    zoneout_h = pointer(table, 12, KINDS, ALIGNED) if ZONEOUT_H else None  # [T, B, H], or SHARED [H]
-    kept = (
-        pointer(table, 13, KINDS, ALIGNED) if ZONEOUT_H else None
-    )  # [B, H], the gradient that skips the cell, read and written
-    zoneout_c = pointer(table, 14, KINDS, ALIGNED) if KINDS[14] is not None else None  # like zoneout_h
+    HAS_DY: tl.constexpr = KINDS[BACKWARD.dy] is not None and not PROJECTED
+    ZONEOUT_H: tl.constexpr = KINDS[BACKWARD.zoneout_h] is not None and not PROJECTED
+    H_MASK: tl.constexpr = KINDS[BACKWARD.h_mask] is not None and not PROJECTED
+    dy = pointer(table, BACKWARD.dy, KINDS, ALIGNED) if HAS_DY else None
+    left = pointer(table, BACKWARD.dh_t if PROJECTED else BACKWARD.dhw, KINDS, ALIGNED)
+    weight = pointer(table, BACKWARD.weight_hr if PROJECTED else BACKWARD.weight_hh, KINDS, ALIGNED)
+    dh_state = pointer(table, BACKWARD.dh_state, KINDS, ALIGNED) if not PROJECTED else None
+    dc_state = pointer(table, BACKWARD.dc_state, KINDS, ALIGNED)
+    c_all = pointer(table, BACKWARD.c_all, KINDS, ALIGNED)
+    c0 = pointer(table, BACKWARD.c0, KINDS, ALIGNED)
+    gates_all = pointer(table, BACKWARD.gates_all, KINDS, ALIGNED)
+    peephole = pointer(table, BACKWARD.peephole, KINDS, ALIGNED)
+    lengths = pointer(table, BACKWARD.lengths, KINDS, ALIGNED)
+    dxw = pointer(table, BACKWARD.dxw, KINDS, ALIGNED)
+    h_mask = pointer(table, BACKWARD.h_mask, KINDS, ALIGNED) if H_MASK else None
+    zoneout_h = pointer(table, BACKWARD.zoneout_h, KINDS, ALIGNED) if ZONEOUT_H else None
+    kept = pointer(table, BACKWARD.kept, KINDS, ALIGNED) if ZONEOUT_H else None
+    zoneout_c = pointer(table, BACKWARD.zoneout_c, KINDS, ALIGNED)
 
-    WIDE: tl.constexpr = KINDS[5]
-    EXACT: tl.constexpr = KINDS[2] == tl.float32 and PRECISION == "ieee"
+    WIDE: tl.constexpr = KINDS[BACKWARD.c_all]
+    EXACT: tl.constexpr = KINDS[BACKWARD.weight_hh] == tl.float32 and PRECISION == "ieee"
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)
     row_mask, col_mask = (rows < B)[:, None], (cols < H)[None, :]

@@ -14,6 +14,7 @@ from lstm_fused.kernels.product import (
 )
 from lstm_fused.kernels.replay import Launch, Steps, run
 from lstm_fused.kernels.step import lstm_backward_step_kernel, lstm_forward_step_kernel
+from lstm_fused.kernels.table import BackwardTensors, ForwardTensors
 from lstm_fused.kernels.variant import lstm_norm_step_kernel
 from torch import Tensor
 
@@ -34,10 +35,24 @@ def forward(
     c_state = c0.to(xw.dtype, copy=True)
     variant, shared = dense_variant(inputs.variant)
     hw = None if variant.gain_hh is None else xw.new_empty(B, 4 * H)
-    tensors = (
-        *(xw, inputs.weight_hh, inputs.bias, inputs.peephole, inputs.lengths),
-        *(h, h_next, c_state, y, c, gates, hw, variant.gain_hh),
-        *(variant.h_mask, variant.zoneout_h, variant.zoneout_c, weight_hr),
+    tensors = ForwardTensors(
+        xw=xw,
+        weight_hh=inputs.weight_hh,
+        bias=inputs.bias,
+        peephole=inputs.peephole,
+        lengths=inputs.lengths,
+        h=h,
+        h_next=h_next,
+        c_state=c_state,
+        y=y,
+        c_all=c,
+        gates_all=gates,
+        hw=hw,
+        gain_hh=variant.gain_hh,
+        h_mask=variant.h_mask,
+        zoneout_h=variant.zoneout_h,
+        zoneout_c=variant.zoneout_c,
+        weight_hr=weight_hr,
     )
     sizes = {"B": B, "H": H, "P": P} | of_tensors(tensors)
     of_cell = sizes | plan.options | {"CLIP": variant.cell_clip, "SHARED": shared}
@@ -71,11 +86,26 @@ def backward(
     dh_t = None if weight_hr is None else gates.new_empty(B, P)
     variant, shared = dense_variant(saved.variant)
     kept = None if variant.zoneout_h is None else c.new_zeros(B, P)
-    tensors = (
-        *(douts.dy, dxw if hw is None else dhw, saved.weight_hh, dh, dc),
-        *(c, saved.c0, gates, saved.peephole, saved.lengths, dxw),
-        *(variant.h_mask, variant.zoneout_h, kept, variant.zoneout_c),
-        *(weight_hr, dh_t, hw, variant.gain_hh),
+    tensors = BackwardTensors(
+        dy=douts.dy,
+        dhw=dxw if hw is None else dhw,
+        weight_hh=saved.weight_hh,
+        dh_state=dh,
+        dc_state=dc,
+        c_all=c,
+        c0=saved.c0,
+        gates_all=gates,
+        peephole=saved.peephole,
+        lengths=saved.lengths,
+        dxw=dxw,
+        h_mask=variant.h_mask,
+        zoneout_h=variant.zoneout_h,
+        kept=kept,
+        zoneout_c=variant.zoneout_c,
+        weight_hr=weight_hr,
+        dh_t=dh_t,
+        hw=hw,
+        gain_hh=variant.gain_hh,
     )
     sizes = {"B": B, "H": H} | of_tensors(tensors)
     of_cell = sizes | {"P": P, "CLIP": variant.cell_clip, "SHARED": shared} | plan.options

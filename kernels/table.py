@@ -1,15 +1,74 @@
 """The step kernels' arguments as a table in device memory: int64 numbers that one small launch writes.
 
 A table holds the base step of the next launch, the number of steps, the t of the first step, the stride of t,
-and then addresses. A kernel reads an address once, from L2; declared a multiple of 16, it allows loads as
-wide as a pointer argument does.
+and then addresses, in the order of the fields of `ForwardTensors` or `BackwardTensors`. A kernel reads an
+address once, from L2; declared a multiple of 16, it allows loads as wide as a pointer argument does.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
+
+class ForwardTensors(NamedTuple):
+    """Tensors of a forward step; "wide" is the accumulation dtype."""
+
+    xw: Tensor  # [T, B, 4H], wide
+    weight_hh: Tensor  # [4H, P]
+    bias: Tensor | None  # [4H]
+    peephole: Tensor | None  # [3H]
+    lengths: Tensor | None  # [B]
+    h: Tensor  # [B, P]; without a projection h and h_next are a double buffer, and so are adjacent
+    h_next: Tensor  # [B, H]; with a projection o * tanh(c), zero past the lengths
+    c_state: Tensor  # [B, H], wide, read and written
+    y: Tensor  # [T, B, P]
+    c_all: Tensor | None  # [T, B, H], wide
+    gates_all: Tensor | None  # [T, B, 4H]
+    hw: Tensor | None = None  # [B, 4H], wide: with layer norm W_hh h_{t-1}
+    gain_hh: Tensor | None = None  # [4H]
+    h_mask: Tensor | None = None  # [B, P]
+    zoneout_h: Tensor | None = None  # [T, B, P], or SHARED [P]
+    zoneout_c: Tensor | None = None  # [T, B, H], or SHARED [H]
+    weight_hr: Tensor | None = None  # [P, H]
+
+
+class BackwardTensors(NamedTuple):
+    """Tensors of a backward step; "wide" is the accumulation dtype."""
+
+    dy: Tensor | None  # [T, B, P]
+    dhw: Tensor  # [T, B, 4H]: the gradient of W_hh h_{t-1}; without layer norm dxw itself
+    weight_hh: Tensor  # [4H, P]
+    dh_state: Tensor  # [B, P], wide, read and written
+    dc_state: Tensor  # [B, H], wide, read and written
+    c_all: Tensor  # [T, B, H], wide
+    c0: Tensor  # [B, H]
+    gates_all: Tensor  # [T, B, 4H]
+    peephole: Tensor | None  # [3H]
+    lengths: Tensor | None  # [B]
+    dxw: Tensor  # [T, B, 4H]
+    h_mask: Tensor | None = None  # [B, P]
+    zoneout_h: Tensor | None = None  # [T, B, P], or SHARED [P]
+    kept: Tensor | None = None  # [B, P], wide: the part of dh that skips the cell, read and written
+    zoneout_c: Tensor | None = None  # [T, B, H], or SHARED [H]
+    weight_hr: Tensor | None = None  # [P, H]
+    dh_t: Tensor | None = None  # [B, P]: the gradient of the projected h
+    hw: Tensor | None = None  # [T, B, 4H], wide
+    gain_hh: Tensor | None = None  # [4H]
+
+
+class Slots(tl.constexpr):
+    """The positions of a record's fields, by name; a constexpr, so that compiled code depends on them."""
+
+    def __init__(self, record: Any) -> None:
+        super().__init__(record(*range(len(record._fields))))
+        self.__dict__ |= self.value._asdict()  # for the interpreter; the compiler reads fields of the value
+
+
+FORWARD, BACKWARD = Slots(ForwardTensors), Slots(BackwardTensors)
 HEAD = tl.constexpr(4)  # numbers before the addresses
-ADDRESSES = 19
+ADDRESSES = max(len(record._fields) for record in (ForwardTensors, BackwardTensors))
 NUMBERS = HEAD.value + ADDRESSES
 
 
@@ -43,10 +102,13 @@ def time_of(table, step):
 
 @triton.jit
 def pointer(table, n, KINDS: tl.constexpr, ALIGNED: tl.constexpr):
-    """The n-th address, of a tensor of the n-th dtype."""
-    found = tl.load(table + HEAD + n).to(tl.pointer_type(KINDS[n]))
-    if ALIGNED:
-        found = tl.multiple_of(found, 16)
+    """The n-th address, of a tensor of the n-th dtype; None if there is no tensor."""
+    if KINDS[n] is None:
+        found = None
+    else:
+        found = tl.load(table + HEAD + n).to(tl.pointer_type(KINDS[n]))
+        if ALIGNED:
+            found = tl.multiple_of(found, 16)
     return found
 
 

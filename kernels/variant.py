@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 from lstm_fused.kernels.cell import load_gates, offsets, quotient, root
-from lstm_fused.kernels.table import pointer, time_of
+from lstm_fused.kernels.table import BACKWARD, pointer, time_of
 
 EPS = tl.constexpr(1e-5)  # of lstm_fused.reference
 
@@ -66,20 +66,17 @@ def lstm_norm_step_kernel(
     table, node, B, H: tl.constexpr, KINDS: tl.constexpr, ALIGNED: tl.constexpr, BB: tl.constexpr,
     BK: tl.constexpr,
 ):  # fmt: skip
-    """Backward layer norm of a step, from da to the gradient of W_hh h_{t-1}; programs [batch tile].
-
-    The table as lstm_backward_step_kernel has it.
-    """
+    """Backward layer norm of a step, from da to dhw of `BackwardTensors`; programs [batch tile]."""
     N: tl.constexpr = 4 * H
-    WIDE: tl.constexpr = KINDS[17]
+    WIDE: tl.constexpr = KINDS[BACKWARD.hw]
     t = time_of(table, tl.load(table) + node)
     if t >= 0:
         rows = tl.program_id(0) * BB + tl.arange(0, BB)
         start = tl.cast(t, tl.int64) * B * N
-        dxw = pointer(table, 10, KINDS, ALIGNED) + start  # [B, N]
-        hw = pointer(table, 17, KINDS, ALIGNED) + start  # [B, N], accumulation dtype
-        gain = pointer(table, 18, KINDS, ALIGNED)  # [N]
-        dhw = pointer(table, 1, KINDS, ALIGNED) + start  # [B, N]
+        dxw = pointer(table, BACKWARD.dxw, KINDS, ALIGNED) + start  # [B, N]
+        hw = pointer(table, BACKWARD.hw, KINDS, ALIGNED) + start  # [B, N]
+        gain = pointer(table, BACKWARD.gain_hh, KINDS, ALIGNED)  # [N]
+        dhw = pointer(table, BACKWARD.dhw, KINDS, ALIGNED) + start  # [B, N]
         mean, rstd = statistics(hw, rows, B, N, BB, BK)
         total = tl.zeros((BB, BK), WIDE)
         along = tl.zeros((BB, BK), WIDE)

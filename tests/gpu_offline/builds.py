@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from lstm_fused.kernels.choose import fitting, plans, why_not
 from lstm_fused.kernels.plan import CARDS, EXCHANGES, KERNELS, Card, Layer, Plan, record
+from lstm_fused.kernels.table import BackwardTensors, ForwardTensors
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
@@ -32,12 +33,11 @@ POINTERS = {
 }
 WIDE_POINTERS = ("xw", "c_all", "partials")
 INTEGERS = ("T", "B", "node", "first", "tiles", "steps")
-# Tensors in the step kernels' address tables, x in the layer's dtype, w in the accumulation dtype: of every
-# layer, of variants, without and with a projection. See lstm_fused.kernels.step.
-TABLES = {
-    "forward": ("wxxx-xxwxwx", "wxxxx", "-", "x"),
-    "backward": ("xxxwwwxxx-x", "xxwx", "--", "xx"),
-}
+# Tensors of the step kernels: in the accumulation dtype, of variants, of a projection.
+STEP_TENSORS = {"forward": ForwardTensors, "backward": BackwardTensors}
+WIDE_STEP_TENSORS = ("xw", "c_state", "dh_state", "dc_state", "c_all", "hw", "kept")
+OF_VARIANTS = ("hw", "gain_hh", "h_mask", "zoneout_h", "kept", "zoneout_c")
+OF_PROJECTION = ("weight_hr", "dh_t")
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,14 @@ def refused() -> Iterator[Build]:
 
 
 def kinds(build: Build, varied: bool, projected: bool) -> tuple[Any, ...]:
-    """The dtypes of the tensors in a step kernel's address table."""
-    plain, variant, no_projection, projection = TABLES[build.direction]
-    letters = plain + (variant if varied else "-" * len(variant))
-    letters += projection if projected else no_projection
-    if build.direction == "backward":
-        letters += "wx" if varied else "--"  # of the layer norm
+    """The dtypes of a step kernel's tensors; all those that a variant or a projection has, but no lengths."""
+    absent = ("lengths", *(() if varied else OF_VARIANTS), *(() if projected else OF_PROJECTION))
     io = getattr(tl, {"tf32": "float32"}.get(build.kind) or str((KINDS | OWN)[build.kind])[6:])
     wide = tl.float64 if io == tl.float64 else tl.float32
-    return tuple({"x": io, "w": wide, "-": None}[letter] for letter in letters)
+    return tuple(
+        None if name in absent else wide if name in WIDE_STEP_TENSORS else io
+        for name in STEP_TENSORS[build.direction]._fields
+    )
 
 
 @cache

@@ -9,7 +9,7 @@ from builds import Build, compile_kernel
 from cases import layer_inputs, layer_saved, make_tensors
 from lstm_fused.kernels import launcher, scratch, sequence
 from lstm_fused.kernels.plan import EXCHANGES
-from lstm_fused.kernels.table import HEAD, NUMBERS
+from lstm_fused.kernels.table import HEAD, NUMBERS, BackwardTensors, ForwardTensors
 from ptx import Machine, Program
 
 from lstm_fused import reference
@@ -90,7 +90,7 @@ def forward(launch, kernel, kind, case, programs=None, **changes):
     if EXCHANGES[kernel] == "launches":
         h, h_next, c_state = t["h0"], h_n, t["c0"].to(wide)
         for step in range(T):
-            tensors = [xw, *weights, None, h, h_next, c_state, y, c, gates]
+            tensors = ForwardTensors(xw, *weights, None, h, h_next, c_state, y, c, gates)
             launch.step(launch.plan.grid(B, H), tensors, step, T, B)
         h_n, c_n = (h_next if T % 2 else h), c_state.to(c_n.dtype)
     else:
@@ -111,7 +111,9 @@ def backward(launch, kernel, kind, case, programs=None):
     dxw = torch.full_like(wanted[0], torch.nan)
     if EXCHANGES[kernel] == "launches":
         dh, dc = out.h_n.to(out.c.dtype), out.c_n.to(out.c.dtype)
-        tensors = [out.y, dxw, t["weight_hh"], dh, dc, out.c, t["c0"], out.gates, t["peephole"], None, dxw]
+        given = {name: t[name] for name in ("weight_hh", "c0", "peephole")}
+        given |= {"c_all": out.c, "gates_all": out.gates, "lengths": None}
+        tensors = BackwardTensors(dy=out.y, dxw=dxw, dhw=dxw, dh_state=dh, dc_state=dc, **given)
         for step in range(T + 1):
             launch.step(launch.plan.grid(B, H), tensors, step, T, B, T - 1, -1)
         return [dxw, dh.to(dxw.dtype), dc.to(dxw.dtype)], list(wanted[:3])

@@ -5,30 +5,19 @@ import torch
 
 pytest.importorskip("triton")
 
-from builds import CARDS, Build, compile_kernel
+from builds import CARDS, STEP_TENSORS, WIDE_STEP_TENSORS, Build, compile_kernel
 from lstm_fused.kernels import step
 from lstm_fused.kernels.table import HEAD, NUMBERS
 from planting import planted
 from ptx import Fault, Machine, Program
 
 T, B, H = 3, 5, 24
-TENSORS = {
-    "forward": (
-        *("xw", "weight_hh", "bias", "peephole", None, "h", "h_next", "c_state", "y", "c_all"),
-        "gates_all",
-    ),
-    "backward": (
-        *("dy", "dxw", "weight_hh", "dh_state", "dc_state", "c_all", "c0", "gates_all", "peephole", None),
-        "dxw",
-    ),
-}
 SHAPES = {
     **dict.fromkeys(("h", "h_next", "c_state", "dh_state", "dc_state", "c0"), (B, H)),
     **dict.fromkeys(("dy", "y", "c_all"), (T, B, H)),
     **dict.fromkeys(("xw", "dxw", "gates_all"), (T, B, 4 * H)),
     **{"weight_hh": (4 * H, H), "bias": (4 * H,), "peephole": (3 * H,)},
 }
-WIDE = ("xw", "c_all", "c_state", "dh_state", "dc_state")
 # Tensors that no step writes.
 GIVEN = {
     "forward": {"table", "xw", "weight_hh", "bias", "peephole"},
@@ -41,14 +30,16 @@ def touched_early(direction, function=None, node=T - 1):
     """What a launch touches before it waits for the first time."""
     build = Build("step", direction, "bf16", H, CARDS[1])
     compiled, machine = compile_kernel(build, function), Machine()
-    names = dict.fromkeys(name for name in TENSORS[direction] if name)
+    fields = STEP_TENSORS[direction]._fields
     tensors = {
-        name: torch.zeros(SHAPES[name], dtype=torch.float32 if name in WIDE else torch.bfloat16)
-        for name in names
+        name: torch.zeros(SHAPES[name], dtype=torch.float32 if name in WIDE_STEP_TENSORS else torch.bfloat16)
+        for name in fields
+        if name in SHAPES
     }
     tensors["table"] = table = torch.zeros(NUMBERS, dtype=torch.int64)
     places = {name: machine.put(tensor) for name, tensor in tensors.items()}
-    addresses = [places[name] if name else 0 for name in TENSORS[direction]]
+    # Without layer norm dhw is dxw.
+    addresses = [places.get("dxw" if name == "dhw" else name, 0) for name in fields]
     first, stride = (0, 1) if direction == "forward" else (T - 1, -1)
     table[: HEAD.value + len(addresses)] = torch.tensor([0, T, first, stride, *addresses])
     program = Program(compiled.asm["ptx"])

@@ -13,6 +13,7 @@ from cases import Case  # noqa: E402
 from launches import DIRECTIONS, DTYPES, TOLERANCE, Launcher  # noqa: E402
 from lstm_fused.kernels import product, step, variant  # noqa: E402
 from lstm_fused.kernels.plan import EXCHANGES  # noqa: E402
+from lstm_fused.kernels.table import BackwardTensors, ForwardTensors  # noqa: E402
 from points import BLOCK, ROUGH, UNITS, check_points, functions_kernel, points  # noqa: E402
 from ptx import Fault, Machine, Program  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -68,8 +69,7 @@ def test_the_projection_of_a_step(card, kind):
     torch.manual_seed(0)
     m, weight_hr = ((torch.randn(shape) / 2).to(DTYPES[kind]) for shape in ((B, H), (P, H)))
     h, y = (m.new_full(shape, torch.nan) for shape in ((B, P), (T, B, P)))
-    tensors = [None] * 17
-    tensors[5], tensors[6], tensors[8], tensors[16] = h, m, y, weight_hr
+    tensors = none_of(ForwardTensors)._replace(h=h, h_next=m, y=y, weight_hr=weight_hr)
     launch.step(launch.plan.grid(B, P), tensors, 1, T, B)
     wanted = m.double() @ weight_hr.double().T
     tolerance = TOLERANCE[kind]
@@ -126,6 +126,10 @@ def zeros(*shape, kind=np.float16):
     return torch.from_numpy(np.zeros(shape, kind))
 
 
+def none_of(record):
+    return record(*[None] * len(record._fields))
+
+
 # The widest grid; only the last tile of columns is run.
 WIDE, TILE = 65535 * 16, slice(-16, None)
 
@@ -138,7 +142,7 @@ def test_forward_weights_past_two_to_the_31_numbers(card):
     assert weight_hh.numel() > 2**31
     xw, c_state, c_all = (zeros(n, H, kind=np.float32) for n in (4, 1, 1))
     bias, peephole, h_next, y = (zeros(n, H) for n in (4, 3, 1, 1))
-    tensors = [xw, weight_hh, bias, peephole, None, h, h_next, c_state, y, c_all, gates]
+    tensors = ForwardTensors(xw, weight_hh, bias, peephole, None, h, h_next, c_state, y, c_all, gates)
     grid = launch.plan.grid(1, H)
     launch.step(grid, tensors, 0, 1, 1, positions=[(0, grid[1] - 1)])
     a_i, a_f, a_g, a_o = torch.einsum("gnp,p->gn", weight_hh[:, TILE].float(), h[0].float())
@@ -155,7 +159,8 @@ def test_backward_weights_past_two_to_the_31_numbers(card):
     dc, c_all = (zeros(1, H, kind=np.float32) for _ in range(2))
     c0, gates, peephole, dxw = (zeros(n, H) for n in (1, 4, 3, 4))
     gates[[1, 3], TILE] = 1  # f and o, with c = 0: then what goes to the c before is all of dh
-    tensors = [*[None] * 4, dc, c_all, c0, gates, peephole, None, dxw, *[None] * 4, weight_hr, dh_t]
+    given = {"dc_state": dc, "c_all": c_all, "c0": c0, "gates_all": gates, "peephole": peephole, "dxw": dxw}
+    tensors = none_of(BackwardTensors)._replace(**given, weight_hr=weight_hr, dh_t=dh_t)
     grid = launch.plan.grid(1, H)
     launch.step(grid, tensors, 0, 1, 1, positions=[(0, grid[1] - 1)])
     wanted = dh_t.float() @ weight_hr[:, TILE].float()
