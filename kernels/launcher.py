@@ -1,4 +1,4 @@
-"""Launches compiled kernels without Triton's own search for them.
+"""Makes a single launch of a compiled kernel, without Triton's own search for it; launch.py runs a layer.
 
 Triton inspects every argument of every launch to find the kernel that was compiled for such arguments; on a
 small problem that takes longer than the kernel. The key is known here: the plan, the constants, the dtype of

@@ -1,4 +1,4 @@
-"""The step kernels: one launch per time step, for every size and dtype.
+"""The step kernels, for every size and dtype: the code on the device of one time step; steps.py launches it.
 
 A launch has the same arguments in every call of a layer, so that one CUDA graph serves all of them: tensors'
 addresses are in a table in device memory, and the step is the table's base step plus ``node``.

@@ -1,4 +1,4 @@
-"""Runs a sequence as one launch of the step kernels per time step."""
+"""Runs a sequence by launches of the kernels in step.py, product.py and variant.py at each time step."""
 
 from functools import cache
 from typing import Any
