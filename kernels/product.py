@@ -115,7 +115,7 @@ def multiply(
     kept,  # [B, N] backward with zoneout: the gradient that skips the cell, read and written, or None
     SHARED: tl.constexpr,
 ):
-    """State = left right, unchanged past the lengths. Out = state + addend; unless KEEP, zero past them."""
+    """In valid rows state = left @ right; out = state + addend; other rows of out are 0 unless KEEP."""
     WIDE: tl.constexpr = tl.float64 if left.dtype.element_ty == tl.float64 else tl.float32
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     cols = tl.program_id(1) * BH + tl.arange(0, BH)

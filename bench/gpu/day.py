@@ -1,6 +1,6 @@
 """Measures all it can on a GPU that is at hand for minutes: python3 -m bench.gpu.day --out FOLDER.
 
-It is run in the repository's root, with a Python that has torch, Triton and pytest; no network, no install.
+It is run in the repository's root, with a Python that has torch, Triton, numpy and pytest, without network.
 Every job is a process group of its own with a limit of its own. FOLDER gets summary.txt, some lines for each
 job; day.json, all numbers; logs.tgz, all output. They are written again and again, so that a day that is cut
 off keeps what it had. docs/gpu/README.md says how to read them.

@@ -12,7 +12,8 @@ from lstm_fused.kernels import choose
 
 from lstm_fused.autograd.operators import backward_op, forward_op
 from lstm_fused.backends.triton import INTERPRETED
-from tests.cases import Case, make_tensors
+from lstm_fused.contract import OutputGradients, Outputs, flatten
+from tests.cases import Case, layer_inputs, layer_saved, make_tensors
 
 Calls = dict[str, Callable[[], object]]
 
@@ -40,14 +41,13 @@ def timed(call: Callable[[], object], device: str) -> float:
 
 def operators(case: Case, dtype: torch.dtype, device: str) -> Calls:
     """The layer's two directions, to be called again and again."""
-    t = make_tensors(case, dtype, device=device)
-    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
-    inputs = (*(t[n] for n in names), None, False, True)
-    saved = forward_op["reference"](*inputs)
-    gradients = (*saved, t["c0"], t["weight_hh"], t["peephole"], None, None, False)
+    inputs = layer_inputs(make_tensors(case, dtype, device=device))
+    takes = flatten(inputs)
+    out = Outputs(*forward_op["reference"](*takes))
+    saved = flatten(OutputGradients(*out[:3]), layer_saved(inputs, out))
     return {
-        "forward": lambda: forward_op["triton"](*inputs),
-        "backward": lambda: backward_op["triton"](*gradients),
+        "forward": lambda: forward_op["triton"](*takes),
+        "backward": lambda: backward_op["triton"](*saved),
     }
 
 
@@ -82,7 +82,7 @@ def kernel_times(
 
 @contextmanager
 def kernel_named(name: str | None) -> Iterator[None]:
-    """Let the launcher take no other kernel; None leaves it the choice."""
+    """Force this kernel in `choose`; None: no override."""
     before = os.environ.pop("LSTM_FUSED_KERNEL", None)
     if name is not None:
         os.environ["LSTM_FUSED_KERNEL"] = name

@@ -12,7 +12,7 @@ from bench.gpu.link import ROOT
 
 
 def exchanges() -> dict[str, str]:
-    """The table of kernels in kernels/plan.py, read without what that needs."""
+    """`EXCHANGES` of kernels/plan.py, read without importing what that module needs."""
     for node in ast.parse((ROOT / "kernels/plan.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXCHANGES":
             return dict(ast.literal_eval(node.value))
@@ -22,7 +22,7 @@ def exchanges() -> dict[str, str]:
 KERNELS = tuple(exchanges())
 # Whose programs wait for each other.
 WAITING = tuple(name for name, exchange in exchanges().items() if exchange in ("flags", "counters"))
-GLUON = ("persistent",)  # which Triton's interpreter does not run
+GLUON = ("persistent",)  # kernels in Gluon, which Triton's interpreter does not run
 # Shapes of grids, by name as `bench.gpu.looks` has them; those of a line in one process.
 MANY = (
     ("H768", "graph"),
@@ -31,6 +31,8 @@ MANY = (
     ("tiles-32", "tiles-64", "waves"),
 )
 GRIDS = {**dict.fromkeys(WAITING, MANY), "step": (("wide", "graph"),), "resident": (("rows",),)}
+if lacking := set(KERNELS) - GRIDS.keys():
+    raise ValueError(f"bench/gpu/stages.py: GRIDS lacks {', '.join(lacking)} of kernels/plan.py")
 SIZES = ("H768_B16", "H256_B64", "H512_B64", "H128_B16")  # of `bench.gpu.speed`, what matters most first
 DTYPES = ("bfloat16", "float16")
 PARTS = 14  # processes of tests, which leaves two processors of sixteen to the tools

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("triton")
 
 from lstm_fused.kernels import choose
+from triton.experimental.gluon._runtime import GluonJITFunction
 
 from bench.gpu import jobs, looks, speed, stages, tables
 from bench.gpu.day import Day
@@ -196,6 +197,8 @@ def test_times_of_a_race_that_was_cut_short_are_kept():
 def test_stages_name_what_there_is(place):
     assert (stages.KERNELS, stages.WAITING) == (choose.KERNELS, choose.WAITING)
     assert stages.GRIDS.keys() == set(choose.KERNELS)
+    functions = {name: choose.record(name).function("forward") for name in choose.KERNELS}
+    assert set(stages.GLUON) == {name for name, f in functions.items() if isinstance(f, GluonJITFunction)}
     assert looks.GRIDS.keys() == {
         name for kernel in stages.GRIDS for names in stages.GRIDS[kernel] for name in names
     }

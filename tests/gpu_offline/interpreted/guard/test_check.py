@@ -46,6 +46,13 @@ FAULTS = {
 }
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_the_problem_has_every_option(direction):
+    layer = SMALL._replace(direction=direction, projection=True, varied=True)
+    record, *_ = check.problem(choose.choose(layer, choose.card_at(CPU)), layer, check.T, False)
+    assert all(value is not None for value in (*record, *record.variant))
+
+
 @pytest.mark.parametrize(("fault", "said"), FAULTS.items(), ids=lambda value: getattr(value, "__name__", ""))
 def test_what_is_wrong_is_said_once_and_the_step_kernel_runs_instead(fault, said, checks, launched):
     module, x = small()
