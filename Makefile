@@ -106,7 +106,7 @@ OLD_READY := $(OLDEST)/installed
 OLD_PY    := PYTHONPATH="$(CURDIR)/$(OLDEST)" $(PY)
 endif
 
-gpu-compile: $(STAMP) ## compile every kernel the table may pick, for every card, and compare; about 25 minutes
+gpu-compile: $(STAMP) ## compile every kernel that may be chosen, for every card, and compare with resources.json; about 25 minutes
 	@cd tests/gpu_offline && ../../$(PY) compiled.py $(ARGS)
 
 gpu-compile-oldest: $(OLD_READY) ## the same with the oldest Triton, or with another: PYTHON=python3

@@ -1,6 +1,6 @@
 """The GPU kernels, installed as `lstm_fused.kernels`.
 
-Choice: plan.py (types and the table of kernels), choose.py, tuned.py.
+Choice: plan.py (types and the list of kernels), choose.py, tuned.py.
 Kernels: persistent*.py with exchange.py; cooperative.py; resident.py; step.py with table.py, product.py and
 variant.py; the equations and sums of all of them in cell.py and sums.py.
 Launches: launch.py (the engine), sequence.py, steps.py, replay.py (CUDA graphs), launcher.py, scratch.py.

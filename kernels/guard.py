@@ -19,7 +19,7 @@ from itertools import product
 import torch
 from lstm_fused.kernels import check, launch, verdicts
 from lstm_fused.kernels.choose import WAITING_TESTED, card_at, choose, fitting, named, precision
-from lstm_fused.kernels.plan import KERNELS, WAITING, Card, Layer, Plan
+from lstm_fused.kernels.plan import KERNELS, WAITING, Card, Layer, Plan, record
 from lstm_fused.kernels.verdicts import Verdict
 from torch import Tensor
 
@@ -29,7 +29,6 @@ from lstm_fused.backends import triton
 from lstm_fused.contract import PLAIN, Gradients, Inputs, OutputGradients, Outputs, Saved, Variant
 from lstm_fused.errors import bad, shown
 
-LAST = KERNELS[-1]  # takes every layer, and its programs never wait
 SETTINGS = ("auto", "off", "step", "unchecked")
 UNDECIDED = object()
 # Decisions of earlier calls.
@@ -114,12 +113,12 @@ def decide(layer: Layer, device: torch.device, by_default: bool) -> tuple[Plan |
 
 def candidates(layer: Layer, card: Card, replaceable: bool) -> list[Plan]:
     """The plans to try in order; a single one if it must not be replaced."""
-    kernel = named() or (LAST if setting() == "step" else None)
+    kernel = named() or (launch.PER_STEP if setting() == "step" else None)
     if kernel is not None or not replaceable:
         return [choose(layer, card, kernel)]
     kernels = list(default_kernels(card))
     plans = [choose(layer, card, among=tuple(kernels))]
-    while plans[-1].kernel != LAST:  # the last kernel takes every layer
+    while not record(plans[-1].kernel).per_step:  # which takes every layer
         kernels.remove(plans[-1].kernel)
         plans.append(choose(layer, card, among=tuple(kernels)))
     return plans

@@ -1,4 +1,4 @@
-"""The Triton engine: allocates results, computes W_ih x and launches a kernel per step or per sequence."""
+"""The Triton engine: runs a layer in one direction, by launches that steps.py or sequence.py makes."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -7,16 +7,19 @@ import torch
 import torch.nn.functional as F
 from lstm_fused.kernels import sequence, steps
 from lstm_fused.kernels.choose import card_at, choose, named, plans, precision
-from lstm_fused.kernels.plan import Layer, Plan
+from lstm_fused.kernels.plan import KERNELS, Layer, Plan, record
 from torch import Tensor
 
 from lstm_fused.autograd import autocast
 from lstm_fused.contract import Gradients, Inputs, OutputGradients, Outputs, Saved, Variant
 from lstm_fused.reference import accumulation_dtype, cell_before_zoneout, previous, vector_gradients
 
+# The kernel that launches each step; it is the last, so that no other is imported here.
+PER_STEP = next(kernel for kernel in KERNELS[::-1] if record(kernel).per_step)
+
 
 def forward(inputs: Inputs, plan: Plan | None = None) -> Outputs:
-    """Run one layer in one direction over the whole sequence, by this plan or the table's."""
+    """Run one layer in one direction over the whole sequence, by this plan or the one that is chosen."""
     x, h0, c0, save = inputs.x, inputs.h0, inputs.c0, inputs.save
     (T, B, _), H, P = x.shape, c0.shape[1], h0.shape[1]
     y = x.new_empty(T, B, P)
@@ -24,10 +27,10 @@ def forward(inputs: Inputs, plan: Plan | None = None) -> Outputs:
     gates = x.new_empty((T, B, 4 * H) if save else (0,))
     if y.numel() == 0:
         return Outputs(y, h0.clone(), c0.clone(), c, gates)
-    plan = plan or of_table("forward", x, c0, inputs.weight_hr, inputs.variant)
+    plan = plan or choose_plan("forward", x, c0, inputs.weight_hr, inputs.variant)
     with on(x.device):
         inputs = dense(inputs._replace(x=input_projection(x, inputs.weight_ih), weight_ih=None))
-        run = steps.forward if plan.kernel == "step" else sequence.forward
+        run = steps.forward if record(plan.kernel).per_step else sequence.forward
         h_n, c_n = run(plan, inputs, y, *((c, gates) if save else (None, None)))
     return Outputs(y, h_n, c_n, c, gates)
 
@@ -42,9 +45,9 @@ def backward(saved: Saved, douts: OutputGradients, plan: Plan | None = None) -> 
         dh0 = gates.new_zeros(B, saved.weight_hh.shape[1]) if douts.dh_n is None else douts.dh_n.clone()
         dc0 = gates.new_zeros(B, H) if douts.dc_n is None else douts.dc_n.clone()
         return Gradients(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3 * H), dhw)
-    plan = plan or of_table("backward", gates, c0, saved.weight_hr, variant)
+    plan = plan or choose_plan("backward", gates, c0, saved.weight_hr, variant)
     with on(gates.device):
-        if plan.kernel != "step":
+        if not record(plan.kernel).per_step:
             return Gradients(dxw, *sequence.backward(plan, dense(saved), dense(douts), dxw), dhw)
         dh0, dc0 = steps.backward(plan, dense(saved), dense(douts), dxw, dhw)
         c_prev = previous(saved.c, c0.to(saved.c.dtype), saved.lengths, saved.reverse)
@@ -52,7 +55,9 @@ def backward(saved: Saved, douts: OutputGradients, plan: Plan | None = None) -> 
         return Gradients(dxw, dh0, dc0, *vector_gradients(dxw, c, c_prev, saved.peephole), dhw)
 
 
-def of_table(direction: str, steps: Tensor, c0: Tensor, weight_hr: Tensor | None, variant: Variant) -> Plan:
+def choose_plan(
+    direction: str, steps: Tensor, c0: Tensor, weight_hr: Tensor | None, variant: Variant
+) -> Plan:
     """The plan that `lstm_fused.kernels.choose` chooses; ``steps`` is a tensor of all steps, [T, B, ...]."""
     B, H = c0.shape
     options = weight_hr is not None, bool(variant.names())
@@ -70,7 +75,7 @@ def input_projection(x: Tensor, weight_ih: Tensor | None) -> Tensor:
         # A sequence in pieces must equal the whole one bit for bit. A library's rounding of a row depends on
         # the number of rows; this kernel's does not.
         xw = rows.new_empty(len(rows), len(weight_ih))
-        plan = next(plans("step", Layer("forward", len(weight_ih) // 4, x.shape[1], x.dtype, "ieee")))
+        plan = next(plans(PER_STEP, Layer("forward", len(weight_ih) // 4, x.shape[1], x.dtype, "ieee")))
         steps.product(plan, rows.contiguous(), weight_ih.contiguous().T, xw)
     else:
         with autocast.off(x.device):  # it would narrow the sums

@@ -1,4 +1,4 @@
-"""The types that a choice is made of: cards, layers, plans and kernels' records; and the table of kernels."""
+"""The types that a choice is made of: cards, layers, plans and kernels' records; and the list of kernels."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Layer(NamedTuple):
     dtype: torch.dtype
     precision: str  # of float32 products: "tf32" or "ieee"
     projection: bool = False
-    varied: bool = False  # whether it has any option that torch.nn.LSTM lacks, peepholes aside
+    varied: bool = False  # whether it has a `lstm_fused.contract.Variant`
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,14 @@ class Kernel:
     # The most launches of a sequence in which it is still faster than the kernels after it, given whether
     # another kernel takes the batch in one launch.
     most_launches: Callable[[Layer, Callable[[str], bool]], int] = lambda *_: 1
-    forward: Callable[[Plan, Tensors, Sizes, bool], None] | None = (
-        None  # None: `lstm_fused.kernels.steps` does it
-    )
+    # Launchers of whole sequences; None if `lstm_fused.kernels.steps` launches each step.
+    forward: Callable[[Plan, Tensors, Sizes, bool], None] | None = None
     backward: Callable[[Plan, Tensors, Sizes, bool], None] | None = None
+
+    @property
+    def per_step(self) -> bool:
+        """Whether each step is a launch: then its programs never wait, and it must take every layer."""
+        return self.forward is None
 
 
 @cache

@@ -23,7 +23,8 @@ FLAG_SIZES = (128, 256, 512, 650, 768, 1024)
 BATCHES = (16, 64, 256)
 SPILLS = "would spill registers"  # a reason of why_not
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
-OWN = {"fp32": torch.float32}  # products in full float32 precision, not on tensor cores; not in the table
+# Products in full float32 precision, not on tensor cores; not in resources.json.
+OWN = {"fp32": torch.float32}
 POINTERS = {
     "lengths": "*i64",
     "arrived": "*i32",

@@ -9,7 +9,7 @@ import pytest
 triton = pytest.importorskip("triton")
 
 from builds import BATCHES, CARDS, Build, compile_kernel, layers, matrix  # noqa: E402
-from compiled import TABLE, differs, measure  # noqa: E402
+from compiled import RESOURCES, differs, measure  # noqa: E402
 from lstm_fused.kernels import choose, cooperative, persistent_forward, product, resident, variant  # noqa: E402
 from machine_code import faults, resources  # noqa: E402
 from planting import planted  # noqa: E402
@@ -37,20 +37,20 @@ OWN_PRECISION = (
 
 
 @pytest.mark.parametrize("build", SAMPLE, ids=lambda b: b.name)
-def test_compiles_to_what_the_table_says(build):
+def test_compiles_to_the_known_resources(build):
     row, wrong = measure(build)
     assert not wrong
-    assert not differs(row, json.loads(TABLE.read_text()).get(build.name))
+    assert not differs(row, json.loads(RESOURCES.read_text()).get(build.name))
 
 
 def test_with_padded_columns_no_chosen_plan_spills():
-    rows = {name: row for name, row in json.loads(TABLE.read_text()).items() if " H=650 " in name}
+    rows = {name: row for name, row in json.loads(RESOURCES.read_text()).items() if " H=650 " in name}
     assert {name.split()[1] for name in rows} == {"forward", "backward"}
     for name, row in rows.items():
         assert not row["spilled"] and not row["mix"]["spill"], name
 
 
-def test_the_largest_padded_tile_does_not_spill():  # which is not in the table
+def test_the_largest_padded_tile_does_not_spill():  # which is not in resources.json
     _, wrong = measure(Build("persistent", "backward", "fp16", 578, H100, B=64))
     assert not wrong
 
@@ -75,11 +75,11 @@ def test_every_variant_compiles(kind):
             assert not found.spilled and not found.mix.get("spill"), (direction, function)
 
 
-def test_the_table_is_whole():
-    assert list(json.loads(TABLE.read_text())) == [build.name for build in matrix()]
+def test_the_known_resources_are_complete():
+    assert list(json.loads(RESOURCES.read_text())) == [build.name for build in matrix()]
 
 
-def test_the_table_serves_every_batch():
+def test_the_known_resources_serve_every_batch():
     served = {other.name for build in matrix() for other in build.batches()}
     picked = {b.name for layer in layers() for B in BATCHES if (b := replace(layer, B=B)).plan() is not None}
     assert served == picked

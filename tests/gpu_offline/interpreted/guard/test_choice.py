@@ -183,7 +183,7 @@ def test_by_name_it_is_checked_too_but_runs_where_no_check_can(checks, launched,
     assert checks == ["forward resident"]
 
 
-def test_launched_without_a_guard_the_table_decides(launched):
+def test_launched_without_a_guard_choose_decides(launched):
     t = check.problem(choose.choose(SMALL, choose.card_at(CPU)), SMALL, check.T, False)
     launch.forward(*t)
     assert launched == ["forward resident"]
