@@ -10,8 +10,8 @@
 #include <string>
 #include <tuple>
 
+#include "dispatch.h"
 #include "plan/plan.h"
-#include "runtime/dispatch.h"
 #include "runtime/memory.h"
 #include "tensors.h"
 

@@ -1,11 +1,12 @@
 // The vector micro-kernel: R rows times P packed panels of weights, accumulated in registers.
 #pragma once
 
+#include "gemm/layout.h"
 #include "isa/simd.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// Blocking of this instruction set; what the parameters mean is in plan/thresholds.h.
+// Blocking of this instruction set; what the parameters mean is in thresholds.h.
 constexpr int MR = mr(LSTM_FUSED_REGISTERS);
 template <class scalar_t>
 constexpr int NR = 2 * lanes<scalar_t>;
