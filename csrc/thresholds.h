@@ -43,8 +43,9 @@ constexpr int64_t hoisted_rows = 64;
 constexpr int64_t hoisted_rows_amx = 128;
 constexpr int64_t min_hoisted_steps_amx = 4;
 
-// ---- The bf16x3 split of float32: AMX multiplies it 2.5 times as fast as vectors multiply float32
-// (d3e034d), but an element of packed weights takes 6 instead of 4 bytes
+// ---- The bf16x3 split of float32. AMX multiplies bfloat16 at 16 times the rate of float32 FMA, and the
+// split takes six products: the GEMM is at most 16 / 6 times as fast, a derived bound (d3e034d). An element
+// of packed weights takes 6 instead of 4 bytes
 
 // [rows] Minimum B for the split, if a thread's packed weights fit in l2_budget, if half of them fit, or
 // otherwise. With 24 for the second, one thread runs mid's forward pass in 14.8 instead of 20.5 ms, and two

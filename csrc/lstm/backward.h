@@ -16,7 +16,7 @@ void pack(const Backward<scalar_t>& f, const Team& team) {
   pack_channels(f.weight_hh, 1, f.P, f.P, 4 * f.H, f.da_operand.bf16x3, all.begin(p), all.end(p),
                 f.packed_hh);
   if (f.weight_hr) pack_channels(f.weight_hr, 1, f.H, f.H, f.P, false, all.begin(h), all.end(h), f.packed_hr);
-  all.sync();
+  all.sync();  // packed weights, dc_state and padding that other threads have written
 }
 
 // Initialises dc with dc_n, and the padding of operand rows.
@@ -186,7 +186,7 @@ void cell_epilogue(const Backward<scalar_t>& f, int64_t n, int64_t t, const Row<
 template <class scalar_t>
 void reduce_sums(const Backward<scalar_t>& f, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
-  all.sync();
+  all.sync();  // sums of all threads
   for (int64_t k = 0; k < 7; ++k)
     for (int64_t j = all.begin(f.H); j < all.end(f.H); ++j) {
       double sum = 0, lost = 0;
@@ -240,7 +240,7 @@ void backward(const Backward<scalar_t>& f, const Team& team) {
         recurrent_gradient(f, rows, macrotile);
         store_dh(f, rows, macrotile, t, true, [&](int64_t b) { return f.dh_operand.row(n, b); });
       });
-      s.sync();
+      s.sync();  // dh_operand: all channels
       for_macrotiles<scalar_t>(tile_rows<scalar_t>(false), 0, count.all, h0, h1, n & 1, [&](auto& macrotile) {
         zero(macrotile);
         macrotile.add_product(packed_for(f.dh_operand, f.packed_hr),
@@ -253,10 +253,10 @@ void backward(const Backward<scalar_t>& f, const Team& team) {
       });
     }
     if (q.lengths) fill_inactive(f, s, t, j0, j1);
-    s.sync();
+    s.sync();  // da_operand: all channels
     if (f.variant.gain_hh) {
       denormalize(f, s, n, t, rows, count.all);
-      s.sync();
+      s.sync();  // da_operand: other threads' rows of the gradient of W_hh h_{t-1}
     }
   }
 

@@ -19,7 +19,7 @@ void pack(const Forward<scalar_t>& f, const Team& team) {
   gates(f.weight_hh, f.h_operand, f.packed_hh);
   if (f.weight_hr)
     pack_channels(f.weight_hr, f.H, 1, f.P, f.H, false, all.begin(panels), all.end(panels), f.packed_hr);
-  all.sync();
+  all.sync();  // packed weights, c_state and operand rows that other threads have written
 }
 
 // Initialises the state of the slice's rows. h0 goes to both slots, because a row may start at any step.
@@ -75,7 +75,7 @@ void compute_xw(const Forward<scalar_t>& f, const Slice& s, int64_t n, int64_t f
                 int64_t last_panel) {
   const int64_t rows = s.row_end - s.row_begin, steps = min(f.x_steps, f.sequence.T - n);
   copy_x(f, s, n, steps);
-  s.sync();
+  s.sync();  // x_operand: other threads' rows, before the GEMM reads them
   const int64_t tallest = tile_rows<scalar_t>(f.x_operand.bf16x3);
   for_macrotiles<scalar_t>(tallest, 0, steps * rows, first_panel, last_panel, false, [&](auto& macrotile) {
     zero(macrotile);
@@ -233,9 +233,9 @@ void forward(const Forward<scalar_t>& f, const Team& team) {
         for (int64_t i = 0; i < macrotile.count; ++i)
           store_gates(macrotile.tiles[i], H, [&](int64_t r) { return f.hw + rows[r].b * 4 * H; });
       });
-      s.sync();
+      s.sync();  // hw: all channels, before the mean over a row
       normalize(f, s, rows, count);
-      s.sync();
+      s.sync();  // hw: normalised rows, before each thread reads its channels
     }
     for_macrotiles<scalar_t>(tallest, 0, count, first_panel, last_panel, n & 1, [&](auto& macrotile) {
       for (int64_t i = 0; i < macrotile.count; ++i) init_accumulators(f, n, t, rows, macrotile.tiles[i]);
@@ -256,11 +256,11 @@ void forward(const Forward<scalar_t>& f, const Team& team) {
       }
     });
     if (lengths) fill_inactive(f, s, t, j0, j1, y0, y1);
-    s.sync();
+    s.sync();  // m_operand with a projection, else h_operand: all channels; x_operand: the next step's rows
     if (f.weight_hr) {
       for_macrotiles<scalar_t>(tile_rows<scalar_t>(false), 0, count, s.begin(panels), s.end(panels), n & 1,
                                [&](auto& macrotile) { project(f, n, t, rows, macrotile, y); });
-      s.sync();
+      s.sync();  // h_operand: all channels
     }
   }
 

@@ -1,5 +1,5 @@
-// The optional features of a layer: zoneout, recurrent dropout, layer norm; equations of reference.py. Plain
-// layers do not run this code.
+// The optional features of a layer: zoneout, recurrent dropout, layer norm; equations of reference.py. A
+// plain layer runs only store_h_operand, for h0.
 #pragma once
 
 #include "gemm/bf16x3.h"
