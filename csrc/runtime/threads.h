@@ -28,7 +28,7 @@ struct Team {
 // Runs the body on up to `threads` threads of torch's pool at the same time, and returns when all are done.
 void run(int threads, const std::function<void(const Team&)>& body);
 
-// One thread's share of the work. Rows of its group; the group's threads split the channels.
+// One thread's share of the work: rows of its group; the group's threads split the channels.
 struct Slice {
   int64_t row_begin, row_end;
   int rank, size;
