@@ -67,7 +67,7 @@ class Record:
     milliseconds: float | None = None  # median
     rounds: int = 0
     ratio: Ratio | None = None  # its time over ours
-    floor: float | None = None  # milliseconds no LSTM can stay below
+    floor: float | None = None  # milliseconds, by bench.host.limits.floor
     arithmetic: float | None = None  # times that of the first value of a sweep
     growth: float | None = None  # time, likewise
     kept: float | None = None  # bytes kept for backward per (t, b, h)

@@ -10,8 +10,8 @@
 #include <string>
 #include <tuple>
 
+#include "dispatch.h"
 #include "plan/plan.h"
-#include "runtime/dispatch.h"
 #include "runtime/memory.h"
 #include "tensors.h"
 
@@ -84,33 +84,34 @@ ForwardOutputs forward_as(const Sizes& sizes, const Tensor& x, const MaybeTensor
   const Tensor gates = save ? empty(x, {T, B, 4 * H}) : x.new_empty({0});
 
   Workspace space;
-  Forward<scalar_t> f{};
-  f.sequence = sequence_of(sizes, reverse, lengths);
-  f.I = I, f.H = H, f.P = P;
-  f.x_steps = plan.x_steps, f.streaming_stores = plan.streaming_stores;
-  f.min_rows_per_thread = plan.min_rows_per_thread;
-  f.x = strided_rows<scalar_t>(x);
-  f.weight_ih = data<scalar_t>(weight_ih), f.weight_hh = data<scalar_t>(weight_hh);
-  f.bias = data<scalar_t>(bias), f.peephole = data<scalar_t>(peephole);
-  f.weight_hr = data<scalar_t>(weight_hr);
-  f.h0 = data<scalar_t>(h0), f.c0 = data<scalar_t>(c0);
-  f.y = mutable_data<scalar_t>(y), f.h_n = mutable_data<scalar_t>(h_n), f.c_n = mutable_data<scalar_t>(c_n);
-  if (save) f.c = mutable_data<scalar_t>(c), f.gates = mutable_data<scalar_t>(gates);
-  f.variant = variant.as<scalar_t>();
+  Forward<scalar_t> args{};
+  args.sequence = sequence_of(sizes, reverse, lengths);
+  args.I = I, args.H = H, args.P = P;
+  args.x_steps = plan.x_steps, args.streaming_stores = plan.streaming_stores;
+  args.min_rows_per_thread = plan.min_rows_per_thread;
+  args.x = strided_rows<scalar_t>(x);
+  args.weight_ih = data<scalar_t>(weight_ih), args.weight_hh = data<scalar_t>(weight_hh);
+  args.bias = data<scalar_t>(bias), args.peephole = data<scalar_t>(peephole);
+  args.weight_hr = data<scalar_t>(weight_hr);
+  args.h0 = data<scalar_t>(h0), args.c0 = data<scalar_t>(c0);
+  args.y = mutable_data<scalar_t>(y), args.h_n = mutable_data<scalar_t>(h_n),
+  args.c_n = mutable_data<scalar_t>(c_n);
+  if (save) args.c = mutable_data<scalar_t>(c), args.gates = mutable_data<scalar_t>(gates);
+  args.variant = variant.as<scalar_t>();
   if (weight_ih) {
-    f.packed_ih = space.take<scalar_t>(packing.gates(H, I, plan.x_bf16x3));
+    args.packed_ih = space.take<scalar_t>(packing.gates(H, I, plan.x_bf16x3));
     const int64_t slots = std::max<int64_t>(plan.x_steps, 2);
-    f.x_operand = operand_buffer<scalar_t>(space, B, I, plan.x_bf16x3, slots);
+    args.x_operand = operand_buffer<scalar_t>(space, B, I, plan.x_bf16x3, slots);
   }
-  f.packed_hh = space.take<scalar_t>(packing.gates(H, P, plan.h_bf16x3));
-  f.packed_hr = space.take<scalar_t>(weight_hr ? packing.channels(P, H) : 0);
-  f.xw = space.take<acc_t<scalar_t>>(plan.x_steps > 1 ? plan.x_steps * B * 4 * H : 0);
-  f.h_operand = operand_buffer<scalar_t>(space, B, P, plan.h_bf16x3);
-  if (weight_hr) f.m_operand = operand_buffer<scalar_t>(space, B, H);
-  f.c_state = space.take<acc_t<scalar_t>>(B * H);
-  f.hw = space.take<acc_t<scalar_t>>(variant.gain_hh ? B * 4 * H : 0);
-  f.rows = space.take<Row<scalar_t>>(plan.threads * B);
-  run(plan.threads, [&](const Team& team) { engine().forward(f, team); });
+  args.packed_hh = space.take<scalar_t>(packing.gates(H, P, plan.h_bf16x3));
+  args.packed_hr = space.take<scalar_t>(weight_hr ? packing.channels(P, H) : 0);
+  args.xw = space.take<acc_t<scalar_t>>(plan.x_steps > 1 ? plan.x_steps * B * 4 * H : 0);
+  args.h_operand = operand_buffer<scalar_t>(space, B, P, plan.h_bf16x3);
+  if (weight_hr) args.m_operand = operand_buffer<scalar_t>(space, B, H);
+  args.c_state = space.take<acc_t<scalar_t>>(B * H);
+  args.hw = space.take<acc_t<scalar_t>>(variant.gain_hh ? B * 4 * H : 0);
+  args.rows = space.take<Row<scalar_t>>(plan.threads * B);
+  run(plan.threads, [&](const Team& team) { engine().forward(args, team); });
   return {y, h_n, c_n, c, gates};
 }
 
@@ -160,30 +161,30 @@ BackwardOutputs backward_as(const Sizes& sizes, const MaybeTensor& dy, const May
   const Tensor dhw = hw ? empty(c, {T, B, 4 * H}) : c.new_empty({0});
 
   Workspace space;
-  Backward<scalar_t> f{};
-  f.sequence = sequence_of(sizes, reverse, lengths);
-  f.H = H, f.P = P;
-  f.streaming_stores = plan.streaming_stores, f.min_rows_per_thread = plan.min_rows_per_thread;
-  f.dy = strided_rows<scalar_t>(dy);
-  f.dh_n = data<scalar_t>(dh_n), f.dc_n = data<scalar_t>(dc_n);
-  f.c = data<scalar_t>(c), f.gates = data<scalar_t>(gates), f.c0 = data<scalar_t>(c0);
-  f.weight_hh = data<scalar_t>(weight_hh), f.peephole = data<scalar_t>(peephole);
-  f.weight_hr = data<scalar_t>(weight_hr);
-  f.variant = variant.as<scalar_t>();
-  if (hw) f.hw = data<acc_t<scalar_t>>(hw), f.dhw = mutable_data<scalar_t>(dhw);
-  f.dxw = mutable_data<scalar_t>(dxw);
-  f.dh0 = mutable_data<scalar_t>(dh0), f.dc0 = mutable_data<scalar_t>(dc0);
-  f.dbias = mutable_data<scalar_t>(dbias), f.dpeephole = mutable_data<scalar_t>(dpeephole);
-  f.packed_hh = space.take<scalar_t>(packing.channels(P, 4 * H, plan.da_bf16x3));
-  f.packed_hr = space.take<scalar_t>(weight_hr ? packing.channels(H, P) : 0);
-  f.da_operand = operand_buffer<scalar_t>(space, B, 4 * H, plan.da_bf16x3);
-  if (weight_hr) f.dh_operand = operand_buffer<scalar_t>(space, B, P);
-  f.dc_state = space.take<acc_t<scalar_t>>(B * H);
-  f.dh_zoneout = space.take<acc_t<scalar_t>>(variant.zoneout_h ? B * P : 0);
-  f.width = (H + packing.lanes - 1) / packing.lanes * packing.lanes;
-  f.sums = space.take<double>(plan.threads * 14 * f.width);
-  f.rows = space.take<Row<scalar_t>>(plan.threads * B);
-  run(plan.threads, [&](const Team& team) { engine().backward(f, team); });
+  Backward<scalar_t> args{};
+  args.sequence = sequence_of(sizes, reverse, lengths);
+  args.H = H, args.P = P;
+  args.streaming_stores = plan.streaming_stores, args.min_rows_per_thread = plan.min_rows_per_thread;
+  args.dy = strided_rows<scalar_t>(dy);
+  args.dh_n = data<scalar_t>(dh_n), args.dc_n = data<scalar_t>(dc_n);
+  args.c = data<scalar_t>(c), args.gates = data<scalar_t>(gates), args.c0 = data<scalar_t>(c0);
+  args.weight_hh = data<scalar_t>(weight_hh), args.peephole = data<scalar_t>(peephole);
+  args.weight_hr = data<scalar_t>(weight_hr);
+  args.variant = variant.as<scalar_t>();
+  if (hw) args.hw = data<acc_t<scalar_t>>(hw), args.dhw = mutable_data<scalar_t>(dhw);
+  args.dxw = mutable_data<scalar_t>(dxw);
+  args.dh0 = mutable_data<scalar_t>(dh0), args.dc0 = mutable_data<scalar_t>(dc0);
+  args.dbias = mutable_data<scalar_t>(dbias), args.dpeephole = mutable_data<scalar_t>(dpeephole);
+  args.packed_hh = space.take<scalar_t>(packing.channels(P, 4 * H, plan.da_bf16x3));
+  args.packed_hr = space.take<scalar_t>(weight_hr ? packing.channels(H, P) : 0);
+  args.da_operand = operand_buffer<scalar_t>(space, B, 4 * H, plan.da_bf16x3);
+  if (weight_hr) args.dh_operand = operand_buffer<scalar_t>(space, B, P);
+  args.dc_state = space.take<acc_t<scalar_t>>(B * H);
+  args.dh_zoneout = space.take<acc_t<scalar_t>>(variant.zoneout_h ? B * P : 0);
+  args.width = (H + packing.lanes - 1) / packing.lanes * packing.lanes;
+  args.sums = space.take<double>(plan.threads * 14 * args.width);
+  args.rows = space.take<Row<scalar_t>>(plan.threads * B);
+  run(plan.threads, [&](const Team& team) { engine().backward(args, team); });
   return {dxw, dh0, dc0, dbias, dpeephole, dhw};
 }
 

@@ -11,9 +11,10 @@ from lstm_fused.autograd import autocast, tracing
 from lstm_fused.autograd.dispatch import requires_grad
 from lstm_fused.autograd.function import LSTMFunction
 from lstm_fused.autograd.operators import below_autograd, forward_op
+from lstm_fused.autograd.transforms import at, put
 from lstm_fused.backends.table import DEFAULT_OPERATORS, select
 from lstm_fused.checks import States, check_layer
-from lstm_fused.contract import PLAIN, Inputs, Variant, flatten, mapped
+from lstm_fused.contract import DIFFERENTIABLE, PLAIN, SAVE, Inputs, Variant, flatten, mapped
 from lstm_fused.layers.layer_norm import layer_norm
 from lstm_fused.layers.options import bound, flag
 from lstm_fused.layers.parameters import Parameters
@@ -108,20 +109,21 @@ def run_layer(
         hx = h0, h0 if P == H and not tracing.recorded() else input.new_zeros(B, H)
     if lengths is not None:
         lengths = lengths.to(device, torch.int64)
-    recorded = tracing.recorded()
-    save = not recorded and (tracing.under_transform() or requires_grad((input, *own, *hx)))
     weights = own.weight_ih, own.weight_hh, bias, own.peephole, own.weight_hr
-    inputs = Inputs(input, *weights, *hx, lengths, reverse, save, variant)
+    inputs = Inputs(input, *weights, *hx, lengths, reverse, False, variant)
     if casting:
         inputs = mapped(partial(cast, dtype=dtype), inputs)
     with autocast.off(device) if casting else NO_CONTEXT:
         if own.gain_ih is not None:
             inputs = normalized_inputs(inputs, cast(own.gain_ih, dtype))
-        if save:
-            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *flatten(inputs))
+        operands, recorded = flatten(inputs), tracing.recorded()
+        differentiated = tracing.under_transform() or requires_grad(at(DIFFERENTIABLE, operands))
+        if differentiated and not recorded:
+            operands = put((SAVE,), (True,), operands)
+            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *operands)
         else:
-            # Trailing defaults are omitted, which saves the dispatcher time.
-            operands = inputs[:-1] if variant is PLAIN else flatten(inputs)
+            if variant is PLAIN:  # trailing defaults are omitted, which saves the dispatcher time
+                operands = operands[: -len(variant)]
             # A recorded program holds the operator; dispatch.py has its derivatives.
             with NO_CONTEXT if recorded else below_autograd():
                 y, h_n, c_n, _, _ = forward_op[chosen](*operands)

@@ -27,7 +27,7 @@ class Gates(NamedTuple):
     f: Tensor  # share of the cell state that is kept, 0 to 1
     g: Tensor  # candidate, -1 to 1
     o: Tensor  # share of tanh(c) that is shown, 0 to 1
-    c: Tensor  # cell state, float32 at least
+    c: Tensor  # cell state; in bfloat16 from the C++ engine, else float32 at least
 
 
 @torch.no_grad()

@@ -185,7 +185,7 @@ def cell_backward(
 
 
 def zone_out(new: Tensor, old: Tensor, zoneout: Tensor | None, t: int) -> Tensor:
-    """Z * old + (1 - z) * new at step t."""
+    """The mix z * old + (1 - z) * new at step t."""
     if zoneout is None:
         return new
     z = zoneout[t].to(new.dtype)
@@ -203,7 +203,7 @@ def zone_back(d: Tensor, zoneout: Tensor | None, t: int) -> tuple[Tensor, Tensor
 def cell_before_zoneout(
     c: Tensor, c_prev: Tensor, gates: Tensor, zoneout_c: Tensor | None, clip: float | None
 ) -> Tensor:
-    """C before zoneout of every step, [T, B, H]: the saved c, or recomputed from the gates with zoneout."""
+    """The c before zoneout of every step, [T, B, H]: as saved, or recomputed from the gates with zoneout."""
     if zoneout_c is None:
         return c
     i, f, g, _ = gates.to(c.dtype).chunk(4, dim=-1)
@@ -253,7 +253,7 @@ def split(peephole: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def peep(p: Tensor | None, state: Tensor) -> Tensor | float:
-    """P * state, or 0 without peepholes, where 0 * inf would be NaN."""
+    """The product p * state, or 0 without peepholes, where 0 * inf would be NaN."""
     return 0.0 if p is None else p * state
 
 

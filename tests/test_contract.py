@@ -5,6 +5,7 @@ import torch
 from cases import EVERY_VARIANT, PLAIN, layer_inputs, layer_saved, make_lengths, make_masks, make_tensors
 
 from lstm_fused import contract, reference
+from lstm_fused.autograd.function import LSTMFunction
 from lstm_fused.autograd.operators import backward_op, forward_op
 from lstm_fused.contract import (
     Gradients,
@@ -106,3 +107,19 @@ def test_only_inputs_that_users_differentiate_are_differentiable():
     axes = dict(zip(contract.INPUTS, contract.batch_axes(Inputs), strict=True))
     assert {name for name in names if axes[name] is None} == {*weights, "gain_hh"}
     assert contract.batch_axes(Gradients) == (1, 0, 0, None, None, 1)
+
+
+def test_a_gradient_is_formed_for_each_differentiable_input_alone():
+    inputs = records(EVERY_VARIANT)[0]
+    for n in contract.DIFFERENTIABLE:
+        operands = list(flatten(inputs))
+        if operands[n] is not None:
+            operands[n] = operands[n].clone().requires_grad_()
+            operands[contract.INPUTS.index("save")] = True
+            y = LSTMFunction.apply("reference", *operands)[0]
+            (grad,) = torch.autograd.grad(y.sum(), operands[n])
+            assert grad.shape == operands[n].shape and grad.any()
+
+
+def test_the_variant_comes_last():
+    assert contract.INPUTS[-len(Variant._fields) :] == Variant._fields

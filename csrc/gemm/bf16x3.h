@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "gemm/layout.h"
 #include "isa/simd.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {

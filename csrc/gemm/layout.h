@@ -1,5 +1,4 @@
-// Lays out the operands of the GEMM: scalar types, k-groups, sizes of packed weights, buffers of operand
-// rows.
+// Lays out the operands of the GEMM: k-groups, sizes of packed weights, buffers of operand rows.
 //
 // The GEMM adds A[rows, K] B[K, channels] to accumulators: A holds a row for each sequence of the batch (x_t,
 // h_{t-1} or da_{t+1}), B the weights.
@@ -7,27 +6,10 @@
 
 #include <cstdint>
 
-#include "plan/thresholds.h"
+#include "isa/dtypes.h"
+#include "thresholds.h"
 
 namespace lstm_fused {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-template <class scalar_t>
-struct Accumulator {
-  using Type = scalar_t;
-};
-
-template <>
-struct Accumulator<BFloat16> {
-  using Type = float;
-};
-
-// The type that computes and accumulates what scalar_t stores.
-template <class scalar_t>
-using acc_t = typename Accumulator<scalar_t>::Type;
 
 // Consecutive k that lie side by side in packed weights and operand rows, a k-group: 1, or of bfloat16 a VNNI
 // pair.

@@ -9,10 +9,10 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// Register tiles, stacked along rows, that use the same weight panels.
+// Accumulator tiles, stacked along rows, that use the same weight panels.
 template <class scalar_t>
 struct MacroTile {
-  Tile<scalar_t> tiles[max_macrotile_tiles];
+  AccumulatorTile<scalar_t> tiles[MC_tiles];
   int64_t count;
   int64_t prefetch_panel;  // first panel of the next macro-tile, or of this one if it is the last
   int64_t thread_panels;   // panels of the thread's whole product
@@ -21,7 +21,7 @@ struct MacroTile {
   template <class RowPtr>
   void add_product(const PackedWeights<scalar_t>& weights, RowPtr row_ptr) {
     const FlushSubnormals flush;
-    const scalar_t* rows[max_macrotile_tiles][max_tile_rows<scalar_t>];
+    const scalar_t* rows[MC_tiles][max_tile_rows<scalar_t>];
     for (int64_t n = 0; n < count; ++n)
       for (int64_t r = 0; r < tiles[n].rows; ++r) rows[n][r] = row_ptr(tiles[n].first_row + r);
 #ifdef LSTM_FUSED_AMX
@@ -31,22 +31,22 @@ struct MacroTile {
       if (weights.bf16x3) return add_product_amx<bf16x3_terms>(weights, rows);
 #endif
     const int64_t bytes = thread_panels * weights.panel_stride * static_cast<int64_t>(sizeof(scalar_t));
-    for (int64_t first = 0; first < weights.k_groups; first += KC) {
-      const int64_t last = weights.k_groups - first < KC ? weights.k_groups : first + KC;
-      const bool done = last == weights.k_groups;
-      const int64_t k = done ? 0 : last, rest = weights.k_groups - k;
+    for (int64_t k = 0; k < weights.k_groups; k += KC) {
+      const int64_t k_end = weights.k_groups - k < KC ? weights.k_groups : k + KC;
+      const bool last_block = k_end == weights.k_groups;
+      const int64_t next_k = last_block ? 0 : k_end, k_left = weights.k_groups - next_k;
       for (int64_t n = 0; n < count; ++n) {
-        Tile<scalar_t>& tile = tiles[n];
-        const bool in_l2 = bytes <= l2_resident_bytes && is_memory_bound(tile.rows);
-        const int64_t k_groups = in_l2 ? 0 : rest < KC ? rest : KC;
+        AccumulatorTile<scalar_t>& tile = tiles[n];
+        const bool in_l2 = bytes <= l2_resident_bytes && has_few_rows(tile.rows);
+        const int64_t k_groups = in_l2 ? 0 : k_left < KC ? k_left : KC;
         // A tile as tall as AMX takes is more than MR rows: divide it into chunks.
         const int64_t chunks = ceil_div(tile.rows, MR);
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          const int64_t row = tile.rows * chunk / chunks, count_rows = tile.rows * (chunk + 1) / chunks - row;
-          const Prefetch next{done ? prefetch_panel : tile.first_panel, k, k_groups, n * chunks + chunk,
-                              count * chunks};
-          multiply_rows<scalar_t>(count_rows, rows[n] + row, first, last, weights, tile.first_panel,
-                                  tile.panels, tile.at(row, 0), next);
+          const int64_t row = tile.rows * chunk / chunks, chunk_rows = tile.rows * (chunk + 1) / chunks - row;
+          const Prefetch next{last_block ? prefetch_panel : tile.first_panel, next_k, k_groups,
+                              n * chunks + chunk, count * chunks};
+          multiply_rows<scalar_t>(chunk_rows, rows[n] + row, k, k_end, weights, tile.first_panel, tile.panels,
+                                  tile.at(row, 0), next);
         }
       }
     }
@@ -62,29 +62,30 @@ struct MacroTile {
   void add_product_amx(const PackedWeights<scalar_t>& weights,
                        const scalar_t* (*rows)[max_tile_rows<scalar_t>]) {
     constexpr int64_t group = Terms * 2 * NR<BFloat16>, max_kc = Terms == 1 ? KC : bf16x3_long_kc;
-    const int64_t kc = Terms == 1 || weights.k_groups >= bf16x3_long_k ? max_kc : bf16x3_short_kc;
+    const int64_t block_kc = Terms == 1 || weights.k_groups >= bf16x3_long_k ? max_kc : bf16x3_short_kc;
     const int64_t panel_stride =
         weights.panel_stride * static_cast<int64_t>(sizeof(scalar_t) / sizeof(BFloat16));
     const int64_t k_groups = panel_stride / group, term_stride = row_stride<BFloat16>(weights.k_groups);
     alignas(64) BFloat16 copies[2][Terms * amx_tile_rows * max_kc * 2];
-    for (int64_t k = 0; k < k_groups; k += kc) {
-      const int64_t some = min(k_groups - k, kc);
+    for (int64_t k = 0; k < k_groups; k += block_kc) {
+      const int64_t kc = min(k_groups - k, block_kc);
       for (int64_t n = 0; n < count; n += 2) {
-        const bool two = n + 1 < count;
-        Tile<scalar_t>&tile = tiles[n], &other = tiles[two ? n + 1 : n];
-        AmxRows first = amx_rows<Terms>(rows[n], tile.rows, k, some, term_stride, copies[0]), second = first;
-        if (two) second = amx_rows<Terms>(rows[n + 1], other.rows, k, some, term_stride, copies[1]);
-        config_.set(tile.rows, other.rows, Terms == 1 || two ? amx_tile_k_groups : tile.rows);
+        const bool two_tiles = n + 1 < count;
+        AccumulatorTile<scalar_t>&tile = tiles[n], &other = tiles[two_tiles ? n + 1 : n];
+        AmxBlock block0 = amx_block<Terms>(rows[n], tile.rows, k, kc, term_stride, copies[0]),
+                 block1 = block0;
+        if (two_tiles) block1 = amx_block<Terms>(rows[n + 1], other.rows, k, kc, term_stride, copies[1]);
+        config_.set(tile.rows, other.rows, Terms == 1 || two_tiles ? amx_tile_k_groups : tile.rows);
         const int64_t stride = tile.panels * NR<scalar_t>;
         for (int64_t p = 0; p < tile.panels;) {
-          const bool wide = !two && p + 1 < tile.panels;
-          first.acc = tile.at(0, p), second.acc = wide ? tile.at(0, p + 1) : other.at(0, p);
-          const auto multiply = two    ? microkernel_amx<Terms, 2, 1>
-                                : wide ? microkernel_amx<Terms, 1, 2>
-                                       : microkernel_amx<Terms, 1, 1>;
+          const bool two_panels = !two_tiles && p + 1 < tile.panels;
+          block0.acc = tile.at(0, p), block1.acc = two_panels ? tile.at(0, p + 1) : other.at(0, p);
+          const auto multiply = two_tiles    ? microkernel_amx<Terms, 2, 1>
+                                : two_panels ? microkernel_amx<Terms, 1, 2>
+                                             : microkernel_amx<Terms, 1, 1>;
           const auto* from = reinterpret_cast<const BFloat16*>(weights.at(tile.first_panel + p, 0));
-          multiply(first, second, some, from + k * group, panel_stride, stride);
-          p += wide ? 2 : 1;
+          multiply(block0, block1, kc, from + k * group, panel_stride, stride);
+          p += two_panels ? 2 : 1;
         }
       }
     }
@@ -95,43 +96,41 @@ struct MacroTile {
 template <class scalar_t>
 inline void zero(MacroTile<scalar_t>& macrotile) {
   for (int64_t i = 0; i < macrotile.count; ++i) {
-    Tile<scalar_t>& tile = macrotile.tiles[i];
+    AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
     for (int64_t n = 0; n < tile.rows * tile.panels * NR<scalar_t>; ++n) tile.acc[n] = 0;
   }
 }
 
-// Visits rows [row0, row1) × panels [first, last) by macro-tiles. Rows are divided into tiles of equal
-// height, at most `tallest`. Panels are the outer loop: their weights stay in cache while all rows pass. With
-// AMX, which loads the rows again for each panel, a macro-tile has as many panels as fit. `backwards`, every
-// other step, visits panels from last to first, to begin with those that the step before has left in the
-// cache.
+// Visits rows [row0, row1) × panels [panel_begin, panel_end) by macro-tiles. Rows are divided into tiles of
+// equal height, at most `max_rows`. Panels are the outer loop: their weights stay in cache while all rows
+// pass. With AMX, which loads the rows again for each panel, a macro-tile has as many panels as fit.
+// `reverse_panels`, every other step, visits panels from last to first, to begin with those that the step
+// before has left in the cache.
 template <class scalar_t, class Visit>
-inline void for_macrotiles(int64_t tallest, int64_t row0, int64_t row1, int64_t first, int64_t last,
-                           bool backwards, Visit visit) {
+inline void for_macrotiles(int64_t max_rows, int64_t row0, int64_t row1, int64_t panel_begin,
+                           int64_t panel_end, bool reverse_panels, Visit visit) {
   const int64_t rows = row1 - row0;
-  const int64_t tiles = (rows + tallest - 1) / tallest;
+  const int64_t tiles = (rows + max_rows - 1) / max_rows;
   if (tiles == 0) return;
   const int64_t panels = panels_for(static_cast<int>((rows + tiles - 1) / tiles));
-  const int64_t wide = tallest > MR                    ? max_panels
-                       : panels > min_macrotile_panels ? panels
-                                                       : min_macrotile_panels;
-  const int64_t down = (tiles + max_macrotile_tiles - 1) / max_macrotile_tiles;
-  const int64_t across = ceil_div(last - first, wide);
-  const auto panel_at = [&](int64_t m) { return first + (backwards ? across - 1 - m : m) * wide; };
+  const int64_t nc = max_rows > MR ? max_nc : panels > min_nc ? panels : min_nc;
+  const int64_t m_blocks = (tiles + MC_tiles - 1) / MC_tiles;
+  const int64_t n_blocks = ceil_div(panel_end - panel_begin, nc);
+  const auto panel_at = [&](int64_t j) { return panel_begin + (reverse_panels ? n_blocks - 1 - j : j) * nc; };
   MacroTile<scalar_t> macrotile;
-  macrotile.thread_panels = last - first;
-  for (int64_t m = 0; m < across; ++m) {
-    const int64_t p = panel_at(m);
-    for (int64_t n = 0; n < down; ++n) {
-      const int64_t begin = tiles * n / down, end = tiles * (n + 1) / down;
+  macrotile.thread_panels = panel_end - panel_begin;
+  for (int64_t j = 0; j < n_blocks; ++j) {
+    const int64_t p = panel_at(j);
+    for (int64_t i = 0; i < m_blocks; ++i) {
+      const int64_t begin = tiles * i / m_blocks, end = tiles * (i + 1) / m_blocks;
       macrotile.count = end - begin;
-      macrotile.prefetch_panel = panel_at(min(n + 1 < down ? m : m + 1, across - 1));
+      macrotile.prefetch_panel = panel_at(min(i + 1 < m_blocks ? j : j + 1, n_blocks - 1));
       for (int64_t t = begin; t < end; ++t) {
-        Tile<scalar_t>& tile = macrotile.tiles[t - begin];
+        AccumulatorTile<scalar_t>& tile = macrotile.tiles[t - begin];
         tile.first_row = row0 + rows * t / tiles;
         tile.rows = row0 + rows * (t + 1) / tiles - tile.first_row;
         tile.first_panel = p;
-        tile.panels = min(last - p, wide);
+        tile.panels = min(panel_end - p, nc);
       }
       visit(macrotile);
     }

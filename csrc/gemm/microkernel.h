@@ -1,11 +1,12 @@
-// The vector micro-kernel: R rows times P packed panels of weights, accumulated in registers.
+// The vector micro-kernel: rows of A times packed panels of weights, accumulated in registers.
 #pragma once
 
+#include "gemm/layout.h"
 #include "isa/simd.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// Blocking of this instruction set; what the parameters mean is in plan/thresholds.h.
+// Blocking of this instruction set; what the parameters mean is in thresholds.h.
 constexpr int MR = mr(LSTM_FUSED_REGISTERS);
 template <class scalar_t>
 constexpr int NR = 2 * lanes<scalar_t>;
@@ -20,29 +21,29 @@ constexpr int64_t tile_rows(bool bf16x3) {
 template <class scalar_t>
 constexpr int max_tile_rows = static_cast<int>(tile_rows<scalar_t>(std::is_same_v<scalar_t, float>));
 
-constexpr bool is_memory_bound(int64_t rows) { return rows <= memory_bound_rows; }
+constexpr bool has_few_rows(int64_t rows) { return rows <= memory_bound_rows; }
 
-// Adds A[R rows, k-groups first to last) times B, P panels [K, NR] that are `panel_stride` apart, to
-// accumulators with leading dimension `stride`. Meanwhile prefetches `prefetch_bytes` from `prefetch` into L2
-// for each k-group and panel. With few rows, 0 means that the weights are in L2 already: the kernel then
-// leaves all prefetching to the hardware. Never inlined: the row pointers need all registers that a caller
-// would take.
-template <class scalar_t, int R, int P>
-[[gnu::noinline]] void microkernel(const scalar_t* const* rows, int64_t first, int64_t last,
+// Adds A times B, over k-groups [k_begin, k_end), to accumulators with leading dimension `stride`. A has Rows
+// rows, B Panels panels [K, NR] that are `panel_stride` apart. Meanwhile prefetches `prefetch_bytes` from
+// `prefetch` into L2 for each k-group and panel. With few rows, 0 means that the weights are in L2 already:
+// the kernel then leaves all prefetching to the hardware. Never inlined: the row pointers need all registers
+// that a caller would take.
+template <class scalar_t, int Rows, int Panels>
+[[gnu::noinline]] void microkernel(const scalar_t* const* rows, int64_t k_begin, int64_t k_end,
                                    const scalar_t* weights, int64_t panel_stride, acc_t<scalar_t>* acc,
                                    int64_t stride, const char* prefetch, int64_t prefetch_bytes) {
   using G = KGroup<scalar_t>;
-  constexpr int V = 2 * P;
+  constexpr int V = 2 * Panels;
   constexpr int64_t group = k_pack<scalar_t> * NR<scalar_t>;  // elements of a panel's k-group
-  const bool prefetches = !is_memory_bound(R) || prefetch_bytes > 0;
-  const scalar_t* row[R];
-  for (int r = 0; r < R; ++r) row[r] = rows[r];
-  weights += first * group;
-  for (int64_t k = first; k < last;) {
-    const int64_t end = min(last, k + chain_length(R));
-    Vec<scalar_t> sum[R][V] = {};
-    for (; k < end; ++k, weights += group, prefetch += prefetch_bytes) {
-      for (int p = 0; p < P && prefetches; ++p) {
+  const bool prefetches = !has_few_rows(Rows) || prefetch_bytes > 0;
+  const scalar_t* row[Rows];
+  for (int r = 0; r < Rows; ++r) row[r] = rows[r];
+  weights += k_begin * group;
+  for (int64_t k = k_begin; k < k_end;) {
+    const int64_t chain_end = min(k_end, k + chain_length(Rows));
+    Vec<scalar_t> sum[Rows][V] = {};
+    for (; k < chain_end; ++k, weights += group, prefetch += prefetch_bytes) {
+      for (int p = 0; p < Panels && prefetches; ++p) {
         constexpr int64_t bytes = group * sizeof(scalar_t);
         for (int64_t line = 0; line < bytes; line += 64)
           __builtin_prefetch(
@@ -59,7 +60,7 @@ template <class scalar_t, int R, int P>
           w[v] =
               G::weights(weights + v / 2 * panel_stride + v % 2 * lanes<scalar_t> * k_pack<scalar_t>, pass);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
+        for (int r = 0; r < Rows; ++r) {
           const typename G::Operand a = G::element(row[r], k, pass);
 #pragma GCC unroll 8
           for (int v = 0; v < V; ++v) sum[r][v] = G::multiply_add(w[v], a, sum[r][v]);
@@ -67,7 +68,7 @@ template <class scalar_t, int R, int P>
       }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
+    for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         acc_t<scalar_t>* to = acc + r * stride + v * lanes<scalar_t>;
@@ -96,46 +97,45 @@ struct Prefetch {
 };
 
 // The micro-kernel for panels [first_panel, first_panel + panels), any number of them.
-template <class scalar_t, int R>
-void multiply_panels(const scalar_t* const* rows, int64_t first, int64_t last,
+template <class scalar_t, int Rows>
+void multiply_panels(const scalar_t* const* rows, int64_t k_begin, int64_t k_end,
                      const PackedWeights<scalar_t>& weights, int64_t first_panel, int64_t panels,
                      acc_t<scalar_t>* acc, const Prefetch& next) {
-  constexpr int P = panels_for(R);
+  constexpr int Panels = panels_for(Rows);
   constexpr int64_t group_bytes = k_pack<scalar_t> * NR<scalar_t> * sizeof(scalar_t);
   const int64_t panel_stride = weights.panel_stride, stride = panels * NR<scalar_t>;
-  const int64_t prefetch_bytes = group_bytes * next.k_groups / ((last - first) * next.shares);
+  const int64_t prefetch_bytes = group_bytes * next.k_groups / ((k_end - k_begin) * next.shares);
   const auto prefetch = [&](int64_t p) {
     return reinterpret_cast<const char*>(weights.at(next.panel + p, next.k)) +
-           (last - first) * next.share * prefetch_bytes;
+           (k_end - k_begin) * next.share * prefetch_bytes;
   };
   int64_t p = 0;
-  for (; p + P <= panels; p += P)
-    microkernel<scalar_t, R, P>(rows, first, last, weights.at(first_panel + p, 0), panel_stride,
-                                acc + p * NR<scalar_t>, stride, prefetch(p), prefetch_bytes);
-  if constexpr (P > 1)
+  for (; p + Panels <= panels; p += Panels)
+    microkernel<scalar_t, Rows, Panels>(rows, k_begin, k_end, weights.at(first_panel + p, 0), panel_stride,
+                                        acc + p * NR<scalar_t>, stride, prefetch(p), prefetch_bytes);
+  if constexpr (Panels > 1)
     for (; p < panels; ++p)
-      microkernel<scalar_t, R, 1>(rows, first, last, weights.at(first_panel + p, 0), panel_stride,
-                                  acc + p * NR<scalar_t>, stride, prefetch(p), prefetch_bytes);
+      microkernel<scalar_t, Rows, 1>(rows, k_begin, k_end, weights.at(first_panel + p, 0), panel_stride,
+                                     acc + p * NR<scalar_t>, stride, prefetch(p), prefetch_bytes);
 }
 
 // The same for a number of rows, at most MR, that is known at run time only.
-template <class scalar_t, int R = MR>
-inline void multiply_rows(int64_t count, const scalar_t* const* rows, int64_t first, int64_t last,
+template <class scalar_t, int Rows = MR>
+inline void multiply_rows(int64_t count, const scalar_t* const* rows, int64_t k_begin, int64_t k_end,
                           const PackedWeights<scalar_t>& weights, int64_t first_panel, int64_t panels,
                           acc_t<scalar_t>* acc, const Prefetch& next) {
-  if (count == R)
-    return multiply_panels<scalar_t, R>(rows, first, last, weights, first_panel, panels, acc, next);
-  if constexpr (R > 1)
-    multiply_rows<scalar_t, R - 1>(count, rows, first, last, weights, first_panel, panels, acc, next);
+  if (count == Rows)
+    return multiply_panels<scalar_t, Rows>(rows, k_begin, k_end, weights, first_panel, panels, acc, next);
+  if constexpr (Rows > 1)
+    multiply_rows<scalar_t, Rows - 1>(count, rows, k_begin, k_end, weights, first_panel, panels, acc, next);
 }
 
-// A register tile of accumulators and its place in the output.
+// Accumulators in memory, for at most max_nc panels, and their place in the output.
 template <class scalar_t>
-struct Tile {
+struct AccumulatorTile {
   int64_t first_row, rows;  // at most max_tile_rows<scalar_t>
   int64_t first_panel, panels;
-  alignas(
-      64) acc_t<scalar_t> acc[max_tile_rows<scalar_t> * max_panels * NR<scalar_t>];  // [rows, panels * NR]
+  alignas(64) acc_t<scalar_t> acc[max_tile_rows<scalar_t> * max_nc * NR<scalar_t>];  // [rows, panels * NR]
 
   acc_t<scalar_t>* at(int64_t r, int64_t p) { return acc + (r * panels + p) * NR<scalar_t>; }
 };

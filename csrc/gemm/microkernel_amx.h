@@ -8,7 +8,7 @@
 namespace lstm_fused::LSTM_FUSED_ISA {
 
 // A block of operand rows at equal distances, as tile loads need them, and its accumulators.
-struct AmxRows {
+struct AmxBlock {
   const BFloat16* data;
   int64_t stride;       // elements from one row to the next
   int64_t term_stride;  // elements from one bf16x3 term to the next
@@ -17,8 +17,8 @@ struct AmxRows {
 
 // K-groups [k, k + k_groups) of `count` rows. Where lengths have left gaps between the rows, copies them.
 template <int Terms, class scalar_t>
-AmxRows amx_rows(const scalar_t* const* rows, int64_t count, int64_t k, int64_t k_groups, int64_t term_stride,
-                 BFloat16* copy) {
+AmxBlock amx_block(const scalar_t* const* rows, int64_t count, int64_t k, int64_t k_groups,
+                   int64_t term_stride, BFloat16* copy) {
   const auto at = [&](int64_t r) { return reinterpret_cast<const BFloat16*>(rows[r]) + 2 * k; };
   const int64_t stride = count > 1 ? at(1) - at(0) : 0, elements = 2 * k_groups;
   bool equidistant = true;
@@ -64,7 +64,7 @@ class AmxTileConfig {
 };
 
 // Adds A times B to the accumulators of two row blocks by one panel, or of one row block by two panels that
-// are `panel_stride` apart; `second` is the second row block, or the first one with the accumulators of the
+// are `panel_stride` apart; `block1` is the second row block, or the first one with the accumulators of the
 // second panel. `stride` is the leading dimension of all accumulators. K is `k_groups` k-groups, in whole AMX
 // tiles.
 //
@@ -73,48 +73,48 @@ class AmxTileConfig {
 // A. Heinecke, Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations,
 // ARITH 2019.
 template <int Terms, int RowBlocks, int Panels>
-[[gnu::noinline]] void microkernel_amx(const AmxRows& first, const AmxRows& second, int64_t k_groups,
+[[gnu::noinline]] void microkernel_amx(const AmxBlock& block0, const AmxBlock& block1, int64_t k_groups,
                                        const BFloat16* weights, int64_t panel_stride, int64_t stride) {
   constexpr int64_t group = 2 * 2 * lanes<BFloat16>, group_bytes = group * sizeof(BFloat16);
   constexpr int64_t term_bytes = amx_tile_k_groups * group_bytes, vector_bytes = group_bytes / 2;
   const int64_t acc_bytes = stride * static_cast<int64_t>(sizeof(float));
-  const int64_t first_bytes = first.stride * static_cast<int64_t>(sizeof(BFloat16));
-  const int64_t second_bytes = second.stride * static_cast<int64_t>(sizeof(BFloat16));
-  _tile_loadd(0, first.acc, acc_bytes);
-  _tile_loadd(1, first.acc + lanes<float>, acc_bytes);
+  const int64_t a0_bytes = block0.stride * static_cast<int64_t>(sizeof(BFloat16));
+  const int64_t a1_bytes = block1.stride * static_cast<int64_t>(sizeof(BFloat16));
+  _tile_loadd(0, block0.acc, acc_bytes);
+  _tile_loadd(1, block0.acc + lanes<float>, acc_bytes);
   if constexpr (RowBlocks * Panels == 2) {
-    _tile_loadd(2, second.acc, acc_bytes);
-    _tile_loadd(3, second.acc + lanes<float>, acc_bytes);
+    _tile_loadd(2, block1.acc, acc_bytes);
+    _tile_loadd(3, block1.acc + lanes<float>, acc_bytes);
   }
   for (int64_t k = 0; k < k_groups; k += amx_tile_k_groups) {
-    const BFloat16 *x = first.data + 2 * k, *z = second.data + 2 * k;
-    const char* w = reinterpret_cast<const char*>(weights + k * Terms * group);
-    const char* v = w + panel_stride * static_cast<int64_t>(sizeof(BFloat16));
+    const BFloat16 *a0 = block0.data + 2 * k, *a1 = block1.data + 2 * k;
+    const char* b0 = reinterpret_cast<const char*>(weights + k * Terms * group);
+    const char* b1 = b0 + panel_stride * static_cast<int64_t>(sizeof(BFloat16));
     if constexpr (Terms == 1) {
-      _tile_loadd(6, w, group_bytes);
-      _tile_loadd(4, x, first_bytes);
+      _tile_loadd(6, b0, group_bytes);
+      _tile_loadd(4, a0, a0_bytes);
       _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, w + vector_bytes, group_bytes);
+      _tile_loadd(7, b0 + vector_bytes, group_bytes);
       _tile_dpbf16ps(1, 4, 7);
       if constexpr (RowBlocks == 2) {
-        _tile_loadd(5, z, second_bytes);
+        _tile_loadd(5, a1, a1_bytes);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }
       if constexpr (Panels == 2) {
-        _tile_loadd(6, v, group_bytes);
+        _tile_loadd(6, b1, group_bytes);
         _tile_dpbf16ps(2, 4, 6);
-        _tile_loadd(7, v + vector_bytes, group_bytes);
+        _tile_loadd(7, b1 + vector_bytes, group_bytes);
         _tile_dpbf16ps(3, 4, 7);
       }
     } else if constexpr (RowBlocks == 2) {
       const auto load_weights = [&](int64_t term) {
-        _tile_loadd(6, w + term * term_bytes, group_bytes);
-        _tile_loadd(7, w + term * term_bytes + vector_bytes, group_bytes);
+        _tile_loadd(6, b0 + term * term_bytes, group_bytes);
+        _tile_loadd(7, b0 + term * term_bytes + vector_bytes, group_bytes);
       };
       const auto load_rows = [&](int64_t term) {
-        _tile_loadd(4, x + term * first.term_stride, first_bytes);
-        _tile_loadd(5, z + term * second.term_stride, second_bytes);
+        _tile_loadd(4, a0 + term * block0.term_stride, a0_bytes);
+        _tile_loadd(5, a1 + term * block1.term_stride, a1_bytes);
       };
       const auto add_products = [] {
         _tile_dpbf16ps(0, 4, 6);
@@ -129,9 +129,9 @@ template <int Terms, int RowBlocks, int Panels>
       load_rows(2), add_products();
       load_rows(0), add_products();
     } else {
-      _tile_loadd(4, x, first_bytes);
-      _tile_loadd(5, x + first.term_stride, first_bytes);
-      _tile_loadd(6, x + 2 * first.term_stride, first_bytes);
+      _tile_loadd(4, a0, a0_bytes);
+      _tile_loadd(5, a0 + block0.term_stride, a0_bytes);
+      _tile_loadd(6, a0 + 2 * block0.term_stride, a0_bytes);
       // Macros, because tile registers are numbered by literals. Each multiplies one term of B.
 #define LSTM_FUSED_TERM_2(acc, from)                    \
   _tile_loadd(7, (from) + 2 * term_bytes, group_bytes); \
@@ -145,10 +145,10 @@ template <int Terms, int RowBlocks, int Panels>
   _tile_dpbf16ps(acc, 5, 7);         \
   _tile_dpbf16ps(acc, 6, 7);         \
   _tile_dpbf16ps(acc, 4, 7);
-#define LSTM_FUSED_EACH_VECTOR(term)     \
-  term(0, w) term(1, w + vector_bytes);  \
-  if constexpr (Panels == 2) {           \
-    term(2, v) term(3, v + vector_bytes) \
+#define LSTM_FUSED_EACH_VECTOR(term)       \
+  term(0, b0) term(1, b0 + vector_bytes);  \
+  if constexpr (Panels == 2) {             \
+    term(2, b1) term(3, b1 + vector_bytes) \
   }
       LSTM_FUSED_EACH_VECTOR(LSTM_FUSED_TERM_2)
       LSTM_FUSED_EACH_VECTOR(LSTM_FUSED_TERM_1)
@@ -159,11 +159,11 @@ template <int Terms, int RowBlocks, int Panels>
 #undef LSTM_FUSED_EACH_VECTOR
     }
   }
-  _tile_stored(0, first.acc, acc_bytes);
-  _tile_stored(1, first.acc + lanes<float>, acc_bytes);
+  _tile_stored(0, block0.acc, acc_bytes);
+  _tile_stored(1, block0.acc + lanes<float>, acc_bytes);
   if constexpr (RowBlocks * Panels == 2) {
-    _tile_stored(2, second.acc, acc_bytes);
-    _tile_stored(3, second.acc + lanes<float>, acc_bytes);
+    _tile_stored(2, block1.acc, acc_bytes);
+    _tile_stored(3, block1.acc + lanes<float>, acc_bytes);
   }
 }
 

@@ -7,19 +7,18 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// A square of lanes × lanes weights: lane j of row[k] is weights[j * lane_stride + k * k_stride], zero for j
+// A square of lanes × lanes weights: lane j of row[k] is weights[j * n_stride + k * k_stride], zero for j
 // >= n and k >= K. One of the strides is 1.
 template <class Real>
-struct Square {
+struct TransposedBlock {
   Vec<Real> row[lanes<Real>];
 
-  Square(const Real* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K) {
+  TransposedBlock(const Real* weights, int64_t n_stride, int64_t k_stride, int64_t n, int64_t K) {
     constexpr int64_t L = lanes<Real>;
-    if (lane_stride == 1) {
+    if (n_stride == 1) {
       for (int64_t k = 0; k < L; ++k) row[k] = k < K && n > 0 ? load(weights + k * k_stride, n) : Vec<Real>{};
     } else {
-      for (int64_t j = 0; j < L; ++j)
-        row[j] = j < n && K > 0 ? load(weights + j * lane_stride, K) : Vec<Real>{};
+      for (int64_t j = 0; j < L; ++j) row[j] = j < n && K > 0 ? load(weights + j * n_stride, K) : Vec<Real>{};
       transpose<Real>(row);
     }
   }
@@ -27,50 +26,49 @@ struct Square {
 
 // Packs one of the two vectors of a panel: n channels by K.
 template <class Real>
-inline void pack_vector(const Real* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K,
+inline void pack_vector(const Real* weights, int64_t n_stride, int64_t k_stride, int64_t n, int64_t K,
                         Real* to) {
   for (int64_t first = 0; first < K; first += lanes<Real>) {
-    const Square<Real> square(weights + first * k_stride, lane_stride, k_stride, n, K - first);
+    const TransposedBlock<Real> block(weights + first * k_stride, n_stride, k_stride, n, K - first);
     for (int64_t k = first; k < min(first + lanes<Real>, K); ++k)
-      store(to + k * NR<Real>, square.row[k - first]);
+      store(to + k * NR<Real>, block.row[k - first]);
   }
 }
 
 // The same in VNNI pairs, each of which moves as one float does.
-inline void pack_vector(const BFloat16* weights, int64_t lane_stride, int64_t k_stride, int64_t n, int64_t K,
+inline void pack_vector(const BFloat16* weights, int64_t n_stride, int64_t k_stride, int64_t n, int64_t K,
                         BFloat16* to) {
   constexpr int64_t L = lanes<BFloat16>, group = 2 * NR<BFloat16>;
   const int64_t k_groups = padded_k<BFloat16>(K) / 2;
-  if (lane_stride == 1 && n >= L) {
+  if (n_stride == 1 && n >= L) {
     for (int64_t u = 0; u < k_groups; ++u)
       store_vnni_pairs(to + u * group, weights + 2 * u * k_stride, k_stride, K - 2 * u);
     return;
   }
   for (int64_t first = 0; first < k_groups; first += L) {
     if (n >= L && K - 2 * first >= 2 * L && k_stride == 1) {
-      Vec<float> square[L];
+      Vec<float> block[L];
       for (int64_t j = 0; j < L; ++j)
-        __builtin_memcpy(square + j, weights + j * lane_stride + 2 * first, sizeof *square);
-      transpose<float>(square);
-      for (int64_t u = 0; u < L; ++u) __builtin_memcpy(to + (first + u) * group, square + u, sizeof *square);
+        __builtin_memcpy(block + j, weights + j * n_stride + 2 * first, sizeof *block);
+      transpose<float>(block);
+      for (int64_t u = 0; u < L; ++u) __builtin_memcpy(to + (first + u) * group, block + u, sizeof *block);
       continue;
     }
     for (int64_t j = 0; j < L; ++j)
       for (int64_t u = first; u < min(first + L, k_groups); ++u)
         for (int64_t k = 2 * u; k < 2 * u + 2; ++k)
-          to[u * group + 2 * j + k % 2] =
-              j < n && k < K ? weights[j * lane_stride + k * k_stride] : BFloat16{};
+          to[u * group + 2 * j + k % 2] = j < n && k < K ? weights[j * n_stride + k * k_stride] : BFloat16{};
   }
 }
 
 // The same in bf16x3: [AMX tiles, terms, k-groups of a tile, NR, 2].
-inline void pack_vector_bf16x3(const float* weights, int64_t lane_stride, int64_t k_stride, int64_t n,
-                               int64_t K, BFloat16* to) {
+inline void pack_vector_bf16x3(const float* weights, int64_t n_stride, int64_t k_stride, int64_t n, int64_t K,
+                               BFloat16* to) {
   constexpr int64_t L = lanes<float>, group = 2 * NR<BFloat16>, term_size = amx_tile_k_groups * group;
   for (int64_t first = 0; first < padded_k<BFloat16>(K); first += L) {
-    const Square<float> square(weights + first * k_stride, lane_stride, k_stride, n, K - first);
+    const TransposedBlock<float> block(weights + first * k_stride, n_stride, k_stride, n, K - first);
     for (int64_t k = 0; k < L; k += 2) {
-      const Bf16x3 even(square.row[k]), odd(square.row[k + 1]);
+      const Bf16x3 even(block.row[k]), odd(block.row[k + 1]);
       const int64_t u = (first + k) / 2;
       BFloat16* at = to + u / amx_tile_k_groups * bf16x3_terms * term_size + u % amx_tile_k_groups * group;
       for (int64_t t = 0; t < bf16x3_terms; ++t) {
@@ -83,13 +81,13 @@ inline void pack_vector_bf16x3(const float* weights, int64_t lane_stride, int64_
 
 // Packs vector 0 or 1 of a panel, in either form.
 template <class scalar_t>
-inline void pack_panel_vector(const scalar_t* weights, int64_t lane_stride, int64_t k_stride, int64_t n,
+inline void pack_panel_vector(const scalar_t* weights, int64_t n_stride, int64_t k_stride, int64_t n,
                               int64_t K, bool bf16x3, int64_t vector, scalar_t* panel) {
   if constexpr (has_amx && std::is_same_v<scalar_t, float>)
     if (bf16x3)
-      return pack_vector_bf16x3(weights, lane_stride, k_stride, n, K,
+      return pack_vector_bf16x3(weights, n_stride, k_stride, n, K,
                                 reinterpret_cast<BFloat16*>(panel) + vector * 2 * lanes<float>);
-  pack_vector(weights, lane_stride, k_stride, n, K, panel + vector * lanes<scalar_t> * k_pack<scalar_t>);
+  pack_vector(weights, n_stride, k_stride, n, K, panel + vector * lanes<scalar_t> * k_pack<scalar_t>);
 }
 
 // Packs W [4H, K] into two panels for each vector of channels, i and f, g and o; vectors [first, last) only.

@@ -17,7 +17,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "gemm/layout.h"
+#include "isa/dtypes.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 

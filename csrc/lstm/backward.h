@@ -10,26 +10,28 @@
 namespace lstm_fused::LSTM_FUSED_ISA {
 
 template <class scalar_t>
-void pack(const Backward<scalar_t>& f, const Team& team) {
+void pack(const Backward<scalar_t>& args, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
-  const int64_t p = ceil_div(f.P, NR<scalar_t>), h = ceil_div(f.H, NR<scalar_t>);
-  pack_channels(f.weight_hh, 1, f.P, f.P, 4 * f.H, f.da_operand.bf16x3, all.begin(p), all.end(p),
-                f.packed_hh);
-  if (f.weight_hr) pack_channels(f.weight_hr, 1, f.H, f.H, f.P, false, all.begin(h), all.end(h), f.packed_hr);
-  all.sync();
+  const int64_t p = ceil_div(args.P, NR<scalar_t>), h = ceil_div(args.H, NR<scalar_t>);
+  pack_channels(args.weight_hh, 1, args.P, args.P, 4 * args.H, args.da_operand.bf16x3, all.begin(p),
+                all.end(p), args.packed_hh);
+  if (args.weight_hr)
+    pack_channels(args.weight_hr, 1, args.H, args.H, args.P, false, all.begin(h), all.end(h), args.packed_hr);
+  all.sync();  // packed weights, dc_state and padding that other threads have written
 }
 
 // Initialises dc with dc_n, and the padding of operand rows.
 template <class scalar_t>
-void init_state(const Backward<scalar_t>& f, const Slice& s) {
+void init_state(const Backward<scalar_t>& args, const Slice& s) {
   for (int64_t b = s.row_begin; b < s.row_end; ++b) {
-    for (int64_t j = s.begin(f.H); j < s.end(f.H); j += lanes<scalar_t>) {
-      const int64_t n = min(lanes<scalar_t>, s.end(f.H) - j);
-      store(f.dc_state + b * f.H + j, f.dc_n ? load(f.dc_n + b * f.H + j, n) : Vec<scalar_t>{}, n);
+    for (int64_t j = s.begin(args.H); j < s.end(args.H); j += lanes<scalar_t>) {
+      const int64_t n = min(lanes<scalar_t>, s.end(args.H) - j);
+      store(args.dc_state + b * args.H + j, args.dc_n ? load(args.dc_n + b * args.H + j, n) : Vec<scalar_t>{},
+            n);
     }
     for (int64_t slot = 0; slot < 2 && s.rank == 0; ++slot) {
-      clear_padding(f.da_operand, slot, b);
-      if (f.weight_hr) clear_padding(f.dh_operand, slot, b);
+      clear_padding(args.da_operand, slot, b);
+      if (args.weight_hr) clear_padding(args.dh_operand, slot, b);
     }
   }
 }
@@ -41,11 +43,11 @@ struct Count {
 };
 
 template <class scalar_t>
-Count active_rows(const Backward<scalar_t>& f, const Slice& s, int64_t n, int64_t t, Row<scalar_t>* rows) {
-  const Sequence& q = f.sequence;
+Count active_rows(const Backward<scalar_t>& args, const Slice& s, int64_t n, int64_t t, Row<scalar_t>* rows) {
+  const Sequence& q = args.sequence;
   int64_t count = 0;
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
-    if (t < q.length(b) && t != q.last(b)) rows[count++] = {b, nullptr, f.da_operand.row(n + 1, b)};
+    if (t < q.length(b) && t != q.last(b)) rows[count++] = {b, nullptr, args.da_operand.row(n + 1, b)};
   const int64_t continuing = count;
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
     if (t < q.length(b) && t == q.last(b)) rows[count++] = {b, nullptr, nullptr};
@@ -54,54 +56,55 @@ Count active_rows(const Backward<scalar_t>& f, const Slice& s, int64_t n, int64_
 
 // Sets da of rows without a step at t to zero.
 template <class scalar_t>
-void fill_inactive(const Backward<scalar_t>& f, const Slice& s, int64_t t, int64_t j0, int64_t j1) {
+void fill_inactive(const Backward<scalar_t>& args, const Slice& s, int64_t t, int64_t j0, int64_t j1) {
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
-    if (t >= f.sequence.length(b))
+    if (t >= args.sequence.length(b))
       for (int64_t gate = 0; gate < 4; ++gate)
         for (int64_t j = j0; j < j1; ++j) {
-          const int64_t at = ((t * f.sequence.B + b) * 4 + gate) * f.H + j;
-          f.dxw[at] = {};
-          if (f.dhw) f.dhw[at] = {};
+          const int64_t at = ((t * args.sequence.B + b) * 4 + gate) * args.H + j;
+          args.dxw[at] = {};
+          if (args.dhw) args.dhw[at] = {};
         }
 }
 
 // Accumulates the gradient of h_t from the steps after t: da_{t+1} W_hh, or dh_n at the end.
 template <class scalar_t>
-void recurrent_gradient(const Backward<scalar_t>& f, const Row<scalar_t>* rows,
+void recurrent_gradient(const Backward<scalar_t>& args, const Row<scalar_t>* rows,
                         MacroTile<scalar_t>& macrotile) {
-  const bool ends = rows[macrotile.tiles[0].first_row].recurrent == nullptr;
+  const bool ends = rows[macrotile.tiles[0].first_row].operand == nullptr;
   for (int64_t i = 0; i < macrotile.count; ++i) {
-    Tile<scalar_t>& tile = macrotile.tiles[i];
+    AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
     for (int64_t r = 0; r < tile.rows; ++r)
       for (int64_t v = 0; v < 2 * tile.panels; ++v) {
         const int64_t j = tile.first_panel * NR<scalar_t> + v * lanes<scalar_t>;
-        const bool given = ends && f.dh_n && j < f.P;
-        store(tile.at(r, 0) + v * lanes<scalar_t>,
-              given ? load(f.dh_n + rows[tile.first_row + r].b * f.P + j, f.P - j) : Vec<scalar_t>{});
+        const bool given = ends && args.dh_n && j < args.P;
+        store(
+            tile.at(r, 0) + v * lanes<scalar_t>,
+            given ? load(args.dh_n + rows[tile.first_row + r].b * args.P + j, args.P - j) : Vec<scalar_t>{});
       }
   }
   if (!ends)
-    macrotile.add_product(packed_for(f.da_operand, f.packed_hh),
-                          [&](int64_t r) { return rows[r].recurrent; });
+    macrotile.add_product(packed_for(args.da_operand, args.packed_hh),
+                          [&](int64_t r) { return rows[r].operand; });
 }
 
 // Stores dh, the accumulators plus dy_t unless this is dh0; to(b) is the address of row b.
 template <class scalar_t, class To>
-void store_dh(const Backward<scalar_t>& f, const Row<scalar_t>* rows, MacroTile<scalar_t>& macrotile,
+void store_dh(const Backward<scalar_t>& args, const Row<scalar_t>* rows, MacroTile<scalar_t>& macrotile,
               int64_t t, bool with_dy, To to) {
   for (int64_t i = 0; i < macrotile.count; ++i) {
-    Tile<scalar_t>& tile = macrotile.tiles[i];
+    AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
     for (int64_t r = 0; r < tile.rows; ++r)
       for (int64_t v = 0; v < 2 * tile.panels; ++v) {
         const int64_t j = tile.first_panel * NR<scalar_t> + v * lanes<scalar_t>;
         const int64_t b = rows[tile.first_row + r].b;
-        if (j >= f.P) continue;
+        if (j >= args.P) continue;
         Vec<scalar_t> sum = load(tile.at(r, 0) + v * lanes<scalar_t>);
-        if (f.variant.any)
-          sum = gradient_of_h(f, rows[tile.first_row + r], with_dy ? t : -1, j, sum);
-        else if (with_dy && f.dy.data)
-          sum += load(f.dy.at(t, b) + j, f.P - j);
-        store(to(b) + j, sum, f.P - j);
+        if (args.variant.any)
+          sum = gradient_of_h(args, rows[tile.first_row + r], with_dy ? t : -1, j, sum);
+        else if (with_dy && args.dy.data)
+          sum += load(args.dy.at(t, b) + j, args.P - j);
+        store(to(b) + j, sum, args.P - j);
       }
   }
 }
@@ -137,126 +140,126 @@ inline void add_to_sums(double* sums, int64_t, Vec<float> v) {
 // The epilogue: the backward cell on the accumulators, the gradient of o * tanh(c), plus dy_t if `with_dy`.
 // Adds the gradients of bias and peephole to sums [2, 7, width].
 template <bool HasVariant, class scalar_t>
-void cell_epilogue(const Backward<scalar_t>& f, int64_t n, int64_t t, const Row<scalar_t>* rows,
-                   Tile<scalar_t>& tile, bool with_dy, double* sums) {
+void cell_epilogue(const Backward<scalar_t>& args, int64_t n, int64_t t, const Row<scalar_t>* rows,
+                   AccumulatorTile<scalar_t>& tile, bool with_dy, double* sums) {
   using Gate = Gates<acc_t<scalar_t>>;
-  const int64_t H = f.H, B = f.sequence.B;
+  const int64_t H = args.H, B = args.sequence.B;
   for (int64_t v = 0; v < 2 * tile.panels; ++v) {
     const int64_t j = tile.first_panel * NR<scalar_t> + v * lanes<scalar_t>, left = H - j;
     if (left <= 0) continue;
-    const Peephole<acc_t<scalar_t>> peephole(f.peephole, H, j, left);
+    const Peephole<acc_t<scalar_t>> peephole(args.peephole, H, j, left);
     Vec<scalar_t> sum[7] = {};
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t b = rows[tile.first_row + r].b, tb = t * B + b;
-      const bool starts = t == f.sequence.first(b);
-      const scalar_t* before = starts ? f.c0 + b * H : f.c + (f.sequence.previous(t) * B + b) * H;
-      const Gate gates = Gate::from(f.gates + tb * 4 * H, H, j, left);
-      Vec<scalar_t> c = load(f.c + tb * H + j, left), dc_zoneout = {};
+      const bool starts = t == args.sequence.first(b);
+      const scalar_t* before = starts ? args.c0 + b * H : args.c + (args.sequence.previous(t) * B + b) * H;
+      const Gate gates = Gate::from(args.gates + tb * 4 * H, H, j, left);
+      Vec<scalar_t> c = load(args.c + tb * H + j, left), dc_zoneout = {};
       const Vec<scalar_t> c_prev = load(before + j, left);
       Vec<scalar_t> dm = load(tile.at(r, 0) + v * lanes<scalar_t>);
-      Vec<scalar_t> dc = load(f.dc_state + b * H + j, left);
+      Vec<scalar_t> dc = load(args.dc_state + b * H + j, left);
       if (HasVariant && with_dy)
-        dm = gradient_of_h(f, rows[tile.first_row + r], t, j, dm);
-      else if (with_dy && f.dy.data)
-        dm += load(f.dy.at(t, b) + j, left);
-      if (HasVariant && f.variant.zoneout_c.data) {
-        const Vec<scalar_t> share = load(f.variant.zoneout_c.at(t, b) + j, left);
+        dm = gradient_of_h(args, rows[tile.first_row + r], t, j, dm);
+      else if (with_dy && args.dy.data)
+        dm += load(args.dy.at(t, b) + j, left);
+      if (HasVariant && args.variant.zoneout_c.data) {
+        const Vec<scalar_t> share = load(args.variant.zoneout_c.at(t, b) + j, left);
         dc_zoneout = share * dc;
         dc *= 1 - share;
-        c = clip<acc_t<scalar_t>>(gates.f * c_prev + gates.i * gates.g, f.variant.cell_clip);
+        c = clip<acc_t<scalar_t>>(gates.f * c_prev + gates.i * gates.g, args.variant.cell_clip);
       }
       const Gate da =
-          cell_backward<HasVariant, scalar_t>(dm, dc, gates, c, c_prev, peephole, f.variant.cell_clip);
+          cell_backward<HasVariant, scalar_t>(dm, dc, gates, c, c_prev, peephole, args.variant.cell_clip);
       if (HasVariant) dc += dc_zoneout;
-      da.to(f.dxw + tb * 4 * H, H, j, left, f.streaming_stores);
-      scalar_t* next = f.da_operand.row(n, b);
-      store_operand(f.da_operand, next, j, da.i, left);
-      store_operand(f.da_operand, next, H + j, da.f, left);
-      store_operand(f.da_operand, next, 2 * H + j, da.g, left);
-      store_operand(f.da_operand, next, 3 * H + j, da.o, left);
-      store(f.dc_state + b * H + j, dc, left);
+      da.to(args.dxw + tb * 4 * H, H, j, left, args.streaming_stores);
+      scalar_t* next = args.da_operand.row(n, b);
+      store_operand(args.da_operand, next, j, da.i, left);
+      store_operand(args.da_operand, next, H + j, da.f, left);
+      store_operand(args.da_operand, next, 2 * H + j, da.g, left);
+      store_operand(args.da_operand, next, 3 * H + j, da.o, left);
+      store(args.dc_state + b * H + j, dc, left);
       sum[0] += da.i, sum[1] += da.f, sum[2] += da.g, sum[3] += da.o;
       if (peephole.present) sum[4] += da.i * c_prev, sum[5] += da.f * c_prev, sum[6] += da.o * c;
     }
-    for (int64_t k = 0; k < 7; ++k) add_to_sums(sums + k * f.width + j, 7 * f.width, sum[k]);
+    for (int64_t k = 0; k < 7; ++k) add_to_sums(sums + k * args.width + j, 7 * args.width, sum[k]);
   }
 }
 
 // Reduces dbias and dpeephole over all groups of threads, in a fixed order.
 template <class scalar_t>
-void reduce_sums(const Backward<scalar_t>& f, const Team& team) {
+void reduce_sums(const Backward<scalar_t>& args, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
-  all.sync();
+  all.sync();  // sums of all threads
   for (int64_t k = 0; k < 7; ++k)
-    for (int64_t j = all.begin(f.H); j < all.end(f.H); ++j) {
+    for (int64_t j = all.begin(args.H); j < all.end(args.H); ++j) {
       double sum = 0, lost = 0;
       for (int group = 0; group < team.size; ++group) {
-        const double* group_sum = f.sums + (group * 14 + k) * f.width + j;
+        const double* group_sum = args.sums + (group * 14 + k) * args.width + j;
         two_sum(sum, lost, group_sum[0]);
-        lost += group_sum[7 * f.width];
+        lost += group_sum[7 * args.width];
       }
       if (lost == lost) sum += lost;  // NaN where a sum is infinite
       const Vec<scalar_t> value = broadcast(static_cast<acc_t<scalar_t>>(sum));
-      store(k < 4 ? f.dbias + k * f.H + j : f.dpeephole + (k - 4) * f.H + j, value, 1);
+      store(k < 4 ? args.dbias + k * args.H + j : args.dpeephole + (k - 4) * args.H + j, value, 1);
     }
 }
 
 template <class scalar_t>
-void backward(const Backward<scalar_t>& f, const Team& team) {
+void backward(const Backward<scalar_t>& args, const Team& team) {
   const FlushSubnormals flush;
-  const Sequence& q = f.sequence;
-  const int64_t H = f.H, P = f.P;
-  const int64_t tallest = tile_rows<scalar_t>(f.da_operand.bf16x3);
-  const Slice s = slice(team, q.B, f.min_rows_per_thread);
+  const Sequence& q = args.sequence;
+  const int64_t H = args.H, P = args.P;
+  const int64_t max_rows = tile_rows<scalar_t>(args.da_operand.bf16x3);
+  const Slice s = slice(team, q.B, args.min_rows_per_thread);
   const int64_t h_panels = ceil_div(H, NR<scalar_t>), p_panels = ceil_div(P, NR<scalar_t>);
   const int64_t h0 = s.begin(h_panels), h1 = s.end(h_panels), p0 = s.begin(p_panels), p1 = s.end(p_panels);
   const int64_t j0 = h0 * NR<scalar_t>, j1 = min(h1 * NR<scalar_t>, H);  // this thread's channels of c
-  Row<scalar_t>* rows = f.rows + team.rank * q.B;
-  double* sums = f.sums + (team.rank - s.rank) * 14 * f.width;  // the group's
+  Row<scalar_t>* rows = args.rows + team.rank * q.B;
+  double* sums = args.sums + (team.rank - s.rank) * 14 * args.width;  // the group's
 
-  for (int64_t j = 0; j < 14 * f.width; ++j) f.sums[team.rank * 14 * f.width + j] = 0;
-  init_state(f, s);
-  pack(f, team);
+  for (int64_t j = 0; j < 14 * args.width; ++j) args.sums[team.rank * 14 * args.width + j] = 0;
+  init_state(args, s);
+  pack(args, team);
 
   for (int64_t n = q.T - 1; n >= 0; --n) {
     const int64_t t = q.step(n);
-    const Count count = active_rows(f, s, n, t, rows);
+    const Count count = active_rows(args, s, n, t, rows);
     // Rows that end here have no product, so they must not share a tile with those that continue.
-    const auto for_rows = [&](int64_t first, int64_t last, auto visit) {
-      for_macrotiles<scalar_t>(tallest, 0, count.continuing, first, last, n & 1, visit);
-      for_macrotiles<scalar_t>(tallest, count.continuing, count.all, first, last, n & 1, visit);
+    const auto for_rows = [&](int64_t panel_begin, int64_t panel_end, auto visit) {
+      for_macrotiles<scalar_t>(max_rows, 0, count.continuing, panel_begin, panel_end, n & 1, visit);
+      for_macrotiles<scalar_t>(max_rows, count.continuing, count.all, panel_begin, panel_end, n & 1, visit);
     };
-    if (!f.weight_hr) {
+    if (!args.weight_hr) {
       for_rows(h0, h1, [&](auto& macrotile) {
-        recurrent_gradient(f, rows, macrotile);
+        recurrent_gradient(args, rows, macrotile);
         for (int64_t i = 0; i < macrotile.count; ++i)
-          if (f.variant.any)
-            cell_epilogue<true>(f, n, t, rows, macrotile.tiles[i], true, sums);
+          if (args.variant.any)
+            cell_epilogue<true>(args, n, t, rows, macrotile.tiles[i], true, sums);
           else
-            cell_epilogue<false>(f, n, t, rows, macrotile.tiles[i], true, sums);
+            cell_epilogue<false>(args, n, t, rows, macrotile.tiles[i], true, sums);
       });
     } else {
       for_rows(p0, p1, [&](auto& macrotile) {
-        recurrent_gradient(f, rows, macrotile);
-        store_dh(f, rows, macrotile, t, true, [&](int64_t b) { return f.dh_operand.row(n, b); });
+        recurrent_gradient(args, rows, macrotile);
+        store_dh(args, rows, macrotile, t, true, [&](int64_t b) { return args.dh_operand.row(n, b); });
       });
-      s.sync();
+      s.sync();  // dh_operand: all channels
       for_macrotiles<scalar_t>(tile_rows<scalar_t>(false), 0, count.all, h0, h1, n & 1, [&](auto& macrotile) {
         zero(macrotile);
-        macrotile.add_product(packed_for(f.dh_operand, f.packed_hr),
-                              [&](int64_t r) { return f.dh_operand.row(n, rows[r].b); });
+        macrotile.add_product(packed_for(args.dh_operand, args.packed_hr),
+                              [&](int64_t r) { return args.dh_operand.row(n, rows[r].b); });
         for (int64_t i = 0; i < macrotile.count; ++i)
-          if (f.variant.any)
-            cell_epilogue<true>(f, n, t, rows, macrotile.tiles[i], false, sums);
+          if (args.variant.any)
+            cell_epilogue<true>(args, n, t, rows, macrotile.tiles[i], false, sums);
           else
-            cell_epilogue<false>(f, n, t, rows, macrotile.tiles[i], false, sums);
+            cell_epilogue<false>(args, n, t, rows, macrotile.tiles[i], false, sums);
       });
     }
-    if (q.lengths) fill_inactive(f, s, t, j0, j1);
-    s.sync();
-    if (f.variant.gain_hh) {
-      denormalize(f, s, n, t, rows, count.all);
-      s.sync();
+    if (q.lengths) fill_inactive(args, s, t, j0, j1);
+    s.sync();  // da_operand: all channels
+    if (args.variant.gain_hh) {
+      denormalize(args, s, n, t, rows, count.all);
+      s.sync();  // da_operand: other threads' rows of the gradient of W_hh h_{t-1}
     }
   }
 
@@ -264,21 +267,21 @@ void backward(const Backward<scalar_t>& f, const Team& team) {
   const auto first_step = [&](int64_t b) { return q.reverse ? q.T - q.length(b) : int64_t{0}; };
   int64_t count = 0;
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
-    if (q.length(b)) rows[count++] = {b, nullptr, f.da_operand.row(first_step(b), b)};
+    if (q.length(b)) rows[count++] = {b, nullptr, args.da_operand.row(first_step(b), b)};
   const int64_t with_steps = count;
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
     if (!q.length(b)) rows[count++] = {b, nullptr, nullptr};
   const auto to_dh0 = [&](auto& macrotile) {
-    recurrent_gradient(f, rows, macrotile);
-    store_dh(f, rows, macrotile, 0, false, [&](int64_t b) { return f.dh0 + b * P; });
+    recurrent_gradient(args, rows, macrotile);
+    store_dh(args, rows, macrotile, 0, false, [&](int64_t b) { return args.dh0 + b * P; });
   };
-  for_macrotiles<scalar_t>(tallest, 0, with_steps, p0, p1, false, to_dh0);
-  for_macrotiles<scalar_t>(tallest, with_steps, count, p0, p1, false, to_dh0);
+  for_macrotiles<scalar_t>(max_rows, 0, with_steps, p0, p1, false, to_dh0);
+  for_macrotiles<scalar_t>(max_rows, with_steps, count, p0, p1, false, to_dh0);
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
     for (int64_t j = j0; j < j1; j += lanes<scalar_t>)
-      store(f.dc0 + b * H + j, load(f.dc_state + b * H + j, j1 - j), j1 - j);
-  if (f.streaming_stores) streaming_fence();
-  reduce_sums(f, team);
+      store(args.dc0 + b * H + j, load(args.dc_state + b * H + j, j1 - j), j1 - j);
+  if (args.streaming_stores) streaming_fence();
+  reduce_sums(args, team);
 }
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA

@@ -33,8 +33,8 @@ struct Sequence {
 template <class scalar_t>
 struct Row {
   int64_t b;
-  const scalar_t* x;          // forward: x_t [I], null where W_ih x is not fused into the step
-  const scalar_t* recurrent;  // forward: h_{t-1} [P]; backward: da_{t+1} [4H], null where there is none
+  const scalar_t* x;        // forward: x_t [I], null where W_ih x is not fused into the step
+  const scalar_t* operand;  // row of A: h_{t-1} [P], or da_{t+1} [4H], null where there is none
 };
 
 // A tensor [T, B, N] whose rows are contiguous.
@@ -148,12 +148,12 @@ struct Engine {
   void (*backward_double)(const Backward<double>&, const Team&);
   void (*backward_bfloat16)(const Backward<BFloat16>&, const Team&);
 
-  void forward(const Forward<float>& f, const Team& team) const { forward_float(f, team); }
-  void forward(const Forward<double>& f, const Team& team) const { forward_double(f, team); }
-  void forward(const Forward<BFloat16>& f, const Team& team) const { forward_bfloat16(f, team); }
-  void backward(const Backward<float>& b, const Team& team) const { backward_float(b, team); }
-  void backward(const Backward<double>& b, const Team& team) const { backward_double(b, team); }
-  void backward(const Backward<BFloat16>& b, const Team& team) const { backward_bfloat16(b, team); }
+  void forward(const Forward<float>& args, const Team& team) const { forward_float(args, team); }
+  void forward(const Forward<double>& args, const Team& team) const { forward_double(args, team); }
+  void forward(const Forward<BFloat16>& args, const Team& team) const { forward_bfloat16(args, team); }
+  void backward(const Backward<float>& args, const Team& team) const { backward_float(args, team); }
+  void backward(const Backward<double>& args, const Team& team) const { backward_double(args, team); }
+  void backward(const Backward<BFloat16>& args, const Team& team) const { backward_bfloat16(args, team); }
 };
 
 }  // namespace lstm_fused

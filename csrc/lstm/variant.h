@@ -1,5 +1,5 @@
-// The optional features of a layer: zoneout, recurrent dropout, layer norm; equations of reference.py. Plain
-// layers do not run this code.
+// The optional features of a layer: zoneout, recurrent dropout, layer norm; equations of reference.py. A
+// plain layer runs only store_h_operand, for h0.
 #pragma once
 
 #include "gemm/bf16x3.h"
@@ -16,39 +16,39 @@ inline Vec<Real> mix(Vec<Real> share, Vec<Real> before, Vec<Real> after) {
 
 // Zoneout of h_t; `before` is h_{t-1} as y holds it, rounded.
 template <class scalar_t>
-Vec<scalar_t> zone_out_h(const Forward<scalar_t>& f, int64_t t, int64_t b, int64_t j, int64_t n,
+Vec<scalar_t> zone_out_h(const Forward<scalar_t>& args, int64_t t, int64_t b, int64_t j, int64_t n,
                          Vec<scalar_t> h) {
-  if (!f.variant.zoneout_h.data) return h;
-  const Sequence& q = f.sequence;
+  if (!args.variant.zoneout_h.data) return h;
+  const Sequence& q = args.sequence;
   const bool starts = t == q.first(b);
-  const scalar_t* before = (starts ? f.h0 + b * f.P : f.y + (q.previous(t) * q.B + b) * f.P) + j;
-  return mix<acc_t<scalar_t>>(load(f.variant.zoneout_h.at(t, b) + j, n), load(before, n), h);
+  const scalar_t* before = (starts ? args.h0 + b * args.P : args.y + (q.previous(t) * q.B + b) * args.P) + j;
+  return mix<acc_t<scalar_t>>(load(args.variant.zoneout_h.at(t, b) + j, n), load(before, n), h);
 }
 
 // Stores h, a row in memory, to the operand of the step after `step`, multiplied by the mask of recurrent
 // dropout.
 template <class scalar_t>
-void store_h_operand(const Forward<scalar_t>& f, const scalar_t* h, int64_t step, int64_t b, int64_t j,
+void store_h_operand(const Forward<scalar_t>& args, const scalar_t* h, int64_t step, int64_t b, int64_t j,
                      int64_t n, const OperandBuffer<scalar_t>& operand) {
   Vec<scalar_t> v = load(h, n);
-  if (f.variant.h_mask) v *= load(f.variant.h_mask + b * f.P + j, n);
+  if (args.variant.h_mask) v *= load(args.variant.h_mask + b * args.P + j, n);
   store_operand(operand, operand.row(step, b), j, v, n);
 }
 
 // Completes the gradient of h_t, given da_{t+1} W_hh: adds dy_t and the share that skipped the next step by
 // zoneout. Stores the share that skips step t in dh_zoneout and returns the rest. t < 0: the gradient of h0.
 template <class scalar_t>
-Vec<scalar_t> gradient_of_h(const Backward<scalar_t>& f, const Row<scalar_t>& row, int64_t t, int64_t j,
+Vec<scalar_t> gradient_of_h(const Backward<scalar_t>& args, const Row<scalar_t>& row, int64_t t, int64_t j,
                             Vec<scalar_t> dh) {
-  const int64_t n = f.P - j, at = row.b * f.P + j;
-  if (row.recurrent && f.variant.h_mask) dh *= load(f.variant.h_mask + at, n);
-  const bool zoned = f.variant.zoneout_h.data;
-  if (row.recurrent && zoned) dh += load(f.dh_zoneout + at, n);
+  const int64_t n = args.P - j, at = row.b * args.P + j;
+  if (row.operand && args.variant.h_mask) dh *= load(args.variant.h_mask + at, n);
+  const bool zoned = args.variant.zoneout_h.data;
+  if (row.operand && zoned) dh += load(args.dh_zoneout + at, n);
   if (t < 0) return dh;
-  if (f.dy.data) dh += load(f.dy.at(t, row.b) + j, n);
+  if (args.dy.data) dh += load(args.dy.at(t, row.b) + j, n);
   if (!zoned) return dh;
-  const Vec<scalar_t> share = load(f.variant.zoneout_h.at(t, row.b) + j, n);
-  store(f.dh_zoneout + at, share * dh, n);
+  const Vec<scalar_t> share = load(args.variant.zoneout_h.at(t, row.b) + j, n);
+  store(args.dh_zoneout + at, share * dh, n);
   return (1 - share) * dh;
 }
 
@@ -86,27 +86,28 @@ struct Norm {
 
 // Normalises this thread's share of the rows of W_hh h_{t-1}, in place.
 template <class scalar_t>
-void normalize(const Forward<scalar_t>& f, const Slice& s, const Row<scalar_t>* rows, int64_t count) {
+void normalize(const Forward<scalar_t>& args, const Slice& s, const Row<scalar_t>* rows, int64_t count) {
   for (int64_t r = s.begin(count); r < s.end(count); ++r) {
-    acc_t<scalar_t>* row = f.hw + rows[r].b * 4 * f.H;
-    const Norm<acc_t<scalar_t>> norm(row, 4 * f.H);
-    for (int64_t j = 0; j < 4 * f.H; j += lanes<scalar_t>) {
-      const int64_t n = 4 * f.H - j;
-      store(row + j, norm(load(row + j, n)) * load(f.variant.gain_hh + j, n), n);
+    acc_t<scalar_t>* row = args.hw + rows[r].b * 4 * args.H;
+    const Norm<acc_t<scalar_t>> norm(row, 4 * args.H);
+    for (int64_t j = 0; j < 4 * args.H; j += lanes<scalar_t>) {
+      const int64_t n = 4 * args.H - j;
+      store(row + j, norm(load(row + j, n)) * load(args.variant.gain_hh + j, n), n);
     }
   }
 }
 
 // Adds the normalised W_hh h_{t-1} to the accumulators.
 template <class scalar_t>
-void add_normalized(const Forward<scalar_t>& f, const Row<scalar_t>* rows, Tile<scalar_t>& tile) {
+void add_normalized(const Forward<scalar_t>& args, const Row<scalar_t>* rows,
+                    AccumulatorTile<scalar_t>& tile) {
   for (int64_t p = 0; p < tile.panels; p += gate_panels) {
     const int64_t j = (tile.first_panel + p) / gate_panels * lanes<scalar_t>;
     for (int64_t gate = 0; gate < 4; ++gate)
       for (int64_t r = 0; r < tile.rows; ++r) {
         acc_t<scalar_t>* to = tile.at(r, p) + gate * lanes<scalar_t>;
-        const acc_t<scalar_t>* from = f.hw + (rows[tile.first_row + r].b * 4 + gate) * f.H + j;
-        store(to, load(to) + load(from, f.H - j));
+        const acc_t<scalar_t>* from = args.hw + (rows[tile.first_row + r].b * 4 + gate) * args.H + j;
+        store(to, load(to) + load(from, args.H - j));
       }
   }
 }
@@ -114,16 +115,18 @@ void add_normalized(const Forward<scalar_t>& f, const Row<scalar_t>* rows, Tile<
 // The backward pass of layer norm: replaces da, in this thread's share of the operand rows, by the gradient
 // of W_hh h_{t-1}.
 template <class scalar_t>
-void denormalize(const Backward<scalar_t>& f, const Slice& s, int64_t n, int64_t t, const Row<scalar_t>* rows,
-                 int64_t count) {
+void denormalize(const Backward<scalar_t>& args, const Slice& s, int64_t n, int64_t t,
+                 const Row<scalar_t>* rows, int64_t count) {
   using Norm = Norm<acc_t<scalar_t>>;
-  const int64_t N = 4 * f.H;
+  const int64_t N = 4 * args.H;
   for (int64_t r = s.begin(count); r < s.end(count); ++r) {
-    const int64_t b = rows[r].b, tb = t * f.sequence.B + b;
-    const acc_t<scalar_t>* hw = f.hw + tb * N;
-    scalar_t* da = f.da_operand.row(n, b);
+    const int64_t b = rows[r].b, tb = t * args.sequence.B + b;
+    const acc_t<scalar_t>* hw = args.hw + tb * N;
+    scalar_t* da = args.da_operand.row(n, b);
     const Norm norm(hw, N);
-    const auto scaled = [&](int64_t j) { return load(da + j, N - j) * load(f.variant.gain_hh + j, N - j); };
+    const auto scaled = [&](int64_t j) {
+      return load(da + j, N - j) * load(args.variant.gain_hh + j, N - j);
+    };
     Vec<scalar_t> sums = {}, products = {};  // lanes past N read as zero
     for (int64_t j = 0; j < N; j += lanes<scalar_t>) {
       sums += scaled(j);
@@ -133,7 +136,7 @@ void denormalize(const Backward<scalar_t>& f, const Slice& s, int64_t n, int64_t
     for (int64_t j = 0; j < N; j += lanes<scalar_t>) {
       const Vec<scalar_t> d = (scaled(j) - mean - norm(load(hw + j, N - j)) * along) * norm.rstd;
       store(da + j, d, N - j);
-      store(f.dhw + tb * N + j, d, N - j);
+      store(args.dhw + tb * N + j, d, N - j);
     }
   }
 }

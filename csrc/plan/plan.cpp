@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "gemm/layout.h"
-#include "plan/thresholds.h"
+#include "thresholds.h"
 
 namespace lstm_fused {
 namespace {

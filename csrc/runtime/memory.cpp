@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "plan/thresholds.h"
+#include "thresholds.h"
 
 namespace lstm_fused {
 namespace {

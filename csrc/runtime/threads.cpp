@@ -4,7 +4,7 @@
 #include <thread>
 #include <vector>
 
-#include "plan/thresholds.h"
+#include "thresholds.h"
 
 #ifdef _OPENMP
 #include <omp.h>

@@ -28,13 +28,15 @@ struct Team {
 // Runs the body on up to `threads` threads of torch's pool at the same time, and returns when all are done.
 void run(int threads, const std::function<void(const Team&)>& body);
 
-// One thread's share of the work: its group's rows, and its rank in the group, whose threads split the
-// channels.
+// One thread's share of the work: rows of its group; the group's threads split the channels.
 struct Slice {
   int64_t row_begin, row_end;
   int rank, size;
   Barrier* group;
 
+  // Waits for the group's other threads, if there are any. A plain layer syncs once per step. A projection
+  // adds one sync per step, layer norm two in the forward and one in the backward pass, a hoisted input GEMM
+  // one per x_steps steps.
   void sync() const {
     if (size > 1) group->wait(size);
   }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstm_fused.checks import bad
+from lstm_fused.errors import bad
 from lstm_fused.layers.lstm import LSTM
 
 Array = Any  # a Tensor, or what `torch.tensor` accepts: numpy arrays, lists

@@ -19,7 +19,7 @@ from onnx import (
 )
 from torch import Tensor
 
-from lstm_fused.checks import bad
+from lstm_fused.errors import bad
 
 STANDARD = ("", "ai.onnx")  # the two names of the standard domain
 OLDEST_OPSET = 7  # first opset with the current LSTM operator

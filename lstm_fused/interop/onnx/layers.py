@@ -6,7 +6,7 @@ import torch
 from onnx import NodeProto
 from torch import Tensor
 
-from lstm_fused.checks import bad
+from lstm_fused.errors import bad
 from lstm_fused.interop.onnx.file import File, attributes
 from lstm_fused.interop.onnx.operation import Operation, read_operation, weight
 from lstm_fused.interop.onnx.tensors import Tensors, graph_input

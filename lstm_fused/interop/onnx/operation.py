@@ -8,7 +8,7 @@ import torch
 from onnx import NodeProto, TensorProto
 from torch import Tensor
 
-from lstm_fused.checks import bad
+from lstm_fused.errors import bad
 from lstm_fused.interop.convert import Layer, reorder
 from lstm_fused.interop.onnx.file import File, attributes
 

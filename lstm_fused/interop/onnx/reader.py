@@ -2,7 +2,7 @@
 
 import os
 
-from lstm_fused.checks import bad
+from lstm_fused.errors import bad
 from lstm_fused.interop.convert import stack
 from lstm_fused.interop.onnx.file import File, attributes
 from lstm_fused.interop.onnx.layers import Layers

@@ -7,7 +7,7 @@ import torch
 from onnx import NodeProto, ValueInfoProto
 from torch import Tensor
 
-from lstm_fused.checks import bad
+from lstm_fused.errors import bad
 from lstm_fused.interop.onnx.file import File, attributes
 from lstm_fused.interop.onnx.views import DTYPES, KNOWN, OPERATORS, Call, Value
 

@@ -9,7 +9,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from lstm_fused.checks import bad
+from lstm_fused.errors import bad
 from lstm_fused.interop.convert import reorder
 from lstm_fused.layers.classifier import SequenceClassifier
 from lstm_fused.layers.lstm import LSTM

@@ -15,7 +15,7 @@
 #define LSTM_FUSED_AVX512
 #define LSTM_FUSED_BF16_DOT
 #define LSTM_FUSED_AMX
-#include "isa/instantiate.h"
+#include "targets/instantiate.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

@@ -1,4 +1,4 @@
-// Instantiates the engine for the instruction set of the including file, isa/<name>.cpp.
+// Instantiates the engine for the instruction set of the including file, targets/<name>.cpp.
 //
 // Only templates and functions in the set's own namespace may follow that file's target pragma: code shared
 // with other files would carry these instructions to machines that lack them.

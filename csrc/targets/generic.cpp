@@ -4,4 +4,4 @@
 #define LSTM_FUSED_ISA generic
 #define LSTM_FUSED_VECTOR_BYTES 16
 #define LSTM_FUSED_REGISTERS 16
-#include "isa/instantiate.h"
+#include "targets/instantiate.h"

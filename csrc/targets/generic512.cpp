@@ -4,4 +4,4 @@
 #define LSTM_FUSED_ISA generic512
 #define LSTM_FUSED_VECTOR_BYTES 64
 #define LSTM_FUSED_REGISTERS 32
-#include "isa/instantiate.h"
+#include "targets/instantiate.h"

@@ -1,5 +1,5 @@
 // Detects instruction sets, the L2 cache and the vendor at run time.
-#include "runtime/dispatch.h"
+#include "dispatch.h"
 
 #ifdef __linux__
 #include <sys/syscall.h>
@@ -12,11 +12,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "plan/thresholds.h"
+#include "thresholds.h"
 
 namespace lstm_fused {
 
-// One per isa/*.cpp.
+// One per targets/*.cpp.
 namespace amx {
 extern const Engine engine;
 }

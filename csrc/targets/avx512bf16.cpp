@@ -13,7 +13,7 @@
 #define LSTM_FUSED_REGISTERS 32
 #define LSTM_FUSED_AVX512
 #define LSTM_FUSED_BF16_DOT
-#include "isa/instantiate.h"
+#include "targets/instantiate.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

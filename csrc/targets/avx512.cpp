@@ -12,7 +12,7 @@
 #define LSTM_FUSED_VECTOR_BYTES 64
 #define LSTM_FUSED_REGISTERS 32
 #define LSTM_FUSED_AVX512
-#include "isa/instantiate.h"
+#include "targets/instantiate.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

@@ -43,8 +43,9 @@ constexpr int64_t hoisted_rows = 64;
 constexpr int64_t hoisted_rows_amx = 128;
 constexpr int64_t min_hoisted_steps_amx = 4;
 
-// ---- The bf16x3 split of float32: AMX multiplies it 2.5 times as fast as vectors multiply float32
-// (d3e034d), but an element of packed weights takes 6 instead of 4 bytes
+// ---- The bf16x3 split of float32. AMX multiplies bfloat16 at 16 times the rate of float32 FMA, and the
+// split takes six products: the GEMM is at most 16 / 6 times as fast, a derived bound (d3e034d). An element
+// of packed weights takes 6 instead of 4 bytes
 
 // [rows] Minimum B for the split, if a thread's packed weights fit in l2_budget, if half of them fit, or
 // otherwise. With 24 for the second, one thread runs mid's forward pass in 14.8 instead of 20.5 ms, and two
@@ -90,20 +91,19 @@ constexpr int64_t amx_tile_k_groups = 16;
 // [rows] Minimum for AMX in bfloat16. With fewer, reading the weights takes longer than vectors need to
 // multiply (b1f776a).
 constexpr int64_t amx_min_rows = 4;
-// [panels] Width of the vector micro-kernel: more panels for fewer rows, to keep enough accumulators in
-// flight.
-constexpr int max_panels = 4;
-constexpr int microkernel_panels(int registers, int rows) {
-  return rows * 8 <= accumulators(registers) ? max_panels : rows * 4 <= accumulators(registers) ? 2 : 1;
-}
-// [panels] Minimum width of a macro-tile, whose rows are loaded once for all its panels: with two, the
+// NC [panels]: width of a macro-tile, whose rows are loaded once for all its panels: with at least two, the
 // backward passes of long and big are 5 to 10 % faster (eb4bf23). Two panels also hold the gates of a vector
-// of channels. With AMX macro-tiles have max_panels; mid's forward pass then takes 7.7 instead of 8.5 ms
-// (5305332).
-constexpr int min_macrotile_panels = 2;
-// MC [register tiles]: maximum height of a macro-tile; all its tiles use its panels while these are in L2. By
-// trial (970d529).
-constexpr int max_macrotile_tiles = 8;
+// of channels. AMX takes max_nc; mid's forward pass then takes 7.7 instead of 8.5 ms (5305332).
+constexpr int min_nc = 2;
+constexpr int max_nc = 4;
+// [panels] Width of the vector micro-kernel, at most NC: more panels for fewer rows, to keep enough
+// accumulators in flight.
+constexpr int microkernel_panels(int registers, int rows) {
+  return rows * 8 <= accumulators(registers) ? max_nc : rows * 4 <= accumulators(registers) ? 2 : 1;
+}
+// MC [accumulator tiles]: maximum height of a macro-tile; all its tiles use its panels while these are in L2.
+// By trial (970d529).
+constexpr int MC_tiles = 8;
 // KC [k-groups]: depth of a block, which all tiles of a macro-tile multiply before the next, so that the
 // block of its panels, at most 512 KB, stays in L2. By trial (970d529).
 constexpr int64_t KC = 1024;
