@@ -237,9 +237,9 @@ INPUTS = tuple(hints(Inputs))  # names of the forward operators' arguments
 BACKWARD_INPUTS = tuple(hints(OutputGradients, Saved))
 SAVE = INPUTS.index("save")
 DIFFERENTIABLE = tuple(n for n, spec in enumerate(specs(Inputs)) if spec is not None and spec.grad)
-SPECS = {
+SPECS = {  # by name; what users pass counts before what engines save
     name: spec
-    for record in RECORDS
+    for record in reversed(RECORDS)
     for name, spec in zip(hints(record), specs(record), strict=True)
     if spec is not None
 }

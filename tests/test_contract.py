@@ -121,5 +121,13 @@ def test_a_gradient_is_formed_for_each_differentiable_input_alone():
             assert grad.shape == operands[n].shape and grad.any()
 
 
+def test_a_name_has_one_spec():
+    for record in contract.RECORDS:
+        for name, spec in zip(contract.hints(record), contract.specs(record), strict=True):
+            if spec is not None:
+                assert contract.SPECS[name].dims == spec.dims
+    assert all(contract.SPECS[contract.INPUTS[n]].grad for n in contract.DIFFERENTIABLE)
+
+
 def test_the_variant_comes_last():
     assert contract.INPUTS[-len(Variant._fields) :] == Variant._fields

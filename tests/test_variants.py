@@ -316,3 +316,19 @@ def test_the_function_accepts_all_variants(engine):
     case = replace(EVERY_VARIANT, T=4, B=3, I=2, H=5)
     y, _, c_n = call(engine, case, make_tensors(case, F64))
     assert y.isfinite().all() and c_n.isfinite().all()
+
+
+@each_engine
+def test_masks_that_require_grad_get_none(engine):
+    case = replace(EVERY_VARIANT, T=3, H=5, I=2)
+    t, masks_of = make_tensors(case, F64), make_masks(case, F64)
+    given = {name: mask.requires_grad_() for name, mask in masks_of.items()}
+    given |= {"gain_ih": t["gain_ih"], "gain_hh": t["gain_hh"], "engine": engine}
+    x, weight_ih, weight_hh = t["x"], t["weight_ih"], t["weight_hh"].requires_grad_()
+    y, _ = lstm_fused.lstm(x, weight_ih, weight_hh, **given)
+    wanted = [weight_hh, *masks_of.values()]
+    first, *none = torch.autograd.grad(y.sum(), wanted, allow_unused=True, create_graph=True)
+    assert first.any() and none == [None] * 3
+    second, *none = torch.autograd.grad(first.sum(), wanted, allow_unused=True)
+    assert second.any() and none == [None] * 3
+    assert not lstm_fused.lstm(x, weight_ih, weight_hh.detach(), **given)[0].requires_grad

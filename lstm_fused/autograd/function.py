@@ -15,6 +15,7 @@ from lstm_fused.autograd.gradients import Kept, input_gradients, recurrent_produ
 from lstm_fused.autograd.operators import backward_op, below_autograd, forward_op
 from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, at, differentiable, put
 from lstm_fused.contract import (
+    DIFFERENTIABLE,
     INPUTS,
     Gradients,
     Inputs,
@@ -110,7 +111,8 @@ class LSTMFunction(Function):
     def backward(
         ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, *_: None
     ) -> tuple[Any, ...]:
-        needed = tuple(n for n, need in zip(INPUTS, ctx.needs_input_grad[1:], strict=True) if need)
+        # Masks may require gradients but get none.
+        needed = tuple(INPUTS[n] for n in DIFFERENTIABLE if ctx.needs_input_grad[n + 1])
         *operands, y, c, gates = load(ctx)
         with autocast.off(gates.device):
             if ctx.version is not None and ctx.version.changed():

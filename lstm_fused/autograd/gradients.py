@@ -57,7 +57,7 @@ def input_gradients(
     grads |= {"bias": d_bias, "peephole": d_peephole, "h0": engine_grads.dh0, "c0": engine_grads.dc0}
     if "weight_hr" in needed:
         grads["weight_hr"] = weight_hr_gradient(engine_grads.dhw, douts, c, kept.gates, inputs)
-    if kept.hw is not None:
+    if kept.hw is not None and "gain_hh" in needed:
         grads["gain_hh"] = gain_hh_gradient(engine_grads.dxw, kept.hw)
     return tuple(grads[name] for name in needed)
 
