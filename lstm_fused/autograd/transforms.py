@@ -160,7 +160,7 @@ def differentiable(operands: Operands, *records: Kind) -> tuple[int, ...]:
 
 def at(positions: Iterable[int], operands: Operands) -> tuple[Any, ...]:
     """The operands at these positions."""
-    return tuple(operands[n] for n in positions)
+    return tuple([operands[n] for n in positions])
 
 
 def put(positions: Iterable[int], values: Iterable[Any], operands: Operands) -> tuple[Any, ...]:
