@@ -78,7 +78,9 @@ def compare(
         Wrong: an error is above the limit.
     """
     exact, rounded = yardstick(truth, case, setting, seed)
-    errors = {name: relative_error(value, rounded[name], exact[name]) for name, value in found.items()}
+    precision = "highest" if setting.engine != "triton" else torch.get_float32_matmul_precision()
+    tf32 = setting.dtype == torch.float32 and precision != "highest"  # on a GPU
+    errors = {name: relative_error(value, rounded[name], exact[name], tf32) for name, value in found.items()}
     wrong = [f"{name} by {error:.0f}" for name, error in errors.items() if not error <= limit]
     if wrong:
         raise Wrong("wrong result, in units of the reference's error: " + ", ".join(wrong))
@@ -95,9 +97,8 @@ def yardstick(
     return results(truth(wide), wide), results(truth(problem), problem)
 
 
-def relative_error(found: Tensor, rounded: Tensor, exact: Tensor) -> float:
+def relative_error(found: Tensor, rounded: Tensor, exact: Tensor, tf32: bool) -> float:
     """The error of ``found`` over that of ``rounded``, each at least that of rounding ``exact``."""
-    tf32 = found.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
     rounding = largest(exact) * (2**-11 if tf32 else torch.finfo(found.dtype).eps / 2)
     error = max(largest(found.double() - exact), rounding)
     error /= max(largest(rounded.double() - exact), rounding, 1e-300)

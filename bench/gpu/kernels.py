@@ -81,6 +81,17 @@ def kernel_times(
 
 
 @contextmanager
+def tf32() -> Iterator[None]:
+    """Let float32 products use tf32, as cuDNN's do; also a decorator."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def kernel_named(name: str | None) -> Iterator[None]:
     """Force this kernel in `choose`; None: no override."""
     before = os.environ.pop("LSTM_FUSED_KERNEL", None)

@@ -23,7 +23,7 @@ import lstm_fused
 from bench.cases import Setting
 from bench.check import relative_error
 from bench.gpu import rows, speed
-from bench.gpu.kernels import Calls, kernel_named, kernel_times, mend_interpreter, operators, timed
+from bench.gpu.kernels import Calls, kernel_named, kernel_times, mend_interpreter, operators, tf32, timed
 from bench.host.machine import describe_gpu
 from bench.peers.modules import torch_lstm
 from bench.race import measure
@@ -227,11 +227,11 @@ def two_at_once(call: Callable[[], Tensors], wanted: Tensors) -> int:
     return differing
 
 
+@tf32()
 def numbers(
     name: str, dtype: torch.dtype, device: str, small: bool, once: bool, without: Collection[str]
 ) -> bool:
     """Ours and nn.LSTM in turn, then each kernel by itself; ``once`` only compiles what that takes."""
-    torch.set_float32_matmul_precision("high")
     case = next(case for case in (*speed.SIZES, *speed.TINY) if case.name == name)
     shape = case.T, case.B, case.I, case.H
     say(f"{short(dtype)} T {case.T} B {case.B} H {case.H}")

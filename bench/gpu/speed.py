@@ -15,7 +15,7 @@ import torch
 
 from bench.cases import Setting
 from bench.check import Make, Refused, check
-from bench.gpu.kernels import kernel_named, timed
+from bench.gpu.kernels import kernel_named, tf32, timed
 from bench.host.machine import GpuMachine
 from bench.peers.modules import StepByStep, cell, compiled, fused, torch_lstm
 from bench.problem import STEPS, Problem
@@ -106,9 +106,9 @@ def contestants(case: Case, dtype: torch.dtype, small: bool) -> list[Timed]:
     return found
 
 
+@tf32()
 def run(machine: GpuMachine, device: str, small: bool, seconds: float, out: Path) -> tuple[bool, str]:
     """Time every size that there is time for, and write the file: whether ours is right, and the verdict."""
-    torch.set_float32_matmul_precision("high")
     begin = monotonic()
     TABLE.print()
     records: list[Record] = []

@@ -9,7 +9,7 @@ import torch
 from lstm_fused.kernels import choose
 from lstm_fused.kernels.tuned import TUNED
 
-from bench.gpu.kernels import kernel_times, operators
+from bench.gpu.kernels import kernel_times, operators, tf32
 from bench.host.machine import GpuMachine
 from lstm_fused.backends.table import short
 from tests.cases import Case
@@ -25,9 +25,9 @@ HEAD = '''"""What was measured to be fastest, by card; `make gpu-tune` writes th
 TUNED: dict[tuple[str, str, int, int, int], str] = '''
 
 
+@tf32()
 def run(machine: GpuMachine, device: str, small: bool, seconds: float, out: Path) -> tuple[bool, str]:
     """Measure what there is time for, and write the table: whether every kernel ran, and the verdict."""
-    torch.set_float32_matmul_precision("high")
     name = choose.card_at(torch.device(device, 0)).name if device == "cuda" else machine.gpu
     fastest, failed, done = dict(TUNED), 0, 0
     begin = time.monotonic()

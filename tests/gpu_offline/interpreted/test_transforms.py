@@ -8,7 +8,7 @@ CALLS = {
     "vmap": lambda: test_func.test_vmap_runs_the_engine_once("triton"),
     "per sample": lambda: test_func.test_per_sample_gradients("triton", PLAIN),
     "ensemble": lambda: test_func.test_ensembles("triton", BARE),
-    "forward mode": lambda: test_func.test_forward_mode_in_both_of_its_forms("triton", PLAIN),
+    "forward mode": lambda: test_func.test_forward_mode_by_func_and_by_dual_numbers("triton", PLAIN),
 }
 pytestmark = test_func.pytestmark
 
