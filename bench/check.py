@@ -78,8 +78,7 @@ def compare(
         Wrong: an error is above the limit.
     """
     exact, rounded = yardstick(truth, case, setting, seed)
-    precision = "highest" if setting.engine != "triton" else torch.get_float32_matmul_precision()
-    tf32 = setting.dtype == torch.float32 and precision != "highest"  # on a GPU
+    tf32 = setting.engine == "triton" and in_tf32(setting.dtype)
     errors = {name: relative_error(value, rounded[name], exact[name], tf32) for name, value in found.items()}
     wrong = [f"{name} by {error:.0f}" for name, error in errors.items() if not error <= limit]
     if wrong:
@@ -95,6 +94,11 @@ def yardstick(
     problem = make_problem(case, setting, seed)
     wide = make_problem(case, replace(setting, dtype=torch.float64), seed)
     return results(truth(wide), wide), results(truth(problem), problem)
+
+
+def in_tf32(dtype: torch.dtype) -> bool:
+    """True if a GPU may form products of this dtype in tf32."""
+    return dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
 
 
 def relative_error(found: Tensor, rounded: Tensor, exact: Tensor, tf32: bool) -> float:

@@ -140,10 +140,10 @@ def unflatten(flat: Sequence[Any], *records: Kind) -> tuple[Any, ...]:
     result: list[Any] = []
     start = 0
     for record in records:
-        n, end = VARIANT_AT.get(record), start + width(record)
+        n, end = VARIANT_AT.get(record), start + len(specs(record))
         values = flat[start:end]
         if n is not None and n < len(values):
-            after = n + width(Variant)
+            after = n + len(Variant._fields)
             values = *values[:n], Variant.of(*values[n:after]), *values[after:]
         result.append(record(*values))
         start = end
@@ -158,12 +158,6 @@ def mapped(change: Callable[[Tensor], Any], record: Record) -> Record:
             for v in record
         ]
     )
-
-
-@cache
-def width(record: Kind) -> int:
-    """Number of fields, those of a variant one by one."""
-    return len(hints(record))
 
 
 def hints(*records: Kind) -> dict[str, Any]:

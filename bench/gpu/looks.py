@@ -21,7 +21,7 @@ from torch import Tensor
 
 import lstm_fused
 from bench.cases import Setting
-from bench.check import relative_error
+from bench.check import in_tf32, relative_error
 from bench.gpu import rows, speed
 from bench.gpu.kernels import Calls, kernel_named, kernel_times, mend_interpreter, operators, tf32, timed
 from bench.host.machine import describe_gpu
@@ -121,11 +121,8 @@ def error_of(engine: str | None, case: Case, dtype: torch.dtype, device: str) ->
     found = outcome(engine, case, dtype, device)
     rounded = outcome("reference", case, dtype, device)
     exact = outcome("reference", case, torch.float64, device)
-    precise = torch.get_float32_matmul_precision() == "highest"
-    return max(
-        relative_error(f, r, e, f.dtype == torch.float32 and not precise)
-        for f, r, e in zip(found, rounded, exact, strict=True)
-    )
+    tf32 = in_tf32(dtype)
+    return max(relative_error(f, r, e, tf32) for f, r, e in zip(found, rounded, exact, strict=True))
 
 
 def outcome(engine: str | None, case: Case, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:

@@ -31,7 +31,7 @@ from lstm_fused.contract import (
 
 def unwrapped(arguments: Sequence[Any]) -> tuple[Any, ...]:
     """The arguments without the wrappers of transforms that have ended."""
-    # None is asked for first, because isinstance takes half a microsecond to deny that it is a tensor.
+    # None is tested first: isinstance with a Tensor takes longer to say no than to say yes.
     return tuple([unwrap_if_dead(a) if a is not None and isinstance(a, Tensor) else a for a in arguments])
 
 
