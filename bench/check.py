@@ -90,8 +90,9 @@ def compare(
 def yardstick(
     truth: Make, case: Case, setting: Setting, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The results of the truth in float64 and in the dtype of the setting."""
-    problem = make_problem(case, setting, seed)
+    """The results of the truth in float64 and in the dtype of the setting; of float64, in float32."""
+    narrow = torch.float32 if setting.dtype == torch.float64 else setting.dtype
+    problem = make_problem(case, replace(setting, dtype=narrow), seed)
     wide = make_problem(case, replace(setting, dtype=torch.float64), seed)
     return results(truth(wide), wide), results(truth(problem), problem)
 
@@ -102,10 +103,15 @@ def in_tf32(dtype: torch.dtype) -> bool:
 
 
 def relative_error(found: Tensor, rounded: Tensor, exact: Tensor, tf32: bool) -> float:
-    """The error of ``found`` over that of ``rounded``, each at least that of rounding ``exact``."""
-    rounding = largest(exact) * (2**-11 if tf32 else torch.finfo(found.dtype).eps / 2)
+    """The error of ``found`` over that of ``rounded``, each at least that of rounding ``exact``.
+
+    Where ``rounded`` has another dtype, its error is scaled to that of ``found`` by their epsilons.
+    """
+    eps = torch.finfo(found.dtype).eps
+    rounding = largest(exact) * (2**-11 if tf32 else eps / 2)
     error = max(largest(found.double() - exact), rounding)
-    error /= max(largest(rounded.double() - exact), rounding, 1e-300)
+    own = largest(rounded.double() - exact) * eps / torch.finfo(rounded.dtype).eps
+    error /= max(own, rounding, 1e-300)
     return error if error == error else inf
 
 

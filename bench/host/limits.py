@@ -39,7 +39,7 @@ class Limits:
 
     products: dict[str, float]  # FLOP/s of a large square product, by library path
     bandwidth: float  # bytes/s, read and written, of copying far more than the caches hold
-    fma: float | None = None  # FLOP/s of float32 multiply-adds in registers
+    fma: float | None = None  # FLOP/s of multiply-adds in registers, in float64 or else in float32
     cell_forward: float | None = None  # channels/s of the elementwise cell, values in the first cache
     cell_backward: float | None = None
 
@@ -97,14 +97,14 @@ def measure_limits(dtype: torch.dtype, threads: int, quick: bool) -> Limits:
     source = torch.zeros(copied, dtype=torch.uint8)
     bandwidth = 2 * copied / fastest(partial(torch.empty_like(source).copy_, source))
     try:
-        return Limits(products, bandwidth, *probe(threads, seconds))
+        return Limits(products, bandwidth, *probe(dtype, threads, seconds))
     except OSError:
         return Limits(products, bandwidth)
 
 
-def probe(threads: int, seconds: float) -> list[float]:
-    """Run probe.cpp on every thread: the RATES."""
-    library = compiled(PROBE, *PROBE_FLAGS)
+def probe(dtype: torch.dtype, threads: int, seconds: float) -> list[float]:
+    """Run probe.cpp on every thread: the RATES, of bfloat16 in float32."""
+    library = compiled(PROBE, *PROBE_FLAGS, f"-DFLOAT={'double' if dtype == torch.float64 else 'float'}")
 
     def rate(name: str) -> float:
         function = library[name]
