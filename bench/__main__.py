@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from bench import kinds
-from bench.cases import DEEP_SIZES, SIZES, UNEVEN_SIZES, Setting, targets, uneven
+from bench import bars, kinds
+from bench.cases import CASES, SIZES, Setting, uneven
 from bench.host.limits import measure_limits
 from bench.host.machine import describe
 from bench.memory import measure_memory
@@ -19,7 +19,7 @@ from bench.report.publish import PAGES, publish
 from bench.report.result import Result, draw
 from bench.report.tables import KINDS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 JSON = Path("out/bench/bench.json")
 
 
@@ -32,7 +32,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "below; results go to a JSON file and, with matplotlib, to pictures beside it.",
     )
     add = parser.add_argument
+    add("--speed", action="store_true", help="the main table, beside those named")
     add("--deep", action="store_true", help="4 layers in both directions")
+    add("--small", action="store_true", help="one step of LSTM and LSTMCell beside torch.nn's")
     add("--memory", action="store_true", help="bytes kept for backward, and peaks")
     add("--growth", action="store_true", help="time against T, B and H")
     add("--rivals", action="store_true", help="everyone else too: loops in PyTorch, other libraries")
@@ -71,21 +73,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             progress("")
             print(f"\n{dtype}, threads: {threads}; {limits}")
         for kind in chosen:
-            setting = Setting(DTYPES[dtype], threads, args.engine)
+            setting = one_layer = Setting(DTYPES[dtype], threads, args.engine)
             if kind == "deep":
                 setting = replace(setting, layers=4, bidirectional=True)
+            mains = [r.records for r in results if (r.kind, r.setting) == ("speed", one_layer)]
+            single = mains[0] if mains and kind == "deep" else []
             result = Result(kind, setting, limits, [])
             results.append(result)
             print(f"\n{result.title}\n")
             KINDS[kind].print()
             for records in measured(result, args):
+                bars.hold(records, setting, single)
                 KINDS[kind].print(records)
                 result.records += records
+            result.means = bars.means(result.records, len(CASES.get(kind, ())))
+            bars.hold(result.means, setting)
+            KINDS[kind].print(result.means)
             print("".join(f"\n{line}\n" for line in result.refused), end="")
             write_json(args.json, machine=machine, tables=results)
     pictures = draw(args.json, machine, results)
 
-    found = [record for result in results for record in result.records]
+    found = [record for result in results for record in (*result.records, *result.means)]
     shares = [target.share for record in found for target in record.targets.values()]
     print(f"\n{sum(share >= 1 for share in shares)} of {len(shares)} targets met" if shares else "")
     print("Wrote " + ", ".join(map(str, [args.json, *pictures])))
@@ -103,16 +111,20 @@ def measured(result: Result, args: argparse.Namespace) -> Iterator[list[Record]]
         for varied, values in kinds.SWEEPS.items():
             yield from kinds.measure_growth(varied, values[:2] if args.quick else values, setting, pace)
         return
-    for name in args.sizes or {"deep": DEEP_SIZES, "lengths": UNEVEN_SIZES}.get(kind, SIZES):
-        case = SIZES[name]
+    cases = CASES[kind]
+    if args.sizes and kind != "small":
+        cases = tuple(uneven(SIZES[name]) if kind == "lengths" else SIZES[name] for name in args.sizes)
+    for case in cases:
         if kind == "rivals":
             yield kinds.measure_rivals(case, setting, pace)
         elif kind == "lengths":
-            yield kinds.measure_lengths(uneven(case), setting, pace)
+            yield kinds.measure_lengths(case, setting, pace)
         elif kind == "memory":
             yield measure_memory(case, setting)
+        elif kind == "small":
+            yield kinds.measure_small(case, setting, pace)
         else:
-            yield kinds.measure_speed(case, setting, targets(name, setting), result.limits, pace)
+            yield kinds.measure_speed(case, setting, result.limits, pace)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sizes and settings of the benchmark, the work they need and the targets they have."""
+"""Sizes and settings of the benchmark, and the work they need."""
 
 from dataclasses import dataclass, replace
 
@@ -7,19 +7,6 @@ import torch
 from tests.cases import TIMED, Case
 
 SIZES = {case.name: case for case in TIMED}
-DEEP_SIZES = ("mnist", "mid", "stream", "wide")  # the others would take eight times their long time
-UNEVEN_SIZES = tuple(name for name, case in SIZES.items() if case.B > 1)
-TARGETS = {  # least ratio to ours in float32 on 2 threads: nn.LSTM forward, nn.LSTM training, cell training
-    "mnist": (1.5, 2.2, 8.0),
-    "mid": (1.25, 1.8, 5.0),
-    "long": (1.4, 1.9, 8.0),
-    "ptb": (1.3, 1.7, 6.0),
-    "stream": (3.0, 2.5, 30.0),
-    "wide": (1.7, 3.0, 5.0),
-    "big": (1.5, 1.4, 4.0),
-}
-BFLOAT16_TARGET = 1.3  # nn.LSTM, every size
-ONE_THREAD = 0.85  # of the targets: "the same ratios within 15 %"
 
 
 @dataclass(frozen=True)
@@ -39,23 +26,21 @@ class Setting:
         return 2 if self.bidirectional else 1
 
 
-def targets(size: str, setting: Setting) -> dict[tuple[str, str], float]:
-    """The ratios to reach, by step and contestant; a deep stack keeps those of one layer."""
-    scale = ONE_THREAD if setting.threads == 1 else 1.0
-    forward, training, cell = TARGETS[size]
-    if setting.dtype == torch.bfloat16:
-        forward = training = BFLOAT16_TARGET
-    wanted = {("forward", "nn.LSTM"): forward * scale, ("training", "nn.LSTM"): training * scale}
-    if setting.dtype == torch.float32 and setting.layers == 1:
-        wanted["training", "cell"] = cell * scale
-    return wanted
-
-
 def uneven(case: Case) -> Case:
     """The same case with sequences of 1 to T steps in random order; one has T."""
     lengths = torch.randint(1, case.T + 1, (case.B,), generator=torch.Generator().manual_seed(0))
     lengths[case.B // 2] = case.T
     return replace(case, lengths=tuple(lengths.tolist()))
+
+
+CASES = {  # of each kind of table but growth, which has its own
+    **dict.fromkeys(("speed", "rivals", "memory"), TIMED),
+    "deep": tuple(SIZES[name] for name in ("mnist", "mid", "stream", "wide")),  # eight times the time of one
+    "lengths": tuple(uneven(case) for case in TIMED if case.B > 1),
+    "small": tuple(
+        Case(name, T=1, B=B, I=H, H=H) for name in ("LSTM", "LSTMCell") for B in (1, 8) for H in (64, 128)
+    ),
+}
 
 
 def input_sizes(case: Case, setting: Setting) -> list[int]:

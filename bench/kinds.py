@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import torch
+
 from bench.cases import Setting, arithmetic
 from bench.check import WANTED
 from bench.host.limits import Limits, floor
+from bench.peers.cells import CELLS
 from bench.peers.libraries import LIBRARIES
-from bench.peers.modules import BASICS, LOOPS, OURS, TORCH, WITH_LENGTHS, Module
+from bench.peers.modules import BASICS, CELL, LAYERS, LOOPS, OURS, TORCH, WITH_LENGTHS, Module
 from bench.race import Contestant, Pace, Record, Target, measure
 from tests.cases import Case
 
@@ -17,26 +20,32 @@ GROWTH = 1.1  # times the arithmetic's growth, at most: two timings may differ b
 
 
 def measure_speed(
-    case: Case,
-    setting: Setting,
-    wanted: dict[tuple[str, str], float],
-    limits: Limits | None,
-    pace: Pace,
-    modules: Sequence[Module] = BASICS,
+    case: Case, setting: Setting, limits: Limits | None, pace: Pace, modules: Sequence[Module] = BASICS
 ) -> list[Record]:
-    """Race ours with those that there is a target for, by step and name; ours is the first of ``modules``."""
-    ours, *others = modules
-    raced = [replace(m, can=tuple(what for what in m.can if (what, m.name) in wanted)) for m in others]
-    records = measure(case, setting, [ours, *(module for module in raced if module.can)], pace)
+    """Race ours, the first of ``modules``, with the others; the cell trains one layer in float32 alone."""
+    one_layer = setting.layers == 1 and setting.dtype == torch.float32
+    raced = [
+        replace(m, can=("training",) if one_layer else ()) if m.name == CELL.name else m for m in modules
+    ]
+    records = judged(measure(case, setting, [module for module in raced if module.can], pace))
     for record in records:
         least = floor(case, setting, record.what, limits) if limits else None
-        if record.who == ours.name:
-            record.floor = least and 1e3 * least
-            if record.error is not None and record.what == "forward":
-                record.targets["error"] = Target(record.error, WANTED, at_most=True)
-        elif record.ratio is not None:
-            record.targets["ratio"] = Target(record.ratio.median, wanted[record.what, record.who])
+        if record.who == OURS.name and record.milliseconds is not None and least is not None:
+            record.times_floor = record.milliseconds / (1e3 * least)
     return records
+
+
+def judged(records: list[Record]) -> list[Record]:
+    """The records, with a target for our error."""
+    for record in records:
+        if record.who == OURS.name and record.what == "forward" and record.error is not None:
+            record.targets["error"] = Target(record.error, WANTED, at_most=True)
+    return records
+
+
+def measure_small(case: Case, setting: Setting, pace: Pace) -> list[Record]:
+    """Race one step of a layer or of a cell with that of torch.nn."""
+    return judged(measure(case, setting, CELLS if case.name == "LSTMCell" else LAYERS, pace))
 
 
 def measure_growth(

@@ -10,7 +10,6 @@ from bench.cases import Setting
 from tests.cases import Case
 
 States = tuple[Tensor, Tensor]
-Three = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,8 @@ class Problem:
     case: Case
     setting: Setting
     weights: dict[str, Tensor]  # named as in lstm_fused.LSTM
-    inputs: Three  # x [T, B, I], h0 and c0 [layers * directions, B, H]
-    gradients: Three  # of y [T, B, directions * H], h_n and c_n
+    inputs: tuple[Tensor, ...]  # x [T, B, I], h0 and c0 [layers * directions, B, H]
+    gradients: tuple[Tensor, ...]  # of y [T, B, directions * H], h_n and c_n; of a cell, of h and c
 
 
 def make_problem(case: Case, setting: Setting, seed: int = 0) -> Problem:
@@ -60,9 +59,10 @@ def forward(module: nn.Module, problem: Problem) -> tuple[Tensor, States]:
 def training(module: nn.Module, problem: Problem) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Run forward and backward: the outputs, and the gradients of x, h0, c0 and every parameter."""
     x, h0, c0 = (t.detach().requires_grad_() for t in problem.inputs)
-    y, (h_n, c_n) = module(x, (h0, c0))
-    gradients = torch.autograd.grad((y, h_n, c_n), (x, h0, c0, *module.parameters()), problem.gradients)
-    return (y.detach(), h_n.detach(), c_n.detach()), gradients
+    y, states = module(x, (h0, c0))
+    outputs = (y, *states) if isinstance(states, tuple) else (y, states)  # a cell's are h and c
+    gradients = torch.autograd.grad(outputs, (x, h0, c0, *module.parameters()), problem.gradients)
+    return tuple(output.detach() for output in outputs), gradients
 
 
 STEPS = {"forward": forward, "training": training}

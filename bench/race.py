@@ -57,7 +57,7 @@ class Record:
     """One step of one contestant at one size; a field is empty if it was not measured."""
 
     size: str
-    shape: tuple[int, int, int, int]  # T, B, I, H
+    shape: tuple[int, ...]  # T, B, I, H; of a mean, empty
     dtype: str
     what: str  # "forward" (no gradients) or "training" (forward and backward)
     who: str
@@ -67,7 +67,7 @@ class Record:
     milliseconds: float | None = None  # median
     rounds: int = 0
     ratio: Ratio | None = None  # its time over ours
-    floor: float | None = None  # milliseconds, by bench.host.limits.floor
+    times_floor: float | None = None  # its time over that of bench.host.limits.floor
     arithmetic: float | None = None  # times that of the first value of a sweep
     growth: float | None = None  # time, likewise
     kept: float | None = None  # bytes kept for backward per (t, b, h)

@@ -201,16 +201,25 @@ class Module:
         return error, {what: partial(STEPS[what], module, problem) for what in self.can}
 
 
+def require_engine(setting: Setting) -> None:
+    """Check that the engine of the setting can serve its dtype.
+
+    Raises:
+        Refused: it cannot.
+    """
+    try:
+        select(setting.engine, torch.device(setting.device), setting.dtype)
+    except RuntimeError as refusal:
+        raise Refused(str(refusal)) from None
+
+
 def ours(problem: Problem) -> nn.Module:
     """`lstm_fused.LSTM` by the engine of the setting.
 
     Raises:
         Refused: the engine cannot serve the dtype.
     """
-    try:
-        select(problem.setting.engine, torch.device(problem.setting.device), problem.setting.dtype)
-    except RuntimeError as refusal:
-        raise Refused(str(refusal)) from None
+    require_engine(problem.setting)
     return fused(problem, problem.setting.engine)
 
 
@@ -220,6 +229,7 @@ CELL = Module("cell", StepByStep)
 HOISTED = Module("hoisted loop", HoistedLoop)
 COMPILED = Module("compiled loop", lambda problem: HoistedLoop(problem, compiled(hoisted_cell, "inductor")))
 BASICS = (OURS, TORCH, CELL)
+LAYERS = (OURS, replace(TORCH, name="torch.nn"))
 LOOPS = (*BASICS, HOISTED, COMPILED)
 # What unequal lengths cost, beside the same sequences as whole ones, which is another function.
 WITH_LENGTHS = (

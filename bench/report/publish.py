@@ -54,7 +54,12 @@ def section(result: Result, machine: Machine, arguments: Sequence[str]) -> list[
     if result.limits is not None:
         made += f"; {result.limits}"
     refused = [f"{line}." for line in result.refused]
-    return [f"{result.title}.", KINDS[result.kind].markdown(result.records), *refused, f"{made}."]
+    return [
+        f"{result.title}.",
+        KINDS[result.kind].markdown([*result.records, *result.means]),
+        *refused,
+        f"{made}.",
+    ]
 
 
 def picture(result: Result, path: Path, page: Path, pictures: str) -> list[str]:

@@ -1,7 +1,7 @@
 """One table's records, with their setting, as JSON, pictures and pages show them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.cases import Setting
@@ -19,6 +19,7 @@ class Result:
     setting: Setting
     limits: Limits | None
     records: list[Record]
+    means: list[Record] = field(default_factory=list)  # over all sizes
 
     @property
     def title(self) -> str:

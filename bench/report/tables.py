@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from bench.problem import STEPS
 from bench.race import Ratio, Record, Target, progress
 
 Row = Sequence[Record]  # the records that one row of a table shows
@@ -81,14 +82,17 @@ def time(record: Record) -> str:
     return "not timed" if record.refused else digits(record.milliseconds)
 
 
+def microseconds(record: Record) -> str:
+    """The median in microseconds."""
+    return "not timed" if record.refused else digits(record.milliseconds and 1e3 * record.milliseconds)
+
+
 def floors(record: Record) -> str:
     """The time as a multiple of the floor."""
-    if record.milliseconds is None:
-        return ""
-    return f"{record.milliseconds / record.floor:.2f}" if record.floor else "?"
+    return digits(record.times_floor)
 
 
-def target(name: str, what: str, who: str = "ours") -> Column:
+def target(name: str, what: str, who: str | None = "ours") -> Column:
     """The column of a field's target."""
     return Column("target", lambda record: verdict(record.targets.get(name)), 22, what, who)
 
@@ -99,9 +103,16 @@ def ratios(who: str, what: str) -> Column:
 
 
 def speed(what: str, *others: str) -> list[Column]:
-    """Our time, its multiple of the floor, and others' times over it with their targets."""
+    """Our time over the floor, and nn.LSTM's over ours, with their targets; others' over ours."""
     ours = [Column(f"{what} ms", time, 0, what, "ours"), Column("× floor", floors, 0, what, "ours")]
-    return [*ours, *(column for who in others for column in (ratios(who, what), target("ratio", what, who)))]
+    theirs = [ratios("nn.LSTM", what), target("ratio", what, "nn.LSTM")]
+    return [*ours, target("times_floor", what), *theirs, *(ratios(who, what) for who in others)]
+
+
+def small(what: str) -> list[Column]:
+    """Our time, and that of torch.nn over it with its target."""
+    ours = Column(f"{what} µs", microseconds, 0, what, "ours")
+    return [ours, ratios("torch.nn", what), target("ratio", what, "torch.nn")]
 
 
 def growth(what: str) -> list[Column]:
@@ -129,8 +140,8 @@ def peak(record: Record) -> str:
     return digits(record.peak)
 
 
-SHAPE = Column("(T, B, I, H)", lambda record: str(record.shape), 20)
-SIZE = (Column("size", lambda record: record.size, 6), SHAPE)
+SHAPE = Column("(T, B, I, H)", lambda record: str(record.shape or ""), 20)
+SIZE = (Column("size", lambda record: record.size, 14), SHAPE)
 ERROR = Column("error ÷ reference's error", lambda record: digits(record.error))
 SPEED = Kind(
     lambda record: record.size,
@@ -138,9 +149,13 @@ SPEED = Kind(
         *SIZE,
         ERROR,
         target("error", "forward"),
-        *speed("forward", "nn.LSTM"),
-        *speed("training", "nn.LSTM", "cell"),
+        *speed("forward"),
+        *speed("training", "cell"),
     ),
+)
+SMALL = Kind(
+    lambda record: (record.size, record.shape),
+    (*SIZE, ERROR, target("error", "forward"), *small("forward"), *small("training")),
 )
 MEMORY = Kind(
     lambda record: record.size,
@@ -167,20 +182,26 @@ def beside_ours(record: Record) -> str:
     return "" if record.who == "ours" else spread(record.ratio)
 
 
-RIVALS = Kind(
-    lambda record: (record.size, record.who),
-    (
-        *SIZE,
-        *(Column("contestant", lambda record: record.who, 20), ERROR),
-        *(Column("forward ms", time, 0, "forward"), Column("÷ ours", beside_ours, 18, "forward")),
-        *(Column("training ms", time, 0, "training"), Column("÷ ours", beside_ours, 18, "training")),
-    ),
-)
+def beside(what: str) -> list[Column]:
+    """A contestant's time, and the time over ours."""
+    return [Column(f"{what} ms", time, 0, what), Column("÷ ours", beside_ours, 18, what)]
+
+
+def rivals(*steps: Sequence[Column]) -> Kind:
+    """A row for each contestant."""
+    contestant = Column("contestant", lambda record: record.who, 20)
+    return Kind(
+        lambda record: (record.size, record.who),
+        (*SIZE, contestant, ERROR, *(column for step in steps for column in step)),
+    )
+
+
 KINDS = {
     "speed": SPEED,
     "deep": SPEED,
     "memory": MEMORY,
     "growth": GROWTH,
-    "rivals": RIVALS,
-    "lengths": RIVALS,
+    "rivals": rivals(*([*beside(what), target("ratio", what, None)] for what in STEPS)),
+    "lengths": rivals(*map(beside, STEPS)),
+    "small": SMALL,
 }
