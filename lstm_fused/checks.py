@@ -199,13 +199,12 @@ def check_layer(
         check_lengths(lengths, B, T)
 
 
-def check_parameters(own: Parameters, shapes: Shapes, suffix: str, input: Tensor) -> None:
+def check_parameters(own: Parameters, shapes: Shapes, input: Tensor) -> None:
     """Check the parameters of one layer in one direction: users may replace them by any tensor.
 
     Args:
         own: the parameters.
-        shapes: their shapes, in the same order.
-        suffix: end of their names.
+        shapes: their shapes by name, in the same order.
         input: tensor whose dtype and device they must have.
     """
     dtype, device = input.dtype, input.device
@@ -213,12 +212,12 @@ def check_parameters(own: Parameters, shapes: Shapes, suffix: str, input: Tensor
         if shape is None:
             continue
         if not isinstance(parameter, Tensor):
-            raise bad_type(name + suffix, f"a tensor of shape {shape}", type(parameter).__name__)
+            raise bad_type(name, f"a tensor of shape {shape}", type(parameter).__name__)
         if parameter.layout is not torch.strided or parameter.is_nested:
-            raise not_dense(name + suffix, parameter)
+            raise not_dense(name, parameter)
         if parameter.shape != shape:
-            raise bad(name + suffix, f"shape {shape}", tuple(parameter.shape))
+            raise bad(name, f"shape {shape}", tuple(parameter.shape))
         if parameter.dtype != dtype and computed_in(parameter) != computed_in(input):
-            raise bad("input", f"{parameter.dtype} like the parameter {name}{suffix}", dtype)
+            raise bad("input", f"{parameter.dtype} like the parameter {name}", dtype)
         if parameter.device != device:
-            raise bad("input", f"device {parameter.device} like the parameter {name}{suffix}", device)
+            raise bad("input", f"device {parameter.device} like the parameter {name}", device)

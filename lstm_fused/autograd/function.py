@@ -1,7 +1,6 @@
 """The autograd Functions around the operators: saved tensors, derivatives and vmap."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch._C._functorch import is_legacy_batchedtensor as is_batched
 from torch._C._functorch import unwrap_if_dead
 
 from lstm_fused.autograd import autocast, tracing, transforms
+from lstm_fused.autograd.autocast import NO_CONTEXT
 from lstm_fused.autograd.gradients import Kept, input_gradients, recurrent_products
 from lstm_fused.autograd.operators import backward_op, below_autograd, forward_op
 from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, at, differentiable, put
@@ -62,18 +62,22 @@ class Function(torch.autograd.Function):
 
 def store(ctx: Any, operands: Sequence[Any], *more: Tensor) -> None:
     """Save operands and further tensors for the derivatives."""
-    tensors = [o if o is None or isinstance(o, Tensor) else None for o in operands]
-    ctx.settings = [o if t is None else None for o, t in zip(operands, tensors, strict=True)]
+    tensors = list(operands)
+    ctx.settings = []
+    for n, operand in enumerate(operands):  # None is tested first, as in `unwrapped`
+        if operand is not None and not isinstance(operand, Tensor):
+            ctx.settings.append((n, operand))
+            tensors[n] = None
     ctx.save_for_backward(*tensors, *more)
     ctx.save_for_forward(*tensors)
 
 
 def load(ctx: Any) -> tuple[Any, ...]:
     """The saved operands and tensors. Call once: a checkpoint unpacks saved_tensors only once."""
-    saved = ctx.saved_tensors
-    count = len(ctx.settings)
-    operands = [s if t is None else t for s, t in zip(ctx.settings, saved[:count], strict=True)]
-    return *operands, *saved[count:]
+    operands = list(ctx.saved_tensors)
+    for n, setting in ctx.settings:
+        operands[n] = setting
+    return tuple(operands)
 
 
 class LSTMFunction(Function):
@@ -82,7 +86,7 @@ class LSTMFunction(Function):
     @staticmethod
     def forward(engine: str, *operands: Any) -> Tensors:
         # Lower transform levels need grad mode to record this call.
-        lower = torch.enable_grad() if torch._C._are_functorch_transforms_active() else nullcontext()
+        lower = torch.enable_grad() if torch._C._are_functorch_transforms_active() else NO_CONTEXT
         with lower, below_autograd():
             return forward_op[engine](*operands)
 
@@ -109,7 +113,8 @@ class LSTMFunction(Function):
     ) -> tuple[Any, ...]:
         # Masks may require gradients but get none.
         needs = ctx.needs_input_grad
-        needed = tuple([INPUTS[n] for n in DIFFERENTIABLE if needs[n + 1]])
+        positions = [n for n in DIFFERENTIABLE if needs[n + 1]]
+        needed = at(positions, INPUTS)
         *operands, y, c, gates = load(ctx)
         with autocast.off(gates.device):
             if ctx.version is not None and ctx.version.changed():
@@ -127,8 +132,8 @@ class LSTMFunction(Function):
             else:  # no higher derivatives
                 function = LSTMBackwardFunction.forward
                 arguments = unwrapped(arguments)
-            grads = dict(zip(needed, function(ctx.engine, needed, (), *arguments), strict=True))
-        return None, *[grads.get(name) for name in INPUTS]
+            grads = function(ctx.engine, needed, (), *arguments)
+        return None, *put(positions, grads, (None,) * len(INPUTS))
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> Optionals:
