@@ -5,12 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lstm_fused.checks import (
-    States,
-    check_input,
-    check_parameters,
-    check_states,
-)
+from lstm_fused.checks import States, check_input, check_states
 from lstm_fused.contract import Variant
 from lstm_fused.functional import run_layer
 from lstm_fused.layers import masks, parameters
@@ -126,8 +121,7 @@ class LSTMCell(WithOptions):
             check_states(hx, (shape, shape), (meaning, meaning), input)
             if single:
                 hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
-        own = self._own(self._shapes)
-        check_parameters(own, self._shapes, input)
+        own = self._own(self._shapes, input)
         own = parameters.uncoupled(own) if self.coupled else own
         x, H = input[None, None] if single else input[None], self.hidden_size
         drawn = masks.draw(x, H, H, 0.0, self.zoneout_h, self.zoneout_c, self.training)

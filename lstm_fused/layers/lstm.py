@@ -1,7 +1,7 @@
 """`LSTM`: the parameters, layers and directions of torch.nn.LSTM, with peepholes and lengths."""
 
 import warnings
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from lstm_fused.checks import (
     check_input,
     check_lengths,
     check_packed,
-    check_parameters,
     check_states,
 )
 from lstm_fused.contract import Variant
@@ -233,10 +232,8 @@ class LSTM(WithOptions):
     def _run(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
         """Run all layers over x [T, B, I]; hx has one row for each layer and direction."""
         own: list[dict[str, Parameters]] = []
-        for shapes_of in self._shapes:
-            own.append({suffix: self._own(shapes) for suffix, shapes in shapes_of.items()})
-            for suffix, params in own[-1].items():
-                check_parameters(params, shapes_of[suffix], x)
+        for directions in self._shapes:
+            own.append({suffix: self._own(shapes, x) for suffix, shapes in directions.items()})
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
             lengths = lengths.to(x.device)
@@ -244,11 +241,11 @@ class LSTM(WithOptions):
         rates = self.recurrent_dropout, self.zoneout_h, self.zoneout_c
         h_n: list[Tensor] = []
         c_n: list[Tensor] = []
-        for layer, directions in enumerate(own):
+        for layer, params_of in enumerate(own):
             if layer > 0 and self.dropout > 0:
                 x = F.dropout(x, self.dropout, self.training)
             ys = []
-            for suffix, params in directions.items():
+            for suffix, params in params_of.items():
                 row = len(h_n)
                 h0_c0 = None if hx is None else (hx[0][row], hx[1][row])
                 p = parameters.uncoupled(params) if self.coupled else params
@@ -284,5 +281,7 @@ class LSTM(WithOptions):
 
     def _parameters_of(self, suffix: str) -> Parameters:
         """The parameters of one layer in one direction, with coupled gates expanded to all four."""
-        own = self._own(next(shapes[suffix] for shapes in self._shapes if suffix in shapes))
+        shapes = next(of[suffix] for of in self._shapes if suffix in of)
+        read: list[Any] = [None if shape is None else getattr(self, name) for name, shape in shapes.items()]
+        own = Parameters(*read)
         return parameters.uncoupled(own) if self.coupled else own
