@@ -170,7 +170,7 @@ class WithOptions(nn.Module):
         rest[-1].extend(parameters.zero_absent_peepholes(self, state_dict, prefix, assign))  # error messages
 
     def _own(self, shapes: parameters.Shapes, input: Tensor) -> Parameters:
-        """Read and check the parameters of these names. At every call: they may be parametrized or replaced."""
+        """The checked parameters of these names; read at every call, as they may be parametrized or replaced."""
         held, dtype, device = self._parameters, input.dtype, input.device
         own = list[Any]()
         for name, shape in shapes.items():
