@@ -170,9 +170,9 @@ class WithOptions(nn.Module):
         rest[-1].extend(parameters.zero_absent_peepholes(self, state_dict, prefix, assign))  # error messages
 
     def _own(self, shapes: parameters.Shapes, input: Tensor) -> Parameters:
-        """The checked parameters of these names; read at every call, as they may be parametrized or replaced."""
+        """The parameters of these names, read and checked at every call, because they may change."""
         held, dtype, device = self._parameters, input.dtype, input.device
-        own = list[Any]()
+        own: list[Any] = []
         for name, shape in shapes.items():
             parameter: Any = None
             if shape is not None:
