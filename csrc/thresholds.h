@@ -19,6 +19,8 @@ constexpr int64_t min_products_per_thread = 50000;
 // [polls] Spinning of a barrier before it yields: about 20 µs, longer than a step's imbalance, shorter than a
 // scheduler's time slice.
 constexpr int barrier_spins = 1000;
+// [polls] Spinning of a thread of our own pool for another call before it sleeps: about 40 µs.
+constexpr int worker_spins = 2000;
 
 // ---- L2 cache
 

@@ -7,7 +7,6 @@
 
 namespace lstm_fused {
 
-// Spins, then yields: a step is shorter than putting a thread to sleep, but the machine may be shared.
 class Barrier {
  public:
   void wait(int threads);
@@ -20,12 +19,12 @@ class Barrier {
 // One thread's view of the team that runs a call.
 struct Team {
   int rank;
-  int size;           // threads that run; OpenMP may give fewer than were asked for
+  int size;           // threads that run, at most as many as were asked for
   Barrier* everyone;  // of all threads
   Barrier* groups;    // [size], one for each group of threads that share their rows
 };
 
-// Runs the body on up to `threads` threads of torch's pool at the same time, and returns when all are done.
+// Runs the body on up to `threads` threads at the same time, and returns when all are done.
 void run(int threads, const std::function<void(const Team&)>& body);
 
 // One thread's share of the work: rows of its group; the group's threads split the channels.
