@@ -66,16 +66,15 @@ void after_sleep() {
 }
 
 void same_threads() {
-  std::vector<std::thread::id> first(3), ids(3);
-  const auto run = [](std::vector<std::thread::id>& to) {
+  const auto members = [](int threads) {
+    std::vector<std::thread::id> ids(static_cast<size_t>(threads));
     lstm_fused::run(
-        3, [&](const Team& team) { to[static_cast<size_t>(team.rank)] = std::this_thread::get_id(); });
+        threads, [&](const Team& team) { ids[static_cast<size_t>(team.rank)] = std::this_thread::get_id(); });
+    return ids;
   };
-  run(first);
-  sum_in_steps(2, 1);
-  run(ids);
-  check(ids == first, "a rank keeps its thread");
-  check(first[0] == std::this_thread::get_id(), "rank 0 is the caller");
+  const auto three = members(3), two = members(2);
+  check(three[0] == std::this_thread::get_id(), "rank 0 is the caller");
+  check(two[0] == three[0] && two[1] == three[1] && members(3) == three, "a rank keeps its thread");
 }
 
 void concurrent() {
@@ -117,12 +116,14 @@ void forked() {
 
 void forked_during_calls() {
   std::atomic<bool> stop{false};
-  std::thread other([&] {
-    while (!stop) sum_in_steps(3, 5);
-  });
-  for (int n = 0; n < 20; ++n) in_child([] { sum_in_steps(3, 5); });
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 3; ++caller)
+    callers.emplace_back([&] {
+      while (!stop) sum_in_steps(2, 0);
+    });
+  for (int n = 0; n < 100; ++n) in_child([] { sum_in_steps(3, 5); });
   stop = true;
-  other.join();
+  for (std::thread& caller : callers) caller.join();
 }
 
 // The process ends while a detached thread makes calls.
