@@ -63,6 +63,18 @@ constexpr int64_t bf16x3_min_total_rows = 128;
 // may take two: without a limit, ptb's training step peaked a quarter higher for 2 % of its time (382aa03).
 constexpr int64_t bf16x3_max_extra(int64_t y, bool save) { return save ? 2 * y : y / 2; }
 
+// ---- The products after the recurrence, dx, dW_ih and dW_hh
+
+// KC [rows]: steps × B whose da, x and h_{t-1} are packed at once and multiplied before the next, a multiple
+// of an AMX tile's depth.
+constexpr int64_t products_kc = 512;
+// [rows] Distance of the prefetching of da while it is packed. By trial.
+constexpr int64_t product_prefetch_distance = 8;
+// [columns] Minimum of a product's columns that pays for the bf16x3 split of da. Derived, not measured:
+// splitting 16 elements takes about 23 cycles, and AMX then saves an eighth of a cycle for each column (610
+// GFLOP/s of bf16x3 against 468 of vectors, docs/bench.md).
+constexpr int64_t bf16x3_min_columns = 256;
+
 // ---- Memory
 
 // [bytes] Maximum size of gates (forward) or dxw (backward) that is stored through the caches; larger ones

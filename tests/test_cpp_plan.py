@@ -81,6 +81,26 @@ def test_plans_at_the_sizes_of_the_benchmarks(isa):
     assert found == expected
 
 
+@pytest.mark.parametrize("isa", MR)
+def test_products_after_the_recurrence_are_split_on_amx(isa):
+    """In bf16x3 are those of at least 256 columns: I of dx, I + H of the weight gradients."""
+    split = {}
+    for case in TIMED:
+        try:
+            chosen = plan(isa, "float32", "products", [case.T, case.B, case.I, case.H, case.H], 2)
+        except ValueError as error:
+            pytest.skip(str(error))
+        assert (chosen["threads"], chosen["KC"]) == (2, min(case.T * case.B, 512))
+        split[case.name] = chosen["dx_bf16x3"], chosen["dweight_bf16x3"]
+    amx = isa == "amx"
+    assert split == {case.name: (amx and case.I >= 256, amx and case.I + case.H >= 256) for case in TIMED}
+    assert sum(map(sum, split.values())) == 9 * amx
+    few = plan(isa, "float32", "products", [2, 8, 64, 64, 64], 2)
+    assert (few["KC"], few["dx_bf16x3"], few["dweight_bf16x3"]) == (16, 0, 0)
+    double = plan(isa, "float64", "products", [9, 64, 64, 64, 64], 2)
+    assert (double["dx_bf16x3"], double["dweight_bf16x3"]) == (0, 0)
+
+
 def test_small_steps_take_fewer_threads():
     # A step of 4 * 64 * 64 * 2 multiply-adds a row; a thread is worth 50,000.
     sizes = {B: [10, B, 64, 64, 64] for B in (1, 3, 4, 100)}

@@ -34,12 +34,18 @@ bool bf16x3_pays(const Machine& machine, int64_t B, int64_t elements) {
   return is_float32<scalar_t> && machine.isa.has_amx && B >= min_rows;
 }
 
+// Rows of the tallest accumulator tile.
+template <class scalar_t>
+int64_t tile_rows(const Machine& machine, bool bf16x3) {
+  const bool amx = machine.isa.has_amx && (bf16x3 || k_pack<scalar_t> == 2);
+  return amx ? amx_tile_rows : mr(machine.isa.registers);
+}
+
 // Splitting rows pays while all packed weights fit in L2 and each thread's rows fill a register tile.
 template <class scalar_t>
 int32_t min_rows_per_thread(const Machine& machine, int64_t elements, bool bf16x3) {
-  const bool amx = machine.isa.has_amx && (bf16x3 || k_pack<scalar_t> == 2);
-  const int64_t tile_rows = amx ? amx_tile_rows : mr(machine.isa.registers);
-  return fits_l2<scalar_t>(machine, elements) ? static_cast<int32_t>(tile_rows) : 0;
+  return fits_l2<scalar_t>(machine, elements) ? static_cast<int32_t>(tile_rows<scalar_t>(machine, bf16x3))
+                                              : 0;
 }
 
 // Steps of about so many rows in all, a power of two.
@@ -50,7 +56,7 @@ int64_t steps_of(int64_t rows, const Sizes& sizes) {
 
 // Sets x_steps, x_bf16x3 and h_bf16x3; plan.threads is set.
 template <class scalar_t>
-void plan_products(const Machine& machine, const Sizes& sizes, bool save, Plan& plan) {
+void plan_input_gemm(const Machine& machine, const Sizes& sizes, bool save, Plan& plan) {
   const int64_t T = sizes.T, B = sizes.B, H = sizes.H, P = sizes.P, I = sizes.weight_ih ? sizes.I : 0;
   plan.x_steps = 1;
   // float64 is always fused: a sequence in pieces then equals the whole one bit for bit.
@@ -93,7 +99,7 @@ Plan plan_forward(const Machine& machine, const Sizes& sizes, bool save) {
   Plan plan{};
   plan.threads = threads_for(machine, static_cast<double>(B) * static_cast<double>(products));
   plan.streaming_stores = save && T * B * 4 * H * bytes_of<scalar_t> > streaming_min_bytes;
-  plan_products<scalar_t>(machine, sizes, save, plan);
+  plan_input_gemm<scalar_t>(machine, sizes, save, plan);
   if (!sizes.weight_ih) plan.x_steps = 0;
   const int64_t depth =
       packed_k<scalar_t>(P, plan.h_bf16x3) + (plan.x_steps == 1 ? packed_k<scalar_t>(I, plan.x_bf16x3) : 0);
@@ -118,11 +124,29 @@ Plan plan_backward(const Machine& machine, const Sizes& sizes) {
   return plan;
 }
 
+template <class scalar_t>
+ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
+  const int64_t columns = (sizes.dweight_ih ? sizes.I : 0) + (sizes.dweight_hh ? sizes.P : 0);
+  const int64_t multiply_adds = sizes.M * ((sizes.dx ? sizes.I : 0) + columns) / k_pack<scalar_t>;
+  const bool split = is_float32<scalar_t> && machine.isa.has_amx && sizes.K >= bf16x3_min_total_rows;
+  ProductsPlan plan{};
+  plan.threads = threads_for(machine, static_cast<double>(sizes.K) * static_cast<double>(multiply_adds));
+  plan.KC = std::clamp<int64_t>(sizes.K, 1, products_kc);
+  plan.dx_bf16x3 = split && sizes.I >= bf16x3_min_columns;
+  plan.dweight_bf16x3 = split && columns >= bf16x3_min_columns;
+  plan.dx_rows = MC_tiles * tile_rows<scalar_t>(machine, plan.dx_bf16x3);
+  plan.dweight_rows = MC_tiles * tile_rows<scalar_t>(machine, plan.dweight_bf16x3);
+  return plan;
+}
+
 template Plan plan_forward<float>(const Machine&, const Sizes&, bool);
 template Plan plan_forward<double>(const Machine&, const Sizes&, bool);
 template Plan plan_forward<BFloat16>(const Machine&, const Sizes&, bool);
 template Plan plan_backward<float>(const Machine&, const Sizes&);
 template Plan plan_backward<double>(const Machine&, const Sizes&);
 template Plan plan_backward<BFloat16>(const Machine&, const Sizes&);
+template ProductsPlan plan_products<float>(const Machine&, const ProductSizes&);
+template ProductsPlan plan_products<double>(const Machine&, const ProductSizes&);
+template ProductsPlan plan_products<BFloat16>(const Machine&, const ProductSizes&);
 
 }  // namespace lstm_fused

@@ -35,11 +35,28 @@ struct Plan {
   bool da_bf16x3 = false;  // backward: da W_hh by the bf16x3 split
 };
 
+// The products after the recurrence.
+struct ProductSizes {
+  int64_t K;        // valid steps of all rows
+  int64_t M, I, P;  // M = 4H
+  bool dx, dweight_ih, dweight_hh;
+};
+
+struct ProductsPlan {
+  int threads;
+  int64_t KC;  // rows that are packed and multiplied at once
+  bool dx_bf16x3, dweight_bf16x3;
+  int64_t dx_rows, dweight_rows;  // operand rows that a thread multiplies at once, a macro-tile's
+};
+
 // `save`: the pass stores c and gates for the backward pass.
 template <class scalar_t>
 Plan plan_forward(const Machine& machine, const Sizes& sizes, bool save);
 
 template <class scalar_t>
 Plan plan_backward(const Machine& machine, const Sizes& sizes);
+
+template <class scalar_t>
+ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes);
 
 }  // namespace lstm_fused

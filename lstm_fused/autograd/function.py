@@ -195,11 +195,11 @@ class LSTMBackwardFunction(Function):
         if gain_hh is None:
             engine_grads = engine_grads._replace(dhw=engine_grads.dxw)
         if not groups:
-            return input_gradients(needed, True, douts, inputs, kept, engine_grads)
+            return input_gradients(needed, engine, douts, inputs, kept, engine_grads)
         records = OutputGradients, Inputs, Kept, Gradients
 
         def group_gradients(*operands: Any) -> Tensors:
-            return input_gradients(needed, False, *unflatten(operands, *records))
+            return input_gradients(needed, None, *unflatten(operands, *records))
 
         operands = flatten(douts, inputs, kept, engine_grads)
         return transforms.in_groups(group_gradients, needed, groups, batch_axes(*records), operands)

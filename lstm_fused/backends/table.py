@@ -22,6 +22,7 @@ class Engine:
     unavailable: Callable[[], str | None]  # the reason it cannot run on this machine at all
     variants: tuple[str, ...]  # the fields of `Variant` that it computes
     narrow_c: bool = False  # saves c in half precision if the tensors have it, not in float32
+    products: bool = False  # forms the products after the recurrence itself
 
     def dtype_of_c(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype in which c is saved for the backward pass, given the tensors' dtype."""
@@ -56,6 +57,7 @@ ENGINES = (
         cpp.unavailable,
         VARIANTS,
         narrow_c=True,
+        products=True,
     ),
     *((REFERENCE, TRITON) if triton.INTERPRETED else (TRITON, REFERENCE)),
 )
