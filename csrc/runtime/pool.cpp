@@ -109,7 +109,8 @@ void run_together(int threads, const std::function<void(int, int)>& body) {
   Call call{body, size, size - 1};
   for (int rank = 1; rank < size; ++rank) workers[static_cast<size_t>(size - 1 - rank)]->start(call, rank);
   body(0, size);
-  spin_then_yield([&] { return call.unfinished.load(std::memory_order_acquire) == 0; });
+  const auto finished = [&] { return call.unfinished.load(std::memory_order_acquire) == 0; };
+  if (!spin(barrier_spins, finished)) yield_until(finished);
   idle.give_back(workers);
 }
 

@@ -3,8 +3,6 @@
 
 #include <thread>
 
-#include "thresholds.h"
-
 namespace lstm_fused {
 
 inline void pause() {
@@ -25,10 +23,8 @@ bool spin(int polls, const Done& done) {
   return false;
 }
 
-// Spins, then yields: a step is shorter than putting a thread to sleep, but the machine may be shared.
 template <class Done>
-void spin_then_yield(const Done& done) {
-  if (spin(barrier_spins, done)) return;
+void yield_until(const Done& done) {
   while (!done()) std::this_thread::yield();
 }
 

@@ -5,8 +5,11 @@
 
 #include "runtime/pool.h"
 #include "runtime/spin.h"
+#include "thresholds.h"
 
 namespace lstm_fused {
+
+Barrier::Barrier() : polls_(barrier_spins) {}
 
 void Barrier::wait(int threads) {
   const unsigned generation = generation_.load(std::memory_order_acquire);
@@ -15,7 +18,14 @@ void Barrier::wait(int threads) {
     generation_.store(generation + 1, std::memory_order_release);
     return;
   }
-  spin_then_yield([&] { return generation_.load(std::memory_order_acquire) != generation; });
+  const auto released = [&] { return generation_.load(std::memory_order_acquire) != generation; };
+  const int polls = polls_.load(std::memory_order_relaxed);
+  if (spin(polls, released)) {
+    if (polls < barrier_spins) polls_.store(2 * polls, std::memory_order_relaxed);
+  } else {
+    if (polls > min_barrier_spins) polls_.store(polls / 2, std::memory_order_relaxed);
+    yield_until(released);
+  }
 }
 
 void run(int threads, const std::function<void(const Team&)>& body) {

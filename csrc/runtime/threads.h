@@ -7,13 +7,17 @@
 
 namespace lstm_fused {
 
+// Spins, then yields: a step is shorter than putting a thread to sleep. Spins less where that has been in
+// vain, because other threads need the cores.
 class Barrier {
  public:
+  Barrier();
   void wait(int threads);
 
  private:
   std::atomic<int> arrived_{0};
   std::atomic<unsigned> generation_{0};
+  std::atomic<int> polls_;
 };
 
 // One thread's view of the team that runs a call.
