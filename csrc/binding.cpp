@@ -328,6 +328,7 @@ c10::Dict<std::string, int64_t> plan_of(const std::string& isa, at::ScalarType d
   result.insert("x_bf16x3", plan.x_bf16x3);
   result.insert("h_bf16x3", plan.h_bf16x3);
   result.insert("da_bf16x3", plan.da_bf16x3);
+  result.insert("step_ns", static_cast<int64_t>(plan.step_us * 1000));
   return result;
 }
 

@@ -13,12 +13,34 @@ namespace lstm_fused {
 
 // ---- Threads
 
-// [multiply-adds per step and thread] Minimum work for another thread, about 2 µs; starting and waiting for a
-// thread costs as much.
+// The model of a step with n threads, which chooses n: multiply-adds / n, a barrier if they split channels,
+// and the step's part of packing the weights and starting the threads. docs/bench.md, "Threads", has
+// measurements.
+
+// [multiply-adds per µs] Rate of one thread: 16,000 to 25,000 on Zen 3. Faster processors take more threads
+// than pay: at twice the rate, two from 2 µs instead of 4 µs of work on.
+constexpr double products_per_us = 25000;
+// [elements per µs] Rate of packing weights on one thread: 2,400 on Zen 3.
+constexpr double packed_per_us = 2500;
+// [µs] A step's barrier. The last thread to arrive releases two threads on cores of their own within 0.25 µs;
+// each thread adds a transfer of the same cache line. 1.5 is for threads that do not arrive together: two pay
+// from 4 µs of work on, as by the limit of 50,000 multiply-adds a thread that was here before, by trial.
+constexpr double barrier_us(int64_t n) { return n > 1 ? 1.5 + 0.25 * static_cast<double>(n) : 0; }
+// [µs] Starting a team, once a call: 2 for two threads that still spin, 70 for two and 130 for three that
+// sleep or lack cores.
+constexpr double team_start_us(int64_t n) { return n > 1 ? 10 * static_cast<double>(n) : 0; }
+// [multiply-adds per thread] Minimum work for another thread in the products after the recurrence, which have
+// no barriers: 2 µs, what starting a spinning thread takes.
 constexpr int64_t min_products_per_thread = 50000;
+
 // [polls] Spinning of a barrier before it yields: about 20 µs, longer than a step's imbalance, shorter than a
-// scheduler's time slice.
+// scheduler's time slice. Waits that end in yielding halve it, down to the second number, and others double
+// it: where threads lack cores a step of 64 threads on 2 cores then waits 0.12 instead of 1.3 ms, one of 4
+// threads 6 instead of 34 µs.
 constexpr int barrier_spins = 1000;
+constexpr int min_barrier_spins = 8;
+// [polls] Spinning of a thread of our own pool for another call before it sleeps: about 40 µs.
+constexpr int worker_spins = 2000;
 
 // ---- L2 cache
 

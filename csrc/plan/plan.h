@@ -33,6 +33,7 @@ struct Plan {
   bool x_bf16x3 = false;   // forward: W_ih x by the bf16x3 split
   bool h_bf16x3 = false;   // forward: W_hh h by the bf16x3 split
   bool da_bf16x3 = false;  // backward: da W_hh by the bf16x3 split
+  double step_us = 0;      // by the model that chooses the threads, not measured
 };
 
 // The products after the recurrence.
