@@ -4,8 +4,9 @@
 // it cannot express (bfloat16 dot products, streaming stores, flushing subnormal numbers) are in this file.
 //
 // LSTM_FUSED_ISA names the instruction set and its namespace. LSTM_FUSED_VECTOR_BYTES is the width of a
-// vector, LSTM_FUSED_REGISTERS the number of vector registers; LSTM_FUSED_AVX512, LSTM_FUSED_BF16_DOT and
-// LSTM_FUSED_AMX are defined where the set has these instructions.
+// vector, LSTM_FUSED_REGISTERS the number of vector registers for weights and accumulators. LSTM_FUSED_MR
+// overrides mr(); LSTM_FUSED_AVX512, LSTM_FUSED_BF16_DOT and LSTM_FUSED_AMX are defined where the set has
+// these instructions.
 #pragma once
 
 #ifdef __x86_64__

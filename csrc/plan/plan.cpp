@@ -38,7 +38,7 @@ bool bf16x3_pays(const Machine& machine, int64_t B, int64_t elements) {
 template <class scalar_t>
 int32_t min_rows_per_thread(const Machine& machine, int64_t elements, bool bf16x3) {
   const bool amx = machine.isa.has_amx && (bf16x3 || k_pack<scalar_t> == 2);
-  const int64_t tile_rows = amx ? amx_tile_rows : mr(machine.isa.registers);
+  const int64_t tile_rows = amx ? amx_tile_rows : machine.isa.mr;
   return fits_l2<scalar_t>(machine, elements) ? static_cast<int32_t>(tile_rows) : 0;
 }
 

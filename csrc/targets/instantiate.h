@@ -12,7 +12,7 @@ namespace lstm_fused::LSTM_FUSED_ISA {
 
 extern const Engine engine;
 const Engine engine = {
-    {LSTM_FUSED_NAME(LSTM_FUSED_ISA), LSTM_FUSED_VECTOR_BYTES, LSTM_FUSED_REGISTERS, has_amx},
+    {LSTM_FUSED_NAME(LSTM_FUSED_ISA), LSTM_FUSED_VECTOR_BYTES, MR, has_amx},
     forward<float>,
     forward<double>,
     forward<BFloat16>,

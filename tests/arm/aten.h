@@ -244,7 +244,7 @@ struct Operators {
 // Runs the block that follows, of which there is one of each kind.
 #define TORCH_LIBRARY_FRAGMENT(library, m) LSTM_FUSED_BLOCK(define_operators, m)
 #define TORCH_LIBRARY_IMPL(library, key, m) LSTM_FUSED_BLOCK(implement_operators, m)
-#define LSTM_FUSED_BLOCK(name, m)                                                      \
-  void name(torch::Operators&);                                                        \
-  [[maybe_unused]] const bool name##_done = (name(*new torch::Operators), true);       \
+#define LSTM_FUSED_BLOCK(name, m)                                                \
+  void name(torch::Operators&);                                                  \
+  [[maybe_unused]] const bool name##_done = (name(*new torch::Operators), true); \
   void name(torch::Operators& m)

@@ -1,5 +1,5 @@
-// Serves the operators of binding.cpp to emulated.py: reads calls from standard input, writes their results to
-// standard output.
+// Serves the operators of binding.cpp to emulated.py: reads calls from standard input, writes their results
+// to standard output.
 #include <iostream>
 
 #include "runtime/memory.h"

