@@ -131,8 +131,8 @@ sanitize: $(STAMP) ## run the C++ engine's tests under AddressSanitizer and Unde
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PY) -m pytest -o pythonpath=$(CHECKED)/lib -p no:cacheprovider \
 	tests/test_engines.py tests/test_cpp.py tests/test_cpp_hostile.py -k "cpp and not opcheck and not float32 and not instruction_set" $(ARGS)
 
-# What needs no processor but this one: operators' registration, instruction sets, times, processes, memory.
-HOST_ALONE := opcheck or instruction_set or fast or fork or memory or cases_reach
+# What tests the host: registration of operators, instruction sets, times, processes, memory. Streaming takes minutes.
+HOST_ALONE := opcheck or instruction_set or fast or fork or memory or cases_reach or streaming
 ZIG := $(PY) -m ziglang c++ -target aarch64-linux-musl
 # Of PyTorch's headers there is aten.h, included first; those that csrc/ names are empty.
 ARM_SOURCES := tests/arm/driver.cpp $(filter-out csrc/runtime/memory.cpp,$(filter %.cpp,$(CSRC)))
