@@ -106,6 +106,8 @@ constexpr int64_t streaming_min_bytes = 8 << 20;
 // smaller blocks.
 constexpr size_t pool_min_bytes = 64 << 10;
 constexpr size_t pool_max_bytes = 256 << 20;
+// [bytes] Workspace on the stack. Threads of other programs may have 128 KB of stack.
+constexpr int64_t workspace_stack_bytes = 16 << 10;
 // [1 / fraction] A reused block may exceed the request by a quarter. By trial.
 constexpr size_t pool_slack = 4;
 // [bytes] Size of a huge page, and minimum size of a block that asks for them. With 4 KB pages, wide's
@@ -116,9 +118,9 @@ constexpr size_t huge_page_bytes = 2 << 20;
 // channel. NR, the width of a packed panel, is two vectors of channels
 
 // MR [rows]: height of the vector micro-kernel's register tile, MR × NR, by the number of vector registers.
-// Four registers hold a panel's weights and a broadcast element of A, the others are accumulators.
-constexpr int accumulators(int registers) { return registers - 4; }
-constexpr int mr(int registers) { return accumulators(registers) / 2; }
+// Four registers hold a panel's weights and a broadcast element of A, the others are accumulators. NEON takes
+// 6 rows × 2 panels: 8 loads for 24 multiply-adds, where 14 rows × 1 panel take 15 for 28 (by disassembly).
+constexpr int mr(int registers) { return (registers - 4) / 2; }
 // [rows] and [k-groups, pairs of bfloat16] of an AMX tile: the maximum of the architecture.
 constexpr int64_t amx_tile_rows = 16;
 constexpr int64_t amx_tile_k_groups = 16;
@@ -131,9 +133,10 @@ constexpr int64_t amx_min_rows = 4;
 constexpr int min_nc = 2;
 constexpr int max_nc = 4;
 // [panels] Width of the vector micro-kernel, at most NC: more panels for fewer rows, to keep enough
-// accumulators in flight.
-constexpr int microkernel_panels(int registers, int rows) {
-  return rows * 8 <= accumulators(registers) ? max_nc : rows * 4 <= accumulators(registers) ? 2 : 1;
+// accumulators in flight. Accumulators and the weights of each pass over a k-group fit in the registers.
+constexpr int microkernel_panels(int registers, int rows, int passes) {
+  const auto fit = [=](int panels) { return 2 * panels * (rows + passes) <= registers; };
+  return fit(max_nc) ? max_nc : fit(2) ? 2 : 1;
 }
 // MC [accumulator tiles]: maximum height of a macro-tile; all its tiles use its panels while these are in L2.
 // By trial (970d529).

@@ -113,7 +113,7 @@ inline void for_macrotiles(int64_t max_rows, int64_t row0, int64_t row1, int64_t
   const int64_t rows = row1 - row0;
   const int64_t tiles = (rows + max_rows - 1) / max_rows;
   if (tiles == 0) return;
-  const int64_t panels = panels_for(static_cast<int>((rows + tiles - 1) / tiles));
+  const int64_t panels = panels_for<scalar_t>(static_cast<int>((rows + tiles - 1) / tiles));
   const int64_t nc = max_rows > MR ? max_nc : panels > min_nc ? panels : min_nc;
   const int64_t m_blocks = (tiles + MC_tiles - 1) / MC_tiles;
   const int64_t n_blocks = ceil_div(panel_end - panel_begin, nc);

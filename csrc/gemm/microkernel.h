@@ -7,11 +7,26 @@
 namespace lstm_fused::LSTM_FUSED_ISA {
 
 // Blocking of this instruction set; what the parameters mean is in thresholds.h.
+#ifdef LSTM_FUSED_MR
+constexpr int MR = LSTM_FUSED_MR;
+#else
 constexpr int MR = mr(LSTM_FUSED_REGISTERS);
+#endif
 template <class scalar_t>
 constexpr int NR = 2 * lanes<scalar_t>;
 constexpr int gate_panels = 2;  // i and f, g and o of one vector of channels
-constexpr int panels_for(int rows) { return microkernel_panels(LSTM_FUSED_REGISTERS, rows); }
+// Without x86's operands in memory, the weights of both passes over VNNI pairs take registers.
+#ifdef __x86_64__
+template <class scalar_t>
+constexpr int weight_passes = 1;
+#else
+template <class scalar_t>
+constexpr int weight_passes = KGroup<scalar_t>::passes;
+#endif
+template <class scalar_t>
+constexpr int panels_for(int rows) {
+  return microkernel_panels(LSTM_FUSED_REGISTERS, rows, weight_passes<scalar_t>);
+}
 
 // Rows of the tallest tile: of an AMX tile, where AMX multiplies this type.
 template <class scalar_t>
@@ -101,7 +116,7 @@ template <class scalar_t, int Rows, bool KMajor>
 void multiply_panels(const scalar_t* const* rows, int64_t k_begin, int64_t k_end,
                      const PackedWeights<scalar_t>& weights, int64_t first_panel, int64_t panels,
                      acc_t<scalar_t>* acc, const Prefetch& next) {
-  constexpr int Panels = panels_for(Rows);
+  constexpr int Panels = panels_for<scalar_t>(Rows);
   constexpr int64_t group_bytes = k_pack<scalar_t> * NR<scalar_t> * sizeof(scalar_t);
   const int64_t panel_stride = weights.panel_stride, stride = panels * NR<scalar_t>;
   const int64_t prefetch_bytes = group_bytes * next.k_groups / ((k_end - k_begin) * next.shares);

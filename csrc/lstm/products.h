@@ -120,16 +120,15 @@ struct WeightGradient {
 template <class scalar_t, class Visit>
 void for_vectors(AccumulatorTile<scalar_t>& tile, int64_t m, const WeightGradient<scalar_t>& ih,
                  const WeightGradient<scalar_t>& hh, Visit visit) {
-  for (int64_t p = 0; p < tile.panels; ++p) {
-    const WeightGradient<scalar_t>& weight = tile.first_panel + p < hh.first_panel ? ih : hh;
-    for (int64_t v = 0; v < 2; ++v) {
-      const int64_t j = (tile.first_panel + p - weight.first_panel) * NR<scalar_t> + v * lanes<scalar_t>;
-      if (j >= weight.N) continue;
-      for (int64_t r = 0; r < tile.rows; ++r)
-        visit(tile.at(r, p) + v * lanes<scalar_t>, weight, (m + tile.first_row + r) * weight.N + j,
-              weight.N - j);
+  for (int64_t r = 0; r < tile.rows; ++r)
+    for (int64_t p = 0; p < tile.panels; ++p) {
+      const WeightGradient<scalar_t>& weight = tile.first_panel + p < hh.first_panel ? ih : hh;
+      const int64_t j = (tile.first_panel + p - weight.first_panel) * NR<scalar_t>;
+      const int64_t at = (m + tile.first_row + r) * weight.N + j, left = weight.N - j;
+      visit(tile.at(r, p), weight, at, left);
+      if (left > lanes<scalar_t>)
+        visit(tile.at(r, p) + lanes<scalar_t>, weight, at + lanes<scalar_t>, left - lanes<scalar_t>);
     }
-  }
 }
 
 template <class scalar_t>

@@ -60,7 +60,7 @@ bool bf16x3_pays(const Machine& machine, int64_t B, int64_t elements) {
 template <class scalar_t>
 int64_t tile_rows(const Machine& machine, bool bf16x3) {
   const bool amx = machine.isa.has_amx && (bf16x3 || k_pack<scalar_t> == 2);
-  return amx ? amx_tile_rows : mr(machine.isa.registers);
+  return amx ? amx_tile_rows : machine.isa.mr;
 }
 
 // Splitting rows pays while all packed weights fit in L2 and each thread's rows fill a register tile.
