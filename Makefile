@@ -139,7 +139,7 @@ test-own-threads: $(STAMP) ## run the C++ engine's tests on a build without Open
 	LSTM_FUSED_OPENMP=0 $(PY) setup.py -q build -b $(OWN_THREADS) --build-lib $(OWN_THREADS)/lib
 	@! grep -q GOMP_parallel $(OWN_THREADS)/lib/lstm_fused/_cpp.so || { echo "make: built with OpenMP; make clean" >&2; false; }
 	$(PY) -m pytest -o pythonpath="$(OWN_THREADS)/lib . examples" -p no:cacheprovider \
-	$(addprefix tests/test_,pool.py cpp.py cpp_hostile.py cpp_memory.py engines.py fork.py determinism.py) -k "not opcheck" $(ARGS)
+	$(addprefix tests/test_,pool.py cpp.py cpp_hostile.py cpp_memory.py engines.py fork.py determinism.py oversubscribed.py) -k "not opcheck" $(ARGS)
 
 # What tests the host: registration of operators, instruction sets, times, processes, memory. Streaming takes minutes.
 HOST_ALONE := opcheck or instruction_set or fast or fork or memory or cases_reach or streaming
@@ -170,12 +170,12 @@ lint: $(STAMP) ## check style and types
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h)
+	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp)
 
 format: $(STAMP) ## put everything in the project's style
 	ruff check --fix .
 	ruff format .
-	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h)
+	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp)
 
 dist: $(STAMP) ## build the wheel and the sdist, in dist/
 	@$(PY) -m build --no-isolation

@@ -35,8 +35,8 @@ constexpr int64_t min_products_per_thread = 50000;
 
 // [polls] Spinning of a barrier before it yields: about 20 µs, longer than a step's imbalance, shorter than a
 // scheduler's time slice. Waits that end in yielding halve it, down to the second number, and others double
-// it: where threads lack cores a step of 64 threads on 2 cores then waits 0.12 instead of 1.3 ms, one of 4
-// threads 6 instead of 34 µs.
+// it: a barrier of 64 threads on 2 cores then takes 0.1 to 0.6 instead of 1.3 to 2.6 ms, one of 4
+// threads 6 to 9 instead of 34 to 104 µs.
 constexpr int barrier_spins = 1000;
 constexpr int min_barrier_spins = 8;
 // [polls] Spinning of a thread of our own pool for another call before it sleeps: about 40 µs.

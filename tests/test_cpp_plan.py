@@ -116,9 +116,17 @@ def test_small_steps_take_fewer_threads():
     assert chosen(10, 4) == {1: 1, 3: 1, 4: 1, 100: 4}
 
 
-# The number of threads, given 8, 16 and 64, of a forward and a backward pass in float32. mnist's rows fill the
-# tiles of 10 threads, which then need no barrier; ptb's channels are split evenly by 41.
-MANY = {}
+# The number of threads, given 8, 16 and 64, of a forward and a backward pass in float32. More would wait
+# longer than they work, or leave some with nothing to do: 55 threads split ptb's 163 vectors three by three.
+MANY = {
+    "mnist": (8, 16, 16, 8, 16, 16),
+    "mid": (8, 16, 32, 8, 16, 32),
+    "long": (8, 16, 64, 8, 16, 64),
+    "ptb": (8, 15, 55, 8, 14, 41),
+    "stream": (8, 8, 8, 8, 8, 8),
+    "wide": (8, 16, 37, 8, 16, 37),
+    "big": (8, 16, 64, 8, 16, 64),
+}
 
 
 def test_many_threads():
