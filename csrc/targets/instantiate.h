@@ -11,13 +11,12 @@ namespace lstm_fused::LSTM_FUSED_ISA {
 #define LSTM_FUSED_NAME(isa) LSTM_FUSED_NAME_OF(isa)
 
 extern const Engine engine;
-const Engine engine = {
-    {LSTM_FUSED_NAME(LSTM_FUSED_ISA), LSTM_FUSED_VECTOR_BYTES, MR, has_amx},
-    forward<float>,
-    forward<double>,
-    forward<BFloat16>,
-    backward<float>,
-    backward<double>,
-    backward<BFloat16>};
+const Engine engine = {{LSTM_FUSED_NAME(LSTM_FUSED_ISA), LSTM_FUSED_VECTOR_BYTES, MR, has_amx},
+                       forward<float>,
+                       forward<double>,
+                       forward<BFloat16>,
+                       backward<float>,
+                       backward<double>,
+                       backward<BFloat16>};
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA
