@@ -17,7 +17,7 @@ CSRC   := $(shell find csrc -type f)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help env train test fuzz test-interop test-arm bench bench-rivals bench-save bench-compare examples gpu-check \
-	bench-gpu gpu-tune linked gpu-compile gpu-compile-oldest gpu-offline sanitize lint format dist clean
+	bench-gpu gpu-tune linked gpu-compile gpu-compile-oldest gpu-offline sanitize test-own-threads lint format dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -155,6 +155,15 @@ build/arm/%.o: %.cpp $(ARM_HEADERS) | $(ARM)
 
 build/arm/driver: $(ARM_OBJECTS)
 	@$(ZIG) -static -o $@ $^
+
+# A third build, as on a Mac: with threads of its own instead of OpenMP's.
+OWN_THREADS := build/own_threads
+
+test-own-threads: $(STAMP) ## run the C++ engine's tests on a build without OpenMP, as on Macs
+	LSTM_FUSED_OPENMP=0 $(PY) setup.py -q build -b $(OWN_THREADS) --build-lib $(OWN_THREADS)/lib
+	@! grep -q GOMP_parallel $(OWN_THREADS)/lib/lstm_fused/_cpp.so || { echo "make: built with OpenMP; make clean" >&2; false; }
+	$(PY) -m pytest -o pythonpath="$(OWN_THREADS)/lib . examples" -p no:cacheprovider \
+	$(addprefix tests/test_,pool.py cpp.py cpp_hostile.py cpp_memory.py engines.py fork.py determinism.py) -k "not opcheck" $(ARGS)
 
 lint: $(STAMP) ## check style and types
 	ruff check .

@@ -13,12 +13,34 @@ namespace lstm_fused {
 
 // ---- Threads
 
-// [multiply-adds per step and thread] Minimum work for another thread, about 2 µs; starting and waiting for a
-// thread costs as much.
+// The model of a step with n threads, which chooses n: multiply-adds / n, a barrier if they split channels,
+// and the step's part of packing the weights and starting the threads. docs/bench.md, "Threads", has
+// measurements.
+
+// [multiply-adds per µs] Rate of one thread: 16,000 to 25,000 on Zen 3. Faster processors take more threads
+// than pay: at twice the rate, two from 2 µs instead of 4 µs of work on.
+constexpr double products_per_us = 25000;
+// [elements per µs] Rate of packing weights on one thread: 2,400 on Zen 3.
+constexpr double packed_per_us = 2500;
+// [µs] A step's barrier. The last thread to arrive releases two threads on cores of their own within 0.25 µs;
+// each thread adds a transfer of the same cache line. 1.5 is for threads that do not arrive together: two pay
+// from 4 µs of work on, as by the limit of 50,000 multiply-adds a thread that was here before, by trial.
+constexpr double barrier_us(int64_t n) { return n > 1 ? 1.5 + 0.25 * static_cast<double>(n) : 0; }
+// [µs] Starting a team, once a call: 2 for two threads that still spin, 70 for two and 130 for three that
+// sleep or lack cores.
+constexpr double team_start_us(int64_t n) { return n > 1 ? 10 * static_cast<double>(n) : 0; }
+// [multiply-adds per thread] Minimum work for another thread in the products after the recurrence, which have
+// no barriers: 2 µs, what starting a spinning thread takes.
 constexpr int64_t min_products_per_thread = 50000;
+
 // [polls] Spinning of a barrier before it yields: about 20 µs, longer than a step's imbalance, shorter than a
-// scheduler's time slice.
+// scheduler's time slice. Waits that end in yielding halve it, down to the second number, and others double
+// it: where threads lack cores a step of 64 threads on 2 cores then waits 0.12 instead of 1.3 ms, one of 4
+// threads 6 instead of 34 µs.
 constexpr int barrier_spins = 1000;
+constexpr int min_barrier_spins = 8;
+// [polls] Spinning of a thread of our own pool for another call before it sleeps: about 40 µs.
+constexpr int worker_spins = 2000;
 
 // ---- L2 cache
 
@@ -60,6 +82,18 @@ constexpr int64_t bf16x3_min_total_rows = 128;
 // keeps the peak below that of torch.nn.LSTM, which holds a second y. A pass that saves holds five y more and
 // may take two: without a limit, ptb's training step peaked a quarter higher for 2 % of its time (382aa03).
 constexpr int64_t bf16x3_max_extra(int64_t y, bool save) { return save ? 2 * y : y / 2; }
+
+// ---- The products after the recurrence, dx, dW_ih and dW_hh
+
+// KC [rows]: steps × B whose da, x and h_{t-1} are packed at once and multiplied before the next, a multiple
+// of an AMX tile's depth.
+constexpr int64_t products_kc = 512;
+// [rows] Distance of the prefetching of da while it is packed. By trial.
+constexpr int64_t product_prefetch_distance = 8;
+// [columns] Minimum of a product's columns that pays for the bf16x3 split of da. Derived, not measured:
+// splitting 16 elements takes about 23 cycles, and AMX then saves an eighth of a cycle for each column (610
+// GFLOP/s of bf16x3 against 468 of vectors, docs/bench.md).
+constexpr int64_t bf16x3_min_columns = 256;
 
 // ---- Memory
 

@@ -4,6 +4,7 @@
 // with other files would carry these instructions to machines that lack them.
 #include "lstm/backward.h"
 #include "lstm/forward.h"
+#include "lstm/products.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
@@ -17,6 +18,9 @@ const Engine engine = {{LSTM_FUSED_NAME(LSTM_FUSED_ISA), LSTM_FUSED_VECTOR_BYTES
                        forward<BFloat16>,
                        backward<float>,
                        backward<double>,
-                       backward<BFloat16>};
+                       backward<BFloat16>,
+                       products<float>,
+                       products<double>,
+                       products<BFloat16>};
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA
