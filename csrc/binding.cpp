@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 
 #include "dispatch.h"
 #include "plan/plan.h"
@@ -218,8 +220,82 @@ BackwardOutputs backward(const MaybeTensor& dy, const MaybeTensor& dh_n, const M
   });
 }
 
+using ProductsOutputs = std::tuple<Tensor, Tensor, Tensor>;
+
+template <class scalar_t>
+ProductsOutputs products_as(const Sizes& sizes, int64_t M, const Tensor& dxw, const Tensor& dhw,
+                            const MaybeTensor& x, const MaybeTensor& weight_ih, const MaybeTensor& y,
+                            const MaybeTensor& h0, const MaybeTensor& lengths, bool reverse) {
+  using real = acc_t<scalar_t>;
+  const int64_t T = sizes.T, B = sizes.B, I = sizes.I, P = sizes.P;
+  const Machine machine = this_machine();
+  const Packing<scalar_t> packing = packing_of<scalar_t>(machine.isa);
+  const int64_t K =
+      lengths ? std::accumulate(data<int64_t>(*lengths), data<int64_t>(*lengths) + B, int64_t{0}) : T * B;
+  const bool has_x = x.has_value(), has_y = y.has_value();
+  const ProductsPlan plan =
+      plan_products<scalar_t>(machine, {K, M, I, P, weight_ih.has_value(), has_x, has_y});
+
+  const Tensor dx = weight_ih ? empty(dxw, {T, B, I}) : dxw.new_empty({0});
+  const Tensor dweight_ih = has_x ? empty(dxw, {M, I}) : dxw.new_empty({0});
+  const Tensor dweight_hh = has_y ? empty(dxw, {M, P}) : dxw.new_empty({0});
+
+  Workspace space;
+  Products<scalar_t> args{};
+  args.sequence = {T, B, reverse, data<int64_t>(lengths)};
+  args.M = M, args.I = I, args.P = P;
+  args.KC = plan.KC, args.dx_rows = plan.dx_rows, args.dweight_rows = plan.dweight_rows;
+  args.dxw = data<scalar_t>(dxw), args.dhw = data<scalar_t>(dhw);
+  if (weight_ih) {
+    args.weight_ih = data<scalar_t>(weight_ih), args.dx = mutable_data<scalar_t>(dx);
+    args.packed_ih = space.take<scalar_t>(packing.channels(I, M, plan.dx_bf16x3));
+    args.dxw_operand = operand_buffer<scalar_t>(space, plan.threads * plan.dx_rows, M, plan.dx_bf16x3, 1);
+  }
+  if (has_x) args.x = strided_rows<scalar_t>(x), args.dweight_ih = mutable_data<scalar_t>(dweight_ih);
+  if (has_y) {
+    args.y = strided_rows<scalar_t>(y), args.h0 = data<scalar_t>(h0);
+    args.dweight_hh = mutable_data<scalar_t>(dweight_hh);
+  }
+  if (has_x || has_y) {
+    args.packed_rows = space.take<scalar_t>((has_x ? packing.channels(I, plan.KC, plan.dweight_bf16x3) : 0) +
+                                            (has_y ? packing.channels(P, plan.KC, plan.dweight_bf16x3) : 0));
+    args.da_operand =
+        operand_buffer<scalar_t>(space, plan.threads * plan.dweight_rows, plan.KC, plan.dweight_bf16x3, 1);
+  }
+  if constexpr (std::is_same_v<scalar_t, real>) {
+    args.sums_ih = args.dweight_ih, args.sums_hh = args.dweight_hh;
+  } else if (K > plan.KC) {
+    args.sums_ih = space.take<real>(has_x ? M * I : 0), args.sums_hh = space.take<real>(has_y ? M * P : 0);
+  }
+  args.rows = space.take<ProductRow<scalar_t>>(plan.threads * plan.KC);
+  run(plan.threads, [&](const Team& team) { engine().products(args, team); });
+  return {dx, dweight_ih, dweight_hh};
+}
+
+ProductsOutputs products(const Tensor& dxw, const MaybeTensor& dhw, const MaybeTensor& x,
+                         const MaybeTensor& weight_ih, const MaybeTensor& y, const MaybeTensor& h0,
+                         const MaybeTensor& lengths, bool reverse) {
+  const auto dtype = dxw.scalar_type();
+  TORCH_CHECK_VALUE(dxw.dim() == 3, "lstm_fused: dxw must have 3 dimensions, got ", dxw.dim());
+  TORCH_CHECK_VALUE((!x || x->dim() == 3) && (!weight_ih || weight_ih->dim() == 2) && (!y || y->dim() == 3),
+                    "lstm_fused: x, weight_ih and y must have 3, 2 and 3 dimensions");
+  TORCH_CHECK_VALUE(y.has_value() == h0.has_value(), "lstm_fused: y and h0 go together");
+  const int64_t T = dxw.size(0), B = dxw.size(1), M = dxw.size(2);
+  const int64_t I = x ? x->size(2) : weight_ih ? weight_ih->size(1) : 0, P = y ? y->size(2) : 0;
+  const Sizes sizes{T, B, I, (M + 3) / 4, P};
+  check_sizes(sizes, dtype);
+  return by_dtype(dtype, "dxw", [&](auto element) {
+    const Tensor da = checked(dxw, "dxw", {T, B, M}, dtype);
+    return products_as<decltype(element)>(
+        sizes, M, da, dhw ? checked(*dhw, "dhw", {T, B, M}, dtype) : da,
+        checked_rows(x, "x", {T, B, I}, dtype), checked(weight_ih, "weight_ih", {M, I}, dtype),
+        checked_rows(y, "y", {T, B, P}, dtype), checked(h0, "h0", {B, P}, dtype),
+        checked_lengths(lengths, T, B), reverse);
+  });
+}
+
 // The plan of a layer with weight_ih on any compiled instruction set, whether or not this machine runs it.
-// `call` is "forward", "saving forward" or "backward".
+// `call` is "forward", "saving forward", "backward" or "products".
 c10::Dict<std::string, int64_t> plan_of(const std::string& isa, at::ScalarType dtype, at::IntArrayRef TBIHP,
                                         const std::string& call, int64_t threads, int64_t l2_bytes) {
   const Isa* found = isa_of(isa);
@@ -228,12 +304,23 @@ c10::Dict<std::string, int64_t> plan_of(const std::string& isa, at::ScalarType d
   const Machine machine{*found, l2_bytes, static_cast<int>(threads)};
   const Sizes sizes{TBIHP[0], TBIHP[1], TBIHP[2], TBIHP[3], TBIHP[4]};
   check_sizes(sizes, dtype);
+  c10::Dict<std::string, int64_t> result;
+  if (call == "products") {
+    const ProductsPlan plan = by_dtype(dtype, "dtype", [&](auto element) {
+      const ProductSizes all{sizes.T * sizes.B, 4 * sizes.H, sizes.I, sizes.P, true, true, true};
+      return plan_products<decltype(element)>(machine, all);
+    });
+    result.insert("threads", plan.threads);
+    result.insert("KC", plan.KC);
+    result.insert("dx_bf16x3", plan.dx_bf16x3);
+    result.insert("dweight_bf16x3", plan.dweight_bf16x3);
+    return result;
+  }
   const Plan plan = by_dtype(dtype, "dtype", [&](auto element) {
     using scalar_t = decltype(element);
     return call == "backward" ? plan_backward<scalar_t>(machine, sizes)
                               : plan_forward<scalar_t>(machine, sizes, call == "saving forward");
   });
-  c10::Dict<std::string, int64_t> result;
   result.insert("threads", plan.threads);
   result.insert("min_rows_per_thread", plan.min_rows_per_thread);
   result.insert("streaming_stores", plan.streaming_stores);
@@ -241,6 +328,7 @@ c10::Dict<std::string, int64_t> plan_of(const std::string& isa, at::ScalarType d
   result.insert("x_bf16x3", plan.x_bf16x3);
   result.insert("h_bf16x3", plan.h_bf16x3);
   result.insert("da_bf16x3", plan.da_bf16x3);
+  result.insert("step_ns", static_cast<int64_t>(plan.step_us * 1000));
   return result;
 }
 
@@ -261,6 +349,7 @@ TORCH_LIBRARY_FRAGMENT(lstm_fused, m) {
 TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
   m.impl("cpp_forward", forward);
   m.impl("cpp_backward", backward);
+  m.impl("cpp_products", products);
 }
 
 }  // namespace lstm_fused

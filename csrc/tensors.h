@@ -32,9 +32,9 @@ MaybeTensor checked_lengths(const MaybeTensor& lengths, int64_t T, int64_t B);
 template <class scalar_t>
 constexpr at::ScalarType dtype_of = at::kFloat;
 template <>
-constexpr at::ScalarType dtype_of<double> = at::kDouble;
+inline constexpr at::ScalarType dtype_of<double> = at::kDouble;
 template <>
-constexpr at::ScalarType dtype_of<BFloat16> = at::kBFloat16;
+inline constexpr at::ScalarType dtype_of<BFloat16> = at::kBFloat16;
 
 // Calls the visitor with an element of the type that dtype names.
 template <class Visitor>

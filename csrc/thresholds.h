@@ -13,12 +13,34 @@ namespace lstm_fused {
 
 // ---- Threads
 
-// [multiply-adds per step and thread] Minimum work for another thread, about 2 µs; starting and waiting for a
-// thread costs as much.
+// The model of a step with n threads, which chooses n: multiply-adds / n, a barrier if they split channels,
+// and the step's part of packing the weights and starting the threads. docs/bench.md, "Threads", has
+// measurements.
+
+// [multiply-adds per µs] Rate of one thread: 16,000 to 25,000 on Zen 3. Faster processors take more threads
+// than pay: at twice the rate, two from 2 µs instead of 4 µs of work on.
+constexpr double products_per_us = 25000;
+// [elements per µs] Rate of packing weights on one thread: 2,400 on Zen 3.
+constexpr double packed_per_us = 2500;
+// [µs] A step's barrier. The last thread to arrive releases two threads on cores of their own within 0.25 µs;
+// each thread adds a transfer of the same cache line. 1.5 is for threads that do not arrive together: two pay
+// from 4 µs of work on, as by the limit of 50,000 multiply-adds a thread that was here before, by trial.
+constexpr double barrier_us(int64_t n) { return n > 1 ? 1.5 + 0.25 * static_cast<double>(n) : 0; }
+// [µs] Starting a team, once a call: 2 for two threads that still spin, 70 for two and 130 for three that
+// sleep or lack cores.
+constexpr double team_start_us(int64_t n) { return n > 1 ? 10 * static_cast<double>(n) : 0; }
+// [multiply-adds per thread] Minimum work for another thread in the products after the recurrence, which have
+// no barriers: 2 µs, what starting a spinning thread takes.
 constexpr int64_t min_products_per_thread = 50000;
+
 // [polls] Spinning of a barrier before it yields: about 20 µs, longer than a step's imbalance, shorter than a
-// scheduler's time slice.
+// scheduler's time slice. Waits that end in yielding halve it, down to the second number, and others double
+// it: a barrier of 64 threads on 2 cores then takes 0.1 to 0.6 instead of 1.3 to 2.6 ms, one of 4
+// threads 6 to 9 instead of 34 to 104 µs.
 constexpr int barrier_spins = 1000;
+constexpr int min_barrier_spins = 8;
+// [polls] Spinning of a thread of our own pool for another call before it sleeps: about 40 µs.
+constexpr int worker_spins = 2000;
 
 // ---- L2 cache
 
@@ -61,6 +83,18 @@ constexpr int64_t bf16x3_min_total_rows = 128;
 // may take two: without a limit, ptb's training step peaked a quarter higher for 2 % of its time (382aa03).
 constexpr int64_t bf16x3_max_extra(int64_t y, bool save) { return save ? 2 * y : y / 2; }
 
+// ---- The products after the recurrence, dx, dW_ih and dW_hh
+
+// KC [rows]: steps × B whose da, x and h_{t-1} are packed at once and multiplied before the next, a multiple
+// of an AMX tile's depth.
+constexpr int64_t products_kc = 512;
+// [rows] Distance of the prefetching of da while it is packed. By trial.
+constexpr int64_t product_prefetch_distance = 8;
+// [columns] Minimum of a product's columns that pays for the bf16x3 split of da. Derived, not measured:
+// splitting 16 elements takes about 23 cycles, and AMX then saves an eighth of a cycle for each column (610
+// GFLOP/s of bf16x3 against 468 of vectors, docs/bench.md).
+constexpr int64_t bf16x3_min_columns = 256;
+
 // ---- Memory
 
 // [bytes] Maximum size of gates (forward) or dxw (backward) that is stored through the caches; larger ones
@@ -72,6 +106,8 @@ constexpr int64_t streaming_min_bytes = 8 << 20;
 // smaller blocks.
 constexpr size_t pool_min_bytes = 64 << 10;
 constexpr size_t pool_max_bytes = 256 << 20;
+// [bytes] Workspace on the stack. Threads of other programs may have 128 KB of stack.
+constexpr int64_t workspace_stack_bytes = 16 << 10;
 // [1 / fraction] A reused block may exceed the request by a quarter. By trial.
 constexpr size_t pool_slack = 4;
 // [bytes] Size of a huge page, and minimum size of a block that asks for them. With 4 KB pages, wide's
@@ -82,9 +118,9 @@ constexpr size_t huge_page_bytes = 2 << 20;
 // channel. NR, the width of a packed panel, is two vectors of channels
 
 // MR [rows]: height of the vector micro-kernel's register tile, MR × NR, by the number of vector registers.
-// Four registers hold a panel's weights and a broadcast element of A, the others are accumulators.
-constexpr int accumulators(int registers) { return registers - 4; }
-constexpr int mr(int registers) { return accumulators(registers) / 2; }
+// Four registers hold a panel's weights and a broadcast element of A, the others are accumulators. NEON takes
+// 6 rows × 2 panels: 8 loads for 24 multiply-adds, where 14 rows × 1 panel take 15 for 28 (by disassembly).
+constexpr int mr(int registers) { return (registers - 4) / 2; }
 // [rows] and [k-groups, pairs of bfloat16] of an AMX tile: the maximum of the architecture.
 constexpr int64_t amx_tile_rows = 16;
 constexpr int64_t amx_tile_k_groups = 16;
@@ -97,9 +133,10 @@ constexpr int64_t amx_min_rows = 4;
 constexpr int min_nc = 2;
 constexpr int max_nc = 4;
 // [panels] Width of the vector micro-kernel, at most NC: more panels for fewer rows, to keep enough
-// accumulators in flight.
-constexpr int microkernel_panels(int registers, int rows) {
-  return rows * 8 <= accumulators(registers) ? max_nc : rows * 4 <= accumulators(registers) ? 2 : 1;
+// accumulators in flight. Accumulators and the weights of each pass over a k-group fit in the registers.
+constexpr int microkernel_panels(int registers, int rows, int passes) {
+  const auto fit = [=](int panels) { return 2 * panels * (rows + passes) <= registers; };
+  return fit(max_nc) ? max_nc : fit(2) ? 2 : 1;
 }
 // MC [accumulator tiles]: maximum height of a macro-tile; all its tiles use its panels while these are in L2.
 // By trial (970d529).

@@ -13,7 +13,7 @@ from lstm_fused.backends import table
 from lstm_fused.contract import SPECS, Variant
 from lstm_fused.errors import bad as bad  # re-exported
 from lstm_fused.errors import bad_type, shown
-from lstm_fused.layers.parameters import Parameters, Shapes
+from lstm_fused.layers.parameters import Parameters
 
 States = tuple[Tensor, Tensor]
 MEANINGS = {
@@ -67,8 +67,8 @@ def check_states(
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
         got = type(hx).__name__ + (f" of {len(hx)}" if isinstance(hx, (tuple, list)) else "")
         raise bad_type("hx", "a pair (h_0, c_0)", got)
-    for argument, state, shape, what in zip(("hx[0]", "hx[1]"), hx, shapes, meaning, strict=True):
-        check_tensor(argument, state, shape, what, like)
+    check_tensor("hx[0]", hx[0], shapes[0], meaning[0], like)
+    check_tensor("hx[1]", hx[1], shapes[1], meaning[1], like)
 
 
 def check_lengths(lengths: object, batch: int, T: int) -> None:
@@ -199,26 +199,22 @@ def check_layer(
         check_lengths(lengths, B, T)
 
 
-def check_parameters(own: Parameters, shapes: Shapes, suffix: str, input: Tensor) -> None:
-    """Check the parameters of one layer in one direction: users may replace them by any tensor.
+def check_parameter(name: str, parameter: object, shape: tuple[int, ...], input: Tensor) -> None:
+    """Check a module's parameter, which users may replace by any tensor.
 
     Args:
-        own: the parameters.
-        shapes: their shapes, in the same order.
-        suffix: end of their names.
-        input: tensor whose dtype and device they must have.
+        name: its name.
+        parameter: the parameter.
+        shape: its shape.
+        input: tensor whose dtype and device it must have.
     """
-    dtype, device = input.dtype, input.device
-    for (name, shape), parameter in zip(shapes.items(), own, strict=True):
-        if shape is None:
-            continue
-        if not isinstance(parameter, Tensor):
-            raise bad_type(name + suffix, f"a tensor of shape {shape}", type(parameter).__name__)
-        if parameter.layout is not torch.strided or parameter.is_nested:
-            raise not_dense(name + suffix, parameter)
-        if parameter.shape != shape:
-            raise bad(name + suffix, f"shape {shape}", tuple(parameter.shape))
-        if parameter.dtype != dtype and computed_in(parameter) != computed_in(input):
-            raise bad("input", f"{parameter.dtype} like the parameter {name}{suffix}", dtype)
-        if parameter.device != device:
-            raise bad("input", f"device {parameter.device} like the parameter {name}{suffix}", device)
+    if not isinstance(parameter, Tensor):
+        raise bad_type(name, f"a tensor of shape {shape}", type(parameter).__name__)
+    if parameter.layout is not torch.strided or parameter.is_nested:
+        raise not_dense(name, parameter)
+    if parameter.shape != shape:
+        raise bad(name, f"shape {shape}", tuple(parameter.shape))
+    if parameter.dtype != input.dtype and computed_in(parameter) != computed_in(input):
+        raise bad("input", f"{parameter.dtype} like the parameter {name}", input.dtype)
+    if parameter.device != input.device:
+        raise bad("input", f"device {parameter.device} like the parameter {name}", input.device)

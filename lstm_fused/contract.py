@@ -4,7 +4,9 @@ An engine computes one layer in one direction over the whole sequence:
 
     forward(inputs: Inputs) -> Outputs
     backward(saved: Saved, douts: OutputGradients) -> Gradients
+    products(factors: Factors) -> Products
 
+The products after the recurrence are optional: `lstm_fused.reference` forms those of engines without them.
 The operators' schemas, the shapes of their results, the batch axes for vmap and the differentiable inputs
 are derived from the fields of these records. An operator takes the fields one by one, including those of the
 variant; `flatten` and `unflatten` convert.
@@ -107,7 +109,7 @@ class Saved(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Results of a backward pass; the other gradients are computed from dxw."""
+    """Results of a backward pass; the gradients of x, W_ih and W_hh are products of dxw."""
 
     dxw: Annotated[Tensor, Spec("T B 4H")]  # d loss / d a
     dh0: Annotated[Tensor, Spec("B P")]
@@ -115,6 +117,27 @@ class Gradients(NamedTuple):
     dbias: Annotated[Tensor, Spec("4H")]
     dpeephole: Annotated[Tensor, Spec("3H")]  # zero without peepholes
     dhw: Annotated[Tensor, Spec("T B 4H", only_with="gain_hh")]  # d loss / d W_hh h_{t-1}; empty: equals dxw
+
+
+class Factors(NamedTuple):
+    """Factors of the products after the recurrence; those of a product that is not needed are None."""
+
+    dxw: Annotated[Tensor, Spec("T B 4H")]
+    dhw: Annotated[Tensor | None, Spec("T B 4H")]  # None: equals dxw
+    x: Annotated[Tensor | None, Spec("T B I")]  # for dweight_ih
+    weight_ih: Annotated[Tensor | None, Spec("4H I")]  # for dx
+    y: Annotated[Tensor | None, Spec("T B P")]  # for dweight_hh, with h0; times h_mask
+    h0: Annotated[Tensor | None, Spec("B P")]
+    lengths: Annotated[Tensor | None, Spec("B", dtype="int64")]
+    reverse: bool
+
+
+class Products(NamedTuple):
+    """Sums over the valid steps t of all rows; empty without their factors."""
+
+    dx: Annotated[Tensor, Spec("T B I", only_with="weight_ih")]  # dxw_t W_ih, zero at other steps
+    dweight_ih: Annotated[Tensor, Spec("4H I", only_with="x")]  # sum of dxw_tᵀ x_t
+    dweight_hh: Annotated[Tensor, Spec("4H P", only_with="y")]  # sum of dhw_tᵀ h_{t-1}
 
 
 # Position of the variant in the records that have one.
@@ -216,7 +239,8 @@ def empty_outputs(
         if isinstance(value, Tensor):
             for dim, size in zip(SPECS[name].dims.split(), value.shape, strict=True):
                 sizes.setdefault(dim, size)
-    sizes |= {"3H": 3 * sizes["H"], "4H": 4 * sizes["H"]}
+    if "H" in sizes:
+        sizes |= {"3H": 3 * sizes["H"], "4H": 4 * sizes["H"]}
     results = []
     for spec in specs(yields):
         assert spec is not None  # every result is a tensor
@@ -226,9 +250,10 @@ def empty_outputs(
     return yields(*results)
 
 
-RECORDS = Variant, Inputs, Outputs, OutputGradients, Saved, Gradients
+RECORDS = Variant, Inputs, Outputs, OutputGradients, Saved, Gradients, Factors, Products
 INPUTS = tuple(hints(Inputs))  # names of the forward operators' arguments
 BACKWARD_INPUTS = tuple(hints(OutputGradients, Saved))
+FACTORS = tuple(hints(Factors))
 SAVE = INPUTS.index("save")
 DIFFERENTIABLE = tuple(n for n, spec in enumerate(specs(Inputs)) if spec is not None and spec.grad)
 SPECS = {  # by name; what users pass counts before what engines save

@@ -1,6 +1,5 @@
 """`lstm`: one layer in one direction; checks arguments, chooses the engine and calls it."""
 
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -8,19 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lstm_fused.autograd import autocast, tracing
-from lstm_fused.autograd.dispatch import requires_grad
+from lstm_fused.autograd.autocast import NO_CONTEXT
+from lstm_fused.autograd.dispatch import differentiated
 from lstm_fused.autograd.function import LSTMFunction
 from lstm_fused.autograd.operators import below_autograd, forward_op
-from lstm_fused.autograd.transforms import at, put
 from lstm_fused.backends.table import DEFAULT_OPERATORS, select
 from lstm_fused.checks import States, check_layer
-from lstm_fused.contract import DIFFERENTIABLE, PLAIN, SAVE, Inputs, Variant, flatten, mapped
+from lstm_fused.contract import PLAIN, SAVE, Inputs, Variant, flatten, mapped
 from lstm_fused.layers.layer_norm import layer_norm
 from lstm_fused.layers.options import bound, flag
 from lstm_fused.layers.parameters import Parameters
 from lstm_fused.reference import is_valid
-
-NO_CONTEXT = nullcontext()
 
 
 def lstm(
@@ -117,10 +114,8 @@ def run_layer(
         if own.gain_ih is not None:
             inputs = normalized_inputs(inputs, cast(own.gain_ih, dtype))
         operands, recorded = flatten(inputs), tracing.recorded()
-        differentiated = tracing.under_transform() or requires_grad(at(DIFFERENTIABLE, operands))
-        if differentiated and not recorded:
-            operands = put((SAVE,), (True,), operands)
-            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *operands)
+        if not recorded and differentiated(operands):
+            y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *operands[:SAVE], True, *operands[SAVE + 1 :])
         else:
             if variant is PLAIN:  # trailing defaults are omitted, which saves the dispatcher time
                 operands = operands[: -len(variant)]
@@ -133,15 +128,6 @@ def run_layer(
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in the autocast dtype; lengths stay integers."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def stack_states(states: list[Tensor]) -> Tensor:
-    """Stack the states [B, H] of all layers and directions. A single one is viewed: use it no further."""
-    if len(states) > 1 or tracing.recorded():
-        return torch.stack(states)
-    # Not a view for autograd: like other outputs, it can be detached and changed in place.
-    row: Tensor = torch.ops.aten._unsafe_view.default(states[0], (1, *states[0].shape))
-    return row
 
 
 def normalized_inputs(inputs: Inputs, gain: Tensor) -> Inputs:

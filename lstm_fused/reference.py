@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lstm_fused.contract import Gradients, Inputs, OutputGradients, Outputs, Saved
+from lstm_fused.contract import Factors, Gradients, Inputs, OutputGradients, Outputs, Products, Saved
 
 EPS = 1e-5  # torch.nn.LayerNorm's
 
@@ -131,6 +131,48 @@ def backward(saved: Saved, douts: OutputGradients) -> Gradients:
         *vector_gradients(dxw, c, c_prev, p),
         gates.new_empty(0) if gain is None else dhw,
     )
+
+
+def products(factors: Factors) -> Products:
+    """Form the products after the recurrence, each as one matrix product over all steps and rows."""
+    dxw, dhw, x, weight_ih, y, h0, lengths, reverse = factors
+    dx = dweight_ih = dweight_hh = dxw.new_empty(0)
+    if weight_ih is not None:
+        dx = dxw @ weight_ih
+    if x is not None:
+        if lengths is not None:  # padding may be NaN, and 0 * NaN is NaN
+            x = torch.where(is_valid(lengths, x.shape[0]), x, torch.zeros_like(x))
+        dweight_ih = outer_sum(dxw, x)
+    if y is not None:
+        assert h0 is not None
+        dhw = dxw if dhw is None else dhw
+        if lengths is not None and reverse:
+            dweight_hh = outer_sum(dhw, previous(y, h0, lengths, reverse))
+        else:
+            # The first step is added separately, which avoids a shifted copy of y.
+            first, later, earlier = (dhw[-1:], dhw[:-1], y[1:]) if reverse else (dhw[:1], dhw[1:], y[:-1])
+            dweight_hh = add_product(
+                outer_sum(later, earlier), rows(first).T, h0[: first.shape[0] * h0.shape[0]]
+            )
+    return Products(dx, dweight_ih, dweight_hh)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Total [M, N] plus left [M, K] times right [K, N]; in place, but not under vmap, which has no rule."""
+    if torch._C._are_functorch_transforms_active():
+        return torch.addmm(total, left, right)
+    return total.addmm_(left, right)
+
+
+def outer_sum(left: Tensor, right: Tensor) -> Tensor:
+    """Sum over t and batch of leftᵀ right: [T, B, M] and [T, B, N] give [M, N]."""
+    return rows(left).T @ rows(right)
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """Stack the steps of all rows of the batch, [T * B, N]."""
+    T, B, N = tensor.shape
+    return tensor.reshape(T * B, N)  # flatten has no batching rule for is_grads_batched
 
 
 def vector_gradients(

@@ -10,6 +10,7 @@ from torch.func import functional_call, grad, hessian, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
+import lstm_fused
 from lstm_fused import LSTM, LSTMCell
 
 F64 = torch.float64
@@ -19,6 +20,13 @@ OPTIONS = {
     "plain": {},
     "busy": {"num_layers": 2, "bidirectional": True, "proj_size": 2, "batch_first": True},
     "variants": {"layer_norm": True, "zoneout_h": 0.2, "cell_clip": 0.5},
+}
+ONES = torch.ones(4, 3, dtype=F64)
+OPTIONS_OF_A_LAYER = {
+    "plain": {},
+    "lengths": {"lengths": torch.tensor([1, 0, 1, 1])},
+    "mask": {"h_mask": 2 * ONES, "hx": (ONES, ONES)},
+    "gains": {"gain_ih": torch.ones(12, dtype=F64), "gain_hh": torch.ones(12, dtype=F64)},
 }
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 # Raised by PyTorch when forward mode is first used.
@@ -167,6 +175,21 @@ def test_outputs_may_be_changed_in_place_inside_transforms(engine, options):
     for transform in (grad, hessian, lambda f: vmap(grad(f))):
         given = torch.stack([x, 2 * x]) if transform not in (grad, hessian) else x[:2]
         torch.testing.assert_close(transform(changed)(given), transform(plainly)(given))
+
+
+@each_engine
+@pytest.mark.parametrize("T", [1, 2])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("options", OPTIONS_OF_A_LAYER.values(), ids=OPTIONS_OF_A_LAYER)
+def test_overwritten_outputs_do_not_reach_the_gradients(engine, T, reverse, options):
+    """No y is kept for a single step, and a longer one is computed again if it has changed."""
+    x, weights, found = sequences()[:T], list(make(engine).parameters())[:4], []
+    for overwrites in (False, True):
+        y, (h_n, c_n) = lstm_fused.lstm(x, *weights, **options, reverse=reverse, engine=engine)
+        if overwrites:
+            y.detach().fill_(float("nan"))
+        found.append(torch.autograd.grad(h_n.sin().sum() + c_n.sum(), [x, *weights]))
+    assert all(map(torch.equal, *found))
 
 
 @each_engine

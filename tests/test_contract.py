@@ -6,7 +6,7 @@ from cases import EVERY_VARIANT, PLAIN, layer_inputs, layer_saved, make_lengths,
 
 from lstm_fused import contract, reference
 from lstm_fused.autograd.function import LSTMFunction
-from lstm_fused.autograd.operators import backward_op, forward_op
+from lstm_fused.autograd.operators import backward_op, forward_op, products_op
 from lstm_fused.contract import (
     Gradients,
     Inputs,
@@ -32,6 +32,10 @@ BACKWARD = (
     "Tensor? hw=None) "
     "-> (Tensor dxw, Tensor dh0, Tensor dc0, Tensor dbias, Tensor dpeephole, Tensor dhw)"
 )
+PRODUCTS = (
+    "(Tensor dxw, Tensor? dhw, Tensor? x, Tensor? weight_ih, Tensor? y, Tensor? h0, Tensor? lengths, "
+    "bool reverse) -> (Tensor dx, Tensor dweight_ih, Tensor dweight_hh)"
+)
 
 
 def records(case):
@@ -48,7 +52,10 @@ def records(case):
 
 @pytest.mark.parametrize("engine", forward_op)
 def test_operators_have_the_schema_of_the_contract(engine):
-    for operator, schema in ((forward_op[engine], FORWARD), (backward_op[engine], BACKWARD)):
+    operators = [(forward_op[engine], FORWARD), (backward_op[engine], BACKWARD)]
+    if engine in products_op:
+        operators.append((products_op[engine], PRODUCTS))
+    for operator, schema in operators:
         assert str(operator._schema).partition("(")[2] == schema[1:]
 
 

@@ -1,5 +1,7 @@
 """What the C++ engine's plan (csrc/plan) chooses at the benchmarks' sizes, on every instruction set."""
 
+from itertools import product
+
 import pytest
 import torch
 from cases import TIMED
@@ -81,11 +83,70 @@ def test_plans_at_the_sizes_of_the_benchmarks(isa):
     assert found == expected
 
 
+@pytest.mark.parametrize("isa", MR)
+def test_products_after_the_recurrence_are_split_on_amx(isa):
+    """In bf16x3 are those of at least 256 columns: I of dx, I + H of the weight gradients."""
+    split = {}
+    for case in TIMED:
+        try:
+            chosen = plan(isa, "float32", "products", [case.T, case.B, case.I, case.H, case.H], 2)
+        except ValueError as error:
+            pytest.skip(str(error))
+        assert (chosen["threads"], chosen["KC"]) == (2, min(case.T * case.B, 512))
+        split[case.name] = chosen["dx_bf16x3"], chosen["dweight_bf16x3"]
+    amx = isa == "amx"
+    assert split == {case.name: (amx and case.I >= 256, amx and case.I + case.H >= 256) for case in TIMED}
+    assert sum(map(sum, split.values())) == 9 * amx
+    few = plan(isa, "float32", "products", [2, 8, 64, 64, 64], 2)
+    assert (few["KC"], few["dx_bf16x3"], few["dweight_bf16x3"]) == (16, 0, 0)
+    double = plan(isa, "float64", "products", [9, 64, 64, 64, 64], 2)
+    assert (double["dx_bf16x3"], double["dweight_bf16x3"]) == (0, 0)
+
+
 def test_small_steps_take_fewer_threads():
-    # A step of 4 * 64 * 64 * 2 multiply-adds a row; a thread is worth 50,000.
-    sizes = {B: [10, B, 64, 64, 64] for B in (1, 3, 4, 100)}
-    chosen = {B: plan(cpp.isa(), "float32", "forward", TBIHP, 4)["threads"] for B, TBIHP in sizes.items()}
-    assert chosen == {1: 1, 3: 1, 4: 2, 100: 4}
+    # A step of 4 * 64 * 64 * 2 multiply-adds a row, 1.3 µs; a barrier takes 2 µs and more, a start 20.
+    def chosen(T, threads):
+        return {
+            B: plan("generic", "float32", "forward", [T, B, 64, 64, 64], threads)["threads"]
+            for B in (1, 3, 4, 100)
+        }
+
+    assert chosen(1000, 2) == {1: 1, 3: 1, 4: 2, 100: 2}
+    assert chosen(1000, 4) == {1: 1, 3: 4, 4: 4, 100: 4}
+    assert chosen(10, 4) == {1: 1, 3: 1, 4: 1, 100: 4}
+
+
+# The number of threads, given 8, 16 and 64, of a forward and a backward pass in float32. More would wait
+# longer than they work, or leave some with nothing to do: 55 threads split ptb's 163 vectors three by three.
+MANY = {
+    "mnist": (8, 16, 16, 8, 16, 16),
+    "mid": (8, 16, 32, 8, 16, 32),
+    "long": (8, 16, 64, 8, 16, 64),
+    "ptb": (8, 15, 55, 8, 14, 41),
+    "stream": (8, 8, 8, 8, 8, 8),
+    "wide": (8, 16, 37, 8, 16, 37),
+    "big": (8, 16, 64, 8, 16, 64),
+}
+
+
+def test_many_threads():
+    found = {
+        case.name: tuple(
+            plan("generic", "float32", call, [case.T, case.B, case.I, case.H, case.H], threads)["threads"]
+            for call in ("forward", "backward")
+            for threads in (8, 16, 64)
+        )
+        for case in TIMED
+    }
+    assert found == MANY
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("call", ["forward", "saving forward", "backward"])
+def test_more_threads_are_never_slower_by_the_model(call, dtype):
+    for T, B, H in product((1, 10, 1000), (1, 3, 8, 64, 300), (1, 8, 64, 100, 512)):
+        times = [plan("generic", dtype, call, [T, B, H, H, H], n)["step_ns"] for n in (1, 2, 8, 16, 64)]
+        assert times == sorted(times, reverse=True), (T, B, H)
 
 
 def test_the_operator_refuses_what_has_no_plan():

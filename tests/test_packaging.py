@@ -139,6 +139,23 @@ def test_wheel_without_compiler(sdist, tmp_path):
     assert said.count("ready") == 1, said
 
 
+def test_on_windows_it_installs_without_the_engine(sdist, tmp_path):
+    """As far as can be told elsewhere: setuptools and torch are imported as on this system."""
+    program = (
+        "import runpy, sys, setuptools\n"
+        "from torch.utils import cpp_extension\n"
+        "assert cpp_extension.BuildExtension\n"
+        "sys.platform, sys.argv = 'win32', ['setup.py', '-q', 'build', '-b', 'built']\n"
+        "runpy.run_path('setup.py', run_name='__main__')"
+    )
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tree,) = tmp_path.iterdir()
+    said = run(sys.executable, "-c", program, cwd=tree)
+    assert "\nlstm_fused: installing without the C++ engine: it needs the vector types of GCC" in f"\n{said}"
+    assert list(tree.glob("built/**/reference.py")) and not list(tree.glob("built/**/_cpp*"))
+
+
 @pytest.mark.parametrize("folder", ["checkout", "anything"])
 def test_a_folder_of_the_same_name_does_not_hide_the_package(folder, tmp_path):
     """Python runs in the parent folder of a checkout named lstm_fused."""

@@ -17,17 +17,18 @@ struct MacroTile {
   int64_t prefetch_panel;  // first panel of the next macro-tile, or of this one if it is the last
   int64_t thread_panels;   // panels of the thread's whole product
 
-  // accumulators += rows times packed weights; row_ptr(r) is the address of operand row r.
-  template <class RowPtr>
+  // accumulators += rows times packed weights; row_ptr(r) is the address of operand row r. With KMajor it is
+  // the address of the k-major panel of the tile whose first row is r, and vectors multiply.
+  template <bool KMajor = false, class RowPtr>
   void add_product(const PackedWeights<scalar_t>& weights, RowPtr row_ptr) {
     const FlushSubnormals flush;
     const scalar_t* rows[MC_tiles][max_tile_rows<scalar_t>];
     for (int64_t n = 0; n < count; ++n)
       for (int64_t r = 0; r < tiles[n].rows; ++r) rows[n][r] = row_ptr(tiles[n].first_row + r);
 #ifdef LSTM_FUSED_AMX
-    if constexpr (k_pack<scalar_t> == 2)
+    if constexpr (!KMajor && k_pack<scalar_t> == 2)
       if (count > 1 || tiles[0].rows >= amx_min_rows) return add_product_amx<1>(weights, rows);
-    if constexpr (std::is_same_v<scalar_t, float>)
+    if constexpr (!KMajor && std::is_same_v<scalar_t, float>)
       if (weights.bf16x3) return add_product_amx<bf16x3_terms>(weights, rows);
 #endif
     const int64_t bytes = thread_panels * weights.panel_stride * static_cast<int64_t>(sizeof(scalar_t));
@@ -45,8 +46,8 @@ struct MacroTile {
           const int64_t row = tile.rows * chunk / chunks, chunk_rows = tile.rows * (chunk + 1) / chunks - row;
           const Prefetch next{last_block ? prefetch_panel : tile.first_panel, next_k, k_groups,
                               n * chunks + chunk, count * chunks};
-          multiply_rows<scalar_t>(chunk_rows, rows[n] + row, k, k_end, weights, tile.first_panel, tile.panels,
-                                  tile.at(row, 0), next);
+          multiply_rows<scalar_t, KMajor>(chunk_rows, rows[n] + row, k, k_end, weights, tile.first_panel,
+                                          tile.panels, tile.at(row, 0), next);
         }
       }
     }
@@ -112,7 +113,7 @@ inline void for_macrotiles(int64_t max_rows, int64_t row0, int64_t row1, int64_t
   const int64_t rows = row1 - row0;
   const int64_t tiles = (rows + max_rows - 1) / max_rows;
   if (tiles == 0) return;
-  const int64_t panels = panels_for(static_cast<int>((rows + tiles - 1) / tiles));
+  const int64_t panels = panels_for<scalar_t>(static_cast<int>((rows + tiles - 1) / tiles));
   const int64_t nc = max_rows > MR ? max_nc : panels > min_nc ? panels : min_nc;
   const int64_t m_blocks = (tiles + MC_tiles - 1) / MC_tiles;
   const int64_t n_blocks = ceil_div(panel_end - panel_begin, nc);

@@ -7,11 +7,26 @@
 namespace lstm_fused::LSTM_FUSED_ISA {
 
 // Blocking of this instruction set; what the parameters mean is in thresholds.h.
+#ifdef LSTM_FUSED_MR
+constexpr int MR = LSTM_FUSED_MR;
+#else
 constexpr int MR = mr(LSTM_FUSED_REGISTERS);
+#endif
 template <class scalar_t>
 constexpr int NR = 2 * lanes<scalar_t>;
 constexpr int gate_panels = 2;  // i and f, g and o of one vector of channels
-constexpr int panels_for(int rows) { return microkernel_panels(LSTM_FUSED_REGISTERS, rows); }
+// Without x86's operands in memory, the weights of both passes over VNNI pairs take registers.
+#ifdef __x86_64__
+template <class scalar_t>
+constexpr int weight_passes = 1;
+#else
+template <class scalar_t>
+constexpr int weight_passes = KGroup<scalar_t>::passes;
+#endif
+template <class scalar_t>
+constexpr int panels_for(int rows) {
+  return microkernel_panels(LSTM_FUSED_REGISTERS, rows, weight_passes<scalar_t>);
+}
 
 // Rows of the tallest tile: of an AMX tile, where AMX multiplies this type.
 template <class scalar_t>
@@ -27,8 +42,8 @@ constexpr bool has_few_rows(int64_t rows) { return rows <= memory_bound_rows; }
 // rows, B Panels panels [K, NR] that are `panel_stride` apart. Meanwhile prefetches `prefetch_bytes` from
 // `prefetch` into L2 for each k-group and panel. With few rows, 0 means that the weights are in L2 already:
 // the kernel then leaves all prefetching to the hardware. Never inlined: the row pointers need all registers
-// that a caller would take.
-template <class scalar_t, int Rows, int Panels>
+// that a caller would take. With KMajor, A is packed as [K, Rows] at rows[0] (pack_k_major).
+template <class scalar_t, int Rows, int Panels, bool KMajor>
 [[gnu::noinline]] void microkernel(const scalar_t* const* rows, int64_t k_begin, int64_t k_end,
                                    const scalar_t* weights, int64_t panel_stride, acc_t<scalar_t>* acc,
                                    int64_t stride, const char* prefetch, int64_t prefetch_bytes) {
@@ -37,7 +52,7 @@ template <class scalar_t, int Rows, int Panels>
   constexpr int64_t group = k_pack<scalar_t> * NR<scalar_t>;  // elements of a panel's k-group
   const bool prefetches = !has_few_rows(Rows) || prefetch_bytes > 0;
   const scalar_t* row[Rows];
-  for (int r = 0; r < Rows; ++r) row[r] = rows[r];
+  for (int r = 0; r < Rows; ++r) row[r] = KMajor ? rows[0] + r * k_pack<scalar_t> : rows[r];
   weights += k_begin * group;
   for (int64_t k = k_begin; k < k_end;) {
     const int64_t chain_end = min(k_end, k + chain_length(Rows));
@@ -61,7 +76,7 @@ template <class scalar_t, int Rows, int Panels>
               G::weights(weights + v / 2 * panel_stride + v % 2 * lanes<scalar_t> * k_pack<scalar_t>, pass);
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
-          const typename G::Operand a = G::element(row[r], k, pass);
+          const typename G::Operand a = G::element(row[r], KMajor ? k * Rows : k, pass);
 #pragma GCC unroll 8
           for (int v = 0; v < V; ++v) sum[r][v] = G::multiply_add(w[v], a, sum[r][v]);
         }
@@ -97,11 +112,11 @@ struct Prefetch {
 };
 
 // The micro-kernel for panels [first_panel, first_panel + panels), any number of them.
-template <class scalar_t, int Rows>
+template <class scalar_t, int Rows, bool KMajor>
 void multiply_panels(const scalar_t* const* rows, int64_t k_begin, int64_t k_end,
                      const PackedWeights<scalar_t>& weights, int64_t first_panel, int64_t panels,
                      acc_t<scalar_t>* acc, const Prefetch& next) {
-  constexpr int Panels = panels_for(Rows);
+  constexpr int Panels = panels_for<scalar_t>(Rows);
   constexpr int64_t group_bytes = k_pack<scalar_t> * NR<scalar_t> * sizeof(scalar_t);
   const int64_t panel_stride = weights.panel_stride, stride = panels * NR<scalar_t>;
   const int64_t prefetch_bytes = group_bytes * next.k_groups / ((k_end - k_begin) * next.shares);
@@ -111,23 +126,27 @@ void multiply_panels(const scalar_t* const* rows, int64_t k_begin, int64_t k_end
   };
   int64_t p = 0;
   for (; p + Panels <= panels; p += Panels)
-    microkernel<scalar_t, Rows, Panels>(rows, k_begin, k_end, weights.at(first_panel + p, 0), panel_stride,
-                                        acc + p * NR<scalar_t>, stride, prefetch(p), prefetch_bytes);
+    microkernel<scalar_t, Rows, Panels, KMajor>(rows, k_begin, k_end, weights.at(first_panel + p, 0),
+                                                panel_stride, acc + p * NR<scalar_t>, stride, prefetch(p),
+                                                prefetch_bytes);
   if constexpr (Panels > 1)
     for (; p < panels; ++p)
-      microkernel<scalar_t, Rows, 1>(rows, k_begin, k_end, weights.at(first_panel + p, 0), panel_stride,
-                                     acc + p * NR<scalar_t>, stride, prefetch(p), prefetch_bytes);
+      microkernel<scalar_t, Rows, 1, KMajor>(rows, k_begin, k_end, weights.at(first_panel + p, 0),
+                                             panel_stride, acc + p * NR<scalar_t>, stride, prefetch(p),
+                                             prefetch_bytes);
 }
 
 // The same for a number of rows, at most MR, that is known at run time only.
-template <class scalar_t, int Rows = MR>
+template <class scalar_t, bool KMajor, int Rows = MR>
 inline void multiply_rows(int64_t count, const scalar_t* const* rows, int64_t k_begin, int64_t k_end,
                           const PackedWeights<scalar_t>& weights, int64_t first_panel, int64_t panels,
                           acc_t<scalar_t>* acc, const Prefetch& next) {
   if (count == Rows)
-    return multiply_panels<scalar_t, Rows>(rows, k_begin, k_end, weights, first_panel, panels, acc, next);
+    return multiply_panels<scalar_t, Rows, KMajor>(rows, k_begin, k_end, weights, first_panel, panels, acc,
+                                                   next);
   if constexpr (Rows > 1)
-    multiply_rows<scalar_t, Rows - 1>(count, rows, k_begin, k_end, weights, first_panel, panels, acc, next);
+    multiply_rows<scalar_t, KMajor, Rows - 1>(count, rows, k_begin, k_end, weights, first_panel, panels, acc,
+                                              next);
 }
 
 // Accumulators in memory, for at most max_nc panels, and their place in the output.

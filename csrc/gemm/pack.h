@@ -61,21 +61,32 @@ inline void pack_vector(const BFloat16* weights, int64_t n_stride, int64_t k_str
   }
 }
 
-// The same in bf16x3: [AMX tiles, terms, k-groups of a tile, NR, 2].
+// Stores two vectors of bfloat16 as VNNI pairs, the first n of them.
+inline void store_pairs(Vec<float> even, Vec<float> odd, BFloat16* to, int64_t n = lanes<float>) {
+  const Bits pairs = (Bits)even >> 16 | (Bits)odd;
+  if (n >= lanes<float>)
+    __builtin_memcpy(to, &pairs, sizeof pairs);
+  else
+    __builtin_memcpy(to, &pairs, static_cast<size_t>(n) * sizeof(uint32_t));
+}
+
+// Stores k = 2u and 2u + 1 of a vector as VNNI pairs of bf16x3: [AMX tiles, terms, k-groups of a tile, NR,
+// 2].
+inline void store_bf16x3_pairs(Vec<float> even, Vec<float> odd, int64_t u, BFloat16* to) {
+  constexpr int64_t group = 2 * NR<BFloat16>, term_size = amx_tile_k_groups * group;
+  const Bf16x3 low(even), high(odd);
+  BFloat16* at = to + u / amx_tile_k_groups * bf16x3_terms * term_size + u % amx_tile_k_groups * group;
+  for (int64_t t = 0; t < bf16x3_terms; ++t) store_pairs(low.term[t], high.term[t], at + t * term_size);
+}
+
+// As pack_vector, in bf16x3.
 inline void pack_vector_bf16x3(const float* weights, int64_t n_stride, int64_t k_stride, int64_t n, int64_t K,
                                BFloat16* to) {
-  constexpr int64_t L = lanes<float>, group = 2 * NR<BFloat16>, term_size = amx_tile_k_groups * group;
+  constexpr int64_t L = lanes<float>;
   for (int64_t first = 0; first < padded_k<BFloat16>(K); first += L) {
     const TransposedBlock<float> block(weights + first * k_stride, n_stride, k_stride, n, K - first);
-    for (int64_t k = 0; k < L; k += 2) {
-      const Bf16x3 even(block.row[k]), odd(block.row[k + 1]);
-      const int64_t u = (first + k) / 2;
-      BFloat16* at = to + u / amx_tile_k_groups * bf16x3_terms * term_size + u % amx_tile_k_groups * group;
-      for (int64_t t = 0; t < bf16x3_terms; ++t) {
-        const Bits pair = (Bits)even.term[t] >> 16 | (Bits)odd.term[t];
-        __builtin_memcpy(at + t * term_size, &pair, sizeof pair);
-      }
-    }
+    for (int64_t k = 0; k < L; k += 2)
+      store_bf16x3_pairs(block.row[k], block.row[k + 1], (first + k) / 2, to);
   }
 }
 
@@ -113,6 +124,47 @@ void pack_channels(const scalar_t* W, int64_t n_stride, int64_t k_stride, int64_
       const int64_t j = p * NR<scalar_t> + v * lanes<scalar_t>;
       pack_panel_vector(W + j * n_stride, n_stride, k_stride, N - j, K, bf16x3, v, packed + p * panel_stride);
     }
+}
+
+// Packs rows that lie apart, row(k) for k in [first, last), as k of panels: columns [0, N), zero for other
+// columns of the last panel and for k >= K. `first` is a multiple of an AMX tile's depth.
+template <class scalar_t, class RowAt>
+void pack_rows(RowAt row, int64_t N, int64_t first, int64_t last, int64_t K, bool bf16x3, scalar_t* packed) {
+  const int64_t panel_stride = packed_k<scalar_t>(K, bf16x3) * NR<scalar_t>;
+  const int64_t vectors = 2 * ceil_div(N, NR<scalar_t>);
+  const auto load_row = [&](int64_t k, int64_t j) {
+    return j < N && k < K ? load(row(k) + j, N - j) : Vec<scalar_t>{};
+  };
+  for (int64_t k = first; k < last; k += bf16x3 ? 2 : k_pack<scalar_t>)
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t j = v * lanes<scalar_t>, at = v % 2 * lanes<scalar_t>;
+      scalar_t* panel = packed + v / 2 * panel_stride;
+      if constexpr (has_amx && std::is_same_v<scalar_t, float>)
+        if (bf16x3) {
+          store_bf16x3_pairs(load_row(k, j), load_row(k + 1, j), k / 2,
+                             reinterpret_cast<BFloat16*>(panel) + 2 * at);
+          continue;
+        }
+      if constexpr (k_pack<scalar_t> == 1)
+        store(panel + k * NR<scalar_t> + at, load_row(k, j));
+      else
+        store_pairs(load_row(k, j), load_row(k + 1, j), panel + k * NR<scalar_t> + 2 * at);
+    }
+}
+
+// Packs columns of a row, k or a VNNI pair k and k + 1, into k-major panels [K, width], whose k-groups lie
+// side by side as in packed weights. A store may reach into the following k, which are packed later; `left`
+// is the number of elements, or pairs, to the end of the panel, `readable` the columns to the end of the row.
+template <class scalar_t>
+inline void pack_k_major(const scalar_t* even, const scalar_t* odd, int64_t width, int64_t readable,
+                         int64_t left, scalar_t* to) {
+  for (int64_t j = 0; j < width; j += lanes<scalar_t>) {
+    const Vec<scalar_t> low = load(even + j, readable - j);
+    if constexpr (k_pack<scalar_t> == 1)
+      store(to + j, low, left - j);
+    else
+      store_pairs(low, odd ? load(odd + j, readable - j) : Vec<scalar_t>{}, to + 2 * j, left - j);
+  }
 }
 
 // The packed weights that multiply rows of the buffer, in its form.

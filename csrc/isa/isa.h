@@ -8,8 +8,8 @@ namespace lstm_fused {
 struct Isa {
   const char* name;
   int64_t vector_bytes;
-  int registers;  // vector registers
-  bool has_amx;   // AMX tiles multiply bfloat16, and float32 by the bf16x3 split
+  int mr;        // rows of the vector micro-kernel
+  bool has_amx;  // AMX tiles multiply bfloat16, and float32 by the bf16x3 split
 };
 
 }  // namespace lstm_fused

@@ -4,8 +4,9 @@
 // it cannot express (bfloat16 dot products, streaming stores, flushing subnormal numbers) are in this file.
 //
 // LSTM_FUSED_ISA names the instruction set and its namespace. LSTM_FUSED_VECTOR_BYTES is the width of a
-// vector, LSTM_FUSED_REGISTERS the number of vector registers; LSTM_FUSED_AVX512, LSTM_FUSED_BF16_DOT and
-// LSTM_FUSED_AMX are defined where the set has these instructions.
+// vector, LSTM_FUSED_REGISTERS the number of vector registers for weights and accumulators. LSTM_FUSED_MR
+// overrides mr(); LSTM_FUSED_AVX512, LSTM_FUSED_BF16_DOT and LSTM_FUSED_AMX are defined where the set has
+// these instructions.
 #pragma once
 
 #ifdef __x86_64__
@@ -166,34 +167,71 @@ inline void store_vnni_pairs(BFloat16* to, const BFloat16* from, int64_t k_strid
   __builtin_memcpy(to, &both, sizeof both);
 }
 
-// Lanes of a and b alternately, from lane First of both on.
-template <class Real, int First, int... N>
-inline Vec<Real> interleave(Vec<Real> a, Vec<Real> b, std::integer_sequence<int, N...>) {
-  constexpr int L = lanes<Real>;
+// A vector whose lane N is lane From(N) of a, or of b from lanes<Real> on.
+template <class Real, class From, int... N>
+inline Vec<Real> shuffle(Vec<Real> a, Vec<Real> b, From, std::integer_sequence<int, N...>) {
 #ifdef __clang__
-  return __builtin_shufflevector(a, b, (First + N / 2 + N % 2 * L)...);
+  return __builtin_shufflevector(a, b, From::lane(N)...);
 #else
-  return __builtin_shuffle(a, b, Int<Real>{(First + N / 2 + N % 2 * L)...});
+  return __builtin_shuffle(a, b, Int<Real>{From::lane(N)...});
 #endif
 }
 
-// Transposes a square of lanes × lanes: each round rotates the bits of an element's index (vector, lane) by
-// one, and log2(lanes) rounds exchange vector and lane.
+// Lanes of a and b alternately, from lane First of every block of 128 bits on: unpcklps and unpckhps.
+template <class Real, int First>
+struct Interleaved {
+  static constexpr int block = 16 / sizeof(Real);
+  static constexpr int lane(int n) { return n / block * block + First + n % block / 2 + n % 2 * lanes<Real>; }
+};
+
+// Blocks of 128 bits whose number lacks the bit from a, the others from b; the half of each that is taken is
+// the one without (Second = 0) or with the bit.
+template <class Real, int Bit, int Second>
+struct Exchanged {
+  static constexpr int block = 16 / sizeof(Real);
+  static constexpr int lane(int n) {
+    const int without = n / block & Bit ? n - Bit * block : n;
+    return without + Second * Bit * block + (n / block & Bit ? lanes<Real> : 0);
+  }
+};
+
+// Exchanges, among v[k] and the vectors at distance Bit blocks, the bit of the vector's and of the block's
+// number.
+template <class Real, int Bit>
+inline void exchange_blocks(Vec<Real>* v) {
+  constexpr int L = lanes<Real>, block = 16 / sizeof(Real);
+  constexpr std::make_integer_sequence<int, L> all;
+  if constexpr (Bit * block < L) {
+#pragma GCC unroll 16
+    for (int k = 0; k < L; ++k) {
+      if (k / block & Bit) continue;
+      const Vec<Real> a = v[k], b = v[k + Bit * block];
+      v[k] = shuffle<Real>(a, b, Exchanged<Real, Bit, 0>{}, all);
+      v[k + Bit * block] = shuffle<Real>(a, b, Exchanged<Real, Bit, 1>{}, all);
+    }
+    exchange_blocks<Real, 2 * Bit>(v);
+  }
+}
+
+// Transposes a square of lanes × lanes: first, among vectors of one block, within each block of 128 bits,
+// where each round rotates the bits of (vector, lane) by one; then the blocks. One instruction a shuffle.
 template <class Real>
 inline void transpose(Vec<Real>* v) {
-  constexpr int L = lanes<Real>;
+  constexpr int L = lanes<Real>, block = 16 / sizeof(Real);
   constexpr std::make_integer_sequence<int, L> all;
-#pragma GCC unroll 4
-  for (int n = 1; n < L; n *= 2) {
+#pragma GCC unroll 2
+  for (int n = 1; n < block; n *= 2) {
     Vec<Real> next[L];
 #pragma GCC unroll 16
     for (int k = 0; k < L / 2; ++k) {
-      next[2 * k] = interleave<Real, 0>(v[k], v[k + L / 2], all);
-      next[2 * k + 1] = interleave<Real, L / 2>(v[k], v[k + L / 2], all);
+      const int from = k / (block / 2) * block + k % (block / 2);
+      next[2 * k] = shuffle<Real>(v[from], v[from + block / 2], Interleaved<Real, 0>{}, all);
+      next[2 * k + 1] = shuffle<Real>(v[from], v[from + block / 2], Interleaved<Real, block / 2>{}, all);
     }
 #pragma GCC unroll 16
     for (int k = 0; k < L; ++k) v[k] = next[k];
   }
+  exchange_blocks<Real, 1>(v);
 }
 
 template <class Real>

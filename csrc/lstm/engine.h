@@ -138,6 +138,45 @@ struct Backward {
   Row<scalar_t>* rows;  // [threads, B]
 };
 
+// The factors of a step's products at one valid step of one row of the batch.
+template <class scalar_t>
+struct ProductRow {
+  const scalar_t *dxw, *dhw, *x, *h;  // h is h_{t-1}
+  scalar_t* dx;
+};
+
+// The products after the backward recurrence: dx = dxw W_ih, dW_ih = dxwᵀ x and dW_hh = dhwᵀ h_{t-1}, over
+// the valid steps of all rows.
+template <class scalar_t>
+struct Products {
+  Sequence sequence;
+  int64_t M, I, P;  // M = 4H
+  // As in ProductsPlan.
+  int64_t KC, dx_rows, dweight_rows;
+
+  // Inputs, the caller's.
+  const scalar_t* dxw;        // [T, B, M]
+  const scalar_t* dhw;        // [T, B, M], may be dxw
+  const scalar_t* weight_ih;  // [M, I]
+  StridedRows<scalar_t> x;    // [T, B, I]
+  StridedRows<scalar_t> y;    // [T, B, P]
+  const scalar_t* h0;         // [B, P]
+
+  // Outputs, the caller's, contiguous, null if not needed. Every element is written.
+  scalar_t* dx;          // [T, B, I]
+  scalar_t* dweight_ih;  // [M, I]
+  scalar_t* dweight_hh;  // [M, P]
+
+  // Workspace, the caller's, 64-byte aligned.
+  scalar_t* packed_ih;                  // channels(I, M), for dx
+  OperandBuffer<scalar_t> dxw_operand;  // [threads, dx_rows] rows, K = M, for dx
+  scalar_t* packed_rows;                // channels(I, KC) + channels(P, KC), x and h_{t-1}, for dW
+  OperandBuffer<scalar_t> da_operand;   // [threads, dweight_rows] rows, K = KC, for dW
+  acc_t<scalar_t>* sums_ih;             // [M, I], partial sums; of float32 and float64 dweight_ih itself
+  acc_t<scalar_t>* sums_hh;             // [M, P], the same for dweight_hh
+  ProductRow<scalar_t>* rows;           // [threads, KC]
+};
+
 // The engine as compiled for one instruction set.
 struct Engine {
   Isa isa;
@@ -148,12 +187,19 @@ struct Engine {
   void (*backward_double)(const Backward<double>&, const Team&);
   void (*backward_bfloat16)(const Backward<BFloat16>&, const Team&);
 
+  void (*products_float)(const Products<float>&, const Team&);
+  void (*products_double)(const Products<double>&, const Team&);
+  void (*products_bfloat16)(const Products<BFloat16>&, const Team&);
+
   void forward(const Forward<float>& args, const Team& team) const { forward_float(args, team); }
   void forward(const Forward<double>& args, const Team& team) const { forward_double(args, team); }
   void forward(const Forward<BFloat16>& args, const Team& team) const { forward_bfloat16(args, team); }
   void backward(const Backward<float>& args, const Team& team) const { backward_float(args, team); }
   void backward(const Backward<double>& args, const Team& team) const { backward_double(args, team); }
   void backward(const Backward<BFloat16>& args, const Team& team) const { backward_bfloat16(args, team); }
+  void products(const Products<float>& args, const Team& team) const { products_float(args, team); }
+  void products(const Products<double>& args, const Team& team) const { products_double(args, team); }
+  void products(const Products<BFloat16>& args, const Team& team) const { products_bfloat16(args, team); }
 };
 
 }  // namespace lstm_fused

@@ -20,6 +20,28 @@ int threads_for(const Machine& machine, double products) {
   return static_cast<int>(std::clamp<double>(products / min_products_per_thread, 1, machine.threads));
 }
 
+// The number of threads in 1..max with the shortest step by plan_for(n).step_us; of equals the fewest
+// threads.
+template <class PlanFor>
+Plan fastest(int max, const PlanFor& plan_for) {
+  Plan best = plan_for(1);
+  for (int n = 2; n <= max; ++n)
+    if (const Plan plan = plan_for(n); plan.step_us < best.step_us) best = plan;
+  return best;
+}
+
+// The model behind it: the largest share of a step's multiply-adds, the step's barrier where threads split
+// `channels`, and the step's part of what a call does once, packing and starting threads.
+double step_us(const Plan& plan, const Sizes& sizes, int64_t products, int64_t channels, int64_t packed) {
+  const int64_t n = plan.threads, B = std::max<int64_t>(sizes.B, 1);
+  const bool rows = plan.min_rows_per_thread > 0 && B >= n * plan.min_rows_per_thread;
+  const int64_t parts = std::max<int64_t>(rows ? B : channels, 1);
+  const double share = static_cast<double>((parts + n - 1) / n) / static_cast<double>(parts);
+  const double work = static_cast<double>(B) * static_cast<double>(products) / products_per_us * share;
+  const double call = static_cast<double>(packed) / packed_per_us / static_cast<double>(n) + team_start_us(n);
+  return work + (rows ? 0 : barrier_us(n)) + call / static_cast<double>(std::max<int64_t>(sizes.T, 1));
+}
+
 template <class scalar_t>
 bool fits_l2(const Machine& machine, int64_t elements) {
   return elements * bytes_of<scalar_t> <= l2_budget(machine.l2_bytes);
@@ -34,12 +56,18 @@ bool bf16x3_pays(const Machine& machine, int64_t B, int64_t elements) {
   return is_float32<scalar_t> && machine.isa.has_amx && B >= min_rows;
 }
 
+// Rows of the tallest accumulator tile.
+template <class scalar_t>
+int64_t tile_rows(const Machine& machine, bool bf16x3) {
+  const bool amx = machine.isa.has_amx && (bf16x3 || k_pack<scalar_t> == 2);
+  return amx ? amx_tile_rows : machine.isa.mr;
+}
+
 // Splitting rows pays while all packed weights fit in L2 and each thread's rows fill a register tile.
 template <class scalar_t>
 int32_t min_rows_per_thread(const Machine& machine, int64_t elements, bool bf16x3) {
-  const bool amx = machine.isa.has_amx && (bf16x3 || k_pack<scalar_t> == 2);
-  const int64_t tile_rows = amx ? amx_tile_rows : mr(machine.isa.registers);
-  return fits_l2<scalar_t>(machine, elements) ? static_cast<int32_t>(tile_rows) : 0;
+  return fits_l2<scalar_t>(machine, elements) ? static_cast<int32_t>(tile_rows<scalar_t>(machine, bf16x3))
+                                              : 0;
 }
 
 // Steps of about so many rows in all, a power of two.
@@ -50,7 +78,7 @@ int64_t steps_of(int64_t rows, const Sizes& sizes) {
 
 // Sets x_steps, x_bf16x3 and h_bf16x3; plan.threads is set.
 template <class scalar_t>
-void plan_products(const Machine& machine, const Sizes& sizes, bool save, Plan& plan) {
+void plan_input_gemm(const Machine& machine, const Sizes& sizes, bool save, Plan& plan) {
   const int64_t T = sizes.T, B = sizes.B, H = sizes.H, P = sizes.P, I = sizes.weight_ih ? sizes.I : 0;
   plan.x_steps = 1;
   // float64 is always fused: a sequence in pieces then equals the whole one bit for bit.
@@ -84,30 +112,29 @@ void plan_products(const Machine& machine, const Sizes& sizes, bool save, Plan& 
   }
 }
 
-}  // namespace
-
 template <class scalar_t>
-Plan plan_forward(const Machine& machine, const Sizes& sizes, bool save) {
+Plan plan_forward_on(int threads, const Machine& machine, const Sizes& sizes, bool save) {
   const int64_t T = sizes.T, B = sizes.B, H = sizes.H, P = sizes.P, I = sizes.weight_ih ? sizes.I : 0;
-  const int64_t products = 4 * H * (P + I) / k_pack<scalar_t>;
+  const int64_t lanes = machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>;
   Plan plan{};
-  plan.threads = threads_for(machine, static_cast<double>(B) * static_cast<double>(products));
+  plan.threads = threads;
   plan.streaming_stores = save && T * B * 4 * H * bytes_of<scalar_t> > streaming_min_bytes;
-  plan_products<scalar_t>(machine, sizes, save, plan);
+  plan_input_gemm<scalar_t>(machine, sizes, save, plan);
   if (!sizes.weight_ih) plan.x_steps = 0;
   const int64_t depth =
       packed_k<scalar_t>(P, plan.h_bf16x3) + (plan.x_steps == 1 ? packed_k<scalar_t>(I, plan.x_bf16x3) : 0);
   plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, 4 * H * depth, plan.h_bf16x3);
+  plan.step_us =
+      step_us(plan, sizes, 4 * H * (P + I) / k_pack<scalar_t>, (H + lanes - 1) / lanes, 4 * H * (P + I));
   return plan;
 }
 
 template <class scalar_t>
-Plan plan_backward(const Machine& machine, const Sizes& sizes) {
+Plan plan_backward_on(int threads, const Machine& machine, const Sizes& sizes) {
   const int64_t T = sizes.T, B = sizes.B, H = sizes.H, P = sizes.P;
   const Packing<scalar_t> packing{machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>};
-  const int64_t products = 4 * H * P / k_pack<scalar_t>;
   Plan plan{};
-  plan.threads = threads_for(machine, static_cast<double>(B) * static_cast<double>(products));
+  plan.threads = threads;
   plan.streaming_stores = T * B * 4 * H * bytes_of<scalar_t> > streaming_min_bytes;
   // The backward pass of layer norm reads da back as float32, so it cannot be stored split.
   const int64_t elements = packing.channels(P, 4 * H, true) / plan.threads;
@@ -115,6 +142,35 @@ Plan plan_backward(const Machine& machine, const Sizes& sizes) {
       !sizes.gain_hh && T * B >= bf16x3_min_total_rows && bf16x3_pays<scalar_t>(machine, B, elements);
   const int64_t depth = packed_k<scalar_t>(4 * H, plan.da_bf16x3);
   plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, P * depth, plan.da_bf16x3);
+  const int64_t panels = (P + 2 * packing.lanes - 1) / (2 * packing.lanes);
+  plan.step_us = step_us(plan, sizes, 4 * H * P / k_pack<scalar_t>, panels, 4 * H * P);
+  return plan;
+}
+
+}  // namespace
+
+template <class scalar_t>
+Plan plan_forward(const Machine& machine, const Sizes& sizes, bool save) {
+  return fastest(machine.threads, [&](int n) { return plan_forward_on<scalar_t>(n, machine, sizes, save); });
+}
+
+template <class scalar_t>
+Plan plan_backward(const Machine& machine, const Sizes& sizes) {
+  return fastest(machine.threads, [&](int n) { return plan_backward_on<scalar_t>(n, machine, sizes); });
+}
+
+template <class scalar_t>
+ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
+  const int64_t columns = (sizes.dweight_ih ? sizes.I : 0) + (sizes.dweight_hh ? sizes.P : 0);
+  const int64_t multiply_adds = sizes.M * ((sizes.dx ? sizes.I : 0) + columns) / k_pack<scalar_t>;
+  const bool split = is_float32<scalar_t> && machine.isa.has_amx && sizes.K >= bf16x3_min_total_rows;
+  ProductsPlan plan{};
+  plan.threads = threads_for(machine, static_cast<double>(sizes.K) * static_cast<double>(multiply_adds));
+  plan.KC = std::clamp<int64_t>(sizes.K, 1, products_kc);
+  plan.dx_bf16x3 = split && sizes.I >= bf16x3_min_columns;
+  plan.dweight_bf16x3 = split && columns >= bf16x3_min_columns;
+  plan.dx_rows = MC_tiles * tile_rows<scalar_t>(machine, plan.dx_bf16x3);
+  plan.dweight_rows = MC_tiles * tile_rows<scalar_t>(machine, plan.dweight_bf16x3);
   return plan;
 }
 
@@ -124,5 +180,8 @@ template Plan plan_forward<BFloat16>(const Machine&, const Sizes&, bool);
 template Plan plan_backward<float>(const Machine&, const Sizes&);
 template Plan plan_backward<double>(const Machine&, const Sizes&);
 template Plan plan_backward<BFloat16>(const Machine&, const Sizes&);
+template ProductsPlan plan_products<float>(const Machine&, const ProductSizes&);
+template ProductsPlan plan_products<double>(const Machine&, const ProductSizes&);
+template ProductsPlan plan_products<BFloat16>(const Machine&, const ProductSizes&);
 
 }  // namespace lstm_fused

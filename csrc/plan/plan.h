@@ -33,6 +33,21 @@ struct Plan {
   bool x_bf16x3 = false;   // forward: W_ih x by the bf16x3 split
   bool h_bf16x3 = false;   // forward: W_hh h by the bf16x3 split
   bool da_bf16x3 = false;  // backward: da W_hh by the bf16x3 split
+  double step_us = 0;      // by the model that chooses the threads, not measured
+};
+
+// The products after the recurrence.
+struct ProductSizes {
+  int64_t K;        // valid steps of all rows
+  int64_t M, I, P;  // M = 4H
+  bool dx, dweight_ih, dweight_hh;
+};
+
+struct ProductsPlan {
+  int threads;
+  int64_t KC;  // rows that are packed and multiplied at once
+  bool dx_bf16x3, dweight_bf16x3;
+  int64_t dx_rows, dweight_rows;  // operand rows that a thread multiplies at once, a macro-tile's
 };
 
 // `save`: the pass stores c and gates for the backward pass.
@@ -41,5 +56,8 @@ Plan plan_forward(const Machine& machine, const Sizes& sizes, bool save);
 
 template <class scalar_t>
 Plan plan_backward(const Machine& machine, const Sizes& sizes);
+
+template <class scalar_t>
+ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes);
 
 }  // namespace lstm_fused

@@ -7,25 +7,28 @@
 
 namespace lstm_fused {
 
-// Spins, then yields: a step is shorter than putting a thread to sleep, but the machine may be shared.
+// Spins, then yields: a step is shorter than putting a thread to sleep. Spins less where that has been in
+// vain, because other threads need the cores.
 class Barrier {
  public:
+  Barrier();
   void wait(int threads);
 
  private:
   std::atomic<int> arrived_{0};
   std::atomic<unsigned> generation_{0};
+  std::atomic<int> polls_;
 };
 
 // One thread's view of the team that runs a call.
 struct Team {
   int rank;
-  int size;           // threads that run; OpenMP may give fewer than were asked for
+  int size;           // threads that run, at most as many as were asked for
   Barrier* everyone;  // of all threads
   Barrier* groups;    // [size], one for each group of threads that share their rows
 };
 
-// Runs the body on up to `threads` threads of torch's pool at the same time, and returns when all are done.
+// Runs the body on up to `threads` threads at the same time, and returns when all are done.
 void run(int threads, const std::function<void(const Team&)>& body);
 
 // One thread's share of the work: rows of its group; the group's threads split the channels.

@@ -4,6 +4,7 @@
 // with other files would carry these instructions to machines that lack them.
 #include "lstm/backward.h"
 #include "lstm/forward.h"
+#include "lstm/products.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
@@ -11,13 +12,15 @@ namespace lstm_fused::LSTM_FUSED_ISA {
 #define LSTM_FUSED_NAME(isa) LSTM_FUSED_NAME_OF(isa)
 
 extern const Engine engine;
-const Engine engine = {
-    {LSTM_FUSED_NAME(LSTM_FUSED_ISA), LSTM_FUSED_VECTOR_BYTES, LSTM_FUSED_REGISTERS, has_amx},
-    forward<float>,
-    forward<double>,
-    forward<BFloat16>,
-    backward<float>,
-    backward<double>,
-    backward<BFloat16>};
+const Engine engine = {{LSTM_FUSED_NAME(LSTM_FUSED_ISA), LSTM_FUSED_VECTOR_BYTES, MR, has_amx},
+                       forward<float>,
+                       forward<double>,
+                       forward<BFloat16>,
+                       backward<float>,
+                       backward<double>,
+                       backward<BFloat16>,
+                       products<float>,
+                       products<double>,
+                       products<BFloat16>};
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA

@@ -5,9 +5,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+NO_CONTEXT = nullcontext()
+
 
 def enabled(device: torch.device) -> bool:
     """True if autocast is on for this device."""
+    if not torch._C._is_any_autocast_enabled():
+        return False
     kind = device.type
     if kind in ("cpu", "cuda"):
         return torch.is_autocast_enabled(kind)
@@ -26,4 +30,4 @@ def computed_in(tensor: Tensor) -> torch.dtype:
 
 def off(device: torch.device) -> AbstractContextManager[object]:
     """Turn autocast off, so that an engine's float32 sums stay float32."""
-    return torch.autocast(device.type, enabled=False) if enabled(device) else nullcontext()
+    return torch.autocast(device.type, enabled=False) if enabled(device) else NO_CONTEXT

@@ -15,7 +15,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from lstm_fused.autograd import tracing, transforms
 from lstm_fused.autograd.function import LSTMFunction
 from lstm_fused.autograd.operators import LIBRARY, backward_op, below_autograd, forward_op
-from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, at, put
+from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, put
 from lstm_fused.backends.table import OPERATORS
 from lstm_fused.contract import DIFFERENTIABLE, INPUTS, SAVE, Outputs, batch_axes
 
@@ -29,6 +29,18 @@ def requires_grad(arguments: Iterable[Any]) -> bool:
     return False
 
 
+def differentiated(operands: Sequence[Any]) -> bool:
+    """True if autograd or a transform differentiates a layer with these fields of `Inputs`."""
+    if tracing.under_transform():
+        return True
+    if torch.is_grad_enabled():
+        for n in DIFFERENTIABLE:  # a loop: this runs in every call
+            operand = operands[n]
+            if operand is not None and operand.requires_grad:
+                return True
+    return False
+
+
 def complete(operands: Sequence[Any]) -> tuple[Any, ...]:
     """All fields of `Inputs`: the dispatcher omits trailing arguments that have their default value."""
     return *operands, *(None,) * (len(INPUTS) - len(operands))
@@ -37,7 +49,7 @@ def complete(operands: Sequence[Any]) -> tuple[Any, ...]:
 def differentiable_forward(engine: str, *operands: Any) -> Tensors:
     """The forward operator's autograd kernel."""
     operands, save = complete(operands), operands[SAVE]
-    if not (tracing.under_transform() or requires_grad(at(DIFFERENTIABLE, operands))):
+    if not differentiated(operands):
         with below_autograd():
             return forward_op[engine](*operands)
     operands = put((SAVE,), (True,), operands)

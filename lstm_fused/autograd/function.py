@@ -1,7 +1,6 @@
 """The autograd Functions around the operators: saved tensors, derivatives and vmap."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch._C._functorch import is_legacy_batchedtensor as is_batched
 from torch._C._functorch import unwrap_if_dead
 
 from lstm_fused.autograd import autocast, tracing, transforms
+from lstm_fused.autograd.autocast import NO_CONTEXT
 from lstm_fused.autograd.gradients import Kept, input_gradients, recurrent_products
 from lstm_fused.autograd.operators import backward_op, below_autograd, forward_op
 from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, at, differentiable, put
@@ -19,6 +19,7 @@ from lstm_fused.contract import (
     INPUTS,
     Gradients,
     Inputs,
+    Kind,
     OutputGradients,
     Outputs,
     Saved,
@@ -60,20 +61,30 @@ class Function(torch.autograd.Function):
         raise NotImplementedError
 
 
-def store(ctx: Any, operands: Sequence[Any], *more: Tensor) -> None:
-    """Save operands and further tensors for the derivatives."""
-    tensors = [o if o is None or isinstance(o, Tensor) else None for o in operands]
-    ctx.settings = [o if t is None else None for o, t in zip(operands, tensors, strict=True)]
+def store(ctx: Any, operands: Sequence[Any], settings: Sequence[int], *more: Tensor) -> None:
+    """Save operands, of which those at the positions ``settings`` are no tensors, and further tensors."""
+    tensors = list(operands)
+    for n in settings:
+        tensors[n] = None
+    ctx.settings = [(n, operands[n]) for n in settings]
     ctx.save_for_backward(*tensors, *more)
     ctx.save_for_forward(*tensors)
 
 
+def not_tensors(*records: Kind) -> tuple[int, ...]:
+    """Positions of the fields that are no tensors, among the fields of these records."""
+    return tuple(n for n, spec in enumerate(specs(*records)) if spec is None)
+
+
+SETTINGS = not_tensors(Inputs)
+
+
 def load(ctx: Any) -> tuple[Any, ...]:
     """The saved operands and tensors. Call once: a checkpoint unpacks saved_tensors only once."""
-    saved = ctx.saved_tensors
-    count = len(ctx.settings)
-    operands = [s if t is None else t for s, t in zip(ctx.settings, saved[:count], strict=True)]
-    return *operands, *saved[count:]
+    operands = list(ctx.saved_tensors)
+    for n, setting in ctx.settings:
+        operands[n] = setting
+    return tuple(operands)
 
 
 class LSTMFunction(Function):
@@ -82,7 +93,7 @@ class LSTMFunction(Function):
     @staticmethod
     def forward(engine: str, *operands: Any) -> Tensors:
         # Lower transform levels need grad mode to record this call.
-        lower = torch.enable_grad() if torch._C._are_functorch_transforms_active() else nullcontext()
+        lower = torch.enable_grad() if torch._C._are_functorch_transforms_active() else NO_CONTEXT
         with lower, below_autograd():
             return forward_op[engine](*operands)
 
@@ -99,9 +110,11 @@ class LSTMFunction(Function):
         y, _, _, c, gates = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(c, gates)
-        # Save y with a version counter of its own: PyTorch refuses a saved tensor that was changed in place.
-        ctx.version = Version(y) if tracing.has_values(y) else None
-        store(ctx, operands, y.clone() if ctx.version is None else y.data, c, gates)
+        # PyTorch refuses a saved tensor that was changed in place: save y without its version counter, and
+        # compare that counter later. Nothing reads the y of a single step, whose h_{t-1} is h0.
+        known = tracing.has_values(y)
+        ctx.version = Version(y) if known and len(y) > 1 else None
+        store(ctx, operands, SETTINGS, y.data if known else y.clone(), c, gates)
 
     @staticmethod
     def backward(
@@ -109,26 +122,24 @@ class LSTMFunction(Function):
     ) -> tuple[Any, ...]:
         # Masks may require gradients but get none.
         needs = ctx.needs_input_grad
-        needed = tuple([INPUTS[n] for n in DIFFERENTIABLE if needs[n + 1]])
+        positions = [n for n in DIFFERENTIABLE if needs[n + 1]]
+        needed = at(positions, INPUTS)
         *operands, y, c, gates = load(ctx)
         with autocast.off(gates.device):
             if ctx.version is not None and ctx.version.changed():
                 with torch.no_grad():
                     y = LSTMFunction.forward(ctx.engine, *operands)[0]
-            arguments = dy, dh_n, dc_n, *operands, y, c, gates
-            # Legacy batched tensors (is_grads_batched) lose what a Function records.
-            recording = torch.is_grad_enabled()
-            batched = recording and any(d is not None and is_batched(d) for d in (dy, dh_n, dc_n))
-            function: Any
-            if batched:
-                function = LSTMBackwardFunction.composed
-            elif recording or tracing.under_transform():
-                function = LSTMBackwardFunction.apply
+            if torch.is_grad_enabled() or tracing.under_transform():
+                # Legacy batched tensors (is_grads_batched) lose what a Function records.
+                recording = torch.is_grad_enabled()
+                batched = recording and any(d is not None and is_batched(d) for d in (dy, dh_n, dc_n))
+                function = LSTMBackwardFunction.composed if batched else LSTMBackwardFunction.apply
+                grads = function(ctx.engine, needed, (), dy, dh_n, dc_n, *operands, y, c, gates)
             else:  # no higher derivatives
-                function = LSTMBackwardFunction.forward
-                arguments = unwrapped(arguments)
-            grads = dict(zip(needed, function(ctx.engine, needed, (), *arguments), strict=True))
-        return None, *[grads.get(name) for name in INPUTS]
+                flat = unwrapped((dy, dh_n, dc_n, *operands, y, c, gates))
+                records = unflatten(flat, OutputGradients, Inputs, Kept)
+                grads = LSTMBackwardFunction.gradients(ctx.engine, needed, (), *records)
+        return None, *put(positions, grads, (None,) * len(INPUTS))
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> Optionals:
@@ -143,6 +154,9 @@ class LSTMFunction(Function):
         return transforms.vmap_rule(layer, info.batch_size, dims[1:], operands, batch_axes(Outputs))
 
 
+EMPTY = torch.empty(0, device="cpu")
+
+
 class Version:
     """Detects in-place changes of a tensor without keeping its memory alive.
 
@@ -152,7 +166,7 @@ class Version:
 
     def __init__(self, tensor: Tensor) -> None:
         self.counter = tensor.detach()  # shares the version counter,
-        self.counter.data = tensor.new_empty(0)  # which outlives this change of memory
+        self.counter.data = EMPTY  # which outlives this change of memory
         self.version = self.counter._version
 
     def changed(self) -> bool:
@@ -169,7 +183,19 @@ class LSTMBackwardFunction(Function):
 
     @staticmethod
     def forward(engine: str, needed: Sequence[str], groups: tuple[int, ...], *operands: Any) -> Tensors:
-        douts, inputs, kept = unflatten(operands, OutputGradients, Inputs, Kept)
+        records = unflatten(operands, OutputGradients, Inputs, Kept)
+        return LSTMBackwardFunction.gradients(engine, needed, groups, *records)
+
+    @staticmethod
+    def gradients(
+        engine: str,
+        needed: Sequence[str],
+        groups: tuple[int, ...],
+        douts: OutputGradients,
+        inputs: Inputs,
+        kept: Kept,
+    ) -> Tensors:
+        """`forward` for records: a call without higher derivatives starts here."""
         h_mask, gain_hh = inputs.variant.h_mask, inputs.variant.gain_hh
         # From here on, h_{t-1} is used only in products with W_hh and in their gradients: mask it once.
         if h_mask is not None:
@@ -191,15 +217,16 @@ class LSTMBackwardFunction(Function):
             kept.hw,
         )
         with below_autograd():
-            engine_grads = Gradients(*backward_op[engine](*flatten(douts, saved)))
-        if gain_hh is None:
-            engine_grads = engine_grads._replace(dhw=engine_grads.dxw)
+            results = backward_op[engine](*flatten(douts, saved))
+        if gain_hh is None:  # dhw equals dxw
+            results = *results[:-1], results[0]
+        engine_grads = Gradients(*results)
         if not groups:
-            return input_gradients(needed, True, douts, inputs, kept, engine_grads)
+            return input_gradients(needed, engine, douts, inputs, kept, engine_grads)
         records = OutputGradients, Inputs, Kept, Gradients
 
         def group_gradients(*operands: Any) -> Tensors:
-            return input_gradients(needed, False, *unflatten(operands, *records))
+            return input_gradients(needed, None, *unflatten(operands, *records))
 
         operands = flatten(douts, inputs, kept, engine_grads)
         return transforms.in_groups(group_gradients, needed, groups, batch_axes(*records), operands)
@@ -214,7 +241,7 @@ class LSTMBackwardFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         _, ctx.needed, ctx.groups, *operands = inputs
         ctx.set_materialize_grads(False)
-        store(ctx, operands[:SOURCES])  # y, c and gates are functions of the rest
+        store(ctx, operands[:SOURCES], SOURCE_SETTINGS)  # y, c and gates are functions of the rest
 
     @staticmethod
     def gradient_function(ctx: Any) -> tuple[Callable[..., Tensors], tuple[int, ...], Tensors]:
@@ -260,3 +287,4 @@ class LSTMBackwardFunction(Function):
 
 
 SOURCES = len(specs(OutputGradients, Inputs))  # operands that derivatives of the gradients are computed from
+SOURCE_SETTINGS = not_tensors(OutputGradients, Inputs)

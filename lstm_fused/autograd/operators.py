@@ -1,4 +1,4 @@
-"""Registers a pair of PyTorch operators for each engine; `lstm_fused.autograd.function` has derivatives."""
+"""Registers the PyTorch operators of each engine; `lstm_fused.autograd.function` has derivatives."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,11 +12,14 @@ from lstm_fused.backends import triton
 from lstm_fused.backends.table import OPERATORS, Engine
 from lstm_fused.contract import (
     BACKWARD_INPUTS,
+    FACTORS,
     INPUTS,
+    Factors,
     Gradients,
     Inputs,
     OutputGradients,
     Outputs,
+    Products,
     Saved,
     empty_outputs,
     schema,
@@ -34,6 +37,12 @@ def backward_fake(engine: Engine, *operands: Any) -> Gradients:
     """Empty results of an engine's backward pass."""
     takes = dict(zip(BACKWARD_INPUTS, operands, strict=False))
     return empty_outputs(takes, Gradients, takes["gates"], engine.dtype_of_c(takes["gates"].dtype))
+
+
+def products_fake(engine: Engine, *operands: Any) -> Products:
+    """Empty results of an engine's products."""
+    dxw = operands[0]
+    return empty_outputs(dict(zip(FACTORS, operands, strict=False)), Products, dxw, dxw.dtype)
 
 
 def forward_kernel(forward: Callable[[Inputs], Outputs], *operands: Any) -> Outputs:
@@ -64,7 +73,8 @@ for _name, _engine in OPERATORS.items():
     for _operator, _schema, _fake in (
         (f"{_name}_forward", schema((Inputs,), Outputs), forward_fake),
         (f"{_name}_backward", schema((OutputGradients, Saved), Gradients), backward_fake),
-    ):
+        (f"{_name}_products", schema((Factors,), Products), products_fake),
+    )[: 3 if _engine.products else 2]:
         LIBRARY.define(_operator + _schema, tags=torch.Tag.pt2_compliant_tag)
         torch.library.register_fake(f"lstm_fused::{_operator}", partial(_fake, _engine), lib=LIBRARY)
 
@@ -83,5 +93,18 @@ forward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 backward_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     name: getattr(torch.ops.lstm_fused, f"{name}_backward").default for name in OPERATORS
 }
+products_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    name: getattr(torch.ops.lstm_fused, f"{name}_products").default
+    for name, engine in OPERATORS.items()
+    if engine.products
+}
 # Inside this guard an operator goes straight to its engine and skips the autograd kernels.
 below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
+
+
+def products(engine: str | None, factors: Factors) -> Products:
+    """The products after the recurrence, by the engine, or by the reference if it has none or is None."""
+    if engine not in products_op:
+        return reference.products(factors)
+    with below_autograd():
+        return Products(*products_op[engine](*factors))

@@ -6,8 +6,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
 from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._ops import _get_dispatch_mode_pre_dispatch
 from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+MAKE_FX = _TorchDispatchModeKey.PROXY
 
 
 def under_transform() -> bool:
@@ -57,9 +62,9 @@ def has_values(tensor: Tensor) -> bool:
     """
     if recorded() or torch._C._are_functorch_transforms_active():
         return False
-    proxy = torch._C._TorchDispatchModeKey.PROXY  # make_fx
-    modes = torch._C._get_dispatch_mode(proxy), torch._ops._get_dispatch_mode_pre_dispatch(proxy)
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta and modes == (None, None)
+    if type(tensor) not in (Tensor, Parameter) or tensor.is_meta:
+        return False
+    return _get_dispatch_mode(MAKE_FX) is None and _get_dispatch_mode_pre_dispatch(MAKE_FX) is None
 
 
 def has_values_on_cpu(tensor: Tensor) -> bool:

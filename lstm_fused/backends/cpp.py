@@ -1,5 +1,6 @@
 """Loads the C++ engine's shared library once, and keeps the reason if that fails."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ _LIBRARY = Path(__file__).parents[1] / "_cpp.so"
 
 def _load() -> str | None:
     if not _LIBRARY.exists():
+        if sys.platform == "win32":
+            return "not built on Windows (MSVC lacks the vector types that it is written in)"
         return "not built (no C++ compiler when lstm_fused was installed)"
     try:
         torch.ops.load_library(_LIBRARY)

@@ -1,6 +1,6 @@
 """The table of engines: devices, dtypes and variants of each, and the choice among them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ class Engine:
     unavailable: Callable[[], str | None]  # the reason it cannot run on this machine at all
     variants: tuple[str, ...]  # the fields of `Variant` that it computes
     narrow_c: bool = False  # saves c in half precision if the tensors have it, not in float32
+    products: bool = False  # forms the products after the recurrence itself
 
     def dtype_of_c(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype in which c is saved for the backward pass, given the tensors' dtype."""
@@ -56,6 +57,7 @@ ENGINES = (
         cpp.unavailable,
         VARIANTS,
         narrow_c=True,
+        products=True,
     ),
     *((REFERENCE, TRITON) if triton.INTERPRETED else (TRITON, REFERENCE)),
 )
@@ -67,13 +69,15 @@ DEFAULT_OPERATORS = {"triton": "triton_or_reference"}
 OPERATORS = {engine.name: engine for engine in ENGINES} | {DEFAULT_OPERATORS["triton"]: TRITON}
 
 
-def named(name: object, argument: str = "engine") -> list[Engine]:
+def named(name: object, argument: str = "engine") -> Sequence[Engine]:
     """The engine of this name in a list, or for None every engine, in order of preference.
 
     Raises:
         ArgumentError: no engine has that name.
     """
-    matching = [engine for engine in ENGINES if name is None or engine.name == name]
+    if name is None:
+        return ENGINES
+    matching = [engine for engine in ENGINES if engine.name == name]
     if not matching:
         error = bad if isinstance(name, str) else bad_type
         known = ", ".join(repr(engine.name) for engine in ENGINES)

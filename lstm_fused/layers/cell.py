@@ -5,12 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lstm_fused.checks import (
-    States,
-    check_input,
-    check_parameters,
-    check_states,
-)
+from lstm_fused.checks import States, check_input, check_states
 from lstm_fused.contract import Variant
 from lstm_fused.functional import run_layer
 from lstm_fused.layers import masks, parameters
@@ -90,7 +85,10 @@ class LSTMCell(WithOptions):
         self.engine = engine
         check_combination(self.hidden_size, 0, self.bias, self.forget_bias, self.coupled, self.layer_norm)
         check_dtype(dtype)
-        for name, shape in self._shapes().items():
+        flags = self.bias, self.peephole, self.coupled, self.layer_norm
+        # Computed once: the options that it depends on are fixed.
+        self._shapes = parameters.shapes(self.input_size, self.hidden_size, 0, *flags)
+        for name, shape in self._shapes.items():
             if name == "weight_hr":
                 continue
             value = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -123,17 +121,10 @@ class LSTMCell(WithOptions):
             check_states(hx, (shape, shape), (meaning, meaning), input)
             if single:
                 hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
-        shapes = self._shapes()
-        own = self._own(shapes, "")
-        check_parameters(own, shapes, "", input)
+        own = self._own(self._shapes, input)
         own = parameters.uncoupled(own) if self.coupled else own
         x, H = input[None, None] if single else input[None], self.hidden_size
         drawn = masks.draw(x, H, H, 0.0, self.zoneout_h, self.zoneout_c, self.training)
         variant = Variant.of(own.gain_hh, *drawn, self.cell_clip)
         _, (h, c) = run_layer(x, own, hx, None, False, self.engine, variant)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
-
-    def _shapes(self) -> parameters.Shapes:
-        """The shapes of the parameters by name."""
-        flags = self.bias, self.peephole, self.coupled, self.layer_norm
-        return parameters.shapes(self.input_size, self.hidden_size, 0, *flags)

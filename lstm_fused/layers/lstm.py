@@ -1,7 +1,7 @@
 """`LSTM`: the parameters, layers and directions of torch.nn.LSTM, with peepholes and lengths."""
 
 import warnings
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,11 @@ from lstm_fused.checks import (
     check_input,
     check_lengths,
     check_packed,
-    check_parameters,
     check_states,
 )
 from lstm_fused.contract import Variant
 from lstm_fused.errors import bad
-from lstm_fused.functional import run_layer, stack_states
+from lstm_fused.functional import run_layer
 from lstm_fused.interop import nn_lstm
 from lstm_fused.layers import masks, parameters
 from lstm_fused.layers.options import WithOptions, check_combination, check_dtype
@@ -119,12 +118,14 @@ class LSTM(WithOptions):
                 stacklevel=2,
             )
 
-        for layer in range(self.num_layers):
-            for suffix in self._suffixes(layer):
-                for name, shape in self._shapes(layer).items():
+        # By layer and suffix. Computed once: the options that they depend on are fixed.
+        self._shapes = [self._shapes_of(layer) for layer in range(self.num_layers)]
+        for directions in self._shapes:
+            for shapes in directions.values():
+                for name, shape in shapes.items():
                     if shape is not None:
                         parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-                        self.register_parameter(f"{name}_{suffix}", parameter)
+                        self.register_parameter(name, parameter)
         self.reset_parameters()
 
     @classmethod
@@ -231,11 +232,8 @@ class LSTM(WithOptions):
     def _run(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
         """Run all layers over x [T, B, I]; hx has one row for each layer and direction."""
         own: list[dict[str, Parameters]] = []
-        for layer in range(self.num_layers):
-            shapes = self._shapes(layer)
-            own.append({suffix: self._own(shapes, f"_{suffix}") for suffix in self._suffixes(layer)})
-            for suffix, params in own[-1].items():
-                check_parameters(params, shapes, f"_{suffix}", x)
+        for directions in self._shapes:
+            own.append({suffix: self._own(shapes, x) for suffix, shapes in directions.items()})
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
             lengths = lengths.to(x.device)
@@ -243,11 +241,11 @@ class LSTM(WithOptions):
         rates = self.recurrent_dropout, self.zoneout_h, self.zoneout_c
         h_n: list[Tensor] = []
         c_n: list[Tensor] = []
-        for layer, directions in enumerate(own):
+        for layer, params_of in enumerate(own):
             if layer > 0 and self.dropout > 0:
                 x = F.dropout(x, self.dropout, self.training)
             ys = []
-            for suffix, params in directions.items():
+            for suffix, params in params_of.items():
                 row = len(h_n)
                 h0_c0 = None if hx is None else (hx[0][row], hx[1][row])
                 p = parameters.uncoupled(params) if self.coupled else params
@@ -258,7 +256,7 @@ class LSTM(WithOptions):
                 h_n.append(h)
                 c_n.append(c)
             x = ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
-        return x, (stack_states(h_n), stack_states(c_n))
+        return x, (torch.stack(h_n), torch.stack(c_n))
 
     def _check_hx(self, hx: object, batch: tuple[int, ...], input: Tensor) -> None:
         rows, P = self.num_layers * self.num_directions, self.proj_size or self.hidden_size
@@ -274,13 +272,16 @@ class LSTM(WithOptions):
         """The suffixes of the names of a layer's parameters, one for each direction."""
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
-    def _shapes(self, layer: int) -> parameters.Shapes:
-        """The shapes of a layer's parameters in one direction, by name without the suffix."""
+    def _shapes_of(self, layer: int) -> dict[str, parameters.Shapes]:
+        """The shapes of a layer's parameters, for each direction by suffix."""
         H, P = self.hidden_size, self.proj_size
         I = self.input_size if layer == 0 else (P or H) * self.num_directions
-        return parameters.shapes(I, H, P, self.bias, self.peephole, self.coupled, self.layer_norm)
+        flags = self.bias, self.peephole, self.coupled, self.layer_norm
+        return {s: parameters.shapes(I, H, P, *flags, suffix=f"_{s}") for s in self._suffixes(layer)}
 
     def _parameters_of(self, suffix: str) -> Parameters:
         """The parameters of one layer in one direction, with coupled gates expanded to all four."""
-        own = self._own(self._shapes(0), f"_{suffix}")
+        shapes = next(of[suffix] for of in self._shapes if suffix in of)
+        read: list[Any] = [None if shape is None else getattr(self, name) for name, shape in shapes.items()]
+        own = Parameters(*read)
         return parameters.uncoupled(own) if self.coupled else own

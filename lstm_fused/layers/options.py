@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lstm_fused.backends import table
+from lstm_fused.checks import check_parameter
 from lstm_fused.errors import bad, bad_type, shown
 from lstm_fused.layers import parameters
 from lstm_fused.layers.parameters import Parameters
@@ -168,15 +169,28 @@ class WithOptions(nn.Module):
         assign = local_metadata.get("assign_to_params_buffers", False)
         rest[-1].extend(parameters.zero_absent_peepholes(self, state_dict, prefix, assign))  # error messages
 
-    def _read(self, name: str) -> Any:
-        """A parameter, read from `_parameters` because getattr is slow; parametrized ones need getattr."""
-        parameter = self._parameters.get(name)
-        return getattr(self, name) if parameter is None else parameter
-
-    def _own(self, shapes: parameters.Shapes, suffix: str) -> Parameters:
-        """The parameters with this suffix, read at every call because they may be parametrized."""
-        read: list[Any] = [None if shapes[n] is None else self._read(n + suffix) for n in shapes]
-        return Parameters(*read)
+    def _own(self, shapes: parameters.Shapes, input: Tensor) -> Parameters:
+        """The parameters of these names, read and checked at every call, because they may change."""
+        held, dtype, device = self._parameters, input.dtype, input.device
+        own: list[Any] = []
+        for name, shape in shapes.items():
+            parameter: Any = None
+            if shape is not None:
+                parameter = held.get(name)
+                if parameter is None:
+                    parameter = getattr(self, name)  # a parametrized one; for others this is slow
+                # The usual parameter passes in one expression: a step of a cell takes but 100 µs.
+                if not (
+                    isinstance(parameter, Tensor)
+                    and parameter.layout is torch.strided
+                    and not parameter.is_nested
+                    and parameter.shape == shape
+                    and parameter.dtype == dtype
+                    and parameter.device == device
+                ):
+                    check_parameter(name, parameter, shape, input)
+            own.append(parameter)
+        return Parameters(*own)
 
     def extra_repr(self) -> str:
         """The sizes, and the options that differ from their defaults, as torch.nn.LSTM shows them."""

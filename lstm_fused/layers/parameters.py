@@ -24,10 +24,12 @@ class Parameters(NamedTuple):
 Shapes = dict[str, tuple[int, ...] | None]
 
 
-def shapes(I: int, H: int, P: int, bias: bool, peephole: bool, coupled: bool, layer_norm: bool) -> Shapes:
+def shapes(
+    I: int, H: int, P: int, bias: bool, peephole: bool, coupled: bool, layer_norm: bool, suffix: str = ""
+) -> Shapes:
     """The shape of each parameter by name, in the order of `Parameters`; None if the layer has none."""
     gates = (3 if coupled else 4) * H
-    return {
+    by_name: Shapes = {
         "weight_ih": (gates, I),
         "weight_hh": (gates, P or H),
         "bias_ih": (gates,) if bias else None,
@@ -37,6 +39,7 @@ def shapes(I: int, H: int, P: int, bias: bool, peephole: bool, coupled: bool, la
         "gain_ih": (gates,) if layer_norm else None,
         "gain_hh": (gates,) if layer_norm else None,
     }
+    return {name + suffix: shape for name, shape in by_name.items()}
 
 
 @torch.no_grad()

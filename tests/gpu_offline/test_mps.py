@@ -17,18 +17,12 @@ from trainer import Trainer
 
 import lstm_fused
 from lstm_fused import reference
-from lstm_fused.autograd import operators, products
+from lstm_fused.autograd import operators
 
 OWN = {
     "reference_forward": partial(operators.forward_kernel, reference.forward),
     "reference_backward": partial(operators.backward_kernel, reference.backward),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_onednn(monkeypatch):
-    """These tensors are on the CPU, and oneDNN would take their products; of MPS's it takes none."""
-    monkeypatch.setattr(products, "ONEDNN", False)
 
 
 @cache

@@ -12,7 +12,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_fused import reference
-from lstm_fused.autograd import products
 from lstm_fused.autograd.function import LSTMBackwardFunction
 from lstm_fused.backends.table import FLOATS, short
 from lstm_fused.contract import INPUTS, OutputGradients, Saved, flatten, unflatten
@@ -81,7 +80,6 @@ def test_backward_with_every_gradient(kernel, monkeypatch):
     inputs = layer_inputs(t)
     out = reference.forward(inputs)
     needed = [name for name, value in zip(INPUTS, inputs[:8], strict=False) if value is not None]
-    monkeypatch.setattr(products, "ours_to_choose", lambda *_: False)  # as it is for tensors on a GPU
     with Count(monkeypatch) as count:
         kept = out.y, out.c, out.gates
         LSTMBackwardFunction.forward("triton", needed, (), *out[:3], *flatten(inputs), *kept)

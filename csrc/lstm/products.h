@@ -1,0 +1,227 @@
+// The products after the backward recurrence: dx = dxw W_ih, dW_ih = dxwᵀ x and dW_hh = dhwᵀ h_{t-1}.
+//
+// All three run over blocks of KC rows, valid steps of the batch. In the weight gradients the rows are the
+// depth of the GEMM: x and h_{t-1} are packed as panels that all threads share, and each thread transposes
+// its channels of da into operand rows. In dx the rows are the rows of the GEMM, and W_ih is packed once.
+#pragma once
+
+#include "gemm/macrokernel.h"
+#include "gemm/pack.h"
+
+namespace lstm_fused::LSTM_FUSED_ISA {
+
+// Visits the valid steps of all rows in memory order.
+class ValidSteps {
+ public:
+  explicit ValidSteps(const Sequence& sequence) : q_(sequence) {}
+
+  // Lists the factors of the next `count` valid steps.
+  template <class scalar_t>
+  void list(const Products<scalar_t>& args, int64_t count, ProductRow<scalar_t>* rows) {
+    for (int64_t k = 0; k < count; ++b_) {
+      if (b_ == q_.B) b_ = 0, ++t_;
+      if (t_ >= q_.length(b_)) continue;
+      const int64_t tb = t_ * q_.B + b_;
+      const scalar_t* h = !args.dweight_hh     ? nullptr
+                          : t_ == q_.first(b_) ? args.h0 + b_ * args.P
+                                               : args.y.at(q_.previous(t_), b_);
+      rows[k++] = {args.dxw + tb * args.M, args.dhw + tb * args.M,
+                   args.dweight_ih ? args.x.at(t_, b_) : nullptr, h,
+                   args.dx ? args.dx + tb * args.I : nullptr};
+    }
+  }
+
+ private:
+  const Sequence& q_;
+  int64_t t_ = 0, b_ = 0;
+};
+
+// dx of `count` rows: copies dxw into operand rows and multiplies them by W_ih.
+template <class scalar_t>
+void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* rows, int64_t count,
+                 int64_t first_operand_row) {
+  const OperandBuffer<scalar_t>& operand = args.dxw_operand;
+  for (int64_t r = 0; r < count; ++r) {
+    scalar_t* to = operand.row(0, first_operand_row + r);
+    if (operand.bf16x3)
+      for (int64_t j = 0; j < args.M; j += lanes<scalar_t>)
+        store_operand(operand, to, j, load(rows[r].dxw + j, args.M - j), args.M - j);
+    else
+      __builtin_memcpy(to, rows[r].dxw, static_cast<size_t>(args.M) * sizeof(scalar_t));
+    clear_padding(operand, 0, first_operand_row + r);
+  }
+  const int64_t panels = ceil_div(args.I, NR<scalar_t>);
+  for_macrotiles<scalar_t>(
+      tile_rows<scalar_t>(operand.bf16x3), 0, count, 0, panels, false, [&](auto& macrotile) {
+        zero(macrotile);
+        macrotile.add_product(packed_for(operand, args.packed_ih),
+                              [&](int64_t r) { return operand.row(0, first_operand_row + r); });
+        for (int64_t i = 0; i < macrotile.count; ++i) {
+          AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
+          for (int64_t r = 0; r < tile.rows; ++r)
+            for (int64_t j = tile.first_panel * NR<scalar_t>, v = 0; v < 2 * tile.panels && j < args.I;
+                 ++v, j += lanes<scalar_t>)
+              store(rows[tile.first_row + r].dx + j, load(tile.at(r, 0) + v * lanes<scalar_t>), args.I - j);
+        }
+      });
+}
+
+// Packs channels [m, m + count) of da, of K rows, as operand rows for AMX.
+template <class scalar_t, class DaAt>
+void transpose_da(DaAt da, int64_t m, int64_t count, int64_t K, const OperandBuffer<scalar_t>& operand,
+                  int64_t first_operand_row) {
+  constexpr int64_t L = lanes<scalar_t>;
+  for (int64_t k = 0; k < K; k += L)
+    for (int64_t r = 0; r < count; r += L) {
+      Vec<scalar_t> block[L];
+      for (int64_t n = 0; n < L; ++n)
+        block[n] = k + n < K ? load(da(k + n) + m + r, count - r) : Vec<scalar_t>{};
+      transpose<acc_t<scalar_t>>(block);
+      for (int64_t n = 0; n < min(L, count - r); ++n)
+        store_operand(operand, operand.row(0, first_operand_row + r + n), k, block[n], K - k);
+    }
+  for (int64_t r = 0; r < count; ++r) clear_padding(operand, 0, first_operand_row + r);
+}
+
+// Packs channels [m, m + count) of da [K, M] as k-major panels, one for each tile of for_macrotiles, at its
+// first row.
+template <class scalar_t, class DaAt>
+void pack_da(DaAt da, int64_t m, int64_t count, int64_t M, int64_t K, const OperandBuffer<scalar_t>& operand,
+             int64_t first_operand_row) {
+  const int64_t tiles = ceil_div(count, MR), padded = ceil_div(K, k_pack<scalar_t>) * k_pack<scalar_t>;
+  int64_t first[MC_tiles + 1];
+  scalar_t* panel[MC_tiles];
+  for (int64_t t = 0; t <= tiles; ++t) first[t] = count * t / tiles;
+  for (int64_t t = 0; t < tiles; ++t) panel[t] = operand.row(0, first_operand_row + first[t]);
+  for (int64_t k = 0; k < K; k += k_pack<scalar_t>) {
+    // Hardware does not prefetch these pieces of rows, because they are M apart.
+    const scalar_t* ahead = da(min(k + product_prefetch_distance, K - 1)) + m;
+    for (int64_t j = 0; j < count; j += 64 / static_cast<int64_t>(sizeof(scalar_t)))
+      __builtin_prefetch(ahead + j);
+    const scalar_t *even = da(k) + m, *odd = k + 1 < K ? da(k + 1) + m : nullptr;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t width = first[t + 1] - first[t];
+      pack_k_major(even + first[t], odd ? odd + first[t] : nullptr, width, M - m - first[t],
+                   (padded - k) / k_pack<scalar_t> * width, panel[t] + k * width);
+    }
+  }
+}
+
+// One weight's share of the panels, and its gradient.
+template <class scalar_t>
+struct WeightGradient {
+  int64_t first_panel, N;
+  acc_t<scalar_t>* sums;  // [M, N]
+  scalar_t* gradient;     // [M, N]
+};
+
+// Visits the vectors of a tile in [M, N]: visit(accumulators, weight, index of the first element, left
+// columns).
+template <class scalar_t, class Visit>
+void for_vectors(AccumulatorTile<scalar_t>& tile, int64_t m, const WeightGradient<scalar_t>& ih,
+                 const WeightGradient<scalar_t>& hh, Visit visit) {
+  for (int64_t r = 0; r < tile.rows; ++r)
+    for (int64_t p = 0; p < tile.panels; ++p) {
+      const WeightGradient<scalar_t>& weight = tile.first_panel + p < hh.first_panel ? ih : hh;
+      const int64_t j = (tile.first_panel + p - weight.first_panel) * NR<scalar_t>;
+      const int64_t at = (m + tile.first_row + r) * weight.N + j, left = weight.N - j;
+      visit(tile.at(r, p), weight, at, left);
+      if (left > lanes<scalar_t>)
+        visit(tile.at(r, p) + lanes<scalar_t>, weight, at + lanes<scalar_t>, left - lanes<scalar_t>);
+    }
+}
+
+template <class scalar_t>
+void products(const Products<scalar_t>& args, const Team& team) {
+  const Sequence& q = args.sequence;
+  const Slice all{0, 0, team.rank, team.size, team.everyone};
+  const bool bf16x3 = args.da_operand.bf16x3;
+  const bool amx = has_amx && (bf16x3 || k_pack<scalar_t> == 2);
+  const int64_t max_rows = tile_rows<scalar_t>(bf16x3);
+  const int64_t i_panels = args.dweight_ih ? ceil_div(args.I, NR<scalar_t>) : 0;
+  const WeightGradient<scalar_t> ih{0, args.dweight_ih ? args.I : 0, args.sums_ih, args.dweight_ih},
+      hh{i_panels, args.dweight_hh ? args.P : 0, args.sums_hh, args.dweight_hh};
+  const int64_t panels = i_panels + ceil_div(hh.N, NR<scalar_t>);
+  const int64_t vectors = ceil_div(args.M, lanes<scalar_t>);
+  const int64_t m0 = all.begin(vectors) * lanes<scalar_t>,
+                m1 = min(all.end(vectors) * lanes<scalar_t>, args.M);
+  ProductRow<scalar_t>* rows = args.rows + team.rank * args.KC;
+
+  int64_t valid = q.lengths ? 0 : q.T * q.B;
+  if (q.lengths)
+    for (int64_t b = 0; b < q.B; ++b) valid += q.lengths[b];
+  if (args.dx) {
+    const int64_t i = ceil_div(args.I, NR<scalar_t>);
+    pack_channels(args.weight_ih, 1, args.I, args.I, args.M, args.dxw_operand.bf16x3, all.begin(i),
+                  all.end(i), args.packed_ih);
+    if (q.lengths)
+      for (int64_t tb = all.begin(q.T * q.B); tb < all.end(q.T * q.B); ++tb)
+        if (tb / q.B >= q.lengths[tb % q.B])
+          for (int64_t j = 0; j < args.I; ++j) args.dx[tb * args.I + j] = {};
+    all.sync();  // packed_ih
+  }
+
+  ValidSteps steps(q);
+  const int64_t blocks = valid > 0 ? ceil_div(valid, args.KC) : 1;
+  for (int64_t n = 0; n < blocks; ++n) {
+    const int64_t K = valid * (n + 1) / blocks - valid * n / blocks;
+    steps.list(args, K, rows);
+    for (int64_t r = all.begin(K); args.dx && r < all.end(K); r += args.dx_rows)
+      multiply_dx(args, rows + r, min(args.dx_rows, all.end(K) - r), team.rank * args.dx_rows);
+    if (panels == 0) continue;
+
+    OperandBuffer<scalar_t> operand = args.da_operand;
+    operand.K = K;
+    const PackedWeights<scalar_t> packed = packed_for(operand, args.packed_rows);
+    constexpr int64_t depth = k_pack<BFloat16> * amx_tile_k_groups;
+    const int64_t padded = bf16x3 ? padded_k<BFloat16>(K) : padded_k<scalar_t>(K),
+                  parts = ceil_div(padded, depth);
+    const int64_t first = all.begin(parts) * depth, last = min(all.end(parts) * depth, padded);
+    pack_rows([&](int64_t k) { return rows[k].x; }, ih.N, first, last, K, bf16x3, args.packed_rows);
+    pack_rows([&](int64_t k) { return rows[k].h; }, hh.N, first, last, K, bf16x3,
+              args.packed_rows + i_panels * packed.panel_stride);
+    all.sync();  // packed_rows
+    const auto multiply = [&](auto da, int64_t panel_begin, int64_t panel_end) {
+      for (int64_t m = m0; m < m1; m += args.dweight_rows) {
+        const int64_t count = min(args.dweight_rows, m1 - m), first_row = team.rank * args.dweight_rows;
+        const auto row = [&](int64_t r) { return operand.row(0, first_row + r); };
+        if (amx)
+          transpose_da(da, m, count, K, operand, first_row);
+        else
+          pack_da(da, m, count, args.M, K, operand, first_row);
+        for_macrotiles<scalar_t>(max_rows, 0, count, panel_begin, panel_end, false, [&](auto& macrotile) {
+          for (int64_t i = 0; i < macrotile.count && n > 0; ++i)
+            for_vectors(macrotile.tiles[i], m, ih, hh,
+                        [](auto* acc, const auto& weight, int64_t at, int64_t left) {
+                          store(acc, load(weight.sums + at, left));
+                        });
+          if (n == 0) zero(macrotile);
+          if (amx)
+            macrotile.add_product(packed, row);
+          else
+            macrotile.template add_product<true>(packed, row);
+          for (int64_t i = 0; i < macrotile.count; ++i)
+            for_vectors(macrotile.tiles[i], m, ih, hh,
+                        [&](auto* acc, const auto& weight, int64_t at, int64_t left) {
+                          const Vec<scalar_t> sum = load(acc);
+                          if (n + 1 < blocks)
+                            store(weight.sums + at, sum, left);
+                          else
+                            store(weight.gradient + at, sum, left);
+                        });
+        });
+      }
+    };
+    const auto dxw = [&](int64_t k) { return rows[k].dxw; };
+    const auto dhw = [&](int64_t k) { return rows[k].dhw; };
+    if (args.dhw == args.dxw) {
+      multiply(dxw, 0, panels);
+    } else {
+      multiply(dxw, 0, i_panels);
+      multiply(dhw, i_panels, panels);
+    }
+    if (n + 1 < blocks) all.sync();  // packed_rows: read by all threads, before the next block's are packed
+  }
+}
+
+}  // namespace lstm_fused::LSTM_FUSED_ISA
