@@ -16,18 +16,20 @@ from torch import nn
 
 from bench import kinds
 from bench.__main__ import main as bench_main
-from bench.cases import SIZES, Setting, arithmetic, targets, uneven
+from bench.bars import MEAN, hold, means
+from bench.cases import CASES, SIZES, Setting, arithmetic, uneven
 from bench.check import WANTED, compare
-from bench.host.limits import Limits, floor
+from bench.host import limits as host_limits
+from bench.host.limits import RATES, Limits, floor, probe
 from bench.host.machine import describe, installed
 from bench.host.process import fresh_process
-from bench.kinds import measure_growth, measure_speed
+from bench.kinds import measure_growth, measure_small, measure_speed
 from bench.memory import RESET, peak_here
-from bench.peers import libraries
+from bench.peers import cells, libraries
 from bench.peers.libraries import LIBRARIES, Library
 from bench.peers.modules import BASICS, COMPILED, LOOPS, OURS, WITH_LENGTHS, Module, fused
 from bench.problem import STEPS, Problem, make_problem
-from bench.race import Pace, Target, measure, race, ratio
+from bench.race import Pace, Ratio, Record, Target, measure, race, ratio
 from bench.report.publish import publish
 from bench.report.result import Result
 from bench.report.tables import KINDS
@@ -36,13 +38,14 @@ from tests.cases import TIMED, Case, shortened
 
 ROOT = Path(__file__).parent.parent
 TINY = Case("tiny", T=3, B=2, I=4, H=5)
-ALL = {("forward", "nn.LSTM"): 1.0, ("training", "nn.LSTM"): 1.0, ("training", "cell"): 1.0}
 SETTING = Setting(torch.float32, threads=1, engine="reference")
 QUICK = Pace(rounds=2, seconds=0.0)
 
 
 def speed(modules=BASICS, setting=SETTING):
-    return measure_speed(TINY, setting, ALL, None, QUICK, modules)
+    records = measure_speed(TINY, setting, None, QUICK, modules)
+    hold(records, setting)
+    return records
 
 
 def refused(records):
@@ -80,11 +83,17 @@ def test_the_main_table_through_the_command_line(tmp_path):
         assert (
             record["size"] == "mnist" and record["shape"] == [28, 64, 28, 128] and record["refused"] is None
         )
-    assert {(record["what"], record["who"], record["targets"]["ratio"]["limit"]) for record in theirs} == {
-        ("forward", "nn.LSTM", 0.85 * 1.5),
-        ("training", "nn.LSTM", 0.85 * 2.2),
-        ("training", "cell", 0.85 * 8),
+    assert {
+        (record["what"], record["who"]): {name: t["limit"] for name, t in record["targets"].items()}
+        for record in table["records"]
+    } == {
+        ("forward", "ours"): {"error": WANTED},
+        ("training", "ours"): {"times_floor": 1.5},
+        ("forward", "nn.LSTM"): {"ratio": 0.97},
+        ("training", "nn.LSTM"): {"ratio": 0.97},
+        ("training", "cell"): {},
     }
+    assert table["means"] == [], "only one of the sizes ran"
     assert {record["what"] for record in ours if record["milliseconds"] > 0} == STEPS.keys()
     for record in theirs:
         seen = record["ratio"]
@@ -216,7 +225,7 @@ def test_a_fresh_process_has_its_environment_and_prints_to_standard_error(capfd)
 
 
 @pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ engine here")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("lengths", [False, True], ids=["whole", "lengths"])
 @pytest.mark.parametrize("case", TIMED, ids=lambda case: case.name)
 def test_ours_is_right_in_every_size(case, lengths, dtype):
@@ -328,9 +337,9 @@ def test_a_peak_is_what_is_in_use_at_once(at_once, monkeypatch):
 def test_a_published_table_shows_what_is_asked():
     records = speed()
     heading, line, cells = KINDS["speed"].markdown(records).splitlines()
-    assert heading.count("|") == line.count("|") == cells.count("|") == 15
-    assert heading.count("target") == 4 and cells.count("≥") == 3 and cells.count("≤") == 1
-    assert cells.count(" met ") + cells.count("missed by") == 4
+    assert heading.count("|") == line.count("|") == cells.count("|") == 16
+    assert heading.count("target") == 5 and cells.count("≥") == 2 and cells.count("≤") == 1
+    assert cells.count(" met ") + cells.count("missed by") == 3
     records[0].targets["error"] = Target(2.5, 2.0, at_most=True)
     assert "| 2.50 | ≤ 2.00 missed by 1.25× |" in KINDS["speed"].markdown(records).replace(
         f"| {records[0].error:.2f} |", "| 2.50 |"
@@ -341,13 +350,15 @@ def test_a_page_shows_the_main_table_with_its_targets(tmp_path):
     page, name = tmp_path / "page.md", "bench speed float32 1"
     page.write_text(f"before\n<!-- {name} -->\nold\n<!-- end of {name} -->\nafter\n")
     records = speed()
-    result = Result("speed", SETTING, Limits({"torch.mm": 1e9}, 1e9), records)
+    averages = means(records, 1)
+    result = Result("speed", SETTING, Limits({"torch.mm": 1e9}, 1e9), records, averages)
     said = publish(tmp_path / "found.json", describe(), [result], ["--threads", "1"], {page: "pictures"})
     assert said == [f"page.md shows {name}"]
     title, table, made = page.read_text().split("\n\n")
     assert title.startswith(f"before\n<!-- {name} -->\nSpeed: float32") and "torch.mm 1;" in made
     assert made.endswith(f".\n<!-- end of {name} -->\nafter\n")
-    assert table == KINDS["speed"].markdown(records) and table.count("≥") == 3
+    assert table == KINDS["speed"].markdown([*records, *averages]) and table.count("≥") == 2
+    assert table.splitlines()[-1].startswith(f"| {MEAN} |  |")
 
 
 def test_growth_is_against_the_first_value():
@@ -384,14 +395,160 @@ def test_a_record_has_medians_of_its_times_and_of_the_ratios_of_rounds(monkeypat
         )
 
 
-def test_targets():
-    def of(threads, dtype=torch.float32, layers=1):
-        return list(targets("mnist", Setting(dtype, threads, "cpp", layers)).values())
+def record(what, who, size="mnist", median=None, times_floor=None):
+    found = median and Ratio(median, median / 2, median * 2)
+    return Record(size, (1, 1, 1, 1), "float32", what, who, ratio=found, times_floor=times_floor)
 
-    assert of(2) == [1.5, 2.2, 8]
-    assert of(1) == pytest.approx([0.85 * 1.5, 0.85 * 2.2, 0.85 * 8])
-    assert of(2, torch.bfloat16) == [1.3, 1.3]
-    assert of(2, layers=4) == [1.5, 2.2]
+
+def limits_of(records, setting=SETTING, single=()):
+    hold(records, setting, single)
+    return [{name: target.limit for name, target in r.targets.items()} for r in records]
+
+
+@pytest.mark.parametrize(
+    ("what", "limits"),
+    [
+        ("training", [1.5, 1.25, 1.15, 1.25, 2.2, 1.5, 1.15, 1.3]),
+        ("forward", [None] * 7 + [1.25]),
+    ],
+)
+def test_a_time_is_held_to_its_multiple_of_the_floor(what, limits):
+    def of(setting):
+        return limits_of([record(what, "ours", size, times_floor=1.2) for size in (*SIZES, MEAN)], setting)
+
+    expected = [{} if limit is None else {"times_floor": limit} for limit in limits]
+    assert of(SETTING) == of(replace(SETTING, threads=2)) == expected
+    assert not any(of(replace(SETTING, dtype=torch.bfloat16)) + of(replace(SETTING, layers=4)))
+    (mean,) = [record(what, "ours", MEAN, times_floor=1.26)]
+    hold([mean], SETTING)
+    assert (mean.targets["times_floor"].share < 1) == (what == "forward")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nobody_may_be_ahead_by_more_than_the_noise(threads, dtype):
+    names = ["nn.LSTM", "torch.nn", "oneDNN", "ONNX Runtime", "cell", "JAX lax.scan"]
+    records = [record(what, name, median=0.98) for what in STEPS for name in names]
+    held = limits_of(records, Setting(dtype, threads, "cpp"))
+    assert held == 2 * [*[{"ratio": 0.97}] * 4, {}, {}]
+    assert records[0].targets["ratio"].share >= 1
+    assert limits_of([record("forward", "nn.LSTM", MEAN, median=1.0)]) == [{}]
+
+
+def test_a_deep_stack_is_held_to_the_ratio_of_one_layer():
+    single = [record("forward", "nn.LSTM", median=1.2), record("training", "nn.LSTM", "mid", median=1.5)]
+    deep = [record(what, "nn.LSTM", median=1.1) for what in STEPS]
+    assert limits_of(deep, replace(SETTING, layers=4), single) == [{"ratio": 1.2}, {"ratio": 0.97}]
+
+
+def test_means_are_geometric_and_over_all_sizes_or_none():
+    records = [
+        *(record("training", "ours", "a", 1.0, 1.0), record("training", "nn.LSTM", "a", 2.0)),
+        *(record("training", "ours", "b", 1.0, 4.0), record("training", "nn.LSTM", "b", 8.0)),
+        *(record("forward", "nn.LSTM", "a", 2.0), record("forward", "nn.LSTM", "b")),
+    ]
+    assert means(records, 3) == []
+    ours, theirs = means(records, 2)
+    assert (ours.size, ours.what, ours.who, ours.times_floor, ours.ratio) == (
+        MEAN,
+        "training",
+        "ours",
+        2.0,
+        None,
+    )
+    assert (theirs.who, theirs.ratio, theirs.times_floor) == ("nn.LSTM", Ratio(4.0, 2.0, 8.0), None)
+    rows = KINDS["speed"].markdown([*records, ours, theirs]).splitlines()
+    assert "| 2.00 |" in rows[-1] and "4.00 (2.00–8.00)" in rows[-1]
+
+
+def test_a_run_of_one_layer_and_of_four_compares_them_and_shows_means(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "bench.__main__.CASES", dict.fromkeys(("speed", "deep"), (replace(TINY, name="mnist"),))
+    )
+    path = tmp_path / "found.json"
+    bench_main(
+        ["--quick", "--speed", "--deep", "--threads", "1", "--engine", "reference", "--json", str(path)]
+    )
+    main, deep = json.loads(path.read_text())["tables"]
+    (single,) = (
+        r["ratio"]["median"] for r in main["records"] if (r["what"], r["who"]) == ("training", "nn.LSTM")
+    )
+    held = [
+        r["targets"]["ratio"] for r in deep["records"] if (r["what"], r["who"]) == ("training", "nn.LSTM")
+    ]
+    assert [target["limit"] for target in held] == [single]
+    limits = {r["what"]: r["targets"]["times_floor"]["limit"] for r in main["means"] if r["who"] == "ours"}
+    assert limits == {"forward": 1.25, "training": 1.3}
+    assert capsys.readouterr().out.count(f"| {MEAN} ") == 2
+
+
+@pytest.mark.parametrize("case", CASES["small"], ids=lambda case: f"{case.name}-{case.B}-{case.H}")
+def test_small_calls_are_raced_with_those_of_torch(case):
+    records = measure_small(case, SETTING, QUICK)
+    hold(records, SETTING)
+    assert case.T == 1 and refused(records) == {} and timed(records) == {"ours", "torch.nn"}
+    assert all(record.error < 50 for record in records)
+    assert [[*record.targets] for record in records] == [["error"], [], ["ratio"], ["ratio"]]
+    _, _, cells = KINDS["small"].markdown(records).splitlines()
+    assert f"| {1e3 * records[0].milliseconds:.3g}"[:5] in cells and cells.count("≥ 0.97") == 2
+
+
+def test_small_calls_through_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.__main__.CASES", {"small": CASES["small"][3:5]})
+    page, name = tmp_path / "page.md", "bench small float64 1"
+    page.write_text(f"<!-- {name} -->\n<!-- end of {name} -->\n")
+    monkeypatch.setattr("bench.__main__.PAGES", {page: "pictures"})
+    options = ["--quick", "--small", "--dtype", "float64", "--threads", "1", "--publish"]
+    assert bench_main([*options, "--json", str(tmp_path / "found.json")]) == 0
+    assert (
+        "| LSTM | (1, 8, 128, 128) |" in page.read_text()
+        and "| LSTMCell | (1, 1, 64, 64) |" in page.read_text()
+    )
+    assert "forward µs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("who", ["ours", "torch.nn"])
+def test_a_wrong_cell_is_refused(who, monkeypatch):
+    def spoiled(problem):
+        module = wrong.make(problem)
+        module.cell.register_forward_hook(lambda _module, _arguments, result: (result[0], result[1] + 1e-3))
+        return module
+
+    (wrong,) = (cell for cell in cells.CELLS if cell.name == who)
+    raced = [replace(cell, make=spoiled) if cell is wrong else cell for cell in cells.CELLS]
+    monkeypatch.setattr(kinds, "CELLS", raced)
+    assert "wrong result" in refused(measure_small(CASES["small"][-1], SETTING, QUICK))[who]
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpp"])
+def test_errors_in_float64_are_counted_in_those_of_float32_scaled(engine):
+    if engine == "cpp" and cpp.unavailable() is not None:
+        pytest.skip("no C++ engine here")
+    setting = Setting(torch.float64, 1, engine)
+    assert OURS.check(TINY, setting) <= WANTED
+
+    def rounded(problem):
+        module = OURS.make(problem)
+        module.register_forward_hook(
+            lambda _module, _arguments, result: (result[0].float().double(), result[1])
+        )
+        return module
+
+    records = speed([replace(OURS, make=rounded), *BASICS[1:]], setting)
+    assert "wrong result" in refused(records)["ours"] and "nn.LSTM" not in refused(records)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_machine_is_measured_in_the_dtype(dtype, monkeypatch):
+    asked = []
+    real = host_limits.compiled
+    monkeypatch.setattr(host_limits, "compiled", lambda *a: asked.append(a) or real(*a))
+    try:
+        rates = probe(dtype, 1, 0.01)
+    except OSError:
+        pytest.skip("no C++ compiler here")
+    assert f"-DFLOAT={'double' if dtype == torch.float64 else 'float'}" in asked[0]
+    assert len(rates) == len(RATES) and min(rates) > 1e6
 
 
 def test_floor():
