@@ -36,9 +36,11 @@ def measure_speed(
 
 
 def judged(records: list[Record]) -> list[Record]:
-    """The records, with a target for our error."""
+    """The records, with a target for our error; float64 has none, where the truth itself is rounded as much."""
     for record in records:
-        if record.who == OURS.name and record.what == "forward" and record.error is not None:
+        if record.dtype == "float64" or (record.who, record.what) != (OURS.name, "forward"):
+            continue
+        if record.error is not None:
             record.targets["error"] = Target(record.error, WANTED, at_most=True)
     return records
 

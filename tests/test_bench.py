@@ -32,7 +32,7 @@ from bench.problem import STEPS, Problem, make_problem
 from bench.race import Pace, Ratio, Record, Target, measure, race, ratio
 from bench.report.publish import publish
 from bench.report.result import Result
-from bench.report.tables import KINDS
+from bench.report.tables import KINDS, digits
 from lstm_fused.backends import cpp
 from tests.cases import TIMED, Case, shortened
 
@@ -230,7 +230,8 @@ def test_a_fresh_process_has_its_environment_and_prints_to_standard_error(capfd)
 @pytest.mark.parametrize("case", TIMED, ids=lambda case: case.name)
 def test_ours_is_right_in_every_size(case, lengths, dtype):
     few = shortened(uneven(case) if lengths else case, 5)
-    assert OURS.check(few, Setting(dtype, 1, "cpp")) <= WANTED
+    # In float64 there is nothing wider to compare with: the error is that of ours and of the reference together.
+    assert OURS.check(few, Setting(dtype, 1, "cpp")) <= (3 * WANTED if dtype == torch.float64 else WANTED)
 
 
 UNEVEN = uneven(Case("tiny", T=7, B=5, I=4, H=5))
@@ -358,7 +359,7 @@ def test_a_page_shows_the_main_table_with_its_targets(tmp_path):
     assert title.startswith(f"before\n<!-- {name} -->\nSpeed: float32") and "torch.mm 1;" in made
     assert made.endswith(f".\n<!-- end of {name} -->\nafter\n")
     assert table == KINDS["speed"].markdown([*records, *averages]) and table.count("≥") == 2
-    assert table.splitlines()[-1].startswith(f"| {MEAN} |  |")
+    assert table.splitlines()[-1].startswith(f"| {MEAN} | geometric |")
 
 
 def test_growth_is_against_the_first_value():
@@ -456,7 +457,8 @@ def test_means_are_geometric_and_over_all_sizes_or_none():
         2.0,
         None,
     )
-    assert (theirs.who, theirs.ratio, theirs.times_floor) == ("nn.LSTM", Ratio(4.0, 2.0, 8.0), None)
+    assert (theirs.who, theirs.times_floor) == ("nn.LSTM", None)
+    assert (theirs.ratio.median, theirs.ratio.low, theirs.ratio.high) == pytest.approx((4, 2, 8))
     rows = KINDS["speed"].markdown([*records, ours, theirs]).splitlines()
     assert "| 2.00 |" in rows[-1] and "4.00 (2.00–8.00)" in rows[-1]
 
@@ -490,7 +492,7 @@ def test_small_calls_are_raced_with_those_of_torch(case):
     assert all(record.error < 50 for record in records)
     assert [[*record.targets] for record in records] == [["error"], [], ["ratio"], ["ratio"]]
     _, _, cells = KINDS["small"].markdown(records).splitlines()
-    assert f"| {1e3 * records[0].milliseconds:.3g}"[:5] in cells and cells.count("≥ 0.97") == 2
+    assert f"| {digits(1e3 * records[0].milliseconds)} |" in cells and cells.count("≥ 0.97") == 2
 
 
 def test_small_calls_through_the_command_line(tmp_path, monkeypatch, capsys):
@@ -525,7 +527,7 @@ def test_errors_in_float64_are_counted_in_those_of_float32_scaled(engine):
     if engine == "cpp" and cpp.unavailable() is not None:
         pytest.skip("no C++ engine here")
     setting = Setting(torch.float64, 1, engine)
-    assert OURS.check(TINY, setting) <= WANTED
+    assert OURS.check(TINY, setting) <= 3 * WANTED
 
     def rounded(problem):
         module = OURS.make(problem)

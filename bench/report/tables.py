@@ -140,8 +140,8 @@ def peak(record: Record) -> str:
     return digits(record.peak)
 
 
-SHAPE = Column("(T, B, I, H)", lambda record: str(record.shape or ""), 20)
-SIZE = (Column("size", lambda record: record.size, 14), SHAPE)
+SHAPE = Column("(T, B, I, H)", lambda record: str(record.shape or "geometric"), 20)
+SIZE = (Column("size", lambda record: record.size, 6), SHAPE)
 ERROR = Column("error ÷ reference's error", lambda record: digits(record.error))
 SPEED = Kind(
     lambda record: record.size,
@@ -155,7 +155,10 @@ SPEED = Kind(
 )
 SMALL = Kind(
     lambda record: (record.size, record.shape),
-    (*SIZE, ERROR, target("error", "forward"), *small("forward"), *small("training")),
+    (
+        *(Column("module", lambda record: record.size, 8), SHAPE, ERROR, target("error", "forward")),
+        *(*small("forward"), *small("training")),
+    ),
 )
 MEMORY = Kind(
     lambda record: record.size,
