@@ -36,7 +36,7 @@ def measure_speed(
 
 
 def judged(records: list[Record]) -> list[Record]:
-    """The records, with a target for our error; float64 has none, where the truth itself is rounded as much."""
+    """The records, with a target for our error; not in float64, where the truth is rounded as much."""
     for record in records:
         if record.dtype == "float64" or (record.who, record.what) != (OURS.name, "forward"):
             continue

@@ -40,6 +40,8 @@ ROOT = Path(__file__).parent.parent
 TINY = Case("tiny", T=3, B=2, I=4, H=5)
 SETTING = Setting(torch.float32, threads=1, engine="reference")
 QUICK = Pace(rounds=2, seconds=0.0)
+# The reference's own error counts there too: torch.mm sums 4096 products with 33 half ulps, 4 in float32.
+IN_FLOAT64 = 10.0
 
 
 def speed(modules=BASICS, setting=SETTING):
@@ -230,8 +232,7 @@ def test_a_fresh_process_has_its_environment_and_prints_to_standard_error(capfd)
 @pytest.mark.parametrize("case", TIMED, ids=lambda case: case.name)
 def test_ours_is_right_in_every_size(case, lengths, dtype):
     few = shortened(uneven(case) if lengths else case, 5)
-    # In float64 there is nothing wider to compare with: the error is that of ours and of the reference together.
-    assert OURS.check(few, Setting(dtype, 1, "cpp")) <= (3 * WANTED if dtype == torch.float64 else WANTED)
+    assert OURS.check(few, Setting(dtype, 1, "cpp")) <= (IN_FLOAT64 if dtype == torch.float64 else WANTED)
 
 
 UNEVEN = uneven(Case("tiny", T=7, B=5, I=4, H=5))
@@ -527,7 +528,7 @@ def test_errors_in_float64_are_counted_in_those_of_float32_scaled(engine):
     if engine == "cpp" and cpp.unavailable() is not None:
         pytest.skip("no C++ engine here")
     setting = Setting(torch.float64, 1, engine)
-    assert OURS.check(TINY, setting) <= 3 * WANTED
+    assert OURS.check(TINY, setting) <= IN_FLOAT64
 
     def rounded(problem):
         module = OURS.make(problem)
