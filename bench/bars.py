@@ -51,10 +51,10 @@ def means(records: Sequence[Record], sizes: int) -> list[Record]:
         mine = [record for record in records if (record.what, record.who) == (what, who)]
         mean = Record(MEAN, (), mine[0].dtype, what, who)
         floors = [record.times_floor for record in mine if record.times_floor is not None]
-        if len(floors) == sizes:
+        if len(floors) == sizes > 0:
             mean.times_floor = geometric_mean(floors)
         ratios = [(r.ratio.median, r.ratio.low, r.ratio.high) for r in mine if r.ratio and who != "ours"]
-        if len(ratios) == sizes:
+        if len(ratios) == sizes > 0:
             mean.ratio = Ratio(*map(geometric_mean, zip(*ratios, strict=True)))
         if mean.ratio or mean.times_floor:
             found.append(mean)

@@ -363,6 +363,13 @@ def test_a_page_shows_the_main_table_with_its_targets(tmp_path):
     assert table.splitlines()[-1].startswith(f"| {MEAN} | geometric |")
 
 
+def test_growth_through_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(kinds, "SWEEPS", {"T": (1, 2)})
+    options = ["--quick", "--growth", "--threads", "1", "--dtype", "float64"]
+    assert bench_main([*options, "--json", str(tmp_path / "found.json")]) == 0
+    assert "| T = 2 " in capsys.readouterr().out
+
+
 def test_growth_is_against_the_first_value():
     first, second = measure_growth("T", (1, 3), SETTING, QUICK)
     ours = second[0]
@@ -449,7 +456,7 @@ def test_means_are_geometric_and_over_all_sizes_or_none():
         *(record("training", "ours", "b", 1.0, 4.0), record("training", "nn.LSTM", "b", 8.0)),
         *(record("forward", "nn.LSTM", "a", 2.0), record("forward", "nn.LSTM", "b")),
     ]
-    assert means(records, 3) == []
+    assert means(records, 3) == means(records, 0) == []
     ours, theirs = means(records, 2)
     assert (ours.size, ours.what, ours.who, ours.times_floor, ours.ratio) == (
         MEAN,
