@@ -39,7 +39,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--growth", action="store_true", help="time against T, B and H")
     add("--rivals", action="store_true", help="everyone else too: loops in PyTorch, other libraries")
     add("--lengths", action="store_true", help="what sequences of unequal length cost")
-    add("--sizes", nargs="+", choices=SIZES, metavar="SIZE", help=f"of {', '.join(SIZES)}")
+    add(
+        "--sizes",
+        nargs="+",
+        choices=SIZES,
+        metavar="SIZE",
+        help=f"of {', '.join(SIZES)}; not in --small, --growth",
+    )
     add("--threads", nargs="+", type=int, default=[2], help="one table for each (default: 2)")
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="one table for each")
     add("--engine", default="cpp", help="the engine that is raced (default: cpp)")
