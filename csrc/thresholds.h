@@ -86,7 +86,7 @@ constexpr int64_t bf16x3_max_extra(int64_t y, bool save) { return save ? 2 * y :
 // ---- The products after the recurrence, dx, dW_ih and dW_hh
 
 // KC [rows]: steps × B whose da, x and h_{t-1} are packed at once and multiplied before the next, a multiple
-// of an AMX tile's depth.
+// of an AMX tile's depth. 256 to 1024 are within 10 % of each other (a8fd710).
 constexpr int64_t products_kc = 512;
 // [rows] Distance of the prefetching of da while it is packed. By trial.
 constexpr int64_t product_prefetch_distance = 8;
