@@ -28,16 +28,22 @@ MEANINGS = {
 
 def check_tensor(argument: str, tensor: object, shape: tuple[int, ...], meaning: str, like: Tensor) -> None:
     """Check that ``tensor`` has this shape, the input's device and, except under autocast, its dtype."""
-    if not isinstance(tensor, Tensor):
-        raise bad_type(argument, f"a tensor of shape {shape} = {meaning}", type(tensor).__name__)
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        raise not_dense(argument, tensor)
-    if tensor.shape != shape:
-        raise bad(argument, f"shape {shape} = {meaning}", tuple(tensor.shape))
+    tensor = dense(argument, tensor, shape, f" = {meaning}")
     if tensor.dtype != like.dtype and computed_in(tensor) != computed_in(like):
         raise bad(argument, f"{like.dtype} like the input", tensor.dtype)
     if tensor.device != like.device:
         raise bad(argument, f"device {like.device} like the input", tensor.device)
+
+
+def dense(argument: str, tensor: object, shape: tuple[int, ...], meaning: str = "") -> Tensor:
+    """Return ``tensor`` if it is a dense tensor of this shape; error messages have ``meaning`` after it."""
+    if not isinstance(tensor, Tensor):
+        raise bad_type(argument, f"a tensor of shape {shape}{meaning}", type(tensor).__name__)
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise not_dense(argument, tensor)
+    if tensor.shape != shape:
+        raise bad(argument, f"shape {shape}{meaning}", tuple(tensor.shape))
+    return tensor
 
 
 def not_dense(argument: str, tensor: Tensor) -> Exception:
@@ -208,12 +214,7 @@ def check_parameter(name: str, parameter: object, shape: tuple[int, ...], input:
         shape: its shape.
         input: tensor whose dtype and device it must have.
     """
-    if not isinstance(parameter, Tensor):
-        raise bad_type(name, f"a tensor of shape {shape}", type(parameter).__name__)
-    if parameter.layout is not torch.strided or parameter.is_nested:
-        raise not_dense(name, parameter)
-    if parameter.shape != shape:
-        raise bad(name, f"shape {shape}", tuple(parameter.shape))
+    parameter = dense(name, parameter, shape)
     if parameter.dtype != input.dtype and computed_in(parameter) != computed_in(input):
         raise bad("input", f"{parameter.dtype} like the parameter {name}", input.dtype)
     if parameter.device != input.device:

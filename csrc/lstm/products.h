@@ -1,8 +1,9 @@
 // The products after the backward recurrence: dx = dxw W_ih, dW_ih = dxwᵀ x and dW_hh = dhwᵀ h_{t-1}.
 //
 // All three run over blocks of KC rows, valid steps of the batch. In the weight gradients the rows are the
-// depth of the GEMM: x and h_{t-1} are packed as panels that all threads share, and each thread transposes
-// its channels of da into operand rows. In dx the rows are the rows of the GEMM, and W_ih is packed once.
+// depth of the GEMM: all threads share packed panels of x and h_{t-1}, and each packs its channels of da, as
+// k-major panels or, for AMX, transposed into operand rows. In dx the rows are the rows of the GEMM, and W_ih
+// is packed once.
 #pragma once
 
 #include "gemm/macrokernel.h"
