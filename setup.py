@@ -28,6 +28,7 @@ FLAGS = [
     "-Wall",
     "-Wextra",
     "-Wno-psabi",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",  # the library loads in torch 2.11 and newer
 ]
 # Compiled with OpenMP but not linked to its runtime: the one that torch has loaded is the only one.
 if sys.platform == "linux" and os.environ.get("LSTM_FUSED_OPENMP") != "0":
@@ -66,7 +67,7 @@ engine = Extension(
     depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")),
     include_dirs=[str(ROOT / "csrc")],
     library_dirs=cpp_extension.library_paths(),
-    libraries=["c10", "torch_cpu"],
+    libraries=["torch_cpu"],
     extra_compile_args=FLAGS + HEADERS,
     language="c++",
 )
