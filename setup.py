@@ -6,17 +6,39 @@ LSTM_FUSED_OPENMP=0 builds it with threads of its own instead of OpenMP's, as ev
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    raise SystemExit(
+        f"lstm_fused needs setuptools 77 or newer to be built, and this is {setuptools.__version__}. "
+        "Leave out --no-build-isolation, or first: pip install --upgrade setuptools"
+    )
+
+
+def add_the_environment():
+    """Make torch importable in pip's and uv's isolated builds, which hide the environment they install into."""
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    if environment := os.environ.get("VIRTUAL_ENV"):
+        paths = {"base": environment, "platbase": environment}
+        folders += [sysconfig.get_path(name, vars=paths) for name in ("purelib", "platlib")]
+    # Behind everything else: the isolated build's setuptools stays the one in use.
+    sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+
+
+add_the_environment()
 try:
     from torch.utils import cpp_extension
 except ImportError as error:
     raise SystemExit(
-        "lstm_fused is built against the installed torch, and torch cannot be imported here "
-        f"({error}). Install torch first, then lstm_fused with: pip install --no-build-isolation"
+        f"lstm_fused is compiled with torch's headers, and {sys.executable} finds no torch here ({error}). "
+        "If you have torch in another environment, activate that one; otherwise: pip install torch. "
+        "Then install lstm_fused again"
     ) from error
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent
 FLAGS = [
@@ -35,6 +57,13 @@ if sys.platform == "linux" and os.environ.get("LSTM_FUSED_OPENMP") != "0":
     FLAGS.append("-fopenmp")
 # As system headers, torch's own warnings stay out of ours.
 HEADERS = [part for path in cpp_extension.include_paths() for part in ("-isystem", path)]
+
+
+class Wheel(bdist_wheel):
+    """Tags the wheel for every Python: the engine uses PyTorch's stable ABI, and not Python's."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2] if self.distribution.ext_modules else "any"
 
 
 class Build(cpp_extension.BuildExtension):
@@ -76,5 +105,5 @@ setup(
     packages=[*find_packages(include=["lstm_fused", "lstm_fused.*"]), "lstm_fused.kernels"],
     package_dir={"lstm_fused.kernels": "kernels"},
     ext_modules=[engine],
-    cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=True)},
+    cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=True), "bdist_wheel": Wheel},
 )
