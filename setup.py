@@ -20,7 +20,7 @@ if int(setuptools.__version__.partition(".")[0]) < 77:
 
 
 def add_the_environment():
-    """Make torch importable in pip's and uv's isolated builds, which hide the environment they install into."""
+    """Make torch importable in an isolated build, which hides the environment to install into."""
     folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     if environment := os.environ.get("VIRTUAL_ENV"):
         paths = {"base": environment, "platbase": environment}
@@ -38,7 +38,7 @@ except ImportError as error:
         "If you have torch in another environment, activate that one; otherwise: pip install torch. "
         "Then install lstm_fused again"
     ) from error
-from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402 (old versions lack it)
 
 ROOT = Path(__file__).parent
 FLAGS = [

@@ -74,8 +74,7 @@ std::string written(Shape shape) {
 
 const char* name_of(DType dtype) {
   using torch::headeronly::ScalarType;
-  return torch::headeronly::toString(
-      stable::to<ScalarType>(stable::from(dtype)));
+  return torch::headeronly::toString(stable::to<ScalarType>(stable::from(dtype)));
 }
 
 DType Tensor::dtype() const {

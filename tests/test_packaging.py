@@ -80,14 +80,14 @@ def install(wheel, folder):
 
 
 def check_that_it_says_why_it_does_not_load(python, folder):
-    """Replace the installed library by one that no torch has the functions of, and by one of other sources."""
+    """Replace the installed library by one that no torch can load, and by one of other sources."""
     (library,) = python.parents[1].glob("lib/python*/site-packages/lstm_fused/_cpp.so")
     good = library.read_bytes()
     for old, new, reason in (
         (
             b"torch_from_blob\0",
             b"torch_from_glob\0",
-            "undefined symbol: torch_from_glob; if the file is damaged",
+            "undefined symbol: torch_from_glob",
         ),
         (
             b"Tensor h0, Tensor c0, Tensor? lengths",
