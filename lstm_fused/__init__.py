@@ -8,11 +8,25 @@ from lstm_fused.backends.table import engines
 from lstm_fused.errors import ArgumentError
 from lstm_fused.functional import lstm
 from lstm_fused.gates import Gates, inspect
+from lstm_fused.interop.replace import Report, replace, replacing, restore
 from lstm_fused.layers.cell import LSTMCell
 from lstm_fused.layers.classifier import SequenceClassifier
 from lstm_fused.layers.lstm import LSTM
 
-__all__ = ["LSTM", "ArgumentError", "Gates", "LSTMCell", "SequenceClassifier", "engines", "inspect", "lstm"]
+__all__ = [
+    "LSTM",
+    "ArgumentError",
+    "Gates",
+    "LSTMCell",
+    "Report",
+    "SequenceClassifier",
+    "engines",
+    "inspect",
+    "lstm",
+    "replace",
+    "replacing",
+    "restore",
+]
 __version__ = version("lstm_fused")
 
 

@@ -14,6 +14,7 @@ from lstm_fused.errors import bad, bad_type, shown
 from lstm_fused.layers import parameters
 from lstm_fused.layers.parameters import Parameters
 
+PEEPHOLE = Parameters._fields.index("peephole")
 LIMIT = 2**60  # sizes are smaller; PyTorch overflows above
 
 
@@ -165,6 +166,7 @@ class WithOptions(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
     ) -> None:
         """Load parameters. Missing peepholes become zero if the layer's weights are present."""
+        parameters.reshape_flat_peepholes(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
         assign = local_metadata.get("assign_to_params_buffers", False)
         rest[-1].extend(parameters.zero_absent_peepholes(self, state_dict, prefix, assign))  # error messages
@@ -190,15 +192,17 @@ class WithOptions(nn.Module):
                 ):
                     check_parameter(name, parameter, shape, input)
             own.append(parameter)
+        if own[PEEPHOLE] is not None:
+            own[PEEPHOLE] = parameters.flat(own[PEEPHOLE])
         return Parameters(*own)
 
     def extra_repr(self) -> str:
-        """The sizes, and the options that differ from their defaults, as torch.nn.LSTM shows them."""
+        """The sizes, peephole, and the options that differ from their defaults, as torch.nn.LSTM does."""
         items = []
         for name, option in self._options.items():
             value = getattr(self, name)
             if option.default is REQUIRED:
                 items.append(repr(value))
-            elif value != option.default:
+            elif value != option.default or name == "peephole":
                 items.append(f"{name}={value!r}")
         return ", ".join(items)
