@@ -11,6 +11,7 @@ from lstm_fused.autograd.autocast import NO_CONTEXT
 from lstm_fused.autograd.dispatch import differentiated
 from lstm_fused.autograd.function import LSTMFunction
 from lstm_fused.autograd.operators import below_autograd, forward_op
+from lstm_fused.backends.choice import notice
 from lstm_fused.backends.table import DEFAULT_OPERATORS, select
 from lstm_fused.checks import States, check_layer
 from lstm_fused.contract import PLAIN, SAVE, Inputs, Variant, flatten, mapped
@@ -98,6 +99,8 @@ def run_layer(
         dtype = autocast.computed_in(input)
     chosen = select(engine, device, dtype, variant)
     if engine is None:
+        if chosen == "reference" and not tracing.recorded():
+            notice(device, dtype, variant)
         chosen = DEFAULT_OPERATORS.get(chosen, chosen)
     bias = own.bias_ih if own.bias_hh is None else own.bias_hh
     if own.bias_ih is not None and own.bias_hh is not None:
