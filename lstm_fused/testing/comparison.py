@@ -19,9 +19,9 @@ from lstm_fused.testing.cases import (
     with_leaves,
 )
 
-# An error may be this many times the largest of three: the reference's own error in the same dtype, the change
-# that one ulp in every argument causes, and so many ulps of the largest element. The repository's tests bound
-# the mean over many draws by 2; this is a single draw.
+# An error may be this many times the largest of three: the error of the reference in this dtype, the change
+# that one ulp in every argument causes, and so many ulps of the largest element. The tests of the repository
+# bound the mean over many draws by 2; this is a single draw.
 FACTOR, ULPS = 4, 8
 
 
