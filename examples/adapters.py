@@ -28,7 +28,7 @@ class ForecastingLSTM(lstm_fused.LSTM):
         names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
         ours = cls(**{name: getattr(theirs, name) for name in names})
         ours.load_state_dict(theirs.state_dict(), strict=False)
-        return ours.to(theirs.weight_hh_l0).train(theirs.training)
+        return ours.to(theirs.get_parameter("weight_hh_l0")).train(theirs.training)
 
     def forward(
         self,
