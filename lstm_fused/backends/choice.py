@@ -1,5 +1,6 @@
 """Says which engine serves a call and why, and once if it is a slow one."""
 
+import os
 import warnings
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from lstm_fused.backends.table import named, select, short
 from lstm_fused.contract import Variant
 from lstm_fused.errors import SlowEngineWarning
 
+CHECKED = "each kernel if it is right on this card: python -m lstm_fused lists them"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -17,7 +20,7 @@ class Choice:
 
     Attributes:
         engine: its name, "cpp", "triton", "metal" or "reference".
-        detail: the instruction set of the C++ engine, or the kernel of the Triton engine; else "".
+        detail: the instruction set of the C++ engine; for the Triton engine, what its kernels depend on.
         refused: the reasons of the engines that are preferred on this device but cannot serve, by name.
         asked: whether the module's ``engine`` names it.
     """
@@ -49,9 +52,12 @@ def explain(name: str | None, device: torch.device, dtype: torch.dtype, variant:
             break
         if engine.devices is None or device.type in engine.devices:
             refused[engine.name] = "; ".join(engine.why_not(device, dtype, variant))
+    if chosen == "triton" and name is None and os.environ.get("LSTM_FUSED_GPU") == "off":
+        chosen, refused = "reference", {"triton": "is turned off by LSTM_FUSED_GPU"}
     if chosen == "reference" and not refused and name is None:
         refused = {"no other engine": f"runs on {device.type}"}
-    return Choice(chosen, cpp.isa() if chosen == "cpp" else "", refused, name is not None)
+    detail = {"cpp": cpp.isa, "triton": lambda: CHECKED}.get(chosen, str)()
+    return Choice(chosen, detail, refused, name is not None)
 
 
 _noticed: set[tuple[str, torch.dtype]] = set()
