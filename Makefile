@@ -9,6 +9,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check -q
 STAMP  := $(VENV)/installed
 ON_PATH := $(VENV)/on_path
 INTEROP := $(VENV)/interop
+CLIENTS := $(VENV)/clients
 EVERYONE := $(VENV)/everyone
 ARM    := $(VENV)/arm
 CSRC   := $(shell find csrc -type f)
@@ -16,9 +17,9 @@ CSRC   := $(shell find csrc -type f)
 # torch looks for ninja on the PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env train test fuzz test-interop test-arm bench bench-rivals bench-save bench-compare examples gpu-check \
-	bench-gpu gpu-tune linked gpu-compile gpu-compile-oldest gpu-offline sanitize test-own-threads lint format dist wheel test-versions \
-	clean
+.PHONY: help env train test fuzz test-interop test-clients test-arm bench bench-rivals bench-save \
+	bench-compare examples gpu-check bench-gpu gpu-tune linked gpu-compile gpu-compile-oldest gpu-offline \
+	sanitize test-own-threads lint format dist wheel test-versions clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +42,9 @@ fuzz: $(STAMP) ## search random options for faults; options: make fuzz ARGS="--m
 
 test-interop: $(INTEROP) ## compare with Keras and TensorFlow themselves; installs both, 1.3 GB
 	@$(PY) -m pytest tests/interop.py $(ARGS)
+
+test-clients: $(CLIENTS) ## run the layer inside Opacus, pytorch-forecasting and torchrl; installs them, 400 MB
+	@$(PY) -m pytest tests/clients.py $(ARGS)
 
 test-arm: build/arm/driver ## run the C++ engine's tests on NEON, in an emulator; installs a cross compiler and QEMU, 140 MB
 	@PYTHONPATH=tests/arm $(PY) -m pytest -p emulated -p no:cacheprovider tests/test_engines.py tests/test_cpp.py \
@@ -223,6 +227,11 @@ $(INTEROP): $(STAMP)
 	@echo "Installing Keras and TensorFlow ..."
 	@$(PIP) install -c constraints.txt keras tensorflow-cpu
 	@$(PIP) install -c constraints.txt --no-deps tf-keras
+	@touch $@
+
+$(CLIENTS): $(STAMP)
+	@echo "Installing Opacus, pytorch-forecasting and torchrl ..."
+	@$(PIP) install -c constraints.txt opacus pytorch-forecasting torchrl
 	@touch $@
 
 $(EVERYONE): $(STAMP)
