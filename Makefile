@@ -46,7 +46,7 @@ test-arm: build/arm/driver ## run the C++ engine's tests on NEON, in an emulator
 	@PYTHONPATH=tests/arm $(PY) -m pytest -p emulated -p no:cacheprovider tests/test_engines.py tests/test_cpp.py \
 	-k "cpp and not ($(HOST_ALONE))" $(ARGS)
 
-bench: $(STAMP) ## time it against nn.LSTM; options: make bench ARGS="--speed --deep --small --threads 1 2"
+bench: $(STAMP) ## time it against nn.LSTM; options: make bench ARGS="--sizes 400,16,80,320 --threads 1 2"
 	@$(PY) -m bench $(ARGS)
 
 bench-rivals: $(EVERYONE) ## time everyone else too; installs oneDNN, JAX and TensorFlow, 1 GB
