@@ -1,6 +1,7 @@
 """`LSTM`: the parameters, layers and directions of torch.nn.LSTM, with peepholes and lengths."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -129,16 +130,20 @@ class LSTM(WithOptions):
         self.reset_parameters()
 
     @classmethod
-    def from_torch(cls, lstm: nn.LSTM, *, peephole: bool = True, engine: str | None = None) -> Self:
+    def from_torch(
+        cls, lstm: nn.LSTM | Mapping[str, Tensor], *, peephole: bool = True, engine: str | None = None
+    ) -> Self:
         """Copy a torch.nn.LSTM; outputs stay the same, because peepholes start at zero.
 
         Args:
-            lstm: the module to copy, with its parameters, options, device and mode.
+            lstm: the module to copy, with its parameters, options, device and mode; or its state dict, which
+                tells neither batch_first nor dropout: set them on the result.
             peephole: whether to add peepholes.
             engine: as for `LSTM`.
 
         Raises:
-            ArgumentError: this is not a torch.nn.LSTM, or it is parametrized, pruned or of mixed dtypes.
+            ArgumentError: this is neither a torch.nn.LSTM nor its state dict, or it is parametrized, pruned
+                or of mixed dtypes.
         """
         return nn_lstm.copy_of(cls, lstm, peephole, engine)
 
