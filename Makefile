@@ -9,6 +9,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check -q
 STAMP  := $(VENV)/installed
 ON_PATH := $(VENV)/on_path
 INTEROP := $(VENV)/interop
+PAGES  := $(VENV)/pages
 EVERYONE := $(VENV)/everyone
 ARM    := $(VENV)/arm
 CSRC   := $(shell find csrc -type f)
@@ -17,7 +18,7 @@ CSRC   := $(shell find csrc -type f)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help env train test fuzz test-interop test-arm bench bench-rivals bench-save bench-compare examples gpu-check \
-	bench-gpu gpu-tune linked gpu-compile gpu-compile-oldest gpu-offline sanitize test-own-threads lint format dist \
+	bench-gpu gpu-tune linked gpu-compile gpu-compile-oldest gpu-offline sanitize test-own-threads lint format docs notebook dist \
 	clean
 
 help: ## show this list
@@ -177,6 +178,13 @@ format: $(STAMP) ## put everything in the project's style
 	ruff format .
 	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp)
 
+docs: $(PAGES) ## build the pages and the API reference, in build/docs; installs Sphinx, 70 MB
+	@$(PY) -m sphinx -W --keep-going -q -c docs -b html . build/docs $(ARGS)
+	@echo "Wrote build/docs/docs/index.html"
+
+notebook: $(STAMP) ## run examples/peephole_lstm.ipynb and store its outputs
+	@$(PY) examples/run_notebook.py --write
+
 dist: $(STAMP) ## build the wheel and the sdist, in dist/
 	@$(PY) -m build --no-isolation
 
@@ -204,6 +212,11 @@ $(INTEROP): $(STAMP)
 	@echo "Installing Keras and TensorFlow ..."
 	@$(PIP) install -c constraints.txt keras tensorflow-cpu
 	@$(PIP) install -c constraints.txt --no-deps tf-keras
+	@touch $@
+
+$(PAGES): $(STAMP)
+	@echo "Installing Sphinx ..."
+	@$(PIP) install -c constraints.txt sphinx furo myst-parser
 	@touch $@
 
 $(EVERYONE): $(STAMP)
