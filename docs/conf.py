@@ -6,7 +6,14 @@ project = "lstm_fused"
 author = "The lstm_fused authors"
 release = __version__
 root_doc = "docs/index"
-include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "docs/gpu/*.md", "examples/*.md"]
+include_patterns = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/*.md",
+    "docs/gpu/*.md",
+    "examples/*.md",
+]
 exclude_patterns = ["docs/README.md"]  # the list of pages on GitHub
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 html_theme = "furo"

@@ -15,7 +15,8 @@ from lstm_fused import LSTM
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 RECIPES = ROOT / "docs" / "recipes.md"
-WHOLE = ("README.md", "docs/streaming.md", "docs/variants.md")
+FROM = ("docs/from_nn_lstm.md", "docs/from_keras.md", "docs/from_tensorflow.md", "docs/from_onnx.md")
+WHOLE = ("README.md", "docs/streaming.md", "docs/variants.md", "docs/engines.md", *FROM)
 
 
 def sections(page):
