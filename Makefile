@@ -178,7 +178,8 @@ format: $(STAMP) ## put everything in the project's style
 	ruff format .
 	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp)
 
-docs: $(PAGES) ## build the pages and the API reference, in build/docs; installs Sphinx, 70 MB
+docs: $(PAGES) ## run the docstrings' examples, and build the pages and the API reference in build/docs; installs Sphinx, 70 MB
+	@$(PY) -m pytest -q tests/test_docstrings.py
 	@$(PY) -m sphinx -W --keep-going -q -c docs -b html . build/docs $(ARGS)
 	@echo "Wrote build/docs/docs/index.html"
 

@@ -65,6 +65,12 @@ def inspect(module: nn.Module, /, *args: Any, **kwargs: Any) -> dict[str, Gates]
         ArgumentError: the module neither is nor holds an `lstm_fused.LSTM`, or an LSTM would draw dropout or
             zoneout or is given a PackedSequence, or an argument has the wrong rank, size, dtype, device or
             value.
+
+    Examples:
+        >>> model = lstm_fused.SequenceClassifier(28, hidden_size=64, num_layers=1, num_classes=10)
+        >>> gates = inspect(model, torch.randn(3, 50, 28))["lstm.l0"]
+        >>> gates.f.shape, gates.sequence(2, batch_first=True).c.shape
+        (torch.Size([3, 50, 64]), torch.Size([50, 64]))
     """
     layers = {}
     if isinstance(module, nn.Module):

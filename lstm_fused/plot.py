@@ -57,6 +57,11 @@ def draw_gates(
     Raises:
         ArgumentError: the gates are not those of one sequence, the input has another T, or the order is not
             one of the cells.
+
+    Examples:
+        >>> x = torch.randn(50, 28)
+        >>> gates = lstm_fused.inspect(lstm_fused.LSTM(28, 64), x)["l0"]
+        >>> draw_gates(gates, input=x, title="fifty steps").savefig("gates.png")
     """
     check_one_sequence(gates)
     T, H = gates.c.shape
@@ -192,6 +197,12 @@ def similarity_order(*sequences: Gates) -> Tensor:
 
     Raises:
         ArgumentError: there are none, or they are not those of one sequence, or their sizes differ.
+
+    Examples:
+        >>> lstm = lstm_fused.LSTM(28, 64)
+        >>> first, second = (lstm_fused.inspect(lstm, torch.randn(T, 28))["l0"] for T in (50, 60))
+        >>> order = similarity_order(first, second)
+        >>> figures = [draw_gates(gates, order=order) for gates in (first, second)]
     """
     for gates in sequences:
         check_one_sequence(gates)
