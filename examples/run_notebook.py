@@ -65,6 +65,7 @@ def run_cell(source: str, number: int, names: dict[str, Any]) -> list[dict[str, 
         if isinstance(last, ast.Expr):
             value = eval(compile(ast.Expression(last.value), place, "eval"), names)
     outputs: list[dict[str, Any]] = []
+    data: dict[str, Any]
     if text := printed.getvalue():
         outputs.append({"name": "stdout", "output_type": "stream", "text": text.splitlines(keepends=True)})
     figures = [pyplot.figure(shown) for shown in pyplot.get_fignums()]
