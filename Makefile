@@ -10,6 +10,7 @@ STAMP  := $(VENV)/installed
 ON_PATH := $(VENV)/on_path
 INTEROP := $(VENV)/interop
 CLIENTS := $(VENV)/clients
+PAGES  := $(VENV)/pages
 EVERYONE := $(VENV)/everyone
 ARM    := $(VENV)/arm
 CSRC   := $(shell find csrc -type f)
@@ -19,7 +20,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help env train test fuzz test-interop test-clients test-arm bench bench-rivals bench-save \
 	bench-compare examples gpu-check bench-gpu gpu-tune linked gpu-compile gpu-compile-oldest gpu-offline \
-	sanitize test-own-threads lint format dist wheel test-versions clean
+	sanitize test-own-threads lint format docs notebook dist wheel test-versions clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -50,7 +51,7 @@ test-arm: build/arm/driver ## run the C++ engine's tests on NEON, in an emulator
 	@PYTHONPATH=tests/arm $(PY) -m pytest -p emulated -p no:cacheprovider tests/test_engines.py tests/test_cpp.py \
 	-k "cpp and not ($(HOST_ALONE))" $(ARGS)
 
-bench: $(STAMP) ## time it against nn.LSTM; options: make bench ARGS="--speed --deep --small --threads 1 2"
+bench: $(STAMP) ## time it against nn.LSTM; options: make bench ARGS="--sizes 400,16,80,320 --threads 1 2"
 	@$(PY) -m bench $(ARGS)
 
 bench-rivals: $(EVERYONE) ## time everyone else too; installs oneDNN, JAX and TensorFlow, 1 GB
@@ -179,6 +180,14 @@ format: $(STAMP) ## put everything in the project's style
 	ruff format .
 	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp)
 
+docs: $(PAGES) ## run the docstrings' examples, and build the pages and the API reference in build/docs; installs Sphinx, 70 MB
+	@$(PY) -m pytest -q tests/test_docstrings.py
+	@$(PY) -m sphinx -W --keep-going -q -c docs -b html . build/docs $(ARGS)
+	@echo "Wrote build/docs/docs/index.html"
+
+notebook: $(STAMP) ## run examples/peephole_lstm.ipynb and store its outputs
+	@$(PY) examples/run_notebook.py --write
+
 dist: $(STAMP) ## build the wheel and the sdist, in dist/
 	@$(PY) -m build --no-isolation
 
@@ -232,6 +241,11 @@ $(INTEROP): $(STAMP)
 $(CLIENTS): $(STAMP)
 	@echo "Installing Opacus, pytorch-forecasting and torchrl ..."
 	@$(PIP) install -c constraints.txt opacus pytorch-forecasting torchrl
+	@touch $@
+
+$(PAGES): $(STAMP)
+	@echo "Installing Sphinx ..."
+	@$(PIP) install -c constraints.txt sphinx furo myst-parser
 	@touch $@
 
 $(EVERYONE): $(STAMP)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bench import bars, kinds
-from bench.cases import CASES, SIZES, Setting, uneven
+from bench.cases import CASES, SIZES, Setting, named, uneven
 from bench.host.limits import measure_limits
 from bench.host.machine import describe
 from bench.memory import measure_memory
@@ -18,6 +18,7 @@ from bench.race import Pace, Record, progress, write_json
 from bench.report.publish import PAGES, publish
 from bench.report.result import Result, draw
 from bench.report.tables import KINDS
+from tests.cases import Case
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 JSON = Path("out/bench/bench.json")
@@ -30,6 +31,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Races lstm_fused.LSTM, with peepholes, against torch.nn.LSTM and a step-by-step cell. "
         "Each is checked against the float64 reference first. The main table is made unless others are named "
         "below; results go to a JSON file and, with matplotlib, to pictures beside it.",
+        epilog="A time ÷ ours above 1 means slower than lstm_fused. The floor is the arithmetic's time at "
+        "this machine's rates, which are measured. A target is what the project wants to reach on its "
+        "machines, no promise for yours. docs/bench.md explains every column.",
     )
     add = parser.add_argument
     add("--speed", action="store_true", help="the main table, beside those named")
@@ -42,9 +46,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--sizes",
         nargs="+",
-        choices=SIZES,
+        type=size,
         metavar="SIZE",
-        help=f"of {', '.join(SIZES)}; not in --small, --growth",
+        help=f"of {', '.join(SIZES)}, or your own as T,B,I,H; not in --small, --growth",
     )
     add("--threads", nargs="+", type=int, default=[2], help="one table for each (default: 2)")
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="one table for each")
@@ -60,6 +64,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if min(args.threads) < 1:
         parser.error("--threads: at least 1")
     return args
+
+
+def size(text: str) -> Case:
+    """The value of --sizes."""
+    try:
+        return named(text)
+    except ValueError:
+        known = ", ".join(SIZES)
+        raise argparse.ArgumentTypeError(
+            f"expected one of {known}, or T,B,I,H as in 400,16,80,320, got {text!r}"
+        ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 bars.hold(records, setting, single)
                 KINDS[kind].print(records)
                 result.records += records
-            result.means = bars.means(result.records, len(CASES.get(kind, ())))
+            cases = CASES.get(kind, ())
+            whole = {record.size for record in result.records} == {case.name for case in cases}
+            result.means = bars.means(result.records, len(cases) if whole else 0)
             bars.hold(result.means, setting)
             KINDS[kind].print(result.means)
             print("".join(f"\n{line}\n" for line in result.refused), end="")
@@ -119,7 +136,7 @@ def measured(result: Result, args: argparse.Namespace) -> Iterator[list[Record]]
         return
     cases = CASES[kind]
     if args.sizes and kind != "small":
-        cases = tuple(uneven(SIZES[name]) if kind == "lengths" else SIZES[name] for name in args.sizes)
+        cases = tuple(map(uneven, args.sizes) if kind == "lengths" else args.sizes)
     for case in cases:
         if kind == "rivals":
             yield kinds.measure_rivals(case, setting, pace)

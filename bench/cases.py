@@ -26,6 +26,21 @@ class Setting:
         return 2 if self.bidirectional else 1
 
 
+def named(size: str) -> Case:
+    """The case of this name, or of the sizes T,B,I,H.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if size in SIZES:
+        return SIZES[size]
+    numbers = [int(part) for part in size.split(",")]
+    if len(numbers) != 4 or min(numbers) < 1:
+        raise ValueError(size)
+    T, B, I, H = numbers
+    return Case(size, T=T, B=B, I=I, H=H)
+
+
 def uneven(case: Case) -> Case:
     """The same case with sequences of 1 to T steps in random order; one has T."""
     lengths = torch.randint(1, case.T + 1, (case.B,), generator=torch.Generator().manual_seed(0))

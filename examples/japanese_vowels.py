@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from matplotlib.ticker import PercentFormatter
 from study import GREY, PEEPHOLE, PLAIN, options, panels, report, run, table, until_interrupted
 from torch import Tensor, nn
 from vowels import CHANNELS, SPEAKERS, Utterances, load
@@ -106,22 +107,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     tasks = [*tested, *validated]
     accuracies = dict(zip(tasks, run(train, tasks, opts.jobs), strict=True))
 
-    figure, (axes,) = panels(1, 1, f"Japanese Vowels: test accuracy, %, of {opts.seeds} seeds")
+    figure, (axes,) = panels(1, 1, f"Japanese Vowels: mean and range of {opts.seeds} seeds")
     rows = []
-    for peephole, colour in ((True, PEEPHOLE), (False, PLAIN)):
+    for peephole, colour, style in ((True, PEEPHOLE, "-"), (False, PLAIN, "--")):
         curves = [accuracies[task] for task in tested if task.peephole == peephole]
-        for place, curve in enumerate(curves):
-            label = names[peephole] if place == 0 else None
-            axes.plot(
-                range(1, plan.epochs + 1), [100 * a for a in curve], color=colour, alpha=0.7, label=label
-            )
+        epochs, by_epoch = range(1, plan.epochs + 1), list(zip(*curves, strict=True))
+        axes.fill_between(epochs, [*map(min, by_epoch)], [*map(max, by_epoch)], color=colour, alpha=0.25)
+        axes.plot(epochs, [*map(mean, by_epoch)], style, color=colour, label=names[peephole])
         rows.append([names[peephole], "370 to test on", str(len(curves)), *spread([c[-1] for c in curves])])
     if validated:
         last = [accuracies[task][-1] for task in validated]
         rows.append([names[True], "fifths of the 270", str(len(last)), *spread(last)])
-    axes.set_ylim(70, 100)
+    axes.set_ylim(0.7, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.set_xlabel("epoch", color=GREY)
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylabel("test accuracy", color=GREY)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
     heading = ("both directions", "tested on", "runs", "mean accuracy", "least", "largest")
     report(opts, "japanese_vowels", table(heading, rows), figure)
     return 0

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from gaps import KINDS, Kind
 from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
 from study import (
     GREY,
     OTHER,
@@ -23,6 +24,7 @@ from study import (
     PLAIN,
     RNN,
     chrono,
+    legend,
     options,
     panels,
     report,
@@ -108,6 +110,8 @@ TRAINED = {"nn.RNN": plain_rnn, "LSTM": plain_lstm, "peephole LSTM": peephole_ls
 UNTRAINED = {"nn.RNN, weight_hh × 6": large_rnn, "LSTM, forget bias near 0": forgetful_lstm}
 MODELS = TRAINED | UNTRAINED
 COLOURS = dict(zip(MODELS, (RNN, PLAIN, PEEPHOLE, GREY, OTHER), strict=True))
+# The two LSTMs often coincide; a dashed line over a solid one shows both.
+STYLES = dict.fromkeys(MODELS, "-") | {"peephole LSTM": "--"}
 
 
 class Task(NamedTuple):
@@ -216,25 +220,29 @@ def draw_solved(axes: Axes, kind: str, gaps: tuple[int, ...], climbs: Climbs) ->
         for T in gaps:
             tried, seeds = at(climbs, kind, model, T)
             shares.append(100 * sum(o.updates is not None for o in tried) / seeds)
-        shifted = [T * 1.06 ** (place - 1) for T in gaps]  # so that the lines do not overlap
-        axes.plot(shifted, shares, "o-", color=COLOURS[model], label=model)
+        shifted = [T * 1.06 ** (place - 1) for T in gaps]  # so that the marks do not overlap
+        axes.plot(shifted, shares, "o" + STYLES[model], color=COLOURS[model], label=model)
     axes.set_xscale("log")
     axes.set_xticks(gaps, [f"{T:,}" for T in gaps])
     axes.minorticks_off()
     axes.set_ylim(-5, 105)
+    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
     axes.set_xlabel("steps", color=GREY)
-    axes.set_title(f"{kind}: % of seeds solved", loc="left", fontsize=10)
+    axes.set_ylabel("seeds solved", color=GREY)
+    axes.set_title(kind, loc="left", fontsize=10)
 
 
 def draw_gradients(axes: Axes, norms: dict[str, list[float]], title: str) -> None:
     """Plot norms against the distance from the loss; values outside the axes have vanished or exploded."""
     for model, values in norms.items():
         distances = [d for d, value in enumerate(values) if d and value > 0]
-        axes.plot(distances, [values[d] for d in distances], color=COLOURS[model], label=model)
+        shown = [values[d] for d in distances]
+        axes.plot(distances, shown, STYLES[model], color=COLOURS[model], label=model)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_yscale("log")
     axes.set_ylim(1e-12, 1e6)
+    axes.set_ylabel("norm of d loss / d x_t", color=GREY)
     axes.set_xlabel("distance from the loss, steps", color=GREY)
     axes.set_title(title, loc="left", fontsize=10)
 
@@ -261,10 +269,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     figure, (recall, adding, before, after) = panels(2, 2, "How far back can it look?")
     draw_solved(recall, "recall", plan.gaps["recall"], climbs)
     draw_solved(adding, "adding", plan.gaps["adding"], climbs)
-    draw_gradients(before, untrained, "norm of d loss / d x_t before training")
-    draw_gradients(after, trained, "after training to recall, at the last gap tried")
-    recall.legend(frameon=False, fontsize=8)
-    before.legend(frameon=False, fontsize=7)
+    draw_gradients(before, untrained, "gradient before training")
+    draw_gradients(after, trained, "gradient after training to recall, at the last gap tried")
+    legend(figure, before)
     rows = [[f"{model}, untrained", *at_distances(norms, plan)] for model, norms in untrained.items()] + rows
     heading = ("norm of d loss / d x_t", *(f"{d:,} step{'s' if d > 1 else ''} back" for d in plan.distances))
     report(opts, "look_back", f"{solved_table(climbs, plan)}\n\n{table(heading, rows)}", figure)

@@ -11,17 +11,18 @@ from files import or_one_line, write_figure
 from train_mnist import read_checkpoint, reading
 
 import lstm_fused
-from lstm_fused.plot import draw_gates
+from lstm_fused.plot import draw_gates, similarity_order
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read one digit and draw the gates; return the exit status."""
     parser = argparse.ArgumentParser(
-        description="Draw the gates of a model trained by train_mnist.py while it reads one digit.",
+        description="Draw the gates of a model trained by train_mnist.py while it reads digits, one in each "
+        "picture; cells have the same order in all.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--digit", type=int, choices=range(CLASSES), default=3, help="digit to read")
+    add("--digit", type=int, nargs="+", choices=range(CLASSES), default=[3], help="digits to read")
     add("--layer", type=int, default=0, help="layer whose gates are drawn")
     add("--out", type=Path, default=Path("out"), help="folder of the checkpoint and of the picture")
     args = parser.parse_args(argv)
@@ -38,15 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         model.load_state_dict(state["model"])
 
     _, test = load(settings["limit"])
-    x = test.x[test.y == args.digit][0]  # [28, 28]
-    with torch.no_grad():
-        probability, read_as = model(x).softmax(0).max(0)
-    gates = lstm_fused.inspect(model.lstm, x)[f"l{args.layer}"]
-    answer = f"read row by row as {read_as} ({100 * probability:.0f} %)"
-    figure = draw_gates(gates, input=x, title=f"MNIST digit {args.digit}, {answer}: layer {args.layer}")
-    path = args.out / f"gates_{args.digit}.png"
-    write_figure(path, figure, dpi=150)
-    print(f"Wrote {path}")
+    images = {digit: test.x[test.y == digit][0] for digit in args.digit}  # [28, 28]
+    gates = {digit: lstm_fused.inspect(model, x)[f"lstm.l{args.layer}"] for digit, x in images.items()}
+    order = similarity_order(*gates.values())
+    for digit, x in images.items():
+        with torch.no_grad():
+            probability, read_as = model(x).softmax(0).max(0)
+        answer = f"read row by row as {read_as} ({100 * probability:.0f} %)"
+        title = f"MNIST digit {digit}, {answer}: layer {args.layer}"
+        path = args.out / f"gates_{digit}.png"
+        write_figure(path, draw_gates(gates[digit], input=x, title=title, order=order), dpi=150)
+        print(f"Wrote {path}")
     return 0
 
 

@@ -160,6 +160,13 @@ def published(page: str, name: str, text: str) -> str:
     return f"{before}{begin}{text}\n{end}{after}"
 
 
+def legend(figure: Figure, axes: Axes) -> None:
+    """Place the legend of some axes below all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(3, len(labels) // 2)
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
+
+
 def panels(rows: int, columns: int, title: str) -> tuple[Figure, list[Axes]]:
     """Create a figure and return it with its axes, row by row."""
     figure = Figure(figsize=(4.4 * columns, 3.3 * rows), layout="constrained")

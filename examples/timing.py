@@ -14,7 +14,21 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from study import GREY, OTHER, PEEPHOLE, PLAIN, chrono, options, panels, report, run, table, until_interrupted
+from matplotlib.ticker import MaxNLocator
+from study import (
+    GREY,
+    OTHER,
+    PEEPHOLE,
+    PLAIN,
+    chrono,
+    legend,
+    options,
+    panels,
+    report,
+    run,
+    table,
+    until_interrupted,
+)
 from torch import Tensor, nn
 
 import lstm_fused
@@ -173,22 +187,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     outcomes = dict(zip(tasks, run(train, tasks, opts.jobs), strict=True))
     kinds = [(kind, period) for kind, periods in plan.periods.items() for period in periods]
 
-    figure, axes = panels(1, len(kinds), f"Seeds that made no mistake, of {opts.seeds}, against updates")
+    figure, axes = panels(1, len(kinds), "Solved without a mistake")
     rows = []
     for (kind, period), each in zip(kinds, axes, strict=True):
         cells = [kind, f"{period - 1} or {period}" if kind == "measuring" else f"every {period}"]
-        for name, model in MODELS.items():
+        for place, (name, model) in enumerate(MODELS.items()):
             found = [o for task, o in outcomes.items() if task[:3] == (kind, name, period)]
             solved = sorted(o.updates for o in found if o.updates is not None)
             how = f"{median(solved):.0f} updates" if solved else f"best {max(o.best for o in found):.0%}"
             cells.append(f"{len(solved)} of {opts.seeds}, {how}")
-            each.step([0, *solved, plan.updates], [*range(len(solved) + 1), len(solved)], where="post",
-                      color=model.colour, label=name, linewidth=2, alpha=0.8)  # fmt: skip
+            count = [*range(len(solved) + 1), len(solved)]
+            count = [n + 0.012 * opts.seeds * (place - 1) for n in count]  # so that equal lines stay visible
+            each.step([0, *solved, plan.updates], count, where="post", color=model.colour, label=name)
         rows.append(cells)
         each.set_title(f"{kind}, {cells[1]} steps", loc="left", fontsize=10)
-        each.set_ylim(-0.2, opts.seeds + 0.2)
+        each.set_ylim(-0.03 * opts.seeds, 1.03 * opts.seeds)
+        each.yaxis.set_major_locator(MaxNLocator(integer=True))
         each.set_xlabel("updates", color=GREY)
-    axes[0].legend(frameon=False, fontsize=8)
+        each.set_ylabel(f"seeds solved, of {opts.seeds}", color=GREY)
+    legend(figure, axes[0])
     report(opts, "timing", table(("task", "steps", *MODELS), rows), figure)
     return 0
 

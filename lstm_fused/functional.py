@@ -74,6 +74,13 @@ def lstm(
     Raises:
         ArgumentError: an argument has the wrong rank, size, dtype, device or value, or no such engine exists.
         RuntimeError: the engine cannot serve this device or dtype; the message says why.
+
+    Examples:
+        >>> T, B, I, H = 50, 3, 28, 64
+        >>> weight_ih, weight_hh = torch.randn(4 * H, I), torch.randn(4 * H, H)
+        >>> y, (h_n, c_n) = lstm(torch.randn(T, B, I), weight_ih, weight_hh, peephole=torch.zeros(3 * H))
+        >>> y.shape, torch.equal(y[-1], h_n)
+        (torch.Size([50, 3, 64]), True)
     """
     variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, bound("cell_clip", cell_clip))
     if isinstance(peephole, Tensor) and peephole.shape[:-1] == (3,):

@@ -1,7 +1,7 @@
 """The peephole LSTM in plain PyTorch: the specification every engine is tested against.
 
 Equations: F. Gers and J. Schmidhuber, "Recurrent nets that time and count" (IJCNN 2000), in the
-notation of A. Graves, "Generating sequences with recurrent neural networks" (2013), eqs. 7-11:
+notation of A. Graves, "Generating sequences with recurrent neural networks" (2013), eqs. 7-11::
 
     a_t = W_ih x_t + W_hh h_{t-1} + b                      [4H], in the order i, f, g, o
     i_t = sigmoid(a_i + p_i * c_{t-1})                     let in
@@ -18,7 +18,7 @@ Half precision: products and sums are float32, h is rounded to the tensor's dtyp
 A sequence stops at its length: later outputs and gates are zero, the states are those of its last step,
 and the reverse direction starts at that step.
 
-Variants, alone or combined; with a projection, h is the projected state (docs/variants.md has the papers):
+Variants, alone or combined; with a projection, h is the projected state (docs/variants.md has the papers)::
 
     recurrent dropout  W_hh (mask * h_{t-1}), one mask for all steps; the product in parentheses in h's dtype
     layer norm         gain * (W_hh h_{t-1} - mean) / sqrt(variance + 1e-5) in place of W_hh h_{t-1}, mean and

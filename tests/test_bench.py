@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from bench import kinds
 from bench.__main__ import main as bench_main
 from bench.bars import MEAN, hold, means
-from bench.cases import CASES, SIZES, Setting, arithmetic, uneven
+from bench.cases import CASES, SIZES, Setting, arithmetic, named, uneven
 from bench.check import WANTED, compare
 from bench.host import limits as host_limits
 from bench.host.limits import RATES, Limits, floor, probe
@@ -30,6 +31,7 @@ from bench.peers.libraries import LIBRARIES, Library
 from bench.peers.modules import BASICS, COMPILED, LOOPS, OURS, WITH_LENGTHS, Module, fused
 from bench.problem import STEPS, Problem, make_problem
 from bench.race import Pace, Ratio, Record, Target, measure, race, ratio
+from bench.report import plots
 from bench.report.publish import publish
 from bench.report.result import Result
 from bench.report.tables import KINDS, digits
@@ -102,6 +104,42 @@ def test_the_main_table_through_the_command_line(tmp_path):
         assert seen["low"] <= seen["median"] <= seen["high"]
     assert "| mnist " in printed and "of 4 targets met" in printed
     assert (tmp_path / "found-speed-float32-1.png").exists()
+
+
+def test_the_main_table_at_a_size_of_ones_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.__main__.measure_limits", lambda *_: Limits({"torch.mm": 1e9}, 1e9))
+    options = ["--quick", "--engine=reference", "--threads=1", "--sizes", "5,3,2,4"]
+    assert bench_main([*options, "--json", str(tmp_path / "found.json")]) == 0
+    assert "| 5,3,2,4 | (5, 3, 2, 4) " in capsys.readouterr().out
+    assert named("400,16,80,320") == Case("400,16,80,320", T=400, B=16, I=80, H=320)
+
+
+@pytest.mark.parametrize("text", ["400,16,80", "400,16,80,320,1", "0,16,80,320", "small", ""])
+def test_other_sizes_are_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        bench_main(["--sizes", text])
+    assert f"as in 400,16,80,320, got {text!r}" in capsys.readouterr().err
+
+
+def test_ratios_have_one_scale_and_say_who_is_slower(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    every = [
+        Record(name, (1, 2, 3, 4), "float32", what, who, ratio=Ratio(median, 0.9 * median, 2 * median))
+        for name, median in (("one", 1.5), ("two", 30.0))
+        for what in ("forward", "training")
+        for who in ("ours", "nn.LSTM")
+    ]
+    for name in ("rivals", "speed"):
+        assert plots.KINDS[name](every, "title", tmp_path / "picture.png")
+    every[-1].targets["ratio"] = Target(30.0, 0.97)
+    assert plots.KINDS["speed"](every, "title", tmp_path / "picture.png")
+    for figure in drawn:
+        assert len({axes.get_xlim() for axes in figure.axes}) == 1 and len(figure.axes) == 2
+        assert all(axes.get_xlim()[1] > 30 for axes in figure.axes)
+        assert "right of 1 is slower than lstm_fused" in figure.get_supxlabel()
+    explained = ["target" in figure.get_supxlabel() for figure in drawn]
+    assert explained == [False, False, True]
 
 
 def test_a_dtype_the_engine_cannot_serve_is_said_not_timed(monkeypatch):

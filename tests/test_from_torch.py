@@ -41,7 +41,26 @@ def mixed(lstm):
 NOT_COPIED = {
     "GRU": (lambda: nn.GRU(5, 7), "a torch.nn.LSTM, got GRU"),
     "cell": (lambda: nn.LSTMCell(5, 7), "a torch.nn.LSTM, got LSTMCell"),
-    "state dict": (lambda: nn.LSTM(5, 7).state_dict(), "a torch.nn.LSTM, got OrderedDict"),
+    "GRU's state dict": (
+        lambda: nn.GRU(5, 7).state_dict(),
+        "the state dict of a torch.nn.LSTM, got another: .*size m",
+    ),
+    "model's": (
+        lambda: nn.Sequential(nn.LSTM(5, 7)).state_dict(),
+        "the .*with 'weight_ih_l0', got '0.weight_ih_l0', ",
+    ),
+    "too much": (
+        lambda: LSTM(5, 7).state_dict(),
+        "the .*, got another: .*Unexpected key.*weight_peephole_l0",
+    ),
+    "too little": (
+        lambda: {"weight_ih_l0": torch.zeros(28, 5)},
+        "the .*, got another: .*Missing key.*weight_hh_l0",
+    ),
+    "lists": (
+        lambda: {"weight_ih_l0": [1.0]},
+        "the state dict of a torch.nn.LSTM, with 'weight_ih_l0', got ",
+    ),
     "ours": (lambda: LSTM(5, 7), "a torch.nn.LSTM, got LSTM"),
     "None": (lambda: None, "a torch.nn.LSTM, got NoneType"),
     "class": (lambda: nn.LSTM, "a torch.nn.LSTM, got type"),
@@ -56,12 +75,23 @@ NOT_COPIED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*deprecated")
 @pytest.mark.parametrize("name", NOT_COPIED)
 def test_from_torch_refuses_other_modules(name):
     lstm, message = NOT_COPIED[name]
     with pytest.raises(ArgumentError, match=f"^lstm: expected {message}"):
         LSTM.from_torch(lstm())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 3}], ids=str)
+def test_from_torch_copies_a_state_dict(bias, options):
+    theirs, x = nn.LSTM(5, 7, bias=bias, **options, dtype=torch.float64), torch.randn(4, 3, 5).double()
+    weights = theirs.state_dict()
+    ours = LSTM.from_torch(weights, peephole=bias)
+    assert ours.peephole == bias and ours.weight_ih_l0.data_ptr() != weights["weight_ih_l0"].data_ptr()
+    assert ours.training and all(parameter.requires_grad for parameter in ours.parameters())
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
 
 
 def test_from_torch_copies_a_subclass_that_computes_the_same():

@@ -69,7 +69,7 @@ def test_refuses_a_packed_sequence():
 
 
 REFUSED = {
-    "a model": (SequenceClassifier(5, 7, 1, 2), "SequenceClassifier"),
+    "a model without one": (torch.nn.Sequential(torch.nn.LSTM(5, 7)), "Sequential"),
     "a cell": (LSTMCell(5, 7), "LSTMCell"),
     "torch's": (torch.nn.LSTM(5, 7), "LSTM"),
     "none": (None, "NoneType"),
@@ -79,7 +79,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses_other_modules(name):
     module, got = REFUSED[name]
-    with pytest.raises(ArgumentError, match=rf"^module: expected an lstm_fused.LSTM, got {got}$"):
+    with pytest.raises(
+        ArgumentError, match=rf"^module: expected an lstm_fused.LSTM or a model that holds one, got {got}$"
+    ):
         lstm_fused.inspect(module, torch.randn(6, 5))
 
 
@@ -91,6 +93,53 @@ def test_refuses_training_mode_with_random_options(option):
     ):
         lstm_fused.inspect(module, x)
     assert len(lstm_fused.inspect(module.eval(), x)) == 2
+
+
+class TwoReaders(torch.nn.Module):
+    """Holds an LSTM that it calls twice, one inside another module, and one that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.reader = LSTM(5, 7, batch_first=True)
+        self.inner = torch.nn.ModuleDict({"second": LSTM(7, 4, 2, bidirectional=True)})
+        self.idle = LSTM(5, 7)
+
+    def forward(self, x, lengths):
+        self.reader(x)
+        y, _ = self.reader(2 * x, lengths=lengths)
+        return self.inner["second"](y.transpose(0, 1), None, lengths)
+
+
+def test_gates_of_a_model_that_holds_layers():
+    model, x, lengths = TwoReaders(), torch.randn(3, 6, 5), torch.tensor([6, 2, 4])
+    found = lstm_fused.inspect(model, x, lengths=lengths)
+    y, _ = model.reader(2 * x, lengths=lengths)
+    first = lstm_fused.inspect(model.reader, 2 * x, lengths=lengths)
+    second = lstm_fused.inspect(model.inner["second"], y.transpose(0, 1), lengths=lengths)
+    expected = {f"reader.{name}": gates for name, gates in first.items()}
+    expected |= {f"inner.second.{name}": gates for name, gates in second.items()}
+    assert list(found) == list(expected) and len(found) == 5
+    for name, gates in expected.items():
+        assert all(map(torch.equal, found[name], gates)), name
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_failing_model_keeps_no_hooks():
+    model = SequenceClassifier(5, 7, 1, 2)
+    with pytest.raises(ArgumentError, match=r"^input: expected 5 features"):
+        lstm_fused.inspect(model, torch.randn(1, 6, 4))
+    assert not model.lstm._forward_hooks and not model.lstm._forward_pre_hooks
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_one_sequence_cut_out_of_a_batch(batch_first):
+    module, x = LSTM(5, 7, batch_first=batch_first), torch.randn(3, 6, 5)
+    batch = lstm_fused.inspect(module, x if batch_first else x.transpose(0, 1))["l0"]
+    alone = lstm_fused.inspect(module, x[1, :4])["l0"]
+    for of_batch, of_one in zip(batch.sequence(1, 4, batch_first=batch_first), alone, strict=True):
+        torch.testing.assert_close(of_batch, of_one)
+    with pytest.raises(ArgumentError, match=r"^gates: expected those of a batch, of 3 dimensions, got shape"):
+        alone.sequence(0)
 
 
 @pytest.mark.filterwarnings("ignore:dropout=0.5 acts between layers")
@@ -111,11 +160,11 @@ def test_picture_shows_every_cell_and_the_shares(draw_gates):
     (gates,) = lstm_fused.inspect(LSTM(5, 7), torch.randn(6, 5)).values()
     x = torch.randn(6, 5)
     figure = draw_gates(gates, input=x, title="six steps")
-    beside, f, i, o, c, overall = figure.axes[:6]
+    beside, f, i, o, g, c, overall = figure.axes[:7]
     assert figure.get_suptitle() == "six steps" and torch.equal(shown(beside), x.double())
     order = [gates.c.double().T.tolist().index(column) for column in shown(c).T.tolist()]
     assert sorted(order) == list(range(7))
-    for axes, name in ((f, "f"), (i, "i"), (o, "o")):
+    for axes, name in ((f, "f"), (i, "i"), (o, "o"), (g, "g")):
         assert torch.equal(shown(axes), getattr(gates, name)[:, order].double()), name
     kept, let_in, shares_shown = (torch.tensor(line.get_xdata()) for line in overall.lines)
     of = Gates(*(value.double() for value in gates))
@@ -128,6 +177,46 @@ def test_picture_shows_every_cell_and_the_shares(draw_gates):
         torch.testing.assert_close(found, (share * amount.abs()).sum(1) / amount.abs().sum(1))
 
 
+def test_pictures_that_are_compared_have_one_order_of_cells(draw_gates):
+    module = LSTM(5, 7)
+    both = [lstm_fused.inspect(module, torch.randn(T, 5))["l0"] for T in (6, 9)]
+    order = lstm_fused.plot.similarity_order(*both)
+    assert sorted(order.tolist()) == list(range(7))
+    for gates in both:
+        assert torch.equal(shown(draw_gates(gates, order=order).axes[0]), gates.f[:, order].double())
+
+
+def test_picture_with_time_to_the_right(draw_gates):
+    gates, x = lstm_fused.inspect(LSTM(5, 7), torch.randn(6, 5))["l0"], torch.randn(6, 5)
+    order = torch.arange(7)
+    figure = draw_gates(gates, input=x, order=order, across=True)
+    for axes, values in zip(figure.axes, (x, gates.f, gates.i, gates.o, gates.g, gates.c), strict=False):
+        assert torch.equal(shown(axes), values.T.double())
+    downwards = draw_gates(gates, order=order).axes[5].lines
+    for right, down in zip(figure.axes[6].lines, downwards, strict=True):
+        assert right.get_ydata().tolist()[1:] == down.get_xdata().tolist()[1:]
+    assert figure.axes[6].get_xlabel() == "time step"
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ([0, 1], r"^order: expected a tensor of shape \(7,\), got list"),
+        (torch.arange(6), r"^order: expected each of the cells 0 to 6 once, got shape \(6,\)"),
+        (torch.zeros(7), r"^order: expected each of the cells 0 to 6 once"),
+    ],
+)
+def test_picture_refuses_a_wrong_order(draw_gates, order, message):
+    with pytest.raises(ArgumentError, match=message):
+        draw_gates(Gates(*[torch.zeros(6, 7)] * 5), order=order)
+
+
+@pytest.mark.parametrize("sizes", [(), (7, 8)])
+def test_an_order_needs_gates_of_the_same_cells(draw_gates, sizes):
+    with pytest.raises(ArgumentError, match=r"^sequences: expected gates of the same cells, got sizes"):
+        lstm_fused.plot.similarity_order(*(Gates(*[torch.zeros(6, H)] * 5) for H in sizes))
+
+
 def shown(axes):
     """Return the values of an image."""
     (image,) = axes.images
@@ -137,7 +226,7 @@ def shown(axes):
 def test_picture_of_the_reverse_direction(draw_gates):
     of = lstm_fused.inspect(LSTM(5, 7, bidirectional=True, dtype=F64), torch.randn(6, 5, dtype=F64))
     f, c = of["l0_reverse"].f, of["l0_reverse"].c.abs()
-    kept = draw_gates(of["l0_reverse"], reverse=True).axes[4].lines[0].get_xdata()
+    kept = draw_gates(of["l0_reverse"], reverse=True).axes[5].lines[0].get_xdata()
     torch.testing.assert_close(torch.tensor(kept[:-1]), (f[:-1] * c[1:]).sum(1) / c[1:].sum(1))
 
 

@@ -10,13 +10,14 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from bench.race import Record
 
 MET, MISSED, OTHER, GREY = "#2f6f8f", "#c2452d", "#8a9bb0", "#666666"
+SCALE = "Time ÷ ours: right of 1 is slower than lstm_fused, left is faster"
 Name = Callable[[Record], str]
 
 
 def draw_ratios(
     records: Sequence[Record], title: str, path: Path, panel: Name, line: Name, mark: Name
 ) -> bool:
-    """Draw times over ours with their quartiles and targets; whether there are any.
+    """Draw times over ours, all on one scale, with their quartiles and targets; whether there are any.
 
     Args:
         records: those without a ratio are left out.
@@ -34,8 +35,9 @@ def draw_ratios(
     width = 1.2 + (2.8 if columns > 2 else 4.4) * columns
     figure = Figure(figsize=(width, (0.3 * len(lines) + 0.8) * rows + 0.9), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    every = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    every = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     styles = dict(zip(marks, (("o", MET), ("s", OTHER), ("^", MISSED)), strict=False))
+    said = ""
     for record in records:
         if (ratio := record.ratio) is None:
             continue
@@ -44,6 +46,7 @@ def draw_ratios(
         if target := record.targets.get("ratio"):
             colour = MET if target.share >= 1 else MISSED
             axes.plot([target.limit] * 2, [y - 0.3, y + 0.3], color="black", linewidth=2)
+            said = ". Short upright line: target, red where missed"
         axes.plot([ratio.low, ratio.high], [y, y], color="black", linewidth=1)
         axes.plot(ratio.median, y, marker, color=colour)
     for axes, heading in zip(every, panels, strict=False):
@@ -54,7 +57,7 @@ def draw_ratios(
         every[0].plot([], [], marker, color=colour, label=name)
     if len(marks) > 1:
         legend(figure, len(marks))
-    figure.supxlabel("thin line: quartiles; bold tick: target", x=0.99, ha="right", fontsize=8, color=GREY)
+    figure.supxlabel(f"{SCALE}. Line: quartiles{said}", x=0.99, ha="right", fontsize=8, color=GREY)
     figure.savefig(path, dpi=150)
     return True
 
@@ -68,6 +71,7 @@ def label_ratios(axes: Axes, title: str, names: Sequence[str]) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(title, loc="left", fontsize=9)
+    axes.tick_params(labelbottom=True)  # in every row: the last one may have fewer panels
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     plain(axes)
@@ -77,16 +81,12 @@ def label_ratios(axes: Axes, title: str, names: Sequence[str]) -> None:
 def draw_speed(records: Sequence[Record], title: str, path: Path) -> bool:
     """A panel for each step and contestant."""
     others = [record for record in records if record.who != "ours"]
-    return draw_ratios(
-        *(others, title, path), lambda r: f"{r.what}\n{r.who} ÷ ours", lambda r: r.size, lambda r: ""
-    )
+    return draw_ratios(*(others, title, path), lambda r: f"{r.what}\n{r.who}", lambda r: r.size, lambda r: "")
 
 
 def draw_rivals(records: Sequence[Record], title: str, path: Path) -> bool:
     """A panel for each size, a line for each contestant."""
-    return draw_ratios(
-        *(records, title, path), lambda r: f"{r.size}: time ÷ ours", lambda r: r.who, lambda r: r.what
-    )
+    return draw_ratios(*(records, title, path), lambda r: r.size, lambda r: r.who, lambda r: r.what)
 
 
 def draw_gpu(records: Sequence[Record], title: str, path: Path) -> bool:
@@ -94,7 +94,7 @@ def draw_gpu(records: Sequence[Record], title: str, path: Path) -> bool:
     others = [record for record in records if record.who != "lstm_fused"]
     return draw_ratios(
         *(others, title, path),
-        lambda r: f"{r.what}: time ÷ ours",
+        lambda r: r.what,
         lambda r: f"{r.shape} {r.dtype}",
         lambda r: r.who,
     )

@@ -35,6 +35,11 @@ def from_keras(*layers: Sequence[Array], batch_first: bool = True, engine: str |
 
     Raises:
         ValueError: the arrays are not those of such layers, or not of one floating-point dtype.
+
+    Examples:
+        >>> kernel, recurrent, bias = torch.randn(28, 256), torch.randn(64, 256), torch.zeros(256)
+        >>> from_keras([kernel, recurrent, bias]).hidden_size
+        64
     """
     return stack("layers", [keras_layer(arrays) for arrays in layers], batch_first, engine)
 
@@ -60,6 +65,11 @@ def from_tensorflow(
     Raises:
         ValueError: the variables are not those of such cells, or not of one floating-point dtype, or
             forget_bias is not a finite number.
+
+    Examples:
+        >>> lstm = from_tensorflow({"kernel": torch.randn(28 + 64, 256), "bias": torch.zeros(256)})
+        >>> lstm.input_size, lstm.hidden_size, lstm.peephole
+        (28, 64, False)
     """
     number: object = forget_bias  # may be a NumPy number
     if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):

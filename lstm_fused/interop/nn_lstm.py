@@ -1,5 +1,6 @@
 """Copies of torch.nn.LSTM and torch.nn.LSTMCell, from and to."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -21,8 +22,12 @@ PLAIN = "plain parameters, not parametrized, weight-normed or pruned ones"
 VARIANTS = ("layer_norm", "recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip")
 
 
-def copy_of(cls: type[Ours], lstm: nn.LSTM, peephole: bool, engine: str | None) -> Ours:
+def copy_of(
+    cls: type[Ours], lstm: nn.LSTM | Mapping[str, Tensor], peephole: bool, engine: str | None
+) -> Ours:
     """`LSTM.from_torch`."""
+    if isinstance(lstm, Mapping):
+        lstm = from_state_dict(lstm)
     check_torch("lstm", lstm, nn.LSTM)
     parameter = next(lstm.parameters())
     module = cls(
@@ -67,6 +72,37 @@ def fill(argument: str, module: nn.Module, given: nn.Module) -> None:
         if "peephole" not in name:
             own.requires_grad_(given.get_parameter(name).requires_grad)
     module.train(given.training)
+
+
+def from_state_dict(weights: Mapping[str, Tensor]) -> nn.LSTM:
+    """The torch.nn.LSTM that has this state dict."""
+    matrices = {
+        name: value for name, value in weights.items() if isinstance(value, Tensor) and value.dim() == 2
+    }
+    first = matrices.get("weight_ih_l0")
+    if first is None:
+        names = ", ".join(map(repr, weights))
+        raise bad("lstm", "the state dict of a torch.nn.LSTM, with 'weight_ih_l0'", shown_names(names))
+    projection = matrices.get("weight_hr_l0")
+    sizes = {
+        "num_layers": sum(name.startswith("weight_ih_l") and "_reverse" not in name for name in weights),
+        "bias": "bias_ih_l0" in weights,
+        "bidirectional": "weight_ih_l0_reverse" in weights,
+        "proj_size": 0 if projection is None else len(projection),
+    }
+    try:
+        with torchs_own():
+            lstm = nn.LSTM(first.shape[1], len(first) // 4, **sizes, device="meta", dtype=first.dtype)
+        lstm.load_state_dict(weights, assign=True)
+    except (ValueError, RuntimeError) as error:  # of sizes, of names
+        reason = " ".join(str(error).split())
+        raise bad("lstm", "the state dict of a torch.nn.LSTM", f"another: {reason}") from None
+    return lstm
+
+
+def shown_names(names: str) -> str:
+    """The names of a state dict, the first ones of many."""
+    return names if len(names) <= 100 else f"{names[:96]} ..."
 
 
 def copy_to(module: "LSTM") -> nn.LSTM:

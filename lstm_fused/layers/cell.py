@@ -39,6 +39,11 @@ class LSTMCell(WithOptions):
 
     Raises:
         ArgumentError: as for `lstm_fused.LSTM`.
+
+    Examples:
+        >>> cell = LSTMCell(28, 64)
+        >>> h, c = cell(torch.randn(3, 28))
+        >>> h, c = cell(torch.randn(3, 28), (h, c))
     """
 
     _options: ClassVar = {

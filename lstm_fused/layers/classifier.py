@@ -20,6 +20,11 @@ class SequenceClassifier(nn.Module):
 
     Raises:
         ArgumentError: as for `lstm_fused.LSTM`, or num_classes is not a positive integer.
+
+    Examples:
+        >>> model = SequenceClassifier(28, hidden_size=64, num_layers=1, num_classes=10)
+        >>> model(torch.randn(3, 50, 28), lengths=torch.tensor([50, 7, 23])).shape
+        torch.Size([3, 10])
     """
 
     def __init__(

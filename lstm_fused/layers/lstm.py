@@ -1,6 +1,7 @@
 """`LSTM`: the parameters, layers and directions of torch.nn.LSTM, with peepholes and lengths."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -65,6 +66,12 @@ class LSTM(TorchIdioms, WithOptions):
         ArgumentError: a size is not a positive integer, proj_size ≥ hidden_size, a flag, probability, bound
             or engine is invalid, two options exclude each other, or a fixed option is changed.
             It is a ValueError and a RuntimeError; for a wrong type it is a TypeError too.
+
+    Examples:
+        >>> lstm = LSTM(28, 128, num_layers=2, batch_first=True)
+        >>> output, (h_n, c_n) = lstm(torch.randn(3, 50, 28), lengths=torch.tensor([50, 7, 23]))
+        >>> output.shape, h_n.shape, lstm.weight_peephole_l0.shape
+        (torch.Size([3, 50, 128]), torch.Size([2, 3, 128]), torch.Size([384]))
     """
 
     def __init__(
@@ -130,16 +137,25 @@ class LSTM(TorchIdioms, WithOptions):
         self.reset_parameters()
 
     @classmethod
-    def from_torch(cls, lstm: nn.LSTM, *, peephole: bool = True, engine: str | None = None) -> Self:
+    def from_torch(
+        cls, lstm: nn.LSTM | Mapping[str, Tensor], *, peephole: bool = True, engine: str | None = None
+    ) -> Self:
         """Copy a torch.nn.LSTM; outputs stay the same, because peepholes start at zero.
 
         Args:
-            lstm: the module to copy, with its parameters, options, device and mode.
+            lstm: the module to copy, with its parameters, options, device and mode; or its state dict, which
+                tells neither batch_first nor dropout: set them on the result.
             peephole: whether to add peepholes.
             engine: as for `LSTM`.
 
         Raises:
-            ArgumentError: this is not a torch.nn.LSTM, or it is parametrized, pruned or of mixed dtypes.
+            ArgumentError: this is neither a torch.nn.LSTM nor its state dict, or it is parametrized, pruned
+                or of mixed dtypes.
+
+        Examples:
+            >>> old = torch.nn.LSTM(5, 7)
+            >>> x = torch.randn(4, 3, 5)
+            >>> torch.testing.assert_close(LSTM.from_torch(old)(x)[0], old(x)[0])
         """
         return nn_lstm.copy_of(cls, lstm, peephole, engine)
 

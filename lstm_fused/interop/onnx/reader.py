@@ -31,6 +31,11 @@ def from_onnx(path: str | os.PathLike[str], *, engine: str | None = None) -> LST
         OSError: the file cannot be opened.
         ValueError: the graph computes something else, or has a part that is not understood; the message says
             which.
+
+    Examples:
+        >>> lstm_fused.onnx.export(lstm_fused.LSTM(28, 64), "lstm.onnx")
+        >>> from_onnx("lstm.onnx").hidden_size
+        64
     """
     file = File(path)
     heads = file.of("Gemm")

@@ -101,6 +101,9 @@ def export(
         ValueError: ONNX's LSTM operator lacks a projection, layer norm, zoneout, cell_clip or dtype of the
             module.
         OSError: the file cannot be written; an existing file is unchanged.
+
+    Examples:
+        >>> export(LSTM(28, 64), "lstm.onnx", lengths=True)
     """
     check_path(path)
     for argument, flag in (("lengths", lengths), ("states", states)):

@@ -1,0 +1,36 @@
+"""The examples in the docstrings of what is public are right, and the API reference lists all of it."""
+
+import doctest
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+import lstm_fused
+from lstm_fused import convert, onnx, plot
+
+REFERENCE = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+MODULES = {"lstm_fused": lstm_fused, "lstm_fused.onnx": onnx, "lstm_fused.convert": convert}
+PUBLIC = {
+    f"{prefix}.{name}": getattr(module, name) for prefix, module in MODULES.items() for name in module.__all__
+}
+PUBLIC |= {f"lstm_fused.plot.{name}": getattr(plot, name) for name in ("draw_gates", "similarity_order")}
+WITHOUT_EXAMPLE = {"lstm_fused.Gates", "lstm_fused.ArgumentError"}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_examples_are_right(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = PUBLIC[name]
+    names = {"torch": torch, "lstm_fused": lstm_fused} | vars(inspect.getmodule(found))
+    tests = doctest.DocTestFinder(exclude_empty=True).find(found, name, globs=names)
+    runner, tried = doctest.DocTestRunner(), 0
+    for test in tests:
+        assert runner.run(test).failed == 0
+        tried += len(test.examples)
+    assert bool(tried) == (name not in WITHOUT_EXAMPLE)
+
+
+def test_the_reference_lists_all_that_is_public():
+    assert [name for name in PUBLIC if f":: {name}\n" not in REFERENCE] == []
