@@ -1,0 +1,2 @@
+// Placeholder until the detection of races.
+#include "races.h"
