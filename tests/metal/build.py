@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 BUILT = HERE.parent.parent / "build" / "metal"
 WARNINGS = (
     *("-Wall", "-Wextra", "-Werror", "-pedantic-errors", "-Wno-attributes", "-Wno-unknown-pragmas"),
-    *("-Wno-literal-suffix", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-unused-variable"),
+    *("-Wno-literal-suffix", "-Wno-sign-compare", "-Wno-maybe-uninitialized", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-unused-variable"),
 )
 COMMON = ("-std=c++14", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-ftrivial-auto-var-init=pattern")
 # Flags of the kernels and of the runtime.

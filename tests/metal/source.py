@@ -108,8 +108,8 @@ def kernels(text: str) -> list[Kernel]:
             name = "".join(re.findall(r'"([^"]*)"', host[1]))
         else:
             name = plain
-        limit = re.search(r"max_total_threads_per_threadgroup\s*\(\s*(\d+)", match[0])
-        threads = int(limit[1]) if limit else 1024
+        limit = re.search(r"max_total_threads_per_threadgroup\s*\(([\d\s*+/()-]+)\)\s*\]\]", match[0])
+        threads = eval(limit[1]) if limit else 1024  # digits and operators
         if match[1]:  # an explicit instantiation
             if plain not in templates:
                 raise MetalError(f"{name}: no template {plain} before its instantiation")
@@ -140,7 +140,7 @@ def share(text: str) -> str:
     """Have each threadgroup variable refer to memory that all threads of the threadgroup share."""
     inside = bodies(text)
     declaration = re.compile(
-        r"(?<=[;{}])(\s*)((?:alignas\s*\(\s*\w+\s*\)\s*)?)\bthreadgroup\s+([\w:]+(?:\s*<[^;{}>]*>)?)\s+(\w[^;*&()=]*);"
+        r"(?<=[;{}])(\s*)((?:alignas\s*\(\s*\w+\s*\)\s*)?)\bthreadgroup\s+([\w:]+(?:\s*<[^;{}>]*>)?)\s+(\w[^;&=]*);"
     )
     sites = iter(range(10**6))
 
