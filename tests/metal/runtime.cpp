@@ -52,7 +52,10 @@ constexpr size_t ARENA = 2 * SHARED_LIMIT, GAP = 64;
 
 enum class At { START, OPERATION, BARRIER, END };
 
+struct Simdgroup;
+
 struct Worker {
+  Simdgroup* simdgroup;
   Thread thread;
   Fibre fibre;
   At at;
@@ -68,7 +71,7 @@ struct Block {
 
 struct Simdgroup {
   alignas(16) char slots[2][LANES][SLOT];
-  std::vector<unsigned> lanes;  // threads, in the order they run in
+  std::vector<Worker*> lanes;  // in the order they run in
   At at;
   int line;
 };
@@ -111,14 +114,14 @@ void complain(const char* format, ...) {
 
 // Runs every lane up to its next operation, barrier or end.
 void advance(Simdgroup& group) {
-  for (unsigned index : group.lanes) {
-    current = workers[index].get();
-    current->fibre.resume();
+  for (Worker* lane : group.lanes) {
+    current = lane;
+    lane->fibre.resume();
     if (failed) return;
   }
-  Worker& first = *workers[group.lanes[0]];
-  for (unsigned index : group.lanes) {
-    Worker& other = *workers[index];
+  Worker& first = *group.lanes[0];
+  for (Worker* lane : group.lanes) {
+    Worker& other = *lane;
     if (other.trail != first.trail)
       return complain("a simdgroup has diverged: lanes %u and %u differ in matrices loaded or stored before line %d",
                       first.thread.lane, other.thread.lane, std::max(first.line, other.line));
@@ -193,12 +196,14 @@ void start_threadgroup(uint32_t number, const Dispatch& d, std::minstd_rand& ran
   for (auto& group : simdgroups) group.lanes.clear(), group.at = At::START;
   for (uint32_t i = 0; i < count; i++) {
     place(*workers[i], i, at, d);
-    simdgroups[i / LANES].lanes.push_back(i);
+    simdgroups[i / LANES].lanes.push_back(workers[i].get());
   }
   if (d.seed) {
     for (auto& group : simdgroups) std::shuffle(group.lanes.begin(), group.lanes.end(), random);
     std::shuffle(simdgroups.begin(), simdgroups.end(), random);
   }
+  for (auto& group : simdgroups)
+    for (Worker* lane : group.lanes) lane->simdgroup = &group;
   blocks.clear();
   arena_used = shared_bytes = 0;
 #ifdef FIBRES_TELL_TSAN
@@ -213,12 +218,6 @@ void start_threadgroup(uint32_t number, const Dispatch& d, std::minstd_rand& ran
   __asan_poison_memory_region(arena, ARENA);
 #endif
   races::start_threadgroup(number);
-}
-
-Simdgroup& my_simdgroup() {
-  for (auto& group : simdgroups)
-    if (group.lanes[0] / LANES == current->thread.simdgroup) return group;
-  __builtin_unreachable();
 }
 
 #ifdef FIBRES_TELL_TSAN
@@ -244,6 +243,13 @@ void fail(const char* format, ...) {
   current->fibre.yield();  // for good
   __builtin_unreachable();
 }
+
+namespace {
+void need_all_lanes(int line) {
+  size_t lanes = current->simdgroup->lanes.size();
+  if (lanes != LANES) fail("line %d: an operation of the simdgroup needs 32 lanes, this one has %zu", line, lanes);
+}
+}  // namespace
 
 void* shared(const void* key, size_t bytes, size_t alignment) {
   for (auto& block : blocks)
@@ -282,19 +288,17 @@ void simdgroup_barrier(unsigned memory, int line) {
 }
 
 const char* exchange(const void* mine, size_t bytes, int line) {
-  Simdgroup& group = my_simdgroup();
+  need_all_lanes(line);
   Worker* me = current;
-  if (group.lanes.size() != LANES)
-    fail("line %d: an operation of the simdgroup needs 32 lanes, this one has %zu", line, group.lanes.size());
   unsigned parity = me->parity ^= 1;
-  memcpy(group.slots[parity][me->thread.lane], mine, bytes);
+  auto& slots = me->simdgroup->slots[parity];
+  memcpy(slots[me->thread.lane], mine, bytes);
   wait(At::OPERATION, line);
-  return group.slots[parity][0];
+  return slots[0];
 }
 
 void convergent(int line) {
-  if (my_simdgroup().lanes.size() != LANES)
-    fail("line %d: an operation of the simdgroup needs 32 lanes, this one has %zu", line, my_simdgroup().lanes.size());
+  need_all_lanes(line);
   current->trail = current->trail * 31 + uint32_t(line);
 }
 

@@ -44,20 +44,25 @@ inline simdgroup_matrix<T, COLUMNS, ROWS> make_filled_simdgroup_matrix(T value) 
 
 namespace lanes {
 
+// Where this lane's first element is in memory, and how far the second is from it.
 struct Place {
-  ulong row, column;
+  ulong first, step;
 };
 template <class M>
-inline Place place(uint i, bool transpose) {
-  return transpose ? Place{M::column() + i, M::row()} : Place{M::row(), M::column() + i};
+inline Place place(ulong stride, ulong2 origin, bool transpose) {
+  ulong row = M::row(), column = M::column();
+  if (transpose) return {column * stride + row, stride};
+  return {(origin.y + row) * stride + origin.x + column, 1};
 }
 
 template <class P>
-inline void touch_matrix(P start, ulong stride, ulong2 origin, bool transpose, bool write, int line) {
+inline void together(P start, ulong stride, ulong2 origin, bool transpose, bool write, int line) {
   emulation::convergent(line);
   if (transpose && (origin.x || origin.y)) emulation::fail("line %d: a transposed matrix with an origin", line);
+#ifdef METAL_RACES
   for (uint row = 0; row < 8; row++)
     emulation::touch((const void*)(start + (origin.y + row) * stride + origin.x), 8 * sizeof *start, write);
+#endif
 }
 
 }  // namespace lanes
@@ -66,20 +71,16 @@ inline void touch_matrix(P start, ulong stride, ulong2 origin, bool transpose, b
   template <class T>                                                                                       \
   WHOLE_SIMDGROUP void simdgroup_load(simdgroup_matrix<T, 8, 8>& m, const SPACE T* source, ulong stride = 8, \
                                       ulong2 origin = ulong2(0), bool transpose = false, HERE) {           \
-    lanes::touch_matrix(source, stride, origin, transpose, false, line);                                   \
-    for (uint i = 0; i < 2; i++) {                                                                         \
-      auto at = lanes::place<simdgroup_matrix<T, 8, 8>>(i, transpose);                                     \
-      m.elements[i] = source[(origin.y + at.row) * stride + origin.x + at.column];                         \
-    }                                                                                                      \
+    lanes::together(source, stride, origin, transpose, false, line);                                   \
+    auto at = lanes::place<simdgroup_matrix<T, 8, 8>>(stride, origin, transpose);                          \
+    for (uint i = 0; i < 2; i++) m.elements[i] = source[at.first + i * at.step];                           \
   }                                                                                                        \
   template <class T>                                                                                       \
   WHOLE_SIMDGROUP void simdgroup_store(simdgroup_matrix<T, 8, 8> m, SPACE T* target, ulong stride = 8,     \
                                        ulong2 origin = ulong2(0), bool transpose = false, HERE) {          \
-    lanes::touch_matrix(target, stride, origin, transpose, true, line);                                    \
-    for (uint i = 0; i < 2; i++) {                                                                         \
-      auto at = lanes::place<simdgroup_matrix<T, 8, 8>>(i, transpose);                                     \
-      target[(origin.y + at.row) * stride + origin.x + at.column] = m.elements[i];                         \
-    }                                                                                                      \
+    lanes::together(target, stride, origin, transpose, true, line);                                    \
+    auto at = lanes::place<simdgroup_matrix<T, 8, 8>>(stride, origin, transpose);                          \
+    for (uint i = 0; i < 2; i++) target[at.first + i * at.step] = m.elements[i];                           \
   }
 #ifdef METAL_ADDRESS_SPACES
 LOADS_AND_STORES(__attribute__((address_space(1))))
@@ -100,10 +101,11 @@ inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, simdgrou
   } mine = {{a.elements[0], a.elements[1]}, {b.elements[0], b.elements[1]}};
   static_assert(sizeof mine <= emulation::SLOT, "");
   const char* slots = emulation::exchange(&mine, sizeof mine, line);
+  const uint row = M::row(), column = M::column();
   float sums[2] = {float(c.elements[0]), float(c.elements[1])};
   for (uint k = 0; k < 8; k++) {
-    const auto* left = reinterpret_cast<const Pair*>(slots + M::lane_of(M::row(), k) * emulation::SLOT);
-    const auto* right = reinterpret_cast<const Pair*>(slots + M::lane_of(k, M::column()) * emulation::SLOT);
+    const auto* left = reinterpret_cast<const Pair*>(slots + M::lane_of(row, k) * emulation::SLOT);
+    const auto* right = reinterpret_cast<const Pair*>(slots + M::lane_of(k, column) * emulation::SLOT);
     for (uint i = 0; i < 2; i++) sums[i] += float(left->a[k & 1]) * float(right->b[i]);
   }
   for (uint i = 0; i < 2; i++) d.elements[i] = D(sums[i]);
