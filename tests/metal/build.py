@@ -153,3 +153,15 @@ def build(text: str, mode: str) -> tuple[list[source.Kernel], Path]:
             path.unlink()
             unit.unlink(missing_ok=True)
     return kernels, target
+
+
+def with_lines(message: str, library: str) -> str:
+    """Replace positions in a library, @hexadecimal, by lines of the Metal text."""
+
+    def line(match: re.Match) -> str:
+        command = ["addr2line", "-i", "-e", library, hex(int(match[1], 16) - 1)]
+        found = subprocess.run(command, capture_output=True, text=True).stdout
+        lines = re.findall(r"kernels\.metal:(\d+)", found)
+        return f"line {lines[0]}" if lines else match[0]
+
+    return re.sub(r"@([0-9a-f]+)", line, message)

@@ -13,7 +13,8 @@ void start_threadgroup(uint32_t number);
 void add(char* start, size_t bytes, Memory memory);
 void threadgroup_barrier(uint32_t thread, uint32_t simdgroup, unsigned memory);
 void simdgroup_barrier(uint32_t thread, unsigned memory);
-void access(const volatile void* start, size_t bytes, bool write, bool unknown_lane, void* where);
+// By the lane that runs, or, with a line, by an unknown lane of its simdgroup.
+void access(const volatile void* start, size_t bytes, bool write, int line, void* where);
 const char* found();
 #else
 inline void start_dispatch(const Dispatch&) {}
@@ -21,7 +22,7 @@ inline void start_threadgroup(uint32_t) {}
 inline void add(char*, size_t, Memory) {}
 inline void threadgroup_barrier(uint32_t, uint32_t, unsigned) {}
 inline void simdgroup_barrier(uint32_t, unsigned) {}
-inline void access(const volatile void*, size_t, bool, bool, void*) {}
+inline void access(const volatile void*, size_t, bool, int, void*) {}
 inline const char* found() { return nullptr; }
 #endif
 

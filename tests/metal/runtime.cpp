@@ -302,8 +302,8 @@ void convergent(int line) {
   current->trail = current->trail * 31 + uint32_t(line);
 }
 
-void touch(const volatile void* start, size_t bytes, bool write) {
-  if (current->thread.lane == 0) races::access(start, bytes, write, true, __builtin_return_address(0));
+void touch(const volatile void* start, size_t bytes, bool write, int line) {
+  if (current->thread.lane == 0) races::access(start, bytes, write, line, nullptr);
 }
 
 const char* run(Entry entry_, void* const* arguments_, const Dispatch& dispatch) {

@@ -27,7 +27,7 @@ const char* exchange(const void* mine, size_t bytes, int line);
 // Notes that all lanes of the simdgroup should be here now; those that are not are missed at the next operation.
 void convergent(int line);
 // Notes that the simdgroup accesses these bytes, by which lane is unknown.
-void touch(const volatile void* start, size_t bytes, bool write);
+void touch(const volatile void* start, size_t bytes, bool write, int line);
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 using Entry = void (*)(void* const* arguments);
@@ -35,6 +35,7 @@ using Entry = void (*)(void* const* arguments);
 struct Range {
   char* start;
   size_t bytes;
+  uint32_t number;  // of the buffer
 };
 
 struct Dispatch {

@@ -57,7 +57,7 @@ class Parameter(ctypes.Structure):
 
 
 class Range(ctypes.Structure):
-    _fields_ = [("start", ctypes.c_void_p), ("bytes", ctypes.c_size_t)]
+    _fields_ = [("start", ctypes.c_void_p), ("bytes", ctypes.c_size_t), ("number", ctypes.c_uint32)]
 
 
 class Dispatch(ctypes.Structure):
@@ -116,16 +116,16 @@ class Kernel:
             if isinstance(value, Tensor):
                 pointers[i] = value.data_ptr()
                 storage = value.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
+                storages.setdefault(storage.data_ptr(), (storage.nbytes(), i))
             else:
                 pointers[i] = ctypes.addressof(value)
         if options.record is not None:
             options.record.append((self._number, grid, group, [as_bytes(value) for value in held]))
-        ranges = (Range * max(len(storages), 1))(*(Range(*item) for item in storages.items()))
-        dispatch = Dispatch(grid, group, options.seed, options.silenced, len(storages), ranges)
+        ranges = (Range * max(len(storages), 1))(*(Range(start, *rest) for start, rest in storages.items() if start))
+        dispatch = Dispatch(grid, group, options.seed, options.silenced, sum(map(bool, storages)), ranges)
         error = self._library.emulation_run(self._number, pointers, ctypes.byref(dispatch))
         if error:
-            raise KernelError(f"{self.name}: {error.decode()}")
+            raise KernelError(f"{self.name}: {build.with_lines(error.decode(), self._library._name)}")
 
     def _sizes(self, threads, group_size):
         """The grid and the threadgroup, three sizes each."""

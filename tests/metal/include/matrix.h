@@ -61,7 +61,8 @@ inline void together(P start, ulong stride, ulong2 origin, bool transpose, bool 
   if (transpose && (origin.x || origin.y)) emulation::fail("line %d: a transposed matrix with an origin", line);
 #ifdef METAL_RACES
   for (uint row = 0; row < 8; row++)
-    emulation::touch((const void*)(start + (origin.y + row) * stride + origin.x), 8 * sizeof *start, write);
+    emulation::touch((const void*)(start + (origin.y + row) * stride + origin.x), 8 * sizeof *start, write,
+                     line);
 #endif
 }
 
