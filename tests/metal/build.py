@@ -24,12 +24,15 @@ COMMON = ("-std=c++14", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-ftriv
 MODES = {
     "fast": (("-O2",), ("-O2",)),
     "races": (
-        ("-O1", "-g1", "-fsanitize=thread", "-DMETAL_RACES"),
+        ("-O1", "-g1", "-fsanitize=thread", "-DMETAL_RACES", "-DMETAL_SANITIZED"),
         ("-O2", "-DDETECT_RACES"),
     ),
     "double": (("-O1", "-DMETAL_DOUBLE"), ("-O2",)),
     "asan": (("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),) * 2,
-    "tsan": (("-O1", "-g1", "-fsanitize=thread"), ("-O1", "-DSANITIZE_THREAD")),
+    "tsan": (
+        ("-O1", "-g1", "-fsanitize=thread", "-DMETAL_SANITIZED"),
+        ("-O1", "-fno-builtin", "-DTELL_THREAD_SANITIZER"),
+    ),
 }
 PROGRAMS = ("asan", "tsan")  # as the sanitizers' runtimes cannot be loaded into Python
 

@@ -4,7 +4,7 @@
 #include <stdint.h>
 #include <sys/mman.h>
 
-#if defined(__SANITIZE_THREAD__) || defined(SANITIZE_THREAD)
+#ifdef TELL_THREAD_SANITIZER  // which does not look at the runtime itself
 #define FIBRES_TELL_TSAN 1
 extern "C" {
 void* __tsan_get_current_fiber();
@@ -46,6 +46,11 @@ class Fibre {
 
   // The next resume() calls body, which must never return.
   void start(void (*body)()) {
+#ifdef FIBRES_TELL_TSAN
+    // Another thread, which knows nothing of what was on this stack.
+    mmap(bottom_, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    tsan_ = __tsan_create_fiber(0);
+#endif
     auto* top = reinterpret_cast<void**>(bottom_ + STACK);
 #if defined(__x86_64__)
     *--top = nullptr;  // the return address of body, which keeps its stack aligned as after a call
@@ -58,9 +63,6 @@ class Fibre {
 #error "fibres are written for x86-64 and 64-bit Arm"
 #endif
     stack_ = top;
-#ifdef FIBRES_TELL_TSAN
-    tsan_ = __tsan_create_fiber(0);
-#endif
   }
 
   void resume() {

@@ -3,6 +3,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <algorithm>
@@ -85,13 +86,27 @@ std::vector<Simdgroup> simdgroups;
 std::vector<Block> blocks;
 char* arena = nullptr;
 size_t arena_used, shared_bytes;
+std::vector<char*> retired;
 Worker* current;
 char message[1024];
 bool failed;
 
+// Barriers: 0 is the threadgroup's, then come the simdgroups'; at the last all threads end.
+constexpr unsigned DISPATCH = 1 + 1024 / LANES;
+#ifdef FIBRES_TELL_TSAN
+// What ThreadSanitizer takes for the barriers, by parity.
+char barriers[2][DISPATCH + 1];
+void sync_before(unsigned which, unsigned parity) { __tsan_release(&barriers[parity][which]); }
+void sync_after(unsigned which, unsigned parity) { __tsan_acquire(&barriers[parity][which]); }
+#else
+void sync_before(unsigned, unsigned) {}
+void sync_after(unsigned, unsigned) {}
+#endif
+
 void body() {
   current->fibre.entered();
   entry(arguments);
+  sync_before(DISPATCH, 0);
   current->at = At::END;
   current->fibre.yield();
 }
@@ -191,6 +206,21 @@ void start_threadgroup(uint32_t number, const Dispatch& d, std::minstd_rand& ran
   at[0] = number % groups[0], at[1] = number / groups[0] % groups[1], at[2] = number / groups[0] / groups[1];
   for (int axis = 0; axis < 3; axis++)
     count *= std::min(d.group_size[axis], d.grid[axis] - at[axis] * d.group_size[axis]);
+  blocks.clear();
+  blocks.reserve(64);
+  arena_used = shared_bytes = 0;
+#ifdef FIBRES_TELL_TSAN
+  if (arena) retired.push_back(arena);  // earlier threadgroups are not waited for: their memory stays theirs
+  arena = nullptr;
+#endif
+  if (!arena) arena = static_cast<char*>(aligned_alloc(GAP, ARENA));
+#ifdef FIBRES_TELL_ASAN
+  __asan_unpoison_memory_region(arena, ARENA);
+#endif
+  memset(arena, 0xff, ARENA);  // NaN in every format
+#ifdef FIBRES_TELL_ASAN
+  __asan_poison_memory_region(arena, ARENA);
+#endif
   while (workers.size() < count) workers.emplace_back(new Worker);
   simdgroups.resize((count + LANES - 1) / LANES);
   for (auto& group : simdgroups) group.lanes.clear(), group.at = At::START;
@@ -204,31 +234,9 @@ void start_threadgroup(uint32_t number, const Dispatch& d, std::minstd_rand& ran
   }
   for (auto& group : simdgroups)
     for (Worker* lane : group.lanes) lane->simdgroup = &group;
-  blocks.clear();
-  arena_used = shared_bytes = 0;
-#ifdef FIBRES_TELL_TSAN
-  arena = nullptr;  // earlier threadgroups may not be waited for: their memory is theirs
-#endif
-  if (!arena) arena = static_cast<char*>(aligned_alloc(GAP, ARENA));
-#ifdef FIBRES_TELL_ASAN
-  __asan_unpoison_memory_region(arena, ARENA);
-#endif
-  memset(arena, 0xff, ARENA);  // NaN in every format
-#ifdef FIBRES_TELL_ASAN
-  __asan_poison_memory_region(arena, ARENA);
-#endif
   races::start_threadgroup(number);
 }
 
-#ifdef FIBRES_TELL_TSAN
-// What ThreadSanitizer takes for the barriers of the threadgroup (0) and of its simdgroups, by parity.
-char barriers[2][1 + 1024 / LANES];
-void sync_before(unsigned which, unsigned parity) { __tsan_release(&barriers[parity][which]); }
-void sync_after(unsigned which, unsigned parity) { __tsan_acquire(&barriers[parity][which]); }
-#else
-void sync_before(unsigned, unsigned) {}
-void sync_after(unsigned, unsigned) {}
-#endif
 
 }  // namespace
 
@@ -292,7 +300,7 @@ const char* exchange(const void* mine, size_t bytes, int line) {
   Worker* me = current;
   unsigned parity = me->parity ^= 1;
   auto& slots = me->simdgroup->slots[parity];
-  memcpy(slots[me->thread.lane], mine, bytes);
+  for (size_t i = 0; i < bytes; i++) slots[me->thread.lane][i] = static_cast<const char*>(mine)[i];
   wait(At::OPERATION, line);
   return slots[0];
 }
@@ -324,6 +332,9 @@ const char* run(Entry entry_, void* const* arguments_, const Dispatch& dispatch)
     run_threadgroup();
     if (failed) break;
   }
+  sync_after(DISPATCH, 0);
+  for (char* old : retired) free(old);
+  retired.clear();
   const char* race = races::found();
   return failed ? message : race;
 }

@@ -4,7 +4,10 @@ It is stricter than PyTorch: types of tensors and sizes of scalars must be those
 """
 
 import ctypes
+import os
 import struct
+import subprocess
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from unittest import mock
@@ -202,3 +205,18 @@ def as_bytes(value) -> bytes:
     if value.numel():
         extent = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True))
     return bytes(value.as_strided((extent,), (1,)).view(torch.uint8).numpy())
+
+
+def replay(text: str, mode: str, record: list, silenced: int = 0) -> None:
+    """Run recorded dispatches under a sanitizer: mode "asan" or "tsan"; KernelError with its report."""
+    _, program = build.build(text, mode)
+    with tempfile.NamedTemporaryFile() as file:
+        for number, grid, group, buffers in record:
+            file.write(struct.pack("<8I", number, *grid, *group, len(buffers)))
+            for data in buffers:
+                file.write(struct.pack("<Q", len(data)) + data)
+        file.flush()
+        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "SILENCED_BARRIER": str(silenced)}
+        done = subprocess.run([program, file.name], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise KernelError(done.stderr)

@@ -41,19 +41,19 @@ struct Element<void> {
 template <class T>
 struct Argument {  // by value: an attribute
   static constexpr Parameter parameter{'v', 'i', sizeof(T), sizeof(T), true};
-  static T get(const Binding& binding, void* const*) { return from(&binding.field(emulation::thread()), T()); }
+  UNSEEN static T get(const Binding& binding, void* const*) { return from(&binding.field(emulation::thread()), T()); }
   template <class S>
-  static S from(const uint32_t* field, S) { return S(field[0]); }
+  UNSEEN static S from(const uint32_t* field, S) { return S(field[0]); }
   template <class S>
-  static metal::vec<S, 2> from(const uint32_t* f, metal::vec<S, 2>) { return {S(f[0]), S(f[1])}; }
+  UNSEEN static metal::vec<S, 2> from(const uint32_t* f, metal::vec<S, 2>) { return {S(f[0]), S(f[1])}; }
   template <class S>
-  static metal::vec<S, 3> from(const uint32_t* f, metal::vec<S, 3>) { return {S(f[0]), S(f[1]), S(f[2])}; }
+  UNSEEN static metal::vec<S, 3> from(const uint32_t* f, metal::vec<S, 3>) { return {S(f[0]), S(f[1]), S(f[2])}; }
 };
 template <class T>
 struct Argument<T*> {
   using E = Element<std::remove_cv_t<T>>;
   static constexpr Parameter parameter{'p', E::code, E::size, E::size, std::is_const<T>::value};
-  static T* get(const Binding& binding, void* const* arguments) {
+  UNSEEN static T* get(const Binding& binding, void* const* arguments) {
     return static_cast<T*>(arguments[binding.buffer]);
   }
 };
@@ -61,7 +61,7 @@ template <class T>
 struct Argument<T&> {
   using E = Element<std::remove_cv_t<T>>;
   static constexpr Parameter parameter{'r', E::code, sizeof(T), E::size, std::is_const<T>::value};
-  static T& get(const Binding& binding, void* const* arguments) {
+  UNSEEN static T& get(const Binding& binding, void* const* arguments) {
     return *static_cast<T*>(arguments[binding.buffer]);
   }
 };

@@ -5,7 +5,7 @@
 // Not inlined, and not seen by the detection of races: touch() notes their accesses, as which lane makes which is
 // left open by Metal. ThreadSanitizer itself sees those of the lane.
 #ifdef METAL_RACES
-#define WHOLE_SIMDGROUP __attribute__((noinline, no_sanitize("thread")))
+#define WHOLE_SIMDGROUP UNSEEN
 #else
 #define WHOLE_SIMDGROUP inline
 #endif
@@ -105,9 +105,9 @@ inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, simdgrou
   const uint row = M::row(), column = M::column();
   float sums[2] = {float(c.elements[0]), float(c.elements[1])};
   for (uint k = 0; k < 8; k++) {
-    const auto* left = reinterpret_cast<const Pair*>(slots + M::lane_of(row, k) * emulation::SLOT);
-    const auto* right = reinterpret_cast<const Pair*>(slots + M::lane_of(k, column) * emulation::SLOT);
-    for (uint i = 0; i < 2; i++) sums[i] += float(left->a[k & 1]) * float(right->b[i]);
+    const Pair left = lanes::published<Pair>(slots, M::lane_of(row, k));
+    const Pair right = lanes::published<Pair>(slots, M::lane_of(k, column));
+    for (uint i = 0; i < 2; i++) sums[i] += float(left.a[k & 1]) * float(right.b[i]);
   }
   for (uint i = 0; i < 2; i++) d.elements[i] = D(sums[i]);
 }

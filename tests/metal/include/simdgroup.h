@@ -3,6 +3,12 @@
 #include "../runtime.h"
 #include "functions.h"
 
+// Of functions that read the runtime's memory, where detectors of races need not look.
+#ifdef METAL_SANITIZED
+#define UNSEEN __attribute__((noinline, no_sanitize("thread"))) inline
+#else
+#define UNSEEN inline
+#endif
 #define HERE int line = __builtin_LINE()
 
 namespace metal {
@@ -15,6 +21,14 @@ inline void simdgroup_barrier(mem_flags flags, HERE) { emulation::simdgroup_barr
 
 namespace lanes {
 
+// What a lane published.
+template <class T>
+UNSEEN T published(const char* slots, uint lane) {
+  T value;
+  __builtin_memcpy(&value, slots + lane * emulation::SLOT, sizeof value);
+  return value;
+}
+
 // The values of all lanes.
 template <class T>
 struct All {
@@ -22,14 +36,10 @@ struct All {
   All(T mine, int line) : slots(emulation::exchange(&mine, sizeof mine, line)) {
     static_assert(sizeof(T) <= 16, "too large for an operation of the simdgroup");
   }
-  T operator[](uint lane) const {
-    T value;
-    __builtin_memcpy(&value, slots + lane * emulation::SLOT, sizeof value);
-    return value;
-  }
+  T operator[](uint lane) const { return published<T>(slots, lane); }
 };
 
-inline uint mine() { return emulation::thread().lane; }
+UNSEEN uint mine() { return emulation::thread().lane; }
 
 template <class T>
 inline T from(T x, uint lane, int line) {
