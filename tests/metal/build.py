@@ -1,0 +1,170 @@
+"""Compiles Metal text as C++, in several modes, and keeps the results under build/metal by a hash of all that matters."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch.utils import cpp_extension
+
+from . import source
+
+HERE = Path(__file__).parent
+BUILT = HERE.parent.parent / "build" / "metal"
+WARNINGS = (
+    *("-Wall", "-Wextra", "-Werror", "-pedantic-errors", "-Wno-attributes", "-Wno-unknown-pragmas"),
+    *("-Wno-literal-suffix", "-Wno-sign-compare", "-Wno-maybe-uninitialized", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-unused-variable"),
+)
+COMMON = ("-std=c++14", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-ftrivial-auto-var-init=pattern")
+# Flags of the kernels and of the runtime.
+MODES = {
+    "fast": (("-O2",), ("-O2",)),
+    "races": (
+        ("-O1", "-g1", "-fsanitize=thread", "-DMETAL_RACES", "-DMETAL_SANITIZED"),
+        ("-O2", "-DDETECT_RACES"),
+    ),
+    "double": (("-O1", "-DMETAL_DOUBLE"), ("-O2",)),
+    "asan": (("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),) * 2,
+    "tsan": (
+        ("-O1", "-g1", "-fsanitize=thread", "-DMETAL_SANITIZED"),
+        ("-O1", "-fno-builtin", "-DTELL_THREAD_SANITIZER"),
+    ),
+}
+PROGRAMS = ("asan", "tsan")  # as the sanitizers' runtimes cannot be loaded into Python
+
+
+class CompileError(source.MetalError):
+    """What the C++ compiler said."""
+
+
+def compiler() -> list[str]:
+    """Return the C++ compiler."""
+    return cpp_extension.get_cxx_compiler().split()
+
+
+def clang() -> list[str] | None:
+    """Return clang, if there is one."""
+    if find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++"]
+    found = subprocess.run(["which", "clang++"], capture_output=True, text=True)
+    return [found.stdout.strip()] if found.returncode == 0 else None
+
+
+def ran(command: list[str], text: str | None = None) -> str:
+    done = subprocess.run([*map(str, command)], input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise CompileError(done.stderr.strip())
+    return done.stdout
+
+
+@cache
+def fingerprint() -> str:
+    """Hash of the emulation and the compiler."""
+    files = sorted(p for p in HERE.rglob("*") if p.suffix in (".h", ".cpp", ".py") or p.name.startswith("metal_"))
+    version = subprocess.run([*compiler(), "--version"], capture_output=True).stdout
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files) + version).hexdigest()
+
+
+def preprocessed(text: str) -> str:
+    """Expand the text's own macros; what it includes stays out, as the header stands before it."""
+    text = re.sub(r"(?m)^[ \t]*#[ \t]*include[ \t]*<metal_\w+>", "", source.without_comments(text))
+    flags = ("-E", "-undef", "-nostdinc", "-D__METAL__", "-D__METAL_VERSION__=310", "-x", "c++", "-")
+    expanded = ran([*compiler(), *flags], text)
+    # Standard line directives, of the text alone.
+    expanded = re.sub(r'(?m)^# (0 .*|\d+ "<(built-in|command-line)>").*', "", expanded)
+    return re.sub(r'(?m)^# (\d+) "<stdin>".*', r'#line \1 "kernels.metal"', expanded)
+
+
+def translated(text: str) -> tuple[list[source.Kernel], str]:
+    """Return the kernels of a Metal text and the C++ of all of it, with entry points."""
+    expanded = preprocessed(text)
+    if not expanded.isascii():
+        raise source.MetalError("PyTorch passes the text on as ASCII, which this is not")
+    kernels = source.kernels(expanded)
+    lines = ['#include "entry.h"', "#include <metal_stdlib>", source.share(expanded)]
+    lines += ['#line 1 "entries"', "#undef device", "#undef constant", "#undef threadgroup", "#undef thread"]
+    lines += ["using emulation::Binding;"]
+    for number, kernel in enumerate(kernels):
+        bound = ", ".join(
+            f"{{emulation::BUFFER, {b}, nullptr}}"
+            if isinstance(b, int)
+            else "{emulation::POSITION, 0, [](const emulation::Thread& t) -> const uint32_t& { return t.%s; }}"
+            % source.ATTRIBUTES[b]
+            for b in kernel.bindings
+        )
+        lines += [
+            f"static const Binding bindings_{number}[] = {{{bound}}};",
+            f"static void entry_{number}(void* const* arguments) "
+            f"{{ emulation::call(&{kernel.function}, bindings_{number}, arguments); }}",
+        ]
+    entries = ", ".join(f"entry_{n}" for n in range(len(kernels)))
+    described = " ".join(
+        f"case {n}: return emulation::describe(&{kernel.function}, out);" for n, kernel in enumerate(kernels)
+    )
+    lines += [
+        f"extern const emulation::Entry emulation_entries[] = {{{entries}}};",
+        f"extern const unsigned emulation_count = {len(kernels)};",
+        'extern "C" int emulation_describe(int n, emulation::Parameter* out) { switch (n) { %s } return -1; }' % described,
+        'extern "C" const char* emulation_run(int n, void* const* arguments, const emulation::Dispatch* dispatch) '
+        "{ return emulation::run(emulation_entries[n], arguments, *dispatch); }",
+    ]
+    return kernels, "\n".join(lines) + "\n"
+
+
+def runtime(mode: str) -> list[Path]:
+    """Return the objects of the runtime."""
+    BUILT.mkdir(parents=True, exist_ok=True)
+    names = ("runtime", "races", *(("replay",) if mode in PROGRAMS else ()))
+    objects = []
+    for name in names:
+        flags = MODES[mode][1]
+        key = hashlib.sha256(repr((fingerprint(), name, flags)).encode()).hexdigest()[:20]
+        target = BUILT / f"{name}-{key}.o"
+        if not target.exists():
+            compiled(["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", *flags, "-c", HERE / f"{name}.cpp"], target)
+        objects.append(target)
+    return objects
+
+
+def compiled(arguments: list, target: Path) -> Path:
+    """Compile into a file of its own and move that to its place, so that processes do not meet."""
+    partial = target.with_suffix(f".{os.getpid()}")
+    ran([*compiler(), *arguments, "-o", partial])
+    partial.replace(target)
+    return target
+
+
+def build(text: str, mode: str) -> tuple[list[source.Kernel], Path]:
+    """Return the kernels of a Metal text, and the library or program with them."""
+    kernels, code = translated(text)
+    flags = MODES[mode][0]
+    key = hashlib.sha256(repr((fingerprint(), code, mode, flags)).encode()).hexdigest()[:20]
+    target = BUILT / f"kernels-{key}{'' if mode in PROGRAMS else '.so'}"
+    if not target.exists():
+        objects = runtime(mode)
+        path, unit = BUILT / f"kernels-{key}.{os.getpid()}.cpp", BUILT / f"kernels-{key}.{os.getpid()}.o"
+        path.write_text(code)
+        try:
+            ran([*compiler(), *COMMON, *WARNINGS, *flags, f"-I{HERE / 'include'}", "-c", path, "-o", unit])
+            link = flags if mode in PROGRAMS else ("-shared", "-Wl,-Bsymbolic")
+            compiled([*link, unit, *objects], target)
+        finally:
+            path.unlink()
+            unit.unlink(missing_ok=True)
+    return kernels, target
+
+
+def with_lines(message: str, library: str) -> str:
+    """Replace positions in a library, @hexadecimal, by lines of the Metal text."""
+
+    def line(match: re.Match) -> str:
+        command = ["addr2line", "-i", "-e", library, hex(int(match[1], 16) - 1)]
+        found = subprocess.run(command, capture_output=True, text=True).stdout
+        lines = re.findall(r"kernels\.metal:(\d+)", found)
+        return f"line {lines[0]}" if lines else match[0]
+
+    return re.sub(r"@([0-9a-f]+)", line, message)

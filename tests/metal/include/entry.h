@@ -1,0 +1,91 @@
+// Calls a kernel with what PyTorch bound to its buffers and the thread's position in what its attributes name.
+#pragma once
+#include "matrix.h"
+
+namespace emulation {
+
+enum Kind { BUFFER, INDEX, POSITION };
+
+// What a parameter gets: a buffer, by number, or a field of Thread.
+struct Binding {
+  Kind kind;
+  uint32_t buffer;
+  const uint32_t& (*field)(const Thread&);
+};
+
+// The parameter's type as Python sees it: 'p' pointer, 'r' reference, 'v' value; size of what it points to; its
+// element: f(loat), h(alf), b(float), i(nteger), ? (another).
+struct Parameter {
+  char kind, element;
+  uint32_t size, element_size;
+  bool constant;
+};
+
+template <class T>
+struct Element {
+  static constexpr char code = std::is_same<T, half>::value       ? 'h'
+                               : std::is_same<T, bfloat>::value   ? 'b'
+                               : std::is_floating_point<T>::value ? 'f'
+                               : std::is_integral<T>::value       ? 'i'
+                                                                  : '?';
+  static constexpr uint32_t size = sizeof(T);
+};
+template <class T, int N>
+struct Element<metal::vec<T, N>> : Element<T> {};
+template <>
+struct Element<void> {
+  static constexpr char code = '?';
+  static constexpr uint32_t size = 1;
+};
+
+template <class T>
+struct Argument {  // by value: an attribute
+  static constexpr Parameter parameter{'v', 'i', sizeof(T), sizeof(T), true};
+  UNSEEN static T get(const Binding& binding, void* const*) { return from(&binding.field(emulation::thread()), T()); }
+  template <class S>
+  UNSEEN static S from(const uint32_t* field, S) { return S(field[0]); }
+  template <class S>
+  UNSEEN static metal::vec<S, 2> from(const uint32_t* f, metal::vec<S, 2>) { return {S(f[0]), S(f[1])}; }
+  template <class S>
+  UNSEEN static metal::vec<S, 3> from(const uint32_t* f, metal::vec<S, 3>) { return {S(f[0]), S(f[1]), S(f[2])}; }
+};
+template <class T>
+struct Argument<T*> {
+  using E = Element<std::remove_cv_t<T>>;
+  static constexpr Parameter parameter{'p', E::code, E::size, E::size, std::is_const<T>::value};
+  UNSEEN static T* get(const Binding& binding, void* const* arguments) {
+    return static_cast<T*>(arguments[binding.buffer]);
+  }
+};
+template <class T>
+struct Argument<T&> {
+  using E = Element<std::remove_cv_t<T>>;
+  static constexpr Parameter parameter{'r', E::code, sizeof(T), E::size, std::is_const<T>::value};
+  UNSEEN static T& get(const Binding& binding, void* const* arguments) {
+    return *static_cast<T*>(arguments[binding.buffer]);
+  }
+};
+
+template <class... P, size_t... I>
+inline void call(void (*kernel)(P...), const Binding* bindings, void* const* arguments, std::index_sequence<I...>) {
+  kernel(Argument<P>::get(bindings[I], arguments)...);
+}
+template <class... P>
+inline void call(void (*kernel)(P...), const Binding* bindings, void* const* arguments) {
+  call(kernel, bindings, arguments, std::index_sequence_for<P...>());
+}
+
+template <class... P>
+inline int describe(void (*)(P...), Parameter* out) {
+  const Parameter all[] = {Argument<P>::parameter...};
+  for (size_t i = 0; i < sizeof...(P); i++) out[i] = all[i];
+  return sizeof...(P);
+}
+
+template <class T, int SITE>
+inline T& shared() {
+  static const char key = 0;
+  return *static_cast<T*>(emulation::shared(&key, sizeof(T), alignof(T)));
+}
+
+}  // namespace emulation
