@@ -126,7 +126,8 @@ def decide(layer: Layer, device: torch.device, by_default: bool, engine: Guarded
         elif verdict.right:
             return plan, not unknown
         else:
-            wrong = f"{engine.name.title()}'s {plan.kernel} kernel was not right on {verdicts.card_name(device)}: "
+            card = verdicts.card_name(device)
+            wrong = f"{engine.name.title()}'s {plan.kernel} kernel was not right on {card}: "
             wrong += f"{verdict.said} ({verdicts.name(plan, layer)})"
             if not replaceable:
                 raise RuntimeError(wrong)

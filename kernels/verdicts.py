@@ -1,8 +1,8 @@
 """The verdicts of checks on this machine's plans, cached on disk, so that other processes need no check.
 
-There is a file for each plan, in a folder for each card, driver, torch, compiler and hash of these sources, in
-the user's cache folder or in LSTM_FUSED_CACHE. A file that cannot be read counts as missing; if none can be
-written, each process checks for itself.
+There is a file for each plan, in a folder for each card, driver, compiler, torch and hash of these sources,
+in the user's cache folder or in LSTM_FUSED_CACHE. A file that cannot be read counts as missing; if none can
+be written, each process checks for itself.
 """
 
 import hashlib

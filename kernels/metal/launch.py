@@ -71,9 +71,9 @@ def forward(inputs: Inputs, plan: Plan) -> Outputs:
     gates = x.new_empty((T, B, 4 * H) if save else (0,))
     options = inputs.peephole, inputs.lengths, save, None, inputs.weight_hr
     layer = layer_of(plan, T, B, H, P, inputs.reverse, *options, variant)
-    fill = filler(c)
-    weight_hh, peephole, lengths = tiled(inputs.weight_hh, 4), fill(inputs.peephole), fill(inputs.lengths)
-    states = h, c, y, *((c_all, gates) if save else (c, c))
+    weight_hh = tiled(inputs.weight_hh, 4)
+    peephole, lengths = or_any(inputs.peephole, h), or_any_lengths(inputs)
+    states = h, c, y, *((c_all, gates) if save else (c, h))
     kernels = library(x.dtype, plan)
     if plan.kernel == "resident":
         threads = layer.H8 // 8 * 32
@@ -82,13 +82,14 @@ def forward(inputs: Inputs, plan: Plan) -> Outputs:
         )
         return Outputs(y, h, c.to(x.dtype), c_all, gates)
 
-    h_mask, zoneout_h, zoneout_c = map(fill, (variant.h_mask, variant.zoneout_h, variant.zoneout_c))
+    h_mask, zoneout_h, zoneout_c = (or_any(mask, h) for mask in variant[1:4])
     operand = x.new_zeros(2, layer.B8, layer.P8)
     operand[0, :B, :P] = h if variant.h_mask is None else h * variant.h_mask
     projected = inputs.weight_hr is not None
     m = x.new_zeros(layer.B8, layer.H8) if projected else h
     hw, normed = (xw.new_empty(B, 4 * H) if variant.gain_hh is not None else c for _ in range(2))
-    cell = xw, weight_hh, peephole, lengths, operand, *states, h_mask, zoneout_h, zoneout_c, clip_of(variant, c)
+    masks = h_mask, zoneout_h, zoneout_c, clip_of(variant, c)
+    cell = xw, weight_hh, peephole, lengths, operand, *states, *masks
     advance = dispatch(kernels.forward_step, *tiles(plan, layer.B8, layer.H8))
     product = dispatch(kernels.recurrent_step, *tiles(plan, layer.B8, layer.H8))
     norm = dispatch(kernels.norm_step, B, 32)
@@ -114,9 +115,8 @@ def backward(saved: Saved, douts: OutputGradients, plan: Plan) -> Gradients:
     dxw = torch.empty_like(gates)
     options = saved.peephole, saved.lengths, False, douts.dy, weight_hr
     layer = layer_of(plan, T, B, H, P, reverse, *options, variant)
-    fill = filler(dc)
-    weight_hh, dy = tiled(saved.weight_hh, 4), fill(douts.dy)
-    peephole, lengths = fill(saved.peephole), fill(saved.lengths)
+    weight_hh, dy = tiled(saved.weight_hh, 4), or_any(douts.dy, c0)
+    peephole, lengths = or_any(saved.peephole, c0), or_any_lengths(saved)
     kernels = library(dtype, plan)
     dhw = gates.new_empty(0)
     if plan.kernel == "resident":
@@ -124,10 +124,10 @@ def backward(saved: Saved, douts: OutputGradients, plan: Plan) -> Gradients:
             layer, weight_hh, dy, c_all, c0, gates, peephole, lengths, dxw, dh, dc
         )
     else:
-        h_mask, zoneout_h, zoneout_c = map(fill, (variant.h_mask, variant.zoneout_h, variant.zoneout_c))
+        h_mask, zoneout_h, zoneout_c = (or_any(mask, c0) for mask in variant[1:4])
         operand = gates.new_zeros(2, layer.B8, 4, layer.H8)
         kept = dh if variant.zoneout_h is None else torch.zeros_like(dh)
-        dh_t = dh if weight_hr is None else gates.new_zeros(layer.B8, layer.P8)
+        dh_t = c0 if weight_hr is None else gates.new_zeros(layer.B8, layer.P8)
         weight = weight_hh if weight_hr is None else tiled(weight_hr, 1)
         cell = dy, c_all, c0, gates, peephole, lengths, dxw, operand, dh, dc, kept
         masks = h_mask, zoneout_h, zoneout_c, clip_of(variant, dc)
@@ -138,9 +138,7 @@ def backward(saved: Saved, douts: OutputGradients, plan: Plan) -> Gradients:
             dhw = torch.empty_like(gates)
         for step in steps_back(T, reverse):
             if weight_hr is not None:
-                gradient(
-                    layer, step, weight_hh, operand, dy, lengths, dh, kept, h_mask, zoneout_h, dh_t
-                )
+                gradient(layer, step, weight_hh, operand, dy, lengths, dh, kept, h_mask, zoneout_h, dh_t)
             if step.t >= 0 or weight_hr is None:
                 retreat(layer, step, weight, *cell, *masks, dh_t)
             if step.t >= 0 and saved.hw is not None:
@@ -229,9 +227,14 @@ def dense_variant(variant: Variant) -> Variant:
     return Variant(gain, h_mask, rows(variant.zoneout_h), rows(variant.zoneout_c), variant.cell_clip)
 
 
-def filler(instead: Tensor) -> Callable[[Tensor | None], Tensor]:
-    """A function that replaces None by `instead`, because a kernel needs every buffer."""
-    return lambda given: instead if given is None else given
+def or_any(given: Tensor | None, instead: Tensor) -> Tensor:
+    """The argument, or another tensor of its dtype that the kernel then ignores: it needs every buffer."""
+    return instead if given is None else given
+
+
+def or_any_lengths(record: Inputs | Saved) -> Tensor:
+    """The lengths, or an int64 tensor."""
+    return record.c0.new_empty(1, dtype=torch.int64) if record.lengths is None else record.lengths
 
 
 def clip_of(variant: Variant, like: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ class Plan:
 
 # H of the resident kernel: 160 bytes of threadgroup memory for each, of 32 KB, and 4 threads, of 1024.
 WIDTHS = (32, 64, 128)
-# From this many rows on a threadgroup takes 32, which reads the weights a quarter as often; fewer rows would leave
-# most of a 32-row tile empty. Not measured.
+# From this many rows on a threadgroup takes 32, which reads the weights a quarter as often; fewer would leave
+# half of it empty. Not measured.
 MANY_ROWS = 17
 
 
@@ -50,8 +50,8 @@ def plans(layer: Layer, kernel: str | None = None) -> list[Plan]:
     if kernel is not None and kernel not in KERNELS:
         raise bad("LSTM_FUSED_KERNEL", f"one of {', '.join(map(repr, KERNELS))}", shown(kernel))
     found = [Plan("step", 8 if layer.B < MANY_ROWS else 32)]
-    if layer.H <= WIDTHS[-1] and not layer.projection and not layer.varied:
-        width = next(width for width in WIDTHS if layer.H <= width)
+    if WIDTHS[-1] >= layer.H and not layer.projection and not layer.varied:
+        width = next(width for width in WIDTHS if width >= layer.H)
         found.insert(0, Plan("resident", 8, width))
     fitting = [plan for plan in found if kernel in (None, plan.kernel)]
     if not fitting:

@@ -60,8 +60,7 @@ ENGINES = (
         narrow_c=True,
         products=True,
     ),
-    METAL,
-    *((REFERENCE, TRITON) if triton.INTERPRETED else (TRITON, REFERENCE)),
+    *((METAL, REFERENCE, TRITON) if triton.INTERPRETED else (TRITON, METAL, REFERENCE)),
 )
 
 # Operators of engines chosen by default, if they differ from the engine's own: they run the reference if no
