@@ -95,7 +95,7 @@ def test_every_width_of_the_resident_kernel(H):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("options", [(False, False), (True, False), (False, True), (True, True)])
 def test_every_tile_of_the_step_kernel(direction, options):
-    for B in (3, 40):
+    for B in (3, 9, 40):
         layer = Layer(direction, 21, B, torch.float32, "ieee", *options)
         found = check.check(plans(layer, "step")[0], layer, CPU)
         assert found.right, found.said
@@ -229,6 +229,7 @@ def test_in_float64(monkeypatch):
 
 def test_plans():
     layer = Layer("forward", 128, 16, torch.float32, "ieee")
-    assert plans(layer) == [Plan("resident", 8, 128), Plan("step", 8)]
+    assert plans(layer) == [Plan("resident", 8, 128), Plan("step", 16)]
     assert plans(layer._replace(H=129, B=17)) == [Plan("step", 32)]
-    assert plans(layer._replace(varied=True)) == plans(layer._replace(projection=True)) == [Plan("step", 8)]
+    for option in ("varied", "projection"):
+        assert plans(layer._replace(**{option: True}, B=8)) == [Plan("step", 8)]
