@@ -245,8 +245,7 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
       });
       s.sync();  // dh_operand: all channels
       for_macrotiles<scalar_t>(tile_rows<scalar_t>(false), 0, count.all, h0, h1, n & 1, [&](auto& macrotile) {
-        zero(macrotile);
-        macrotile.add_product(packed_for(args.dh_operand, args.packed_hr),
+        macrotile.multiply(packed_for(args.dh_operand, args.packed_hr),
                               [&](int64_t r) { return args.dh_operand.row(n, rows[r].b); });
         for (int64_t i = 0; i < macrotile.count; ++i)
           if (args.variant.any)

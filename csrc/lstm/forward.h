@@ -80,8 +80,7 @@ void compute_xw(const Forward<scalar_t>& args, const Slice& s, int64_t n, int64_
   s.sync();  // x_operand: other threads' rows, before the GEMM reads them
   const int64_t max_rows = tile_rows<scalar_t>(args.x_operand.bf16x3);
   for_macrotiles<scalar_t>(max_rows, 0, steps * rows, panel_begin, panel_end, false, [&](auto& macrotile) {
-    zero(macrotile);
-    macrotile.add_product(packed_for(args.x_operand, args.packed_ih), [&](int64_t r) {
+    macrotile.multiply(packed_for(args.x_operand, args.packed_ih), [&](int64_t r) {
       return args.x_operand.row(n + r / rows, s.row_begin + r % rows);
     });
     for (int64_t i = 0; i < macrotile.count; ++i)
@@ -185,8 +184,7 @@ void cell_epilogue(const Forward<scalar_t>& args, int64_t n, int64_t t, const Ro
 template <class scalar_t>
 void project(const Forward<scalar_t>& args, int64_t n, int64_t t, const Row<scalar_t>* rows,
              MacroTile<scalar_t>& macrotile, scalar_t* y) {
-  zero(macrotile);
-  macrotile.add_product(packed_for(args.m_operand, args.packed_hr),
+  macrotile.multiply(packed_for(args.m_operand, args.packed_hr),
                         [&](int64_t r) { return args.m_operand.row(n, rows[r].b); });
   for (int64_t i = 0; i < macrotile.count; ++i) {
     AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
@@ -233,8 +231,7 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
     if (args.x_steps > 1 && (n & (args.x_steps - 1)) == 0) compute_xw(args, s, n, panel_begin, panel_end);
     if (args.variant.gain_hh) {
       for_macrotiles<scalar_t>(max_rows, 0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
-        zero(macrotile);
-        macrotile.add_product(packed_for(args.h_operand, args.packed_hh),
+        macrotile.multiply(packed_for(args.h_operand, args.packed_hh),
                               [&](int64_t r) { return rows[r].operand; });
         for (int64_t i = 0; i < macrotile.count; ++i)
           store_gates(macrotile.tiles[i], H, [&](int64_t r) { return args.hw + rows[r].b * 4 * H; });
