@@ -1,4 +1,4 @@
-"""Checks, tests and times the Metal engine on this Mac: python -m bench.mps; the last table is to be sent in."""
+"""Checks, tests and times the Metal engine on this Mac: python -m bench.mps; prints a table to send in."""
 
 import argparse
 import platform
