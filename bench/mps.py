@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 from lstm_fused.kernels import guard
+from torch import nn
 
 import lstm_fused
 from bench.cases import Setting
 from bench.peers.modules import StepByStep, fused, torch_lstm
-from bench.problem import STEPS, make_problem
+from bench.problem import STEPS, Problem, make_problem
 from tests.cases import TIMED
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 TESTS = (
     "outputs_and_gradients or variants or 24_significant or bitwise or written or in_float32 or zero_output"
 )
-CONTESTANTS = {
+CONTESTANTS: dict[str, Callable[[Problem], nn.Module]] = {
     "metal": partial(fused, engine="metal"),
     "reference": partial(fused, engine="reference"),
     "nn.LSTM": torch_lstm,

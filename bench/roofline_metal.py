@@ -51,14 +51,15 @@ def predict(plan: Plan, layer: Layer, chip: Chip) -> float:
     rate = chip.memory * (CACHED if weights <= chip.cache else 1)
     busy = min(1.0, rows / chip.cores) if plan.kernel == "resident" else min(1.0, rows * H / 8 / chip.cores)
     work = max(flops / (chip.flops * REACHED * busy), rows * weights / (rate * busy) + streamed / chip.memory)
-    return work + (2 * BARRIER if plan.kernel == "resident" else DISPATCH)
+    overhead = 2 * BARRIER if plan.kernel == "resident" else DISPATCH
+    return float(work + overhead)
 
 
 def reference(layer: Layer, chip: Chip) -> float:
     """Microseconds of a step of the reference: its operations, and the product's arithmetic and traffic."""
     weights = 4 * layer.H * layer.H * layer.dtype.itemsize
     product = max(2 * weights * layer.B / chip.flops, weights / chip.memory)
-    return OPERATIONS[layer.direction] * OPERATION + product
+    return float(OPERATIONS[layer.direction] * OPERATION + product)
 
 
 def main() -> None:
