@@ -9,6 +9,7 @@ import harness
 import pytest
 import torch
 from cases import CASES, GAINS, NAMES, PLAIN, VARIANTS, Case, make_tensors, shortened
+from like_mps import LikeMPS
 from lstm_fused.kernels import check, guard, metal, verdicts
 from lstm_fused.kernels.metal import launch, library
 from lstm_fused.kernels.metal.plan import Plan, plans
@@ -20,6 +21,7 @@ from lstm_fused.autograd import operators
 from lstm_fused.backends import metal as backend
 from lstm_fused.backends import table
 
+EVERY = next(case for case in VARIANTS if case.name == "every_variant_projection_lengths_reverse")
 CPU = torch.device("cpu")
 FOLDER = Path(metal.__file__).parent
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -99,6 +101,16 @@ def test_every_tile_of_the_step_kernel(direction, options):
         layer = Layer(direction, 21, B, torch.float32, "ieee", *options)
         found = check.check(plans(layer, "step")[0], layer, CPU)
         assert found.right, found.said
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=table.short)
+@pytest.mark.parametrize("case", [PLAIN, EVERY], ids=["plain", "every_option"])
+def test_the_host_code_uses_what_mps_has(case, dtype):
+    case = short(case, dtype)
+    leaves = {name: t.requires_grad_() for name, t in make_tensors(case, dtype).items() if t is not None}
+    with LikeMPS():
+        out = harness.call("metal", case, dict.fromkeys(NAMES) | leaves)
+        torch.autograd.grad(sum(o.sum() for o in out), list(leaves.values()))
 
 
 def test_structs_of_the_kernels_are_those_of_the_host():
