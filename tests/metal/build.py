@@ -49,8 +49,9 @@ def compiler() -> list[str]:
 
 def clang() -> list[str] | None:
     """Return clang, if there is one."""
-    if find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "c++"]
+    if zig := find_spec("ziglang"):
+        headers = Path(zig.origin).parent / "lib" / "include"
+        return [sys.executable, "-m", "ziglang", "clang", "-isystem", str(headers)]
     found = subprocess.run(["which", "clang++"], capture_output=True, text=True)
     return [found.stdout.strip()] if found.returncode == 0 else None
 
