@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,13 +49,15 @@ def compiler() -> list[str]:
 
 def clang() -> list[str] | None:
     """Return clang, if there is one."""
-    if find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "c++"]
+    if zig := find_spec("ziglang"):
+        headers = Path(zig.origin).parent / "lib" / "include"
+        return [sys.executable, "-m", "ziglang", "clang", "-isystem", str(headers)]
     found = subprocess.run(["which", "clang++"], capture_output=True, text=True)
     return [found.stdout.strip()] if found.returncode == 0 else None
 
 
-def ran(command: list[str], text: str | None = None) -> str:
+def ran(command: list, text: str | None = None) -> str:
+    """Return what a command prints; CompileError if it fails."""
     done = subprocess.run([*map(str, command)], input=text, capture_output=True, text=True)
     if done.returncode:
         raise CompileError(done.stderr.strip())
@@ -80,39 +83,37 @@ def preprocessed(text: str) -> str:
 
 
 def translated(text: str) -> tuple[list[source.Kernel], str]:
-    """Return the kernels of a Metal text and the C++ of all of it, with entry points."""
+    """Return the kernels of a Metal text and the text as C++."""
     expanded = preprocessed(text)
     if not expanded.isascii():
         raise source.MetalError("PyTorch passes the text on as ASCII, which this is not")
-    kernels = source.kernels(expanded)
-    lines = ['#include "entry.h"', "#include <metal_stdlib>", source.share(expanded)]
-    lines += ['#line 1 "entries"', "#undef device", "#undef constant", "#undef threadgroup", "#undef thread"]
-    lines += ["using emulation::Binding;"]
+    return source.kernels(expanded), '#include "entry.h"\n#include <metal_stdlib>\n' + source.share(expanded) + "\n"
+
+
+def entries(kernels: list[source.Kernel]) -> str:
+    """C++ that calls the kernels, and describes their parameters."""
+    lines = ['#line 1 "entries"', "#undef device", "#undef constant", "#undef threadgroup", "#undef thread"]
     for number, kernel in enumerate(kernels):
         bound = ", ".join(
-            f"{{emulation::BUFFER, {b}, nullptr}}"
+            f"{{{b}, nullptr}}"
             if isinstance(b, int)
-            else "{emulation::POSITION, 0, [](const emulation::Thread& t) -> const uint32_t& { return t.%s; }}"
-            % source.ATTRIBUTES[b]
+            else "{0, [](const emulation::Thread& t) -> const uint32_t& { return t.%s; }}" % source.ATTRIBUTES[b]
             for b in kernel.bindings
         )
         lines += [
-            f"static const Binding bindings_{number}[] = {{{bound}}};",
+            f"static const emulation::Binding bindings_{number}[] = {{{bound}}};",
             f"static void entry_{number}(void* const* arguments) "
             f"{{ emulation::call(&{kernel.function}, bindings_{number}, arguments); }}",
         ]
-    entries = ", ".join(f"entry_{n}" for n in range(len(kernels)))
-    described = " ".join(
-        f"case {n}: return emulation::describe(&{kernel.function}, out);" for n, kernel in enumerate(kernels)
-    )
+    cases = " ".join(f"case {n}: return emulation::describe(&{k.function}, out);" for n, k in enumerate(kernels))
     lines += [
-        f"extern const emulation::Entry emulation_entries[] = {{{entries}}};",
+        f"extern const emulation::Entry emulation_entries[] = {{{', '.join(f'entry_{n}' for n in range(len(kernels)))}}};",
         f"extern const unsigned emulation_count = {len(kernels)};",
-        'extern "C" int emulation_describe(int n, emulation::Parameter* out) { switch (n) { %s } return -1; }' % described,
+        f'extern "C" int emulation_describe(int n, emulation::Parameter* out) {{ switch (n) {{ {cases} }} return -1; }}',
         'extern "C" const char* emulation_run(int n, void* const* arguments, const emulation::Dispatch* dispatch) '
         "{ return emulation::run(emulation_entries[n], arguments, *dispatch); }",
     ]
-    return kernels, "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def runtime(mode: str) -> list[Path]:
@@ -141,6 +142,7 @@ def compiled(arguments: list, target: Path) -> Path:
 def build(text: str, mode: str) -> tuple[list[source.Kernel], Path]:
     """Return the kernels of a Metal text, and the library or program with them."""
     kernels, code = translated(text)
+    code += entries(kernels)
     flags = MODES[mode][0]
     key = hashlib.sha256(repr((fingerprint(), code, mode, flags)).encode()).hexdigest()[:20]
     target = BUILT / f"kernels-{key}{'' if mode in PROGRAMS else '.so'}"
@@ -168,3 +170,14 @@ def with_lines(message: str, library: str) -> str:
         return f"line {lines[0]}" if lines else match[0]
 
     return re.sub(r"@([0-9a-f]+)", line, message)
+
+
+def check_address_spaces(text: str) -> None:
+    """Have clang see device, constant and threadgroup as address spaces; CompileError where they are mixed."""
+    _, code = translated(text)
+    flags = ("-std=c++14", "-fsyntax-only", "-DMETAL_ADDRESS_SPACES", "-Wno-unknown-attributes")
+    flags = (*flags, "-Wno-user-defined-literals", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}", "-x", "c++")
+    with tempfile.NamedTemporaryFile("w", suffix=".cpp") as file:
+        file.write(code)
+        file.flush()
+        ran([*clang(), *flags, file.name])

@@ -47,9 +47,7 @@ class Fibre {
   // The next resume() calls body, which must never return.
   void start(void (*body)()) {
 #ifdef FIBRES_TELL_TSAN
-    // Another thread, which knows nothing of what was on this stack.
-    mmap(bottom_, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-    tsan_ = __tsan_create_fiber(0);
+    if (!tsan_) tsan_ = __tsan_create_fiber(0);
 #endif
     auto* top = reinterpret_cast<void**>(bottom_ + STACK);
 #if defined(__x86_64__)

@@ -86,16 +86,15 @@ std::vector<Simdgroup> simdgroups;
 std::vector<Block> blocks;
 char* arena = nullptr;
 size_t arena_used, shared_bytes;
-std::vector<char*> retired;
 Worker* current;
 char message[1024];
 bool failed;
 
-// Barriers: 0 is the threadgroup's, then come the simdgroups'; at the last all threads end.
-constexpr unsigned DISPATCH = 1 + 1024 / LANES;
+// Barriers: 0 is the threadgroup's, then come the simdgroups'; at the last all threads start, or end.
+constexpr unsigned GROUP = 1 + 1024 / LANES;
 #ifdef FIBRES_TELL_TSAN
 // What ThreadSanitizer takes for the barriers, by parity.
-char barriers[2][DISPATCH + 1];
+char barriers[2][GROUP + 1];
 void sync_before(unsigned which, unsigned parity) { __tsan_release(&barriers[parity][which]); }
 void sync_after(unsigned which, unsigned parity) { __tsan_acquire(&barriers[parity][which]); }
 #else
@@ -105,8 +104,9 @@ void sync_after(unsigned, unsigned) {}
 
 void body() {
   current->fibre.entered();
+  sync_after(GROUP, 0);
   entry(arguments);
-  sync_before(DISPATCH, 0);
+  sync_before(GROUP, 1);
   current->at = At::END;
   current->fibre.yield();
 }
@@ -209,10 +209,6 @@ void start_threadgroup(uint32_t number, const Dispatch& d, std::minstd_rand& ran
   blocks.clear();
   blocks.reserve(64);
   arena_used = shared_bytes = 0;
-#ifdef FIBRES_TELL_TSAN
-  if (arena) retired.push_back(arena);  // earlier threadgroups are not waited for: their memory stays theirs
-  arena = nullptr;
-#endif
   if (!arena) arena = static_cast<char*>(aligned_alloc(GAP, ARENA));
 #ifdef FIBRES_TELL_ASAN
   __asan_unpoison_memory_region(arena, ARENA);
@@ -329,12 +325,11 @@ const char* run(Entry entry_, void* const* arguments_, const Dispatch& dispatch)
   races::start_dispatch(dispatch);
   for (uint32_t number : order) {
     start_threadgroup(number, dispatch, random);
+    sync_before(GROUP, 0);
     run_threadgroup();
+    sync_after(GROUP, 1);
     if (failed) break;
   }
-  sync_after(DISPATCH, 0);
-  for (char* old : retired) free(old);
-  retired.clear();
   const char* race = races::found();
   return failed ? message : race;
 }

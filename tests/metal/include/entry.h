@@ -4,11 +4,8 @@
 
 namespace emulation {
 
-enum Kind { BUFFER, INDEX, POSITION };
-
 // What a parameter gets: a buffer, by number, or a field of Thread.
 struct Binding {
-  Kind kind;
   uint32_t buffer;
   const uint32_t& (*field)(const Thread&);
 };
@@ -23,11 +20,7 @@ struct Parameter {
 
 template <class T>
 struct Element {
-  static constexpr char code = std::is_same<T, half>::value       ? 'h'
-                               : std::is_same<T, bfloat>::value   ? 'b'
-                               : std::is_floating_point<T>::value ? 'f'
-                               : std::is_integral<T>::value       ? 'i'
-                                                                  : '?';
+  static constexpr char code = Same<T, half>::value ? 'h' : Same<T, bfloat>::value ? 'b' : Code<T>::value;
   static constexpr uint32_t size = sizeof(T);
 };
 template <class T, int N>
@@ -51,28 +44,28 @@ struct Argument {  // by value: an attribute
 };
 template <class T>
 struct Argument<T*> {
-  using E = Element<std::remove_cv_t<T>>;
-  static constexpr Parameter parameter{'p', E::code, E::size, E::size, std::is_const<T>::value};
+  using E = Element<typename Plain<T>::type>;
+  static constexpr Parameter parameter{'p', E::code, E::size, E::size, !Same<T, typename Plain<T>::type>::value};
   UNSEEN static T* get(const Binding& binding, void* const* arguments) {
     return static_cast<T*>(arguments[binding.buffer]);
   }
 };
 template <class T>
 struct Argument<T&> {
-  using E = Element<std::remove_cv_t<T>>;
-  static constexpr Parameter parameter{'r', E::code, sizeof(T), E::size, std::is_const<T>::value};
+  using E = Element<typename Plain<T>::type>;
+  static constexpr Parameter parameter{'r', E::code, sizeof(T), E::size, !Same<T, typename Plain<T>::type>::value};
   UNSEEN static T& get(const Binding& binding, void* const* arguments) {
     return *static_cast<T*>(arguments[binding.buffer]);
   }
 };
 
 template <class... P, size_t... I>
-inline void call(void (*kernel)(P...), const Binding* bindings, void* const* arguments, std::index_sequence<I...>) {
+inline void call(void (*kernel)(P...), const Binding* bindings, void* const* arguments, Indices<I...>) {
   kernel(Argument<P>::get(bindings[I], arguments)...);
 }
 template <class... P>
 inline void call(void (*kernel)(P...), const Binding* bindings, void* const* arguments) {
-  call(kernel, bindings, arguments, std::index_sequence_for<P...>());
+  call(kernel, bindings, arguments, typename Count<sizeof...(P)>::type());
 }
 
 template <class... P>
@@ -82,10 +75,16 @@ inline int describe(void (*)(P...), Parameter* out) {
   return sizeof...(P);
 }
 
+// A threadgroup variable.
+#ifdef METAL_ADDRESS_SPACES
+template <class T, int SITE>
+T& shared();
+#else
 template <class T, int SITE>
 inline T& shared() {
   static const char key = 0;
   return *static_cast<T*>(emulation::shared(&key, sizeof(T), alignof(T)));
 }
+#endif
 
 }  // namespace emulation

@@ -10,10 +10,6 @@
 
 namespace metal {
 
-using std::conditional_t;
-using std::enable_if_t;
-using std::is_same;
-
 #ifdef METAL_DOUBLE
 #define BUILTIN(NAME) __builtin_##NAME
 #else

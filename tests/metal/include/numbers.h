@@ -3,8 +3,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <type_traits>
-#include <utility>
+#include "traits.h"
 
 #ifdef METAL_DOUBLE
 #define float double  // the same source, in double precision
@@ -65,9 +64,9 @@ struct small {
   uint16_t bits;
 
   small() = default;
-  template <class T, class = std::enable_if_t<std::is_arithmetic<T>::value>>
+  template <class T, class = enable_if<Code<T>::value != '?'>>
   explicit constexpr small(T value) : bits(rounded<EXPONENT, MANTISSA>(single(value))) {}
-  template <int E, int M, class = std::enable_if_t<E != EXPONENT>>
+  template <int E, int M, class = enable_if<E != EXPONENT>>
   explicit constexpr small(small<E, M> value) : small(single(value)) {}
   constexpr operator float() const { return widened<EXPONENT, MANTISSA>(bits); }
 
@@ -122,7 +121,7 @@ struct alignas(2 * sizeof(T)) vec<T, 2> {
   FROM_EVERY_SPACE(2, x(v.x), y(v.y))
   constexpr vec(T s) : x(s), y(s) {}
   constexpr vec(T x_, T y_) : x(x_), y(y_) {}
-  template <class U, class = std::enable_if_t<!std::is_same<T, U>::value>>
+  template <class U, class = emulation::enable_if<!emulation::Same<T, U>::value>>
   explicit constexpr vec(vec<U, 2> v) : x(T(v.x)), y(T(v.y)) {}
   T& operator[](uint i) { return (&x)[i]; }
   const T& operator[](uint i) const { return (&x)[i]; }
@@ -135,7 +134,7 @@ struct alignas(4 * sizeof(T)) vec<T, 3> {
   FROM_EVERY_SPACE(3, x(v.x), y(v.y), z(v.z))
   constexpr vec(T s) : x(s), y(s), z(s) {}
   constexpr vec(T x_, T y_, T z_) : x(x_), y(y_), z(z_) {}
-  template <class U, class = std::enable_if_t<!std::is_same<T, U>::value>>
+  template <class U, class = emulation::enable_if<!emulation::Same<T, U>::value>>
   explicit constexpr vec(vec<U, 3> v) : x(T(v.x)), y(T(v.y)), z(T(v.z)) {}
   T& operator[](uint i) { return (&x)[i]; }
   const T& operator[](uint i) const { return (&x)[i]; }
@@ -148,7 +147,7 @@ struct alignas(4 * sizeof(T)) vec<T, 4> {
   FROM_EVERY_SPACE(4, x(v.x), y(v.y), z(v.z), w(v.w))
   constexpr vec(T s) : x(s), y(s), z(s), w(s) {}
   constexpr vec(T x_, T y_, T z_, T w_) : x(x_), y(y_), z(z_), w(w_) {}
-  template <class U, class = std::enable_if_t<!std::is_same<T, U>::value>>
+  template <class U, class = emulation::enable_if<!emulation::Same<T, U>::value>>
   explicit constexpr vec(vec<U, 4> v) : x(T(v.x)), y(T(v.y)), z(T(v.z)), w(T(v.w)) {}
   T& operator[](uint i) { return (&x)[i]; }
   const T& operator[](uint i) const { return (&x)[i]; }
