@@ -84,9 +84,9 @@ def preprocessed(text: str) -> str:
 
 def translated(text: str) -> tuple[list[source.Kernel], str]:
     """Return the kernels of a Metal text and the text as C++."""
-    expanded = preprocessed(text)
-    if not expanded.isascii():
+    if not text.isascii():
         raise source.MetalError("PyTorch passes the text on as ASCII, which this is not")
+    expanded = preprocessed(text)
     return source.kernels(expanded), '#include "entry.h"\n#include <metal_stdlib>\n' + source.share(expanded) + "\n"
 
 
@@ -142,6 +142,8 @@ def compiled(arguments: list, target: Path) -> Path:
 def build(text: str, mode: str) -> tuple[list[source.Kernel], Path]:
     """Return the kernels of a Metal text, and the library or program with them."""
     kernels, code = translated(text)
+    if mode == "double":  # literals too
+        code = re.sub(r"(?<![\w.])((?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?)[fF]\b", r"\1", code)
     code += entries(kernels)
     flags = MODES[mode][0]
     key = hashlib.sha256(repr((fingerprint(), code, mode, flags)).encode()).hexdigest()[:20]
@@ -166,7 +168,7 @@ def with_lines(message: str, library: str) -> str:
     def line(match: re.Match) -> str:
         command = ["addr2line", "-i", "-e", library, hex(int(match[1], 16) - 1)]
         found = subprocess.run(command, capture_output=True, text=True).stdout
-        lines = re.findall(r"kernels\.metal:(\d+)", found)
+        lines = re.findall(r"\bkernels[^/:]*:(\d+)", found)
         return f"line {lines[0]}" if lines else match[0]
 
     return re.sub(r"@([0-9a-f]+)", line, message)

@@ -17,6 +17,7 @@ ATTRIBUTES = {
     "threads_per_threadgroup": "group_size[0]",
     "dispatch_threads_per_threadgroup": "dispatch_group_size[0]",
 }
+KERNEL_ATTRIBUTE = re.compile(r"\[\[\s*kernel\s*\]\]")
 OPEN, CLOSE = "([{<", ")]}>"
 
 
@@ -92,8 +93,10 @@ def template_name(text: str) -> str:
 
 def kernels(text: str) -> list[Kernel]:
     """All kernels that Python can call, of preprocessed text."""
+    text = KERNEL_ATTRIBUTE.sub(lambda match: "kernel".center(len(match[0])), text)
     found, templates = [], {}
-    start = re.compile(r"(template\s*)?(\[\[[^\]]*\]\]\s*)*\b(?:kernel\b|\[\[\s*kernel\s*\]\])\s*(\[\[[^\]]*\]\]\s*)*")
+    attributes = r"(?:\[\[(?:[^\]]|\](?!\]))*\]\]\s*)*"
+    start = re.compile(rf"(template\s*)?{attributes}\bkernel\b\s*{attributes}")
     for match in start.finditer(text):
         rest = text[match.end() :]
         if declared := re.match(r"decltype\s*(?=\()", rest):
@@ -108,7 +111,9 @@ def kernels(text: str) -> list[Kernel]:
             name = "".join(re.findall(r'"([^"]*)"', host[1]))
         else:
             name = plain
-        limit = re.search(r"max_total_threads_per_threadgroup\s*\(([\d\s*+/()-]+)\)\s*\]\]", match[0])
+        limit = re.search(r"max_total_threads_per_threadgroup\s*\((.*?)\)\s*\]\]", match[0])
+        if limit and not re.fullmatch(r"[\d\s*+/()-]+", limit[1]):
+            raise MetalError(f"{name}: a number of threads that cannot be read: {limit[1]}")
         threads = eval(limit[1]) if limit else 1024  # digits and operators
         if match[1]:  # an explicit instantiation
             if plain not in templates:
@@ -131,7 +136,7 @@ def kernels(text: str) -> list[Kernel]:
 def bodies(text: str) -> list[tuple[int, int]]:
     """Where the bodies of the kernels are."""
     found = []
-    for match in re.finditer(r"(?:\bkernel\b|\[\[\s*kernel\s*\]\])[^;{]*\{", text):
+    for match in re.finditer(r"\bkernel\b[^;{]*\{", text):
         found.append((match.end(), closing(text, match.end() - 1)))
     return found
 
