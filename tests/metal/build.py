@@ -1,4 +1,4 @@
-"""Compiles Metal text as C++, in several modes, and keeps the results under build/metal by a hash of all that matters."""
+"""Compiles Metal text as C++, in several modes; build/metal keeps the results, by hashes."""
 
 import hashlib
 import os
@@ -15,12 +15,17 @@ from torch.utils import cpp_extension
 from . import source
 
 HERE = Path(__file__).parent
+INCLUDE = HERE / "include"
 BUILT = HERE.parent.parent / "build" / "metal"
 WARNINGS = (
     *("-Wall", "-Wextra", "-Werror", "-pedantic-errors", "-Wno-attributes", "-Wno-unknown-pragmas"),
-    *("-Wno-literal-suffix", "-Wno-sign-compare", "-Wno-maybe-uninitialized", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-unused-variable"),
+    *("-Wno-literal-suffix", "-Wno-sign-compare", "-Wno-maybe-uninitialized"),
+    *("-Wno-unused-parameter", "-Wno-unused-function", "-Wno-unused-variable"),
 )
-COMMON = ("-std=c++14", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-ftrivial-auto-var-init=pattern")
+COMMON = (
+    *("-std=c++14", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-ftrivial-auto-var-init=pattern"),
+    f"-I{INCLUDE}",
+)
 # Flags of the kernels and of the runtime.
 MODES = {
     "fast": (("-O2",), ("-O2",)),
@@ -66,8 +71,10 @@ def ran(command: list, text: str | None = None) -> str:
 
 @cache
 def fingerprint() -> str:
-    """Hash of the emulation and the compiler."""
-    files = sorted(p for p in HERE.rglob("*") if p.suffix in (".h", ".cpp", ".py") or p.name.startswith("metal_"))
+    """Hash of the emulation's C++ and the compiler."""
+    files = [
+        path for path in sorted(HERE.rglob("*")) if path.suffix in (".h", ".cpp") or path.parent == INCLUDE
+    ]
     version = subprocess.run([*compiler(), "--version"], capture_output=True).stdout
     return hashlib.sha256(b"".join(path.read_bytes() for path in files) + version).hexdigest()
 
@@ -87,33 +94,32 @@ def translated(text: str) -> tuple[list[source.Kernel], str]:
     if not text.isascii():
         raise source.MetalError("PyTorch passes the text on as ASCII, which this is not")
     expanded = preprocessed(text)
-    return source.kernels(expanded), '#include "entry.h"\n#include <metal_stdlib>\n' + source.share(expanded) + "\n"
+    head = '#include "entry.h"\n#include <metal_stdlib>\n'
+    return source.kernels(expanded), f"{head}{source.share(expanded)}\n"
 
 
 def entries(kernels: list[source.Kernel]) -> str:
-    """C++ that calls the kernels, and describes their parameters."""
+    """Return the table of the kernels, in C++."""
     lines = ['#line 1 "entries"', "#undef device", "#undef constant", "#undef threadgroup", "#undef thread"]
+    lines += ["#undef kernel", "namespace emulation {"]
     for number, kernel in enumerate(kernels):
-        bound = ", ".join(
-            f"{{{b}, nullptr}}"
-            if isinstance(b, int)
-            else "{0, [](const emulation::Thread& t) -> const uint32_t& { return t.%s; }}" % source.ATTRIBUTES[b]
-            for b in kernel.bindings
+        fields = (
+            f"{{false, {bound}}}"
+            if isinstance(bound, int)
+            else f"{{true, offsetof(Thread, {source.ATTRIBUTES[bound]})}}"
+            for bound in kernel.bindings
         )
         lines += [
-            f"static const emulation::Binding bindings_{number}[] = {{{bound}}};",
-            f"static void entry_{number}(void* const* arguments) "
-            f"{{ emulation::call(&{kernel.function}, bindings_{number}, arguments); }}",
+            f"static const Binding bindings_{number}[] = {{{', '.join(fields)}}};",
+            f"static void entry_{number}(void* const* arguments) {{",
+            f"  call(&::{kernel.function}, bindings_{number}, arguments);",
+            "}",
+            f"static int describe_{number}(Parameter* out) {{ return describe(&::{kernel.function}, out); }}",
         ]
-    cases = " ".join(f"case {n}: return emulation::describe(&{k.function}, out);" for n, k in enumerate(kernels))
-    lines += [
-        f"extern const emulation::Entry emulation_entries[] = {{{', '.join(f'entry_{n}' for n in range(len(kernels)))}}};",
-        f"extern const unsigned emulation_count = {len(kernels)};",
-        f'extern "C" int emulation_describe(int n, emulation::Parameter* out) {{ switch (n) {{ {cases} }} return -1; }}',
-        'extern "C" const char* emulation_run(int n, void* const* arguments, const emulation::Dispatch* dispatch) '
-        "{ return emulation::run(emulation_entries[n], arguments, *dispatch); }",
-    ]
-    return "\n".join(lines) + "\n"
+    table = ", ".join(f"{{entry_{number}, describe_{number}}}" for number in range(len(kernels)))
+    lines += [f"extern const Kernel kernels[] = {{{table}}};"]
+    lines += [f"extern const unsigned kernel_count = {len(kernels)};", "}", ""]
+    return "\n".join(lines)
 
 
 def runtime(mode: str) -> list[Path]:
@@ -126,7 +132,8 @@ def runtime(mode: str) -> list[Path]:
         key = hashlib.sha256(repr((fingerprint(), name, flags)).encode()).hexdigest()[:20]
         target = BUILT / f"{name}-{key}.o"
         if not target.exists():
-            compiled(["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", *flags, "-c", HERE / f"{name}.cpp"], target)
+            strict = ("-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Werror")
+            compiled([*strict, *flags, "-c", HERE / f"{name}.cpp"], target)
         objects.append(target)
     return objects
 
@@ -153,7 +160,7 @@ def build(text: str, mode: str) -> tuple[list[source.Kernel], Path]:
         path, unit = BUILT / f"kernels-{key}.{os.getpid()}.cpp", BUILT / f"kernels-{key}.{os.getpid()}.o"
         path.write_text(code)
         try:
-            ran([*compiler(), *COMMON, *WARNINGS, *flags, f"-I{HERE / 'include'}", "-c", path, "-o", unit])
+            ran([*compiler(), *COMMON, *WARNINGS, *flags, "-c", path, "-o", unit])
             link = flags if mode in PROGRAMS else ("-shared", "-Wl,-Bsymbolic")
             compiled([*link, unit, *objects], target)
         finally:
@@ -175,11 +182,11 @@ def with_lines(message: str, library: str) -> str:
 
 
 def check_address_spaces(text: str) -> None:
-    """Have clang see device, constant and threadgroup as address spaces; CompileError where they are mixed."""
-    _, code = translated(text)
-    flags = ("-std=c++14", "-fsyntax-only", "-DMETAL_ADDRESS_SPACES", "-Wno-unknown-attributes")
-    flags = (*flags, "-Wno-user-defined-literals", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}", "-x", "c++")
+    """Have clang see device, constant and threadgroup as address spaces; CompileError if they are mixed."""
+    code = source.ATTRIBUTE.sub("", translated(text)[1])
+    flags = ("-std=c++14", "-fsyntax-only", "-DMETAL_ADDRESS_SPACES", f"-I{INCLUDE}")
+    quiet = ("-Wno-user-defined-literals", "-Wno-unknown-pragmas")
     with tempfile.NamedTemporaryFile("w", suffix=".cpp") as file:
         file.write(code)
         file.flush()
-        ran([*clang(), *flags, file.name])
+        ran([*clang(), *flags, *quiet, file.name])

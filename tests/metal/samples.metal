@@ -158,7 +158,8 @@ kernel void past_shared(device float* x, constant int& more, uint i [[thread_pos
   shared[i] = x[i];
   next[i] = 0.0f;
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  x[i] = shared[i + more] + next[i];
+  threadgroup float* all = shared;
+  x[i] = all[i + more] + next[i];
 }
 
 kernel void greedy(device float* x, uint i [[thread_position_in_grid]]) {

@@ -1,4 +1,4 @@
-"""Reads the text of Metal kernels: their signatures, for their entry points, and their threadgroup variables."""
+"""Reads the text of Metal kernels: their signatures and their threadgroup variables."""
 
 import re
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ ATTRIBUTES = {
     "threads_per_threadgroup": "group_size[0]",
     "dispatch_threads_per_threadgroup": "dispatch_group_size[0]",
 }
+ATTRIBUTE = re.compile(r"\[\[(?:[^\]]|\](?!\]))*\]\]")
 KERNEL_ATTRIBUTE = re.compile(r"\[\[\s*kernel\s*\]\]")
 OPEN, CLOSE = "([{<", ")]}>"
 
@@ -35,8 +36,7 @@ class Kernel:
 
 def without_comments(text: str) -> str:
     """Replace comments by spaces."""
-    blank = lambda match: re.sub(r"[^\n]", " ", match[0])
-    return re.sub(r"//[^\n]*|/\*.*?\*/", blank, text, flags=re.DOTALL)
+    return re.sub(r"//[^\n]*|/\*.*?\*/", lambda match: re.sub(r"[^\n]", " ", match[0]), text, flags=re.DOTALL)
 
 
 def closing(text: str, start: int) -> int:
@@ -72,7 +72,7 @@ def bindings(name: str, parameters: str) -> list[int | str]:
         numbers = [int(n) for a, n in attributes if a == "buffer"]
         if known:
             found.append(known[0])
-        elif numbers or ("*" in parameter or "&" in parameter) and not attributes:
+        elif numbers or (re.search(r"[*&]", parameter) and not attributes):
             found.append(numbers[0] if numbers else free)
             free = max(free, int(found[-1]) + 1)
         else:
@@ -95,7 +95,7 @@ def kernels(text: str) -> list[Kernel]:
     """All kernels that Python can call, of preprocessed text."""
     text = KERNEL_ATTRIBUTE.sub(lambda match: "kernel".center(len(match[0])), text)
     found, templates = [], {}
-    attributes = r"(?:\[\[(?:[^\]]|\](?!\]))*\]\]\s*)*"
+    attributes = rf"(?:{ATTRIBUTE.pattern}\s*)*"
     start = re.compile(rf"(template\s*)?{attributes}\bkernel\b\s*{attributes}")
     for match in start.finditer(text):
         rest = text[match.end() :]

@@ -2,8 +2,8 @@
 #pragma once
 #include "simdgroup.h"
 
-// Not inlined, and not seen by the detection of races: touch() notes their accesses, as which lane makes which is
-// left open by Metal. ThreadSanitizer itself sees those of the lane.
+// Not inlined, and not seen by the detection of races: touch() notes their accesses, as which lane makes
+// which is left open by Metal. ThreadSanitizer itself sees those of the lane.
 #ifdef METAL_RACES
 #define WHOLE_SIMDGROUP UNSEEN
 #else
@@ -58,7 +58,8 @@ inline Place place(ulong stride, ulong2 origin, bool transpose) {
 template <class P>
 inline void together(P start, ulong stride, ulong2 origin, bool transpose, bool write, int line) {
   emulation::convergent(line);
-  if (transpose && (origin.x || origin.y)) emulation::fail("line %d: a transposed matrix with an origin", line);
+  if (transpose && (origin.x || origin.y))
+    emulation::fail("line %d: a transposed matrix with an origin", line);
 #ifdef METAL_RACES
   for (uint row = 0; row < 8; row++)
     emulation::touch((const void*)(start + (origin.y + row) * stride + origin.x), 8 * sizeof *start, write,
@@ -68,20 +69,20 @@ inline void together(P start, ulong stride, ulong2 origin, bool transpose, bool 
 
 }  // namespace emulation_lanes
 
-#define LOADS_AND_STORES(SPACE)                                                                            \
-  template <class T>                                                                                       \
+#define LOADS_AND_STORES(SPACE)                                                                              \
+  template <class T>                                                                                         \
   WHOLE_SIMDGROUP void simdgroup_load(simdgroup_matrix<T, 8, 8>& m, const SPACE T* source, ulong stride = 8, \
-                                      ulong2 origin = ulong2(0), bool transpose = false, HERE) {           \
-    emulation_lanes::together(source, stride, origin, transpose, false, line);                                   \
-    auto at = emulation_lanes::place<simdgroup_matrix<T, 8, 8>>(stride, origin, transpose);                          \
-    for (uint i = 0; i < 2; i++) m.elements[i] = source[at.first + i * at.step];                           \
-  }                                                                                                        \
-  template <class T>                                                                                       \
-  WHOLE_SIMDGROUP void simdgroup_store(simdgroup_matrix<T, 8, 8> m, SPACE T* target, ulong stride = 8,     \
-                                       ulong2 origin = ulong2(0), bool transpose = false, HERE) {          \
-    emulation_lanes::together(target, stride, origin, transpose, true, line);                                    \
-    auto at = emulation_lanes::place<simdgroup_matrix<T, 8, 8>>(stride, origin, transpose);                          \
-    for (uint i = 0; i < 2; i++) target[at.first + i * at.step] = m.elements[i];                           \
+                                      ulong2 origin = ulong2(0), bool transpose = false, HERE) {             \
+    emulation_lanes::together(source, stride, origin, transpose, false, line);                               \
+    auto at = emulation_lanes::place<simdgroup_matrix<T, 8, 8>>(stride, origin, transpose);                  \
+    for (uint i = 0; i < 2; i++) m.elements[i] = source[at.first + i * at.step];                             \
+  }                                                                                                          \
+  template <class T>                                                                                         \
+  WHOLE_SIMDGROUP void simdgroup_store(simdgroup_matrix<T, 8, 8> m, SPACE T* target, ulong stride = 8,       \
+                                       ulong2 origin = ulong2(0), bool transpose = false, HERE) {            \
+    emulation_lanes::together(target, stride, origin, transpose, true, line);                                \
+    auto at = emulation_lanes::place<simdgroup_matrix<T, 8, 8>>(stride, origin, transpose);                  \
+    for (uint i = 0; i < 2; i++) target[at.first + i * at.step] = m.elements[i];                             \
   }
 #ifdef METAL_ADDRESS_SPACES
 LOADS_AND_STORES(__attribute__((address_space(1))))

@@ -62,25 +62,41 @@ inline T reduced(T x, int line, F operation) {
 }  // namespace emulation_lanes
 
 template <class T>
-inline T simd_shuffle(T x, ushort lane, HERE) { return emulation_lanes::from(x, lane, line); }
+inline T simd_shuffle(T x, ushort lane, HERE) {
+  return emulation_lanes::from(x, lane, line);
+}
 template <class T>
-inline T simd_broadcast(T x, ushort lane, HERE) { return emulation_lanes::from(x, lane, line); }
+inline T simd_broadcast(T x, ushort lane, HERE) {
+  return emulation_lanes::from(x, lane, line);
+}
 template <class T>
-inline T simd_broadcast_first(T x, HERE) { return emulation_lanes::from(x, 0, line); }
+inline T simd_broadcast_first(T x, HERE) {
+  return emulation_lanes::from(x, 0, line);
+}
 template <class T>
-inline T simd_shuffle_xor(T x, ushort mask, HERE) { return emulation_lanes::from(x, emulation_lanes::mine() ^ mask, line); }
+inline T simd_shuffle_xor(T x, ushort mask, HERE) {
+  return emulation_lanes::from(x, emulation_lanes::mine() ^ mask, line);
+}
 template <class T>
 inline T simd_shuffle_up(T x, ushort n, HERE) {
-  return emulation_lanes::from(x, emulation_lanes::mine() < n ? emulation_lanes::mine() : emulation_lanes::mine() - n, line);
+  return emulation_lanes::from(
+      x, emulation_lanes::mine() < n ? emulation_lanes::mine() : emulation_lanes::mine() - n, line);
 }
 template <class T>
 inline T simd_shuffle_down(T x, ushort n, HERE) {
-  return emulation_lanes::from(x, emulation_lanes::mine() + n >= emulation::LANES ? emulation_lanes::mine() : emulation_lanes::mine() + n, line);
+  return emulation_lanes::from(
+      x,
+      emulation_lanes::mine() + n >= emulation::LANES ? emulation_lanes::mine() : emulation_lanes::mine() + n,
+      line);
 }
 template <class T>
-inline T simd_shuffle_rotate_up(T x, ushort n, HERE) { return emulation_lanes::from(x, (emulation_lanes::mine() + 32 - n % 32) % 32, line); }
+inline T simd_shuffle_rotate_up(T x, ushort n, HERE) {
+  return emulation_lanes::from(x, (emulation_lanes::mine() + 32 - n % 32) % 32, line);
+}
 template <class T>
-inline T simd_shuffle_rotate_down(T x, ushort n, HERE) { return emulation_lanes::from(x, (emulation_lanes::mine() + n) % 32, line); }
+inline T simd_shuffle_rotate_down(T x, ushort n, HERE) {
+  return emulation_lanes::from(x, (emulation_lanes::mine() + n) % 32, line);
+}
 
 template <class T>
 inline T simd_sum(T x, HERE) {
