@@ -17,7 +17,7 @@ CSRC   := $(shell find csrc -type f)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help env train test fuzz test-interop test-arm bench bench-rivals bench-save bench-compare examples gpu-check \
-	bench-gpu gpu-tune linked gpu-compile gpu-compile-oldest gpu-offline sanitize test-own-threads lint format dist \
+	bench-gpu gpu-tune mps-check linked gpu-compile gpu-compile-oldest gpu-offline sanitize test-own-threads lint format dist \
 	clean
 
 help: ## show this list
@@ -84,6 +84,9 @@ bench-gpu: $(GPU_READY) ## on a machine with a GPU: time it against cuDNN, the c
 
 gpu-tune: $(GPU_READY) ## on a machine with a GPU: measure which kernel is the fastest, for kernels/tuned.py
 	@$(GPU_PY) -m bench.gpu tune $(ARGS)
+
+mps-check: $(STAMP) ## on a Mac: check, test and time the Metal kernels; prints a table to send in
+	@$(PY) -m bench.mps $(ARGS)
 
 linked:
 	@$(PYTHON) -c 'import sys; from importlib.util import find_spec; \

@@ -217,7 +217,18 @@ KINDS = (
 
 def check_usual(device: torch.device, sizes: tuple[tuple[int, int], ...] = USUAL) -> Iterator[Verdict]:
     """Check every kernel that fits usual sizes, ignoring earlier verdicts, and store the new ones."""
-    card, done = card_at(device), set()
+    done = set()
+    for layer, plan in metal_usual(sizes) if device.type == "mps" else triton_usual(device, sizes):
+        name = verdicts.name(plan, layer)
+        if name not in done and (verdict := check.check(plan, layer, device)) is not None:
+            done.add(name)
+            verdicts.keep(plan, layer, device, verdict)
+            yield replace(verdict, name=name)
+
+
+def triton_usual(device: torch.device, sizes: tuple[tuple[int, int], ...]) -> Iterator[tuple[Layer, Plan]]:
+    """The plans of Triton's kernels for usual sizes; PyTorch's setting of precision is theirs meanwhile."""
+    card = card_at(device)
     kernels = [kernel for kernel in KERNELS if kernel not in WAITING or device.type != "cpu"]
     before = torch.get_float32_matmul_precision()
     try:
@@ -226,10 +237,15 @@ def check_usual(device: torch.device, sizes: tuple[tuple[int, int], ...] = USUAL
             for direction, kernel in product(("forward", "backward"), kernels):
                 layer = Layer(direction, H, B, dtype, products)
                 for plan in fitting(kernel, layer, card)[:1]:
-                    name = verdicts.name(plan, layer)
-                    if name not in done and (verdict := check.check(plan, layer, device)) is not None:
-                        done.add(name)
-                        verdicts.keep(plan, layer, device, verdict)
-                        yield replace(verdict, name=name)
+                    yield layer, plan
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def metal_usual(sizes: tuple[tuple[int, int], ...]) -> Iterator[tuple[Layer, Any]]:
+    """The plans of Metal's kernels for usual sizes, without and with every option."""
+    for (H, B), dtype, direction in product(sizes, metal.DTYPES, ("forward", "backward")):
+        for options in ((False, False), (True, True)):
+            layer = Layer(direction, H, B, dtype, "ieee", *options)
+            for plan in metal_plans(layer):
+                yield layer, plan

@@ -7,7 +7,7 @@ import sys
 import torch
 
 import lstm_fused
-from lstm_fused.backends import cpp, triton
+from lstm_fused.backends import cpp, metal, triton
 from lstm_fused.backends.table import ENGINES, short
 
 
@@ -27,11 +27,11 @@ def main() -> None:
         print(f"{'':<10} " + ("ready" if reason is None else f"not available: {reason}"))
     if cpp.unavailable() is None:
         print(f"\nInstruction set of the C++ engine: {cpp.isa()}")
-    reason = triton.unavailable()
-    if reason is None:
+    reasons = triton.unavailable(), metal.unavailable()
+    if None in reasons:
         sys.exit(0 if print_verdicts(arguments.check) else 1)
     if arguments.check:
-        sys.exit(f"There is nothing to check: {reason}")
+        sys.exit(f"There is nothing to check: {'; '.join(map(str, reasons))}")
 
 
 def print_verdicts(check: bool) -> bool:
@@ -53,6 +53,8 @@ def cards() -> list[torch.device]:
     """The devices that the kernels run on, one for each kind of card."""
     from lstm_fused.kernels import verdicts
 
+    if metal.unavailable() is None:
+        return [torch.device("mps")]
     if triton.DEVICE == "cpu":
         return [torch.device("cpu")]
     every = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]

@@ -9,6 +9,7 @@ import harness
 import pytest
 import torch
 from cases import CASES, GAINS, NAMES, PLAIN, VARIANTS, Case, make_tensors, shortened
+from like_mps import LikeMPS
 from lstm_fused.kernels import check, guard, metal, verdicts
 from lstm_fused.kernels.metal import launch, library
 from lstm_fused.kernels.metal.plan import Plan, plans
@@ -20,6 +21,7 @@ from lstm_fused.autograd import operators
 from lstm_fused.backends import metal as backend
 from lstm_fused.backends import table
 
+EVERY = next(case for case in VARIANTS if case.name == "every_variant_projection_lengths_reverse")
 CPU = torch.device("cpu")
 FOLDER = Path(metal.__file__).parent
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -95,10 +97,20 @@ def test_every_width_of_the_resident_kernel(H):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("options", [(False, False), (True, False), (False, True), (True, True)])
 def test_every_tile_of_the_step_kernel(direction, options):
-    for B in (3, 40):
+    for B in (3, 9, 40):
         layer = Layer(direction, 21, B, torch.float32, "ieee", *options)
         found = check.check(plans(layer, "step")[0], layer, CPU)
         assert found.right, found.said
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=table.short)
+@pytest.mark.parametrize("case", [PLAIN, EVERY], ids=["plain", "every_option"])
+def test_the_host_code_uses_what_mps_has(case, dtype):
+    case = short(case, dtype)
+    leaves = {name: t.requires_grad_() for name, t in make_tensors(case, dtype).items() if t is not None}
+    with LikeMPS():
+        out = harness.call("metal", case, dict.fromkeys(NAMES) | leaves)
+        torch.autograd.grad(sum(o.sum() for o in out), list(leaves.values()))
 
 
 def test_structs_of_the_kernels_are_those_of_the_host():
@@ -229,6 +241,7 @@ def test_in_float64(monkeypatch):
 
 def test_plans():
     layer = Layer("forward", 128, 16, torch.float32, "ieee")
-    assert plans(layer) == [Plan("resident", 8, 128), Plan("step", 8)]
+    assert plans(layer) == [Plan("resident", 8, 128), Plan("step", 16)]
     assert plans(layer._replace(H=129, B=17)) == [Plan("step", 32)]
-    assert plans(layer._replace(varied=True)) == plans(layer._replace(projection=True)) == [Plan("step", 8)]
+    for option in ("varied", "projection"):
+        assert plans(layer._replace(**{option: True}, B=8)) == [Plan("step", 8)]

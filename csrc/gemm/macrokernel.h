@@ -1,7 +1,7 @@
 // The GEMM macro-kernel: divides rows × panels into macro-tiles and multiplies them by the micro-kernels.
 //
-// The caller fills the accumulators of a macro-tile, calls add_product and applies its epilogue, the LSTM
-// cell, before they leave the cache (lstm/forward.h, lstm/backward.h).
+// The caller fills the accumulators of a macro-tile and calls add_product, or calls multiply alone, and
+// applies its epilogue, the LSTM cell, before they leave the cache (lstm/forward.h, lstm/backward.h).
 #pragma once
 
 #include "gemm/microkernel.h"
@@ -21,17 +21,37 @@ struct MacroTile {
   // the address of the k-major panel of the tile whose first row is r, and vectors multiply.
   template <bool KMajor = false, class RowPtr>
   void add_product(const PackedWeights<scalar_t>& weights, RowPtr row_ptr) {
+    add<KMajor>(weights, row_ptr, false);
+  }
+
+  // accumulators = rows times packed weights.
+  template <bool KMajor = false, class RowPtr>
+  void multiply(const PackedWeights<scalar_t>& weights, RowPtr row_ptr) {
+    add<KMajor>(weights, row_ptr, true);
+  }
+
+  void zero() {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t r = 0; r < tiles[i].rows; ++r)
+        for (int64_t j = 0; j < tiles[i].panels * NR<scalar_t>; ++j) tiles[i].at(r, 0)[j] = 0;
+  }
+
+ private:
+  template <bool KMajor, class RowPtr>
+  void add(const PackedWeights<scalar_t>& weights, RowPtr row_ptr, bool fresh) {
     const FlushSubnormals flush;
     const scalar_t* rows[MC_tiles][max_tile_rows<scalar_t>];
     for (int64_t n = 0; n < count; ++n)
       for (int64_t r = 0; r < tiles[n].rows; ++r) rows[n][r] = row_ptr(tiles[n].first_row + r);
 #ifdef LSTM_FUSED_AMX
     if constexpr (!KMajor && k_pack<scalar_t> == 2)
-      if (count > 1 || tiles[0].rows >= amx_min_rows) return add_product_amx<1>(weights, rows);
+      if (count > 1 || tiles[0].rows >= amx_min_rows) return add_amx<1>(weights, rows, fresh);
     if constexpr (!KMajor && std::is_same_v<scalar_t, float>)
-      if (weights.bf16x3) return add_product_amx<bf16x3_terms>(weights, rows);
+      if (weights.bf16x3) return add_amx<bf16x3_terms>(weights, rows, fresh);
 #endif
-    const int64_t bytes = thread_panels * weights.panel_stride * static_cast<int64_t>(sizeof(scalar_t));
+    if (fresh && weights.k_groups == 0) zero();
+    const int64_t panel_size = weights.k_groups * k_pack<scalar_t> * NR<scalar_t>;
+    const int64_t bytes = thread_panels * panel_size * static_cast<int64_t>(sizeof(scalar_t));
     for (int64_t k = 0; k < weights.k_groups; k += KC) {
       const int64_t k_end = weights.k_groups - k < KC ? weights.k_groups : k + KC;
       const bool last_block = k_end == weights.k_groups;
@@ -39,7 +59,7 @@ struct MacroTile {
       for (int64_t n = 0; n < count; ++n) {
         AccumulatorTile<scalar_t>& tile = tiles[n];
         const bool in_l2 = bytes <= l2_resident_bytes && has_few_rows(tile.rows);
-        const int64_t k_groups = in_l2 ? 0 : k_left < KC ? k_left : KC;
+        const int64_t k_groups = in_l2 || !weights.packed() ? 0 : k_left < KC ? k_left : KC;
         // A tile as tall as AMX takes is more than MR rows: divide it into chunks.
         const int64_t chunks = ceil_div(tile.rows, MR);
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -47,21 +67,21 @@ struct MacroTile {
           const Prefetch next{last_block ? prefetch_panel : tile.first_panel, next_k, k_groups,
                               n * chunks + chunk, count * chunks};
           multiply_rows<scalar_t, KMajor>(chunk_rows, rows[n] + row, k, k_end, weights, tile.first_panel,
-                                          tile.panels, tile.at(row, 0), next);
+                                          tile.panels, tile.at(row, 0), tile.stride, fresh && k == 0, next);
         }
       }
     }
   }
 
 #ifdef LSTM_FUSED_AMX
- private:
   AmxTileConfig config_;
 
   // The same by AMX. Four independent accumulators hide the latency of a tile multiplication: two register
   // tiles by one panel, where each load of weights is used twice, or an odd last tile by two panels.
   template <int Terms>
-  void add_product_amx(const PackedWeights<scalar_t>& weights,
-                       const scalar_t* (*rows)[max_tile_rows<scalar_t>]) {
+  void add_amx(const PackedWeights<scalar_t>& weights, const scalar_t* (*rows)[max_tile_rows<scalar_t>],
+               bool fresh) {
+    if (fresh) zero();
     constexpr int64_t group = Terms * 2 * NR<BFloat16>, max_kc = Terms == 1 ? KC : bf16x3_long_kc;
     const int64_t block_kc = Terms == 1 || weights.k_groups >= bf16x3_long_k ? max_kc : bf16x3_short_kc;
     const int64_t panel_stride =
@@ -77,7 +97,6 @@ struct MacroTile {
                  block1 = block0;
         if (two_tiles) block1 = amx_block<Terms>(rows[n + 1], other.rows, k, kc, term_stride, copies[1]);
         config_.set(tile.rows, other.rows, Terms == 1 || two_tiles ? amx_tile_k_groups : tile.rows);
-        const int64_t stride = tile.panels * NR<scalar_t>;
         for (int64_t p = 0; p < tile.panels;) {
           const bool two_panels = !two_tiles && p + 1 < tile.panels;
           block0.acc = tile.at(0, p), block1.acc = two_panels ? tile.at(0, p + 1) : other.at(0, p);
@@ -85,7 +104,7 @@ struct MacroTile {
                                 : two_panels ? microkernel_amx<Terms, 1, 2>
                                              : microkernel_amx<Terms, 1, 1>;
           const auto* from = reinterpret_cast<const BFloat16*>(weights.at(tile.first_panel + p, 0));
-          multiply(block0, block1, kc, from + k * group, panel_stride, stride);
+          multiply(block0, block1, kc, from + k * group, panel_stride, tile.stride);
           p += two_panels ? 2 : 1;
         }
       }
@@ -93,14 +112,6 @@ struct MacroTile {
   }
 #endif
 };
-
-template <class scalar_t>
-inline void zero(MacroTile<scalar_t>& macrotile) {
-  for (int64_t i = 0; i < macrotile.count; ++i) {
-    AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
-    for (int64_t n = 0; n < tile.rows * tile.panels * NR<scalar_t>; ++n) tile.acc[n] = 0;
-  }
-}
 
 // Visits rows [row0, row1) × panels [panel_begin, panel_end) by macro-tiles. Rows are divided into tiles of
 // equal height, at most `max_rows`. Panels are the outer loop: their weights stay in cache while all rows
@@ -132,6 +143,7 @@ inline void for_macrotiles(int64_t max_rows, int64_t row0, int64_t row1, int64_t
         tile.rows = row0 + rows * (t + 1) / tiles - tile.first_row;
         tile.first_panel = p;
         tile.panels = min(panel_end - p, nc);
+        tile.acc = tile.own, tile.stride = tile.panels * NR<scalar_t>;
       }
       visit(macrotile);
     }

@@ -54,9 +54,9 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
   const int64_t panels = ceil_div(args.I, NR<scalar_t>);
   for_macrotiles<scalar_t>(
       tile_rows<scalar_t>(operand.bf16x3), 0, count, 0, panels, false, [&](auto& macrotile) {
-        zero(macrotile);
-        macrotile.add_product(packed_for(operand, args.packed_ih),
-                              [&](int64_t r) { return operand.row(0, first_operand_row + r); });
+        macrotile.multiply(
+            args.packed_ih ? packed_for(operand, args.packed_ih) : unpacked(args.weight_ih, args.M, args.I),
+            [&](int64_t r) { return operand.row(0, first_operand_row + r); });
         for (int64_t i = 0; i < macrotile.count; ++i) {
           AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
           for (int64_t r = 0; r < tile.rows; ++r)
@@ -111,25 +111,28 @@ void pack_da(DaAt da, int64_t m, int64_t count, int64_t M, int64_t K, const Oper
 // One weight's share of the panels, and its gradient.
 template <class scalar_t>
 struct WeightGradient {
-  int64_t first_panel, N;
-  acc_t<scalar_t>* sums;  // [M, N]
-  scalar_t* gradient;     // [M, N]
+  int64_t first_panel, panels, N;
+  acc_t<scalar_t>* sums;  // [M, N], or null: the depth has one block
+  scalar_t* gradient;     // [M, N], may be sums
 };
 
-// Visits the vectors of a tile in [M, N]: visit(accumulators, weight, index of the first element, left
-// columns).
+// Accumulates in the sums themselves, if the tile lies in them with all its columns.
+template <class scalar_t>
+bool place_in_sums(AccumulatorTile<scalar_t>& tile, int64_t m, const WeightGradient<scalar_t>& weight) {
+  const int64_t j = (tile.first_panel - weight.first_panel) * NR<scalar_t>;
+  if (!weight.sums || j + tile.panels * NR<scalar_t> > weight.N) return false;
+  tile.acc = weight.sums + (m + tile.first_row) * weight.N + j, tile.stride = weight.N;
+  return true;
+}
+
+// Visits the vectors of a tile in [M, N]: visit(accumulators, index of the first element, left columns).
 template <class scalar_t, class Visit>
-void for_vectors(AccumulatorTile<scalar_t>& tile, int64_t m, const WeightGradient<scalar_t>& ih,
-                 const WeightGradient<scalar_t>& hh, Visit visit) {
+void for_vectors(AccumulatorTile<scalar_t>& tile, int64_t m, const WeightGradient<scalar_t>& weight,
+                 Visit visit) {
+  const int64_t j0 = (tile.first_panel - weight.first_panel) * NR<scalar_t>;
   for (int64_t r = 0; r < tile.rows; ++r)
-    for (int64_t p = 0; p < tile.panels; ++p) {
-      const WeightGradient<scalar_t>& weight = tile.first_panel + p < hh.first_panel ? ih : hh;
-      const int64_t j = (tile.first_panel + p - weight.first_panel) * NR<scalar_t>;
-      const int64_t at = (m + tile.first_row + r) * weight.N + j, left = weight.N - j;
-      visit(tile.at(r, p), weight, at, left);
-      if (left > lanes<scalar_t>)
-        visit(tile.at(r, p) + lanes<scalar_t>, weight, at + lanes<scalar_t>, left - lanes<scalar_t>);
-    }
+    for (int64_t v = 0, j = j0; v < 2 * tile.panels && j < weight.N; ++v, j += lanes<scalar_t>)
+      visit(tile.at(r, 0) + v * lanes<scalar_t>, (m + tile.first_row + r) * weight.N + j, weight.N - j);
 }
 
 template <class scalar_t>
@@ -140,9 +143,9 @@ void products(const Products<scalar_t>& args, const Team& team) {
   const bool amx = has_amx && (bf16x3 || k_pack<scalar_t> == 2);
   const int64_t max_rows = tile_rows<scalar_t>(bf16x3);
   const int64_t i_panels = args.dweight_ih ? ceil_div(args.I, NR<scalar_t>) : 0;
-  const WeightGradient<scalar_t> ih{0, args.dweight_ih ? args.I : 0, args.sums_ih, args.dweight_ih},
-      hh{i_panels, args.dweight_hh ? args.P : 0, args.sums_hh, args.dweight_hh};
-  const int64_t panels = i_panels + ceil_div(hh.N, NR<scalar_t>);
+  const int64_t p_panels = args.dweight_hh ? ceil_div(args.P, NR<scalar_t>) : 0;
+  const WeightGradient<scalar_t> ih{0, i_panels, args.I, args.sums_ih, args.dweight_ih},
+      hh{i_panels, p_panels, args.P, args.sums_hh, args.dweight_hh};
   const int64_t vectors = ceil_div(args.M, lanes<scalar_t>);
   const int64_t m0 = all.begin(vectors) * lanes<scalar_t>,
                 m1 = min(all.end(vectors) * lanes<scalar_t>, args.M);
@@ -153,8 +156,9 @@ void products(const Products<scalar_t>& args, const Team& team) {
     for (int64_t b = 0; b < q.B; ++b) valid += q.lengths[b];
   if (args.dx) {
     const int64_t i = ceil_div(args.I, NR<scalar_t>);
-    pack_channels(args.weight_ih, 1, args.I, args.I, args.M, args.dxw_operand.bf16x3, all.begin(i),
-                  all.end(i), args.packed_ih);
+    if (args.packed_ih)
+      pack_channels(args.weight_ih, 1, args.I, args.I, args.M, args.dxw_operand.bf16x3, all.begin(i),
+                    all.end(i), args.packed_ih);
     if (q.lengths)
       for (int64_t tb = all.begin(q.T * q.B); tb < all.end(q.T * q.B); ++tb)
         if (tb / q.B >= q.lengths[tb % q.B])
@@ -169,7 +173,7 @@ void products(const Products<scalar_t>& args, const Team& team) {
     steps.list(args, K, rows);
     for (int64_t r = all.begin(K); args.dx && r < all.end(K); r += args.dx_rows)
       multiply_dx(args, rows + r, min(args.dx_rows, all.end(K) - r), team.rank * args.dx_rows);
-    if (panels == 0) continue;
+    if (i_panels + p_panels == 0) continue;
 
     OperandBuffer<scalar_t> operand = args.da_operand;
     operand.K = K;
@@ -178,48 +182,52 @@ void products(const Products<scalar_t>& args, const Team& team) {
     const int64_t padded = bf16x3 ? padded_k<BFloat16>(K) : padded_k<scalar_t>(K),
                   parts = ceil_div(padded, depth);
     const int64_t first = all.begin(parts) * depth, last = min(all.end(parts) * depth, padded);
-    pack_rows([&](int64_t k) { return rows[k].x; }, ih.N, first, last, K, bf16x3, args.packed_rows);
-    pack_rows([&](int64_t k) { return rows[k].h; }, hh.N, first, last, K, bf16x3,
+    pack_rows([&](int64_t k) { return rows[k].x; }, args.dweight_ih ? args.I : 0, first, last, K, bf16x3,
+              args.packed_rows);
+    pack_rows([&](int64_t k) { return rows[k].h; }, args.dweight_hh ? args.P : 0, first, last, K, bf16x3,
               args.packed_rows + i_panels * packed.panel_stride);
     all.sync();  // packed_rows
-    const auto multiply = [&](auto da, int64_t panel_begin, int64_t panel_end) {
-      for (int64_t m = m0; m < m1; m += args.dweight_rows) {
-        const int64_t count = min(args.dweight_rows, m1 - m), first_row = team.rank * args.dweight_rows;
-        const auto row = [&](int64_t r) { return operand.row(0, first_row + r); };
+    const auto row = [&](int64_t r) { return operand.row(0, team.rank * args.dweight_rows + r); };
+    // Adds this block's products with rows [m, m + count) of da to one weight's gradient.
+    const auto multiply = [&](int64_t m, int64_t count, const WeightGradient<scalar_t>& weight) {
+      const int64_t end = weight.first_panel + weight.panels;
+      for_macrotiles<scalar_t>(max_rows, 0, count, weight.first_panel, end, false, [&](auto& macrotile) {
+        bool in_place = true;
+        for (int64_t i = 0; i < macrotile.count; ++i)
+          in_place = place_in_sums(macrotile.tiles[i], m, weight) && in_place;
+        for (int64_t i = 0; i < macrotile.count && n > 0 && !in_place; ++i)
+          for_vectors(macrotile.tiles[i], m, weight, [&](acc_t<scalar_t>* acc, int64_t at, int64_t left) {
+            store(acc, load(weight.sums + at, left));
+          });
+        if (amx)
+          n == 0 ? macrotile.multiply(packed, row) : macrotile.add_product(packed, row);
+        else
+          n == 0 ? macrotile.template multiply<true>(packed, row)
+                 : macrotile.template add_product<true>(packed, row);
+        const bool last = n + 1 == blocks;
+        if (in_place && !(last && static_cast<void*>(weight.sums) != weight.gradient)) return;
+        for (int64_t i = 0; i < macrotile.count; ++i)
+          for_vectors(macrotile.tiles[i], m, weight, [&](acc_t<scalar_t>* acc, int64_t at, int64_t left) {
+            if (last)
+              store(weight.gradient + at, load(acc), left);
+            else
+              store(weight.sums + at, load(acc), left);
+          });
+      });
+    };
+    const bool one_da = args.dhw == args.dxw;
+    for (int64_t m = m0; m < m1; m += args.dweight_rows) {
+      const int64_t count = min(args.dweight_rows, m1 - m), first_row = team.rank * args.dweight_rows;
+      const auto pack = [&](auto da) {
         if (amx)
           transpose_da(da, m, count, K, operand, first_row);
         else
           pack_da(da, m, count, args.M, K, operand, first_row);
-        for_macrotiles<scalar_t>(max_rows, 0, count, panel_begin, panel_end, false, [&](auto& macrotile) {
-          for (int64_t i = 0; i < macrotile.count && n > 0; ++i)
-            for_vectors(macrotile.tiles[i], m, ih, hh,
-                        [](auto* acc, const auto& weight, int64_t at, int64_t left) {
-                          store(acc, load(weight.sums + at, left));
-                        });
-          if (n == 0) zero(macrotile);
-          if (amx)
-            macrotile.add_product(packed, row);
-          else
-            macrotile.template add_product<true>(packed, row);
-          for (int64_t i = 0; i < macrotile.count; ++i)
-            for_vectors(macrotile.tiles[i], m, ih, hh,
-                        [&](auto* acc, const auto& weight, int64_t at, int64_t left) {
-                          const Vec<scalar_t> sum = load(acc);
-                          if (n + 1 < blocks)
-                            store(weight.sums + at, sum, left);
-                          else
-                            store(weight.gradient + at, sum, left);
-                        });
-        });
-      }
-    };
-    const auto dxw = [&](int64_t k) { return rows[k].dxw; };
-    const auto dhw = [&](int64_t k) { return rows[k].dhw; };
-    if (args.dhw == args.dxw) {
-      multiply(dxw, 0, panels);
-    } else {
-      multiply(dxw, 0, i_panels);
-      multiply(dhw, i_panels, panels);
+      };
+      if (one_da || args.dweight_ih) pack([&](int64_t k) { return rows[k].dxw; });
+      if (args.dweight_ih) multiply(m, count, ih);
+      if (!one_da && args.dweight_hh) pack([&](int64_t k) { return rows[k].dhw; });
+      if (args.dweight_hh) multiply(m, count, hh);
     }
     if (n + 1 < blocks) all.sync();  // packed_rows: read by all threads, before the next block's are packed
   }

@@ -31,9 +31,9 @@ class Plan:
 
 # H of the resident kernel: 160 bytes of threadgroup memory for each, of 32 KB, and 4 threads, of 1024.
 WIDTHS = (32, 64, 128)
-# From this many rows on a threadgroup takes 32, which reads the weights a quarter as often; fewer would leave
-# half of it empty. Not measured.
-MANY_ROWS = 17
+# Batch rows of a threadgroup of the step kernel: the fewest that hold the batch, because each threadgroup
+# reads the weights of its columns. Not measured.
+ROWS = (8, 16, 32)
 
 
 def plans(layer: Layer, kernel: str | None = None) -> list[Plan]:
@@ -49,7 +49,7 @@ def plans(layer: Layer, kernel: str | None = None) -> list[Plan]:
     """
     if kernel is not None and kernel not in KERNELS:
         raise bad("LSTM_FUSED_KERNEL", f"one of {', '.join(map(repr, KERNELS))}", shown(kernel))
-    found = [Plan("step", 8 if layer.B < MANY_ROWS else 32)]
+    found = [Plan("step", next((rows for rows in ROWS if rows >= layer.B), ROWS[-1]))]
     if WIDTHS[-1] >= layer.H and not layer.projection and not layer.varied:
         width = next(width for width in WIDTHS if width >= layer.H)
         found.insert(0, Plan("resident", 8, width))

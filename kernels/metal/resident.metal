@@ -11,11 +11,11 @@ kernel void forward_resident(constant Layer& layer [[buffer(0)]], device const r
                              device real* c_all [[buffer(8)]], device scalar* gates_all [[buffer(9)]],
                              uint group [[threadgroup_position_in_grid]],
                              uint lane [[thread_index_in_simdgroup]],
-                             uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+                             uint simd [[simdgroup_index_in_threadgroup]]) {
   threadgroup scalar operand[8 * WIDTH];  // h of 8 rows
   threadgroup real shared[WIDTH / 8][4][64];
   Forward f = {xw, peephole, lengths, h, c, y, c_all, gates_all, nullptr, nullptr, nullptr, nullptr};
-  long row = long(group) * 8, col = long(simdgroup) * 8, H8 = layer.H8;
+  long row = long(group) * 8, col = long(simd) * 8, H8 = layer.H8;
   for (uint element = lane; element < 64; element += 32) {
     long b = row + element / 8, n = col + element % 8;
     bool inside = b < layer.B && n < layer.H;
@@ -38,7 +38,7 @@ kernel void forward_resident(constant Layer& layer [[buffer(0)]], device const r
       }
     }
     for (int gate = 0; gate < 4; ++gate) {
-      simdgroup_store(sums[gate], &shared[simdgroup][gate][0], 8);
+      simdgroup_store(sums[gate], &shared[simd][gate][0], 8);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint element = lane; element < 64; element += 32) {
@@ -46,7 +46,7 @@ kernel void forward_resident(constant Layer& layer [[buffer(0)]], device const r
       if (b < layer.B && n < layer.H) {
         real a[4];
         for (int gate = 0; gate < 4; ++gate) {
-          a[gate] = shared[simdgroup][gate][element];
+          a[gate] = shared[simd][gate][element];
         }
         real m = cell_forward(f, layer, t, b, n, a);
         operand[element / 8 * WIDTH + n] = store_h(f, layer, t, b, n, m);
@@ -65,12 +65,12 @@ kernel void backward_resident(
     device const scalar* peephole [[buffer(6)]], device const long* lengths [[buffer(7)]],
     device scalar* dxw [[buffer(8)]], device real* dh [[buffer(9)]], device real* dc [[buffer(10)]],
     uint group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+    uint simd [[simdgroup_index_in_threadgroup]]) {
   threadgroup scalar operand[8 * 4 * WIDTH];  // da of 8 rows, gate by gate
   threadgroup real shared[WIDTH / 8][64];
   Backward back = {dy, c_all, c0,      gates_all, peephole, lengths, dxw,
                    dh, dc,    nullptr, nullptr,   nullptr,  nullptr, nullptr};
-  long row = long(group) * 8, col = long(simdgroup) * 8, H8 = layer.H8;
+  long row = long(group) * 8, col = long(simd) * 8, H8 = layer.H8;
   for (uint element = lane; element < 64; element += 32) {
     for (int gate = 0; gate < 4; ++gate) {
       operand[(element / 8 * 4 + gate) * WIDTH + col + element % 8] = scalar(0);
@@ -90,12 +90,12 @@ kernel void backward_resident(
         simdgroup_multiply_accumulate(sums, left, right, sums);
       }
     }
-    simdgroup_store(sums, &shared[simdgroup][0], 8);
+    simdgroup_store(sums, &shared[simd][0], 8);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint element = lane; element < 64; element += 32) {
       long b = row + element / 8, n = col + element % 8;
       if (b < layer.B && n < layer.H) {
-        real dm = h_gradient(back, layer, t, after, b, n, shared[simdgroup][element]);
+        real dm = h_gradient(back, layer, t, after, b, n, shared[simd][element]);
         if (t >= 0) {
           scalar da[4];
           cell_backward(back, layer, t, before, b, n, dm, da);

@@ -72,12 +72,12 @@ kernel void forward_step(
     device scalar* m [[buffer(16)]],           // [B8, H8], padded with zeros, with a projection: o * tanh(c)
     device const real* normed [[buffer(17)]],  // [B, 4H], with layer norm: in place of the product
     uint group [[threadgroup_position_in_grid]], uint lane [[thread_position_in_threadgroup]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+    uint simd [[simdgroup_index_in_threadgroup]]) {
   threadgroup real shared[4][BB * 8];
   Forward f = {xw, peephole, lengths, h, c, y, c_all, gates_all, h_mask, zoneout_h, zoneout_c, clip};
   long row = first_row(group, layer.H8), col = first_col(group, layer.H8);
   if (layer.norm == 0) {
-    recurrent_product(layer, step, operand, weight_hh, row, col, simdgroup, shared[simdgroup]);
+    recurrent_product(layer, step, operand, weight_hh, row, col, simd, shared[simd]);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (uint element = lane; element < BB * 8; element += 128) {
@@ -107,16 +107,16 @@ kernel void project_step(constant Layer& layer [[buffer(0)]], constant Step& ste
                          device const scalar* zoneout_h [[buffer(9)]],
                          uint group [[threadgroup_position_in_grid]],
                          uint lane [[thread_position_in_threadgroup]],
-                         uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+                         uint simd [[simdgroup_index_in_threadgroup]]) {
   threadgroup real shared[4][BB * 8];
   Forward f = {nullptr, nullptr, lengths, h,         nullptr, y,
                nullptr, nullptr, h_mask,  zoneout_h, nullptr, nullptr};
   long row = first_row(group, layer.P8), col = first_col(group, layer.P8);
   Tile tile;
   clear(tile);
-  multiply<true>(tile, m + row * layer.H8, layer.H8, weight_hr + col * layer.H8, layer.H8, simdgroup * 8,
-                 layer.H8, 32);
-  share(tile, shared[simdgroup]);
+  multiply<true>(tile, m + row * layer.H8, layer.H8, weight_hr + col * layer.H8, layer.H8, simd * 8, layer.H8,
+                 32);
+  share(tile, shared[simd]);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (uint element = lane; element < BB * 8; element += 128) {
     long b = row + element / 8, n = col + element % 8;
@@ -134,10 +134,10 @@ kernel void recurrent_step(constant Layer& layer [[buffer(0)]], constant Step& s
                            device real* hw [[buffer(4)]],  // [B, 4H]
                            uint group [[threadgroup_position_in_grid]],
                            uint lane [[thread_position_in_threadgroup]],
-                           uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+                           uint simd [[simdgroup_index_in_threadgroup]]) {
   threadgroup real shared[4][BB * 8];
   long row = first_row(group, layer.H8), col = first_col(group, layer.H8);
-  recurrent_product(layer, step, operand, weight_hh, row, col, simdgroup, shared[simdgroup]);
+  recurrent_product(layer, step, operand, weight_hh, row, col, simd, shared[simd]);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (uint element = lane; element < BB * 8; element += 128) {
     long b = row + element / 8, n = col + element % 8;
@@ -164,7 +164,7 @@ kernel void backward_step(
     device const scalar* zoneout_c [[buffer(16)]], device const real* clip [[buffer(17)]],
     device const scalar* dh_t [[buffer(18)]],  // [B8, P8], with a projection
     uint group [[threadgroup_position_in_grid]], uint lane [[thread_position_in_threadgroup]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+    uint simd [[simdgroup_index_in_threadgroup]]) {
   threadgroup real shared[4][BB * 8];
   Backward back = {dy, c_all, c0,   gates_all, peephole,  lengths,   dxw,
                    dh, dc,    kept, h_mask,    zoneout_h, zoneout_c, clip};
@@ -172,12 +172,12 @@ kernel void backward_step(
   Tile tile;
   clear(tile);
   if (layer.projection != 0) {
-    multiply<false>(tile, dh_t + row * layer.P8, layer.P8, weight + col, H8, simdgroup * 8, layer.P8, 32);
+    multiply<false>(tile, dh_t + row * layer.P8, layer.P8, weight + col, H8, simd * 8, layer.P8, 32);
   } else {
-    multiply<false>(tile, operand + ((step.parity * layer.B8 + row) * 4 + simdgroup) * H8, 4 * H8,
-                    weight + simdgroup * H8 * layer.P8 + col, layer.P8, 0, H8, 8);
+    multiply<false>(tile, operand + ((step.parity * layer.B8 + row) * 4 + simd) * H8, 4 * H8,
+                    weight + simd * H8 * layer.P8 + col, layer.P8, 0, H8, 8);
   }
-  share(tile, shared[simdgroup]);
+  share(tile, shared[simd]);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (uint element = lane; element < BB * 8; element += 128) {
     long b = row + element / 8, n = col + element % 8;
@@ -207,16 +207,16 @@ kernel void gradient_step(constant Layer& layer [[buffer(0)]], constant Step& st
                           device scalar* dh_t [[buffer(10)]],  // [B8, P8], padded with zeros
                           uint group [[threadgroup_position_in_grid]],
                           uint lane [[thread_position_in_threadgroup]],
-                          uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+                          uint simd [[simdgroup_index_in_threadgroup]]) {
   threadgroup real shared[4][BB * 8];
   Backward back = {dy, nullptr, nullptr, nullptr, nullptr,   lengths, nullptr,
                    dh, nullptr, kept,    h_mask,  zoneout_h, nullptr, nullptr};
   long row = first_row(group, layer.P8), col = first_col(group, layer.P8), H8 = layer.H8;
   Tile tile;
   clear(tile);
-  multiply<false>(tile, operand + ((step.parity * layer.B8 + row) * 4 + simdgroup) * H8, 4 * H8,
-                  weight_hh + simdgroup * H8 * layer.P8 + col, layer.P8, 0, H8, 8);
-  share(tile, shared[simdgroup]);
+  multiply<false>(tile, operand + ((step.parity * layer.B8 + row) * 4 + simd) * H8, 4 * H8,
+                  weight_hh + simd * H8 * layer.P8 + col, layer.P8, 0, H8, 8);
+  share(tile, shared[simd]);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (uint element = lane; element < BB * 8; element += 128) {
     long b = row + element / 8, n = col + element % 8;

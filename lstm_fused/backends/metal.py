@@ -6,12 +6,16 @@ from torch import Tensor
 from lstm_fused.contract import Gradients, Inputs, OutputGradients, Outputs, Saved
 
 DEVICE = "mps"
+BUILT = torch.backends.mps.is_built()
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # Apple GPUs have no float64
 
 
 def unavailable() -> str | None:
     """The reason the Metal engine cannot be used, or None."""
-    return None if torch.backends.mps.is_available() else "PyTorch sees no Apple GPU (MPS)"
+    # torch.compile cannot trace the query; while it traces, there are tensors on the device.
+    if BUILT and (torch.compiler.is_compiling() or torch.backends.mps.is_available()):
+        return None
+    return "PyTorch sees no Apple GPU (MPS)"
 
 
 def serves(tensor: Tensor) -> bool:
