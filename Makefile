@@ -173,12 +173,12 @@ lint: $(STAMP) ## check style and types
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp kernels/metal/*.metal)
+	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp tests/metal/*.cpp tests/metal/*.h tests/metal/include/* kernels/metal/*.metal)
 
 format: $(STAMP) ## put everything in the project's style
 	ruff check --fix .
 	ruff format .
-	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp kernels/metal/*.metal)
+	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp tests/metal/*.cpp tests/metal/*.h tests/metal/include/* kernels/metal/*.metal)
 
 dist: $(STAMP) ## build the wheel and the sdist, in dist/
 	@$(PY) -m build --no-isolation
