@@ -1,8 +1,10 @@
 """The Metal engine without a Mac: its kernels run as C++ (tests/metal/), on CPU tensors."""
 
+import platform
 import re
 from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import harness
@@ -17,12 +19,14 @@ from lstm_fused.kernels.plan import Layer
 from metal.shader import emulated
 
 import lstm_fused
+from bench import roofline_metal
 from lstm_fused.autograd import operators
 from lstm_fused.backends import metal as backend
 from lstm_fused.backends import table
 
 EVERY = next(case for case in VARIANTS if case.name == "every_variant_projection_lengths_reverse")
 CPU = torch.device("cpu")
+MACHINE, CARD_NAME = verdicts.machine.__wrapped__, verdicts.card_name
 FOLDER = Path(metal.__file__).parent
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 close = torch.testing.assert_close
@@ -219,24 +223,54 @@ def test_nan_and_infinity_propagate():
         assert all(map(torch.equal, *found))
 
 
-def test_in_float64(monkeypatch):
-    """The same text with double for float: only rounding may differ, so no step or term is missing."""
+@pytest.fixture
+def in_float64(monkeypatch):
+    """The same text with double for float."""
     monkeypatch.setitem(library.TYPES, torch.float64, ("float", "float"))
-    monkeypatch.setattr(
-        table, "ENGINES", (replace(table.ENGINES[0], dtypes=(torch.float64,)), table.REFERENCE)
-    )
+    ready = replace(table.ENGINES[0], dtypes=(torch.float64,))
+    monkeypatch.setattr(table, "ENGINES", (ready, table.REFERENCE))
     with emulated(mode="double"):
-        for case in (PLAIN, CASES[16], VARIANTS[-7]):
-            case = shortened(case, 6)
-            found = [harness.results(engine, case, torch.float64) for engine in ("metal", "reference")]
-            for name, value in found[0].items():
-                close(
-                    value,
-                    found[1][name],
-                    rtol=1e-11,
-                    atol=1e-13,
-                    msg=lambda m, n=f"{case.name} {name}": f"{n}: {m}",
-                )
+        yield
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "lengths_reverse", "projection_lengths", "many_channels", EVERY.name]
+)
+def test_only_rounding_differs_from_the_reference(name, in_float64):
+    case = shortened(next(case for case in (*CASES, *VARIANTS) if case.name == name), 6)
+    found = [harness.results(engine, case, torch.float64) for engine in ("metal", "reference")]
+    for name, value in found[0].items():
+        close(value, found[1][name], rtol=1e-11, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("case", [PLAIN, EVERY], ids=["resident", "step"])
+def test_gradients_are_those_of_finite_differences(case, in_float64):
+    lengths = None if case.lengths is None else (2, 0, 3)
+    case = replace(case, T=3, B=3, I=2, H=3, P=2 if case.P else 0, lengths=lengths)
+    tensors = make_tensors(case, torch.float64)
+    names = [name for name, tensor in tensors.items() if tensor is not None]
+
+    def function(*leaves):
+        return harness.call("metal", case, tensors | dict(zip(names, leaves, strict=True)))
+
+    assert torch.autograd.gradcheck(function, [tensors[name].requires_grad_() for name in names])
+
+
+def test_verdicts_hold_for_a_chip_and_a_macos(monkeypatch):
+    mps = torch.device("mps")
+    monkeypatch.setattr(torch.backends.mps, "get_name", lambda: "Apple M9")
+    monkeypatch.setattr(verdicts, "card_name", CARD_NAME)
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("99.1", ("", "", ""), "arm64"))
+    name = MACHINE(mps)
+    assert name.startswith("Apple-M9_torch") and "_macos99.1_" in name
+
+
+def test_predictions_prefer_the_chosen_kernel():
+    for chip, H, B in product(roofline_metal.CHIPS, (64, 128, 256, 512, 1024), (1, 16, 64)):
+        for direction in ("forward", "backward"):
+            layer = Layer(direction, H, B, torch.float32, "ieee")
+            times = [roofline_metal.predict(plan, layer, chip) for plan in plans(layer)]
+            assert times[0] <= 1.25 * min(times) and times[0] < roofline_metal.reference(layer, chip)
 
 
 def test_plans():
