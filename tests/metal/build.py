@@ -1,4 +1,4 @@
-"""Compiles Metal text as C++, in several modes, and keeps the results under build/metal by a hash of all that matters."""
+"""Compiles Metal text as C++, in several modes; build/metal keeps the results, by hashes."""
 
 import hashlib
 import os
@@ -15,12 +15,15 @@ from torch.utils import cpp_extension
 from . import source
 
 HERE = Path(__file__).parent
+INCLUDE = HERE / "include"
 BUILT = HERE.parent.parent / "build" / "metal"
 WARNINGS = (
-    *("-Wall", "-Wextra", "-Werror", "-pedantic-errors", "-Wno-attributes", "-Wno-unknown-pragmas"),
-    *("-Wno-literal-suffix", "-Wno-sign-compare", "-Wno-maybe-uninitialized", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-unused-variable"),
+    *("-Wall", "-Wextra", "-Werror", "-pedantic-errors", "-Wno-unknown-pragmas", "-Wno-sign-compare"),
+    *("-Wno-unused-parameter", "-Wno-unused-function", "-Wno-unused-variable"),
 )
-COMMON = ("-std=c++14", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-ftrivial-auto-var-init=pattern")
+COMMON = ("-std=c++14", "-fPIC", "-ffp-contract=off", "-ftrivial-auto-var-init=pattern", f"-I{INCLUDE}")
+GCC = ("-fno-gnu-unique", "-Wno-attributes", "-Wno-literal-suffix", "-Wno-maybe-uninitialized")
+CLANG = ("-Wno-unknown-attributes", "-Wno-user-defined-literals")
 # Flags of the kernels and of the runtime.
 MODES = {
     "fast": (("-O2",), ("-O2",)),
@@ -28,6 +31,7 @@ MODES = {
         ("-O1", "-g1", "-fsanitize=thread", "-DMETAL_RACES", "-DMETAL_SANITIZED"),
         ("-O2", "-DDETECT_RACES"),
     ),
+    "clang": (("-O2",), ("-O2",)),
     "double": (("-O1", "-DMETAL_DOUBLE"), ("-O2",)),
     "asan": (("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),) * 2,
     "tsan": (
@@ -66,8 +70,10 @@ def ran(command: list, text: str | None = None) -> str:
 
 @cache
 def fingerprint() -> str:
-    """Hash of the emulation and the compiler."""
-    files = sorted(p for p in HERE.rglob("*") if p.suffix in (".h", ".cpp", ".py") or p.name.startswith("metal_"))
+    """Hash of the emulation's C++ and the compiler."""
+    files = [
+        path for path in sorted(HERE.rglob("*")) if path.suffix in (".h", ".cpp") or path.parent == INCLUDE
+    ]
     version = subprocess.run([*compiler(), "--version"], capture_output=True).stdout
     return hashlib.sha256(b"".join(path.read_bytes() for path in files) + version).hexdigest()
 
@@ -84,36 +90,35 @@ def preprocessed(text: str) -> str:
 
 def translated(text: str) -> tuple[list[source.Kernel], str]:
     """Return the kernels of a Metal text and the text as C++."""
-    expanded = preprocessed(text)
-    if not expanded.isascii():
+    if not text.isascii():
         raise source.MetalError("PyTorch passes the text on as ASCII, which this is not")
-    return source.kernels(expanded), '#include "entry.h"\n#include <metal_stdlib>\n' + source.share(expanded) + "\n"
+    expanded = preprocessed(text)
+    head = '#include "entry.h"\n#include <metal_stdlib>\n'
+    return source.kernels(expanded), f"{head}{source.share(expanded)}\n"
 
 
 def entries(kernels: list[source.Kernel]) -> str:
-    """C++ that calls the kernels, and describes their parameters."""
+    """Return the table of the kernels, in C++."""
     lines = ['#line 1 "entries"', "#undef device", "#undef constant", "#undef threadgroup", "#undef thread"]
+    lines += ["#undef kernel", "namespace emulation {"]
     for number, kernel in enumerate(kernels):
-        bound = ", ".join(
-            f"{{{b}, nullptr}}"
-            if isinstance(b, int)
-            else "{0, [](const emulation::Thread& t) -> const uint32_t& { return t.%s; }}" % source.ATTRIBUTES[b]
-            for b in kernel.bindings
+        fields = (
+            f"{{false, {bound}}}"
+            if isinstance(bound, int)
+            else f"{{true, offsetof(Thread, {source.ATTRIBUTES[bound]})}}"
+            for bound in kernel.bindings
         )
         lines += [
-            f"static const emulation::Binding bindings_{number}[] = {{{bound}}};",
-            f"static void entry_{number}(void* const* arguments) "
-            f"{{ emulation::call(&{kernel.function}, bindings_{number}, arguments); }}",
+            f"static const Binding bindings_{number}[] = {{{', '.join(fields)}}};",
+            f"static void entry_{number}(void* const* arguments) {{",
+            f"  call(&::{kernel.function}, bindings_{number}, arguments);",
+            "}",
+            f"static int describe_{number}(Parameter* out) {{ return describe(&::{kernel.function}, out); }}",
         ]
-    cases = " ".join(f"case {n}: return emulation::describe(&{k.function}, out);" for n, k in enumerate(kernels))
-    lines += [
-        f"extern const emulation::Entry emulation_entries[] = {{{', '.join(f'entry_{n}' for n in range(len(kernels)))}}};",
-        f"extern const unsigned emulation_count = {len(kernels)};",
-        f'extern "C" int emulation_describe(int n, emulation::Parameter* out) {{ switch (n) {{ {cases} }} return -1; }}',
-        'extern "C" const char* emulation_run(int n, void* const* arguments, const emulation::Dispatch* dispatch) '
-        "{ return emulation::run(emulation_entries[n], arguments, *dispatch); }",
-    ]
-    return "\n".join(lines) + "\n"
+    table = ", ".join(f"{{entry_{number}, describe_{number}}}" for number in range(len(kernels)))
+    lines += [f"extern const Kernel kernels[] = {{{table}}};"]
+    lines += [f"extern const unsigned kernel_count = {len(kernels)};", "}", ""]
+    return "\n".join(lines)
 
 
 def runtime(mode: str) -> list[Path]:
@@ -126,7 +131,8 @@ def runtime(mode: str) -> list[Path]:
         key = hashlib.sha256(repr((fingerprint(), name, flags)).encode()).hexdigest()[:20]
         target = BUILT / f"{name}-{key}.o"
         if not target.exists():
-            compiled(["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", *flags, "-c", HERE / f"{name}.cpp"], target)
+            strict = ("-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Werror")
+            compiled([*strict, *flags, "-c", HERE / f"{name}.cpp"], target)
         objects.append(target)
     return objects
 
@@ -142,6 +148,10 @@ def compiled(arguments: list, target: Path) -> Path:
 def build(text: str, mode: str) -> tuple[list[source.Kernel], Path]:
     """Return the kernels of a Metal text, and the library or program with them."""
     kernels, code = translated(text)
+    if mode == "double":  # literals too
+        code = re.sub(r"(?<![\w.])((?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?)[fF]\b", r"\1", code)
+    if mode == "clang":  # which has no attributes in explicit instantiations
+        code = source.ATTRIBUTE.sub("", code)
     code += entries(kernels)
     flags = MODES[mode][0]
     key = hashlib.sha256(repr((fingerprint(), code, mode, flags)).encode()).hexdigest()[:20]
@@ -150,8 +160,9 @@ def build(text: str, mode: str) -> tuple[list[source.Kernel], Path]:
         objects = runtime(mode)
         path, unit = BUILT / f"kernels-{key}.{os.getpid()}.cpp", BUILT / f"kernels-{key}.{os.getpid()}.o"
         path.write_text(code)
+        command = [*clang(), *CLANG] if mode == "clang" else [*compiler(), *GCC]
         try:
-            ran([*compiler(), *COMMON, *WARNINGS, *flags, f"-I{HERE / 'include'}", "-c", path, "-o", unit])
+            ran([*command, *COMMON, *WARNINGS, *flags, "-c", path, "-o", unit])
             link = flags if mode in PROGRAMS else ("-shared", "-Wl,-Bsymbolic")
             compiled([*link, unit, *objects], target)
         finally:
@@ -166,18 +177,17 @@ def with_lines(message: str, library: str) -> str:
     def line(match: re.Match) -> str:
         command = ["addr2line", "-i", "-e", library, hex(int(match[1], 16) - 1)]
         found = subprocess.run(command, capture_output=True, text=True).stdout
-        lines = re.findall(r"kernels\.metal:(\d+)", found)
+        lines = re.findall(r"\bkernels[^/:]*:(\d+)", found)
         return f"line {lines[0]}" if lines else match[0]
 
     return re.sub(r"@([0-9a-f]+)", line, message)
 
 
 def check_address_spaces(text: str) -> None:
-    """Have clang see device, constant and threadgroup as address spaces; CompileError where they are mixed."""
-    _, code = translated(text)
-    flags = ("-std=c++14", "-fsyntax-only", "-DMETAL_ADDRESS_SPACES", "-Wno-unknown-attributes")
-    flags = (*flags, "-Wno-user-defined-literals", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}", "-x", "c++")
+    """Have clang see device, constant and threadgroup as address spaces; CompileError if they are mixed."""
+    code = source.ATTRIBUTE.sub("", translated(text)[1])
+    flags = ("-std=c++14", "-fsyntax-only", "-DMETAL_ADDRESS_SPACES", f"-I{INCLUDE}", "-Wno-unknown-pragmas")
     with tempfile.NamedTemporaryFile("w", suffix=".cpp") as file:
         file.write(code)
         file.flush()
-        ran([*clang(), *flags, file.name])
+        ran([*clang(), *flags, *CLANG, file.name])

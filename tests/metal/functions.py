@@ -7,16 +7,19 @@ import re
 
 from . import source
 
-KEYWORDS = set(
-    "break case const constexpr continue default do else enum false for if inline return sizeof static "
-    "static_assert struct switch template true typedef typename using namespace void while nullptr".split()
+KEYWORDS = frozenset(
+    (
+        *("break", "case", "const", "constexpr", "continue", "default", "do", "else", "enum", "false", "for"),
+        *("if", "inline", "namespace", "nullptr", "return", "sizeof", "static", "static_assert", "struct"),
+        *("switch", "template", "true", "typedef", "typename", "using", "void", "while"),
+    )
 )
 # Name to section.
 SPECIFIED = {
     # Types
     **dict.fromkeys(("bool", "half", "bfloat", "float"), "2.1, table 2.1"),
     **dict.fromkeys(("char", "uchar", "short", "ushort", "int", "uint", "long", "ulong"), "2.1, table 2.1"),
-    **dict.fromkeys(("uint2", "uint3", "ulong2", "float2", "float4"), "2.2"),
+    **dict.fromkeys(("uint2", "uint3", "ushort3", "ulong2", "float2", "float4"), "2.2"),
     "simdgroup_matrix": "2.4: half, bfloat or float, 8 by 8",
     # Address spaces
     "device": "4.1",
@@ -42,14 +45,16 @@ SPECIFIED = {
     "make_filled_simdgroup_matrix": "6.7.1, table 6.9",
     "simdgroup_load": "6.7.1, table 6.9",
     "simdgroup_store": "6.7.1, table 6.9",
-    # The table has one T; that half and bfloat may have sums in float is Apple's header, not the specification.
+    # The table has one T. Sums in float of half and bfloat are beyond it; llama.cpp's kernels rely on them.
     "simdgroup_multiply_accumulate": "6.7.2, table 6.10",
     "threadgroup_barrier": "6.9.1, table 6.12",
     "simdgroup_barrier": "6.9.1, table 6.12",
     **dict.fromkeys(("mem_flags", "mem_none", "mem_device", "mem_threadgroup"), "6.9.1, table 6.13"),
-    **dict.fromkeys(("simd_broadcast", "simd_shuffle", "simd_shuffle_xor", "simd_shuffle_up"), "6.9.2, table 6.14"),
-    **dict.fromkeys(("simd_shuffle_down", "simd_any", "simd_all"), "6.9.2, table 6.14"),
-    **dict.fromkeys(("simd_sum", "simd_min", "simd_max"), "6.9.2, table 6.15"),
+    **dict.fromkeys(("simd_broadcast", "simd_shuffle", "simd_shuffle_xor"), "6.9.2, table 6.14"),
+    **dict.fromkeys(("simd_shuffle_up", "simd_shuffle_down"), "6.9.2, table 6.14"),
+    **dict.fromkeys(("simd_any", "simd_all"), "6.9.2, table 6.14"),
+    **dict.fromkeys(("simd_sum", "simd_min", "simd_max", "simd_prefix_inclusive_sum"), "6.9.2, table 6.15"),
+    "simd_prefix_exclusive_sum": "6.9.2, table 6.15",
     **dict.fromkeys(("INFINITY", "NAN"), "6.5"),
 }
 # Which fast math may replace by one that overflows, without precise::.
@@ -60,9 +65,11 @@ def declared(text: str) -> set[str]:
     """Names that a text declares: functions, types, parameters, variables, fields and macros."""
     names = set(re.findall(r"\b(?:struct|class|enum|typename|namespace)\s+(\w+)", text))
     names |= set(re.findall(r"#\s*define\s+(\w+)", text))
-    names |= set(re.findall(r"\btypedef\b[^;]*?(\w+)\s*;", text)) | set(re.findall(r"\busing\s+(\w+)\s*=", text))
+    names |= set(re.findall(r"\btypedef\b[^;]*?(\w+)\s*;", text))
+    names |= set(re.findall(r"\busing\s+(\w+)\s*=", text))
     # A name after a type, and those that follow it after commas.
-    after_type = re.compile(r"\b(\w+)(?:\s*<[^;{}()]*?>)?(?:\s*[*&]+\s*|\s+)\(?&?(\w+)\)?\s*(?=[=;,){}\[:>]|\((?!&))")
+    kind, name = r"\b(\w+)(?:\s*<[^;{}()]*?>)?(?:\s*[*&]+\s*|\s+)", r"\(?&?(\w+)\)?\s*"
+    after_type = re.compile(kind + name + r"(?=[=;,){}\[:>]|\((?!&))")
     for kind, name in after_type.findall(text):
         if kind not in KEYWORDS - {"void", "const", "constexpr"}:
             names.add(name)
@@ -72,7 +79,7 @@ def declared(text: str) -> set[str]:
 
 def unspecified(text: str) -> list[str]:
     """Names in a Metal text that neither it nor the list above defines, with their lines."""
-    text = source.without_comments(text)
+    text = re.sub(r'"[^"\n]*"', '""', source.without_comments(text))
     known, found = declared(text), []
     for match in re.finditer(r"(?<![\w.])((?:[A-Za-z_]\w*::)*)([A-Za-z_]\w*)", text):
         scope, name = match[1].removesuffix("::"), match[2]

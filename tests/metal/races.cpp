@@ -1,5 +1,6 @@
-// The calls that -fsanitize=thread compiles into the kernels, with a detector of our own behind them: it knows
-// Metal's barriers and their memory flags, needs no luck with the order of threads, and runs in one thread.
+// The calls that -fsanitize=thread compiles into the kernels, with a detector of our own behind them: it
+// knows Metal's barriers and their memory flags, needs no luck with the order of threads, and runs in one
+// thread.
 #include "races.h"
 
 #ifdef DETECT_RACES
@@ -58,7 +59,8 @@ bool ordered(const Access& before, const Access& now) {
   return before.lane == now.lane && now.lane != MANY;
 }
 
-void report(const Region& region, size_t at, const Access& before, bool wrote, const Access& now, bool writes) {
+void report(const Region& region, size_t at, const Access& before, bool wrote, const Access& now,
+            bool writes) {
   if (message[0]) return;
   auto name = [](char* out, size_t size, const Access& a) {
     if (a.group == MANY) return snprintf(out, size, "several threadgroups");
@@ -100,7 +102,8 @@ void merge(Access& reads, const Access& now) {
 uint32_t offset(void* where) {
   static const char* base = [] {
     Dl_info info;
-    return dladdr(reinterpret_cast<void*>(&ordered), &info) ? static_cast<const char*>(info.dli_fbase) : nullptr;
+    return dladdr(reinterpret_cast<void*>(&ordered), &info) ? static_cast<const char*>(info.dli_fbase)
+                                                            : nullptr;
   }();
   return uint32_t(static_cast<const char*>(where) - base);
 }
@@ -114,8 +117,8 @@ void access(const volatile void* address, size_t bytes, bool write, int line, vo
     const Thread& t = *running();
     const Epochs& e = epochs[t.index];
     unsigned k = kind(region.memory);
-    Access now{group_now, t.simdgroup, line ? MANY : t.lane, e.group[k], e.simdgroup[k],
-               line ? LINE | uint32_t(line) : offset(where)};
+    Access now{group_now,  t.simdgroup,    line ? MANY : t.lane,
+               e.group[k], e.simdgroup[k], line ? LINE | uint32_t(line) : offset(where)};
     size_t first = (start - region.start) / GRANULE;
     size_t last = std::min((start - region.start + bytes - 1) / GRANULE, region.cells.size() - 1);
     for (size_t i = first; i <= last; i++) {
@@ -146,8 +149,9 @@ void start_dispatch(const Dispatch& dispatch) {
 void start_threadgroup(uint32_t number) {
   group_now = number;
   epochs.assign(1024, Epochs());
-  regions.erase(std::remove_if(regions.begin(), regions.end(), [](auto& r) { return r.memory == THREADGROUP; }),
-                regions.end());
+  regions.erase(
+      std::remove_if(regions.begin(), regions.end(), [](auto& r) { return r.memory == THREADGROUP; }),
+      regions.end());
 }
 
 void add(char* start, size_t bytes, Memory memory) {
@@ -170,12 +174,12 @@ const char* found() { return message[0] ? message : nullptr; }
 }  // namespace emulation
 
 #define ACCESS(BYTES, WRITE) emulation::races::access(p, BYTES, WRITE, 0, __builtin_return_address(0))
-#define OF_SIZE(N)                                                   \
-  void __tsan_read##N(void* p) { ACCESS(N, false); }                 \
-  void __tsan_write##N(void* p) { ACCESS(N, true); }                 \
-  void __tsan_unaligned_read##N(void* p) { ACCESS(N, false); }       \
-  void __tsan_unaligned_write##N(void* p) { ACCESS(N, true); }       \
-  void __tsan_volatile_read##N(void* p) { ACCESS(N, false); }        \
+#define OF_SIZE(N)                                             \
+  void __tsan_read##N(void* p) { ACCESS(N, false); }           \
+  void __tsan_write##N(void* p) { ACCESS(N, true); }           \
+  void __tsan_unaligned_read##N(void* p) { ACCESS(N, false); } \
+  void __tsan_unaligned_write##N(void* p) { ACCESS(N, true); } \
+  void __tsan_volatile_read##N(void* p) { ACCESS(N, false); }  \
   void __tsan_volatile_write##N(void* p) { ACCESS(N, true); }
 
 #pragma GCC diagnostic ignored "-Wmissing-declarations"

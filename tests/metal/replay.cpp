@@ -6,9 +6,6 @@
 
 #include "runtime.h"
 
-extern const emulation::Entry emulation_entries[];
-extern const unsigned emulation_count;
-
 namespace {
 
 template <class T>
@@ -23,7 +20,7 @@ int main(int count, char** arguments) {
   if (!file) return 2;
   uint32_t head[8];  // number of the kernel, grid, group size, number of buffers
   while (read(file, head, 8)) {
-    if (head[0] >= emulation_count) return 2;
+    if (head[0] >= emulation::kernel_count) return 2;
     std::vector<void*> buffers(head[7]);
     for (auto& buffer : buffers) {
       uint64_t bytes;
@@ -32,10 +29,11 @@ int main(int count, char** arguments) {
       if (!read(file, static_cast<char*>(buffer), bytes)) return 2;
     }
     emulation::Dispatch dispatch{};
-    for (int axis = 0; axis < 3; axis++) dispatch.grid[axis] = head[1 + axis], dispatch.group_size[axis] = head[4 + axis];
+    for (int axis = 0; axis < 3; axis++)
+      dispatch.grid[axis] = head[1 + axis], dispatch.group_size[axis] = head[4 + axis];
     const char* silenced = getenv("SILENCED_BARRIER");
     dispatch.silenced = silenced ? atoi(silenced) : 0;
-    if (const char* error = emulation::run(emulation_entries[head[0]], buffers.data(), dispatch)) {
+    if (const char* error = emulation_run(head[0], buffers.data(), &dispatch)) {
       fprintf(stderr, "%s\n", error);
       return 1;
     }

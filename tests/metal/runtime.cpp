@@ -1,4 +1,5 @@
-// Runs the threads of a grid as fibres: simdgroups in lockstep from one operation to the next, in a random order.
+// Runs the threads of a grid as fibres: simdgroups in lockstep from one operation to the next, in a random
+// order.
 #include "runtime.h"
 
 #include <stdarg.h>
@@ -48,7 +49,7 @@ extern "C" void __asan_unpoison_memory_region(const volatile void*, size_t);
 namespace emulation {
 namespace {
 
-constexpr size_t SHARED_LIMIT = 32 * 1024;      // Metal's, of every Apple GPU
+constexpr size_t SHARED_LIMIT = 32 * 1024;  // Metal's, of every Apple GPU
 constexpr size_t ARENA = 2 * SHARED_LIMIT, GAP = 64;
 
 enum class At { START, OPERATION, BARRIER, END };
@@ -78,7 +79,7 @@ struct Simdgroup {
 };
 
 // One dispatch at a time.
-Entry entry;
+const Kernel* kernel;
 void* const* arguments;
 uint32_t silenced;
 std::vector<std::unique_ptr<Worker>> workers;
@@ -105,7 +106,7 @@ void sync_after(unsigned, unsigned) {}
 void body() {
   current->fibre.entered();
   sync_after(GROUP, 0);
-  entry(arguments);
+  kernel->entry(arguments);
   sync_before(GROUP, 1);
   current->at = At::END;
   current->fibre.yield();
@@ -138,15 +139,18 @@ void advance(Simdgroup& group) {
   for (Worker* lane : group.lanes) {
     Worker& other = *lane;
     if (other.trail != first.trail)
-      return complain("a simdgroup has diverged: lanes %u and %u differ in matrices loaded or stored before line %d",
-                      first.thread.lane, other.thread.lane, std::max(first.line, other.line));
+      return complain(
+          "a simdgroup has diverged: lanes %u and %u differ in matrices loaded or stored before line %d",
+          first.thread.lane, other.thread.lane, std::max(first.line, other.line));
     if (other.at == first.at && (other.at == At::END || other.line == first.line)) continue;
     auto name = [](const Worker& w) {
-      return w.at == At::END ? "has ended" : w.at == At::BARRIER ? "waits at the barrier" : "is at the operation";
+      return w.at == At::END       ? "has ended"
+             : w.at == At::BARRIER ? "waits at the barrier"
+                                   : "is at the operation";
     };
-    return complain("a simdgroup has diverged: lane %u %s of line %d, lane %u %s of line %d", first.thread.lane,
-                    name(first), first.at == At::END ? 0 : first.line, other.thread.lane, name(other),
-                    other.at == At::END ? 0 : other.line);
+    return complain("a simdgroup has diverged: lane %u %s of line %d, lane %u %s of line %d",
+                    first.thread.lane, name(first), first.at == At::END ? 0 : first.line, other.thread.lane,
+                    name(other), other.at == At::END ? 0 : other.line);
   }
   group.at = first.at;
   group.line = first.line;
@@ -166,9 +170,10 @@ void run_threadgroup() {
         auto& waits = group.at == At::BARRIER ? group : first;
         auto& other = group.at == At::BARRIER ? first : group;
         if (other.at == At::END)
-          return complain("a threadgroup has diverged: the barrier of line %d is not reached by all threads", waits.line);
-        return complain("a threadgroup has diverged: threads wait at the barriers of lines %d and %d", waits.line,
-                        other.line);
+          return complain("a threadgroup has diverged: the barrier of line %d is not reached by all threads",
+                          waits.line);
+        return complain("a threadgroup has diverged: threads wait at the barriers of lines %d and %d",
+                        waits.line, other.line);
       }
     if (first.at == At::END) return;
   }
@@ -202,7 +207,8 @@ void place(Worker& worker, uint32_t index, const uint32_t* at, const Dispatch& d
 
 void start_threadgroup(uint32_t number, const Dispatch& d, std::minstd_rand& random) {
   uint32_t groups[3], at[3], count = 1;
-  for (int axis = 0; axis < 3; axis++) groups[axis] = (d.grid[axis] + d.group_size[axis] - 1) / d.group_size[axis];
+  for (int axis = 0; axis < 3; axis++)
+    groups[axis] = (d.grid[axis] + d.group_size[axis] - 1) / d.group_size[axis];
   at[0] = number % groups[0], at[1] = number / groups[0] % groups[1], at[2] = number / groups[0] / groups[1];
   for (int axis = 0; axis < 3; axis++)
     count *= std::min(d.group_size[axis], d.grid[axis] - at[axis] * d.group_size[axis]);
@@ -233,7 +239,6 @@ void start_threadgroup(uint32_t number, const Dispatch& d, std::minstd_rand& ran
   races::start_threadgroup(number);
 }
 
-
 }  // namespace
 
 const Thread& thread() { return current->thread; }
@@ -251,7 +256,8 @@ void fail(const char* format, ...) {
 namespace {
 void need_all_lanes(int line) {
   size_t lanes = current->simdgroup->lanes.size();
-  if (lanes != LANES) fail("line %d: an operation of the simdgroup needs 32 lanes, this one has %zu", line, lanes);
+  if (lanes != LANES)
+    fail("line %d: an operation of the simdgroup needs 32 lanes, this one has %zu", line, lanes);
 }
 }  // namespace
 
@@ -310,9 +316,22 @@ void touch(const volatile void* start, size_t bytes, bool write, int line) {
   if (current->thread.lane == 0) races::access(start, bytes, write, line, nullptr);
 }
 
-const char* run(Entry entry_, void* const* arguments_, const Dispatch& dispatch) {
-  entry = entry_;
-  arguments = arguments_;
+namespace races {
+// For races.cpp: who runs.
+const Thread* running() { return current ? &current->thread : nullptr; }
+}  // namespace races
+
+}  // namespace emulation
+
+int emulation_describe(unsigned number, emulation::Parameter* out) {
+  return emulation::kernels[number].describe(out);
+}
+
+const char* emulation_run(unsigned number, void* const* given, const emulation::Dispatch* how) {
+  using namespace emulation;
+  const Dispatch& dispatch = *how;
+  kernel = &kernels[number];
+  arguments = given;
   silenced = dispatch.silenced;
   failed = false;
   uint32_t groups = 1;
@@ -323,8 +342,8 @@ const char* run(Entry entry_, void* const* arguments_, const Dispatch& dispatch)
   for (uint32_t i = 0; i < groups; i++) order[i] = i;
   if (dispatch.seed) std::shuffle(order.begin(), order.end(), random);
   races::start_dispatch(dispatch);
-  for (uint32_t number : order) {
-    start_threadgroup(number, dispatch, random);
+  for (uint32_t group : order) {
+    start_threadgroup(group, dispatch, random);
     sync_before(GROUP, 0);
     run_threadgroup();
     sync_after(GROUP, 1);
@@ -333,10 +352,3 @@ const char* run(Entry entry_, void* const* arguments_, const Dispatch& dispatch)
   const char* race = races::found();
   return failed ? message : race;
 }
-
-namespace races {
-// For races.cpp: who runs.
-const Thread* running() { return current ? &current->thread : nullptr; }
-}  // namespace races
-
-}  // namespace emulation

@@ -60,7 +60,7 @@ kernel void lanes(device const float* x, device float* out, constant int& n, uin
 
 // c = a b^T + diagonal, with b [n, n] loaded transposed; four simdgroups a threadgroup, through threadgroup memory.
 template <typename T, int SIMDGROUPS>
-[[max_total_threads_per_threadgroup(32 * SIMDGROUPS)]] kernel void product(
+[[max_total_threads_per_threadgroup(32 * 4)]] kernel void product(
     device const T* a [[buffer(0)]], device const T* b [[buffer(1)]], device float* c [[buffer(2)]],
     constant long& n [[buffer(4)]], constant float& diagonal [[buffer(3)]],
     uint2 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
@@ -158,7 +158,8 @@ kernel void past_shared(device float* x, constant int& more, uint i [[thread_pos
   shared[i] = x[i];
   next[i] = 0.0f;
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  x[i] = shared[i + more] + next[i];
+  threadgroup float* all = shared;
+  x[i] = all[i + more] + next[i];
 }
 
 kernel void greedy(device float* x, uint i [[thread_position_in_grid]]) {

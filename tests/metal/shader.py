@@ -1,4 +1,4 @@
-"""Stands in for ``torch.mps.compile_shader`` on CPU tensors, with the calling convention of PyTorch 2.7 and newer.
+"""Stands in for ``torch.mps.compile_shader`` on CPU tensors, with PyTorch's calling convention.
 
 It is stricter than PyTorch: types of tensors and sizes of scalars must be those of the kernel's parameters.
 """
@@ -65,7 +65,11 @@ class Range(ctypes.Structure):
 
 class Dispatch(ctypes.Structure):
     _fields_ = [("grid", ctypes.c_uint32 * 3), ("group_size", ctypes.c_uint32 * 3), ("seed", ctypes.c_uint32)]
-    _fields_ += [("silenced", ctypes.c_uint32), ("buffers", ctypes.c_uint32), ("device", ctypes.POINTER(Range))]
+    _fields_ += [
+        ("silenced", ctypes.c_uint32),
+        ("buffers", ctypes.c_uint32),
+        ("device", ctypes.POINTER(Range)),
+    ]
 
 
 def compile_shader(text: str) -> "Library":
@@ -80,14 +84,18 @@ class Library:
         kernels, path = build.build(text, mode)
         self._library = ctypes.CDLL(str(path))
         self._library.emulation_run.restype = ctypes.c_char_p
-        self._kernels = {kernel.name: Kernel(self._library, n, kernel, mode) for n, kernel in enumerate(kernels)}
+        self._kernels = {
+            kernel.name: Kernel(self._library, n, kernel, mode) for n, kernel in enumerate(kernels)
+        }
 
     def __dir__(self):
         return list(self._kernels)
 
     def __getattr__(self, name):
-        if name.startswith("_") or name not in self._kernels:
-            raise AttributeError(f"Failed to create function state object for: {name}")
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in self._kernels:
+            raise RuntimeError(f"Failed to create function state object for: {name}")
         return self._kernels[name]
 
 
@@ -102,7 +110,9 @@ class Kernel:
         parameters = (Parameter * 64)()
         count = library.emulation_describe(number, parameters)
         assert count == len(kernel.bindings), kernel
-        self._buffers = {b: p for b, p in zip(kernel.bindings, parameters, strict=False) if isinstance(b, int)}
+        self._buffers = {
+            b: p for b, p in zip(kernel.bindings, parameters, strict=False) if isinstance(b, int)
+        }
 
     def __call__(self, *args, threads=None, group_size=None, arg_casts=None, error_buf_idx=None):
         if error_buf_idx is not None:
@@ -124,7 +134,9 @@ class Kernel:
                 pointers[i] = ctypes.addressof(value)
         if options.record is not None:
             options.record.append((self._number, grid, group, [as_bytes(value) for value in held]))
-        ranges = (Range * max(len(storages), 1))(*(Range(start, *rest) for start, rest in storages.items() if start))
+        ranges = (Range * max(len(storages), 1))(
+            *(Range(start, *rest) for start, rest in storages.items() if start)
+        )
         dispatch = Dispatch(grid, group, options.seed, options.silenced, sum(map(bool, storages)), ranges)
         error = self._library.emulation_run(self._number, pointers, ctypes.byref(dispatch))
         if error:
@@ -141,7 +153,7 @@ class Kernel:
         group_size = (group_size,) if isinstance(group_size, int) else tuple(group_size)
         if not 0 < len(threads) < 4 or len(threads) != len(group_size):
             raise RuntimeError("size and group_size must have same number of dimensions")
-        grid, group = threads + (1, 1), group_size + (1, 1)
+        grid, group = (*threads, 1, 1), (*group_size, 1, 1)
         if group[0] * group[1] * (group[2] if len(group_size) > 2 else 1) > limit:
             raise ValueError(f"Threadgroup size exceeds {limit} limit")
         if min(grid[:3]) < 1 or min(group[:3]) < 1:

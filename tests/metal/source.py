@@ -1,4 +1,4 @@
-"""Reads the text of Metal kernels: their signatures, for their entry points, and their threadgroup variables."""
+"""Reads the text of Metal kernels: their signatures and their threadgroup variables."""
 
 import re
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ ATTRIBUTES = {
     "threads_per_threadgroup": "group_size[0]",
     "dispatch_threads_per_threadgroup": "dispatch_group_size[0]",
 }
+ATTRIBUTE = re.compile(r"\[\[(?:[^\]]|\](?!\]))*\]\]")
+KERNEL_ATTRIBUTE = re.compile(r"\[\[\s*kernel\s*\]\]")
 OPEN, CLOSE = "([{<", ")]}>"
 
 
@@ -34,8 +36,7 @@ class Kernel:
 
 def without_comments(text: str) -> str:
     """Replace comments by spaces."""
-    blank = lambda match: re.sub(r"[^\n]", " ", match[0])
-    return re.sub(r"//[^\n]*|/\*.*?\*/", blank, text, flags=re.DOTALL)
+    return re.sub(r"//[^\n]*|/\*.*?\*/", lambda match: re.sub(r"[^\n]", " ", match[0]), text, flags=re.DOTALL)
 
 
 def closing(text: str, start: int) -> int:
@@ -71,7 +72,7 @@ def bindings(name: str, parameters: str) -> list[int | str]:
         numbers = [int(n) for a, n in attributes if a == "buffer"]
         if known:
             found.append(known[0])
-        elif numbers or ("*" in parameter or "&" in parameter) and not attributes:
+        elif numbers or (re.search(r"[*&]", parameter) and not attributes):
             found.append(numbers[0] if numbers else free)
             free = max(free, int(found[-1]) + 1)
         else:
@@ -92,8 +93,10 @@ def template_name(text: str) -> str:
 
 def kernels(text: str) -> list[Kernel]:
     """All kernels that Python can call, of preprocessed text."""
+    text = KERNEL_ATTRIBUTE.sub(lambda match: "kernel".center(len(match[0])), text)
     found, templates = [], {}
-    start = re.compile(r"(template\s*)?(\[\[[^\]]*\]\]\s*)*\b(?:kernel\b|\[\[\s*kernel\s*\]\])\s*(\[\[[^\]]*\]\]\s*)*")
+    attributes = rf"(?:{ATTRIBUTE.pattern}\s*)*"
+    start = re.compile(rf"(template\s*)?{attributes}\bkernel\b\s*{attributes}")
     for match in start.finditer(text):
         rest = text[match.end() :]
         if declared := re.match(r"decltype\s*(?=\()", rest):
@@ -108,7 +111,9 @@ def kernels(text: str) -> list[Kernel]:
             name = "".join(re.findall(r'"([^"]*)"', host[1]))
         else:
             name = plain
-        limit = re.search(r"max_total_threads_per_threadgroup\s*\(([\d\s*+/()-]+)\)\s*\]\]", match[0])
+        limit = re.search(r"max_total_threads_per_threadgroup\s*\((.*?)\)\s*\]\]", match[0])
+        if limit and not re.fullmatch(r"[\d\s*+/()-]+", limit[1]):
+            raise MetalError(f"{name}: a number of threads that cannot be read: {limit[1]}")
         threads = eval(limit[1]) if limit else 1024  # digits and operators
         if match[1]:  # an explicit instantiation
             if plain not in templates:
@@ -131,7 +136,7 @@ def kernels(text: str) -> list[Kernel]:
 def bodies(text: str) -> list[tuple[int, int]]:
     """Where the bodies of the kernels are."""
     found = []
-    for match in re.finditer(r"(?:\bkernel\b|\[\[\s*kernel\s*\]\])[^;{]*\{", text):
+    for match in re.finditer(r"\bkernel\b[^;{]*\{", text):
         found.append((match.end(), closing(text, match.end() - 1)))
     return found
 

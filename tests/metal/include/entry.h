@@ -1,21 +1,14 @@
-// Calls a kernel with what PyTorch bound to its buffers and the thread's position in what its attributes name.
+// Calls a kernel with what PyTorch bound to its buffers and the thread's position in what its attributes
+// name.
 #pragma once
 #include "matrix.h"
 
 namespace emulation {
 
-// What a parameter gets: a buffer, by number, or a field of Thread.
+// What a parameter gets: a buffer, by number, or a field of Thread, by its offset.
 struct Binding {
-  uint32_t buffer;
-  const uint32_t& (*field)(const Thread&);
-};
-
-// The parameter's type as Python sees it: 'p' pointer, 'r' reference, 'v' value; size of what it points to; its
-// element: f(loat), h(alf), b(float), i(nteger), ? (another).
-struct Parameter {
-  char kind, element;
-  uint32_t size, element_size;
-  bool constant;
+  bool field;
+  size_t at;
 };
 
 template <class T>
@@ -34,28 +27,39 @@ struct Element<void> {
 template <class T>
 struct Argument {  // by value: an attribute
   static constexpr Parameter parameter{'v', 'i', sizeof(T), sizeof(T), true};
-  UNSEEN static T get(const Binding& binding, void* const*) { return from(&binding.field(emulation::thread()), T()); }
+  UNSEEN static T get(const Binding& binding, void* const*) {
+    const auto* here = reinterpret_cast<const char*>(&emulation::thread());
+    return from(reinterpret_cast<const uint32_t*>(here + binding.at), T());
+  }
   template <class S>
-  UNSEEN static S from(const uint32_t* field, S) { return S(field[0]); }
+  UNSEEN static S from(const uint32_t* field, S) {
+    return S(field[0]);
+  }
   template <class S>
-  UNSEEN static metal::vec<S, 2> from(const uint32_t* f, metal::vec<S, 2>) { return {S(f[0]), S(f[1])}; }
+  UNSEEN static metal::vec<S, 2> from(const uint32_t* f, metal::vec<S, 2>) {
+    return {S(f[0]), S(f[1])};
+  }
   template <class S>
-  UNSEEN static metal::vec<S, 3> from(const uint32_t* f, metal::vec<S, 3>) { return {S(f[0]), S(f[1]), S(f[2])}; }
+  UNSEEN static metal::vec<S, 3> from(const uint32_t* f, metal::vec<S, 3>) {
+    return {S(f[0]), S(f[1]), S(f[2])};
+  }
 };
 template <class T>
 struct Argument<T*> {
   using E = Element<typename Plain<T>::type>;
-  static constexpr Parameter parameter{'p', E::code, E::size, E::size, !Same<T, typename Plain<T>::type>::value};
+  static constexpr Parameter parameter{'p', E::code, E::size, E::size,
+                                       !Same<T, typename Plain<T>::type>::value};
   UNSEEN static T* get(const Binding& binding, void* const* arguments) {
-    return static_cast<T*>(arguments[binding.buffer]);
+    return static_cast<T*>(arguments[binding.at]);
   }
 };
 template <class T>
 struct Argument<T&> {
   using E = Element<typename Plain<T>::type>;
-  static constexpr Parameter parameter{'r', E::code, sizeof(T), E::size, !Same<T, typename Plain<T>::type>::value};
+  static constexpr Parameter parameter{'r', E::code, sizeof(T), E::size,
+                                       !Same<T, typename Plain<T>::type>::value};
   UNSEEN static T& get(const Binding& binding, void* const* arguments) {
-    return *static_cast<T*>(arguments[binding.buffer]);
+    return *static_cast<T*>(arguments[binding.at]);
   }
 };
 

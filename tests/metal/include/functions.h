@@ -1,4 +1,5 @@
-// Common, relational and mathematical functions. Those that fast math may replace are the worst that it makes of them.
+// Common, relational and mathematical functions. Those that fast math may replace are the worst that it makes
+// of them.
 #pragma once
 #include "numbers.h"
 
@@ -17,25 +18,25 @@ namespace metal {
 #endif
 
 // Of float, of half through float, of vectors by component.
-#define FUNCTION(NAME, EXPRESSION)                           \
-  inline float NAME(float x) { return EXPRESSION; }          \
-  inline half NAME(half h) {                                 \
-    float x = float(h);                                      \
-    return half(EXPRESSION);                                 \
-  }                                                          \
-  template <class T, int N>                                  \
-  inline vec<T, N> NAME(vec<T, N> v) {                       \
-    for (int i = 0; i < N; i++) v[i] = NAME(v[i]);           \
-    return v;                                                \
+#define FUNCTION(NAME, EXPRESSION)                  \
+  inline float NAME(float x) { return EXPRESSION; } \
+  inline half NAME(half h) {                        \
+    float x = float(h);                             \
+    return half(EXPRESSION);                        \
+  }                                                 \
+  template <class T, int N>                         \
+  inline vec<T, N> NAME(vec<T, N> v) {              \
+    for (int i = 0; i < N; i++) v[i] = NAME(v[i]);  \
+    return v;                                       \
   }
 // By its own name, which fast math may replace, and as precise:: and fast::.
-#define THREE_FUNCTIONS(NAME, PRECISE, FAST)                 \
-  FUNCTION(NAME, FAST)                                       \
-  namespace precise {                                        \
-  FUNCTION(NAME, PRECISE)                                    \
-  }                                                          \
-  namespace fast {                                           \
-  FUNCTION(NAME, FAST)                                       \
+#define THREE_FUNCTIONS(NAME, PRECISE, FAST) \
+  FUNCTION(NAME, FAST)                       \
+  namespace precise {                        \
+  FUNCTION(NAME, PRECISE)                    \
+  }                                          \
+  namespace fast {                           \
+  FUNCTION(NAME, FAST)                       \
   }
 
 THREE_FUNCTIONS(exp, BUILTIN(exp)(x), BUILTIN(exp)(x))
@@ -73,18 +74,28 @@ using metal::fma;
 }  // namespace fast
 
 template <class T>
-inline T min(T a, T b) { return b < a ? b : a; }
+inline T min(T a, T b) {
+  return b < a ? b : a;
+}
 template <class T>
-inline T max(T a, T b) { return a < b ? b : a; }
+inline T max(T a, T b) {
+  return a < b ? b : a;
+}
 template <class T>
-inline T clamp(T x, T low, T high) { return min(max(x, low), high); }
+inline T clamp(T x, T low, T high) {
+  return min(max(x, low), high);
+}
 // The number, where one of the two is NaN.
 inline float fmin(float a, float b) { return BUILTIN(fmin)(a, b); }
 inline float fmax(float a, float b) { return BUILTIN(fmax)(a, b); }
 template <class T>
-inline T mix(T a, T b, T t) { return T(a + (b - a) * t); }
+inline T mix(T a, T b, T t) {
+  return T(a + (b - a) * t);
+}
 template <class T>
-inline T select(T a, T b, bool c) { return c ? b : a; }
+inline T select(T a, T b, bool c) {
+  return c ? b : a;
+}
 inline bool isnan(float x) { return __builtin_isnan(x); }
 inline bool isinf(float x) { return __builtin_isinf(x); }
 inline bool isfinite(float x) { return __builtin_isfinite(x); }

@@ -2,8 +2,8 @@
 #pragma once
 #include "simdgroup.h"
 
-// Not inlined, and not seen by the detection of races: touch() notes their accesses, as which lane makes which is
-// left open by Metal. ThreadSanitizer itself sees those of the lane.
+// Not inlined, and not seen by the detection of races: touch() notes their accesses, as which lane makes
+// which is left open by Metal. ThreadSanitizer itself sees those of the lane.
 #ifdef METAL_RACES
 #define WHOLE_SIMDGROUP UNSEEN
 #else
@@ -24,8 +24,8 @@ struct simdgroup_matrix {
   }
 
   // Apple's layout. Kernels cannot see it.
-  static uint row() { return (lanes::mine() / 4 & 4) + (lanes::mine() / 2 & 3); }
-  static uint column() { return (lanes::mine() / 4 & 2) * 2 + (lanes::mine() & 1) * 2; }
+  static uint row() { return (emulation_lanes::mine() / 4 & 4) + (emulation_lanes::mine() / 2 & 3); }
+  static uint column() { return (emulation_lanes::mine() / 4 & 2) * 2 + (emulation_lanes::mine() & 1) * 2; }
   static uint lane_of(uint row, uint column) {
     return (row & 4) * 4 + (column & 4) * 2 + (row & 3) * 2 + (column / 2 & 1);
   }
@@ -42,7 +42,7 @@ inline simdgroup_matrix<T, COLUMNS, ROWS> make_filled_simdgroup_matrix(T value) 
   return m;
 }
 
-namespace lanes {
+namespace emulation_lanes {
 
 // Where this lane's first element is in memory, and how far the second is from it.
 struct Place {
@@ -58,7 +58,8 @@ inline Place place(ulong stride, ulong2 origin, bool transpose) {
 template <class P>
 inline void together(P start, ulong stride, ulong2 origin, bool transpose, bool write, int line) {
   emulation::convergent(line);
-  if (transpose && (origin.x || origin.y)) emulation::fail("line %d: a transposed matrix with an origin", line);
+  if (transpose && (origin.x || origin.y))
+    emulation::fail("line %d: a transposed matrix with an origin", line);
 #ifdef METAL_RACES
   for (uint row = 0; row < 8; row++)
     emulation::touch((const void*)(start + (origin.y + row) * stride + origin.x), 8 * sizeof *start, write,
@@ -66,22 +67,22 @@ inline void together(P start, ulong stride, ulong2 origin, bool transpose, bool 
 #endif
 }
 
-}  // namespace lanes
+}  // namespace emulation_lanes
 
-#define LOADS_AND_STORES(SPACE)                                                                            \
-  template <class T>                                                                                       \
+#define LOADS_AND_STORES(SPACE)                                                                              \
+  template <class T>                                                                                         \
   WHOLE_SIMDGROUP void simdgroup_load(simdgroup_matrix<T, 8, 8>& m, const SPACE T* source, ulong stride = 8, \
-                                      ulong2 origin = ulong2(0), bool transpose = false, HERE) {           \
-    lanes::together(source, stride, origin, transpose, false, line);                                   \
-    auto at = lanes::place<simdgroup_matrix<T, 8, 8>>(stride, origin, transpose);                          \
-    for (uint i = 0; i < 2; i++) m.elements[i] = source[at.first + i * at.step];                           \
-  }                                                                                                        \
-  template <class T>                                                                                       \
-  WHOLE_SIMDGROUP void simdgroup_store(simdgroup_matrix<T, 8, 8> m, SPACE T* target, ulong stride = 8,     \
-                                       ulong2 origin = ulong2(0), bool transpose = false, HERE) {          \
-    lanes::together(target, stride, origin, transpose, true, line);                                    \
-    auto at = lanes::place<simdgroup_matrix<T, 8, 8>>(stride, origin, transpose);                          \
-    for (uint i = 0; i < 2; i++) target[at.first + i * at.step] = m.elements[i];                           \
+                                      ulong2 origin = ulong2(0), bool transpose = false, HERE) {             \
+    emulation_lanes::together(source, stride, origin, transpose, false, line);                               \
+    auto at = emulation_lanes::place<simdgroup_matrix<T, 8, 8>>(stride, origin, transpose);                  \
+    for (uint i = 0; i < 2; i++) m.elements[i] = source[at.first + i * at.step];                             \
+  }                                                                                                          \
+  template <class T>                                                                                         \
+  WHOLE_SIMDGROUP void simdgroup_store(simdgroup_matrix<T, 8, 8> m, SPACE T* target, ulong stride = 8,       \
+                                       ulong2 origin = ulong2(0), bool transpose = false, HERE) {            \
+    emulation_lanes::together(target, stride, origin, transpose, true, line);                                \
+    auto at = emulation_lanes::place<simdgroup_matrix<T, 8, 8>>(stride, origin, transpose);                  \
+    for (uint i = 0; i < 2; i++) target[at.first + i * at.step] = m.elements[i];                             \
   }
 #ifdef METAL_ADDRESS_SPACES
 LOADS_AND_STORES(__attribute__((address_space(1))))
@@ -105,8 +106,8 @@ inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, simdgrou
   const uint row = M::row(), column = M::column();
   float sums[2] = {float(c.elements[0]), float(c.elements[1])};
   for (uint k = 0; k < 8; k++) {
-    const Pair left = lanes::published<Pair>(slots, M::lane_of(row, k));
-    const Pair right = lanes::published<Pair>(slots, M::lane_of(k, column));
+    const Pair left = emulation_lanes::published<Pair>(slots, M::lane_of(row, k));
+    const Pair right = emulation_lanes::published<Pair>(slots, M::lane_of(k, column));
     for (uint i = 0; i < 2; i++) sums[i] += float(left.a[k & 1]) * float(right.b[i]);
   }
   for (uint i = 0; i < 2; i++) d.elements[i] = D(sums[i]);

@@ -51,9 +51,11 @@ constexpr single widened(uint16_t bits) {
   uint32_t sign = uint32_t(bits & 0x8000) << 16, rest = bits & 0x7fff;
   if (EXPONENT == 8) return __builtin_bit_cast(single, sign | rest << 16);
   uint32_t exponent = rest >> MANTISSA, mantissa = rest & ((1 << MANTISSA) - 1);
-  if (exponent == (1 << EXPONENT) - 1) return __builtin_bit_cast(single, sign | 0x7f800000 | mantissa << (23 - MANTISSA));
+  if (exponent == (1 << EXPONENT) - 1)
+    return __builtin_bit_cast(single, sign | 0x7f800000 | mantissa << (23 - MANTISSA));
   constexpr int bias = (1 << (EXPONENT - 1)) - 1;
-  if (exponent) return __builtin_bit_cast(single, sign | (exponent + 127 - bias) << 23 | mantissa << (23 - MANTISSA));
+  if (exponent)
+    return __builtin_bit_cast(single, sign | (exponent + 127 - bias) << 23 | mantissa << (23 - MANTISSA));
   single tiny = single(mantissa) * __builtin_bit_cast(single, uint32_t(127 + 1 - bias - MANTISSA) << 23);
   return sign ? -tiny : tiny;
 }
@@ -76,13 +78,21 @@ struct small {
   friend constexpr small operator*(small a, small b) { return small(float(a) * float(b)); }
   friend constexpr small operator/(small a, small b) { return small(float(a) / float(b)); }
   template <class T>
-  small& operator+=(T b) { return *this = small(*this + b); }
+  small& operator+=(T b) {
+    return *this = small(*this + b);
+  }
   template <class T>
-  small& operator-=(T b) { return *this = small(*this - b); }
+  small& operator-=(T b) {
+    return *this = small(*this - b);
+  }
   template <class T>
-  small& operator*=(T b) { return *this = small(*this * b); }
+  small& operator*=(T b) {
+    return *this = small(*this * b);
+  }
   template <class T>
-  small& operator/=(T b) { return *this = small(*this / b); }
+  small& operator/=(T b) {
+    return *this = small(*this / b);
+  }
 };
 
 }  // namespace emulation
@@ -98,12 +108,13 @@ constexpr half operator"" h(long double value) { return half(value); }
 constexpr bfloat operator"" bf(long double value) { return bfloat(value); }
 #endif
 
-// Vectors, without swizzles of several components. In the pass for address spaces they copy from and to each of them.
+// Vectors, without swizzles of several components. In the pass for address spaces they copy from and to each
+// of them.
 #ifdef METAL_ADDRESS_SPACES
-#define FROM_EVERY_SPACE(N, ...)                                                    \
-  vec(const vec&) = default;                                                        \
-  vec(const __attribute__((address_space(1))) vec<T, N>& v) : __VA_ARGS__ {}        \
-  vec(const __attribute__((address_space(2))) vec<T, N>& v) : __VA_ARGS__ {}        \
+#define FROM_EVERY_SPACE(N, ...)                                             \
+  vec(const vec&) = default;                                                 \
+  vec(const __attribute__((address_space(1))) vec<T, N>& v) : __VA_ARGS__ {} \
+  vec(const __attribute__((address_space(2))) vec<T, N>& v) : __VA_ARGS__ {} \
   vec(const __attribute__((address_space(3))) vec<T, N>& v) : __VA_ARGS__ {}
 #else
 #define FROM_EVERY_SPACE(N, ...)
@@ -153,18 +164,24 @@ struct alignas(4 * sizeof(T)) vec<T, 4> {
   const T& operator[](uint i) const { return (&x)[i]; }
 };
 
-#define VECTOR_OPERATOR(OP)                                                                        \
-  template <class T, int N>                                                                        \
-  inline vec<T, N> operator OP(vec<T, N> a, vec<T, N> b) {                                         \
-    for (int i = 0; i < N; i++) a[i] = T(a[i] OP b[i]);                                            \
-    return a;                                                                                      \
-  }                                                                                                \
-  template <class T, int N>                                                                        \
-  inline vec<T, N> operator OP(vec<T, N> a, T b) { return a OP vec<T, N>(b); }                     \
-  template <class T, int N>                                                                        \
-  inline vec<T, N> operator OP(T a, vec<T, N> b) { return vec<T, N>(a) OP b; }                     \
-  template <class T, int N, class U>                                                               \
-  inline vec<T, N>& operator OP##=(vec<T, N>& a, U b) { return a = a OP b; }
+#define VECTOR_OPERATOR(OP)                                \
+  template <class T, int N>                                \
+  inline vec<T, N> operator OP(vec<T, N> a, vec<T, N> b) { \
+    for (int i = 0; i < N; i++) a[i] = T(a[i] OP b[i]);    \
+    return a;                                              \
+  }                                                        \
+  template <class T, int N>                                \
+  inline vec<T, N> operator OP(vec<T, N> a, T b) {         \
+    return a OP vec<T, N>(b);                              \
+  }                                                        \
+  template <class T, int N>                                \
+  inline vec<T, N> operator OP(T a, vec<T, N> b) {         \
+    return vec<T, N>(a) OP b;                              \
+  }                                                        \
+  template <class T, int N, class U>                       \
+  inline vec<T, N>& operator OP## = (vec<T, N> & a, U b) { \
+    return a = a OP b;                                     \
+  }
 VECTOR_OPERATOR(+)
 VECTOR_OPERATOR(-)
 VECTOR_OPERATOR(*)
@@ -186,14 +203,14 @@ inline T dot(vec<T, N> a, vec<T, N> b) {
 
 }  // namespace metal
 
-#define VECTORS(T)                  \
-  typedef metal::vec<T, 2> T##2;    \
-  typedef metal::vec<T, 3> T##3;    \
-  typedef metal::vec<T, 4> T##4;    \
-  namespace metal {                 \
-  using ::T##2;                     \
-  using ::T##3;                     \
-  using ::T##4;                     \
+#define VECTORS(T)               \
+  typedef metal::vec<T, 2> T##2; \
+  typedef metal::vec<T, 3> T##3; \
+  typedef metal::vec<T, 4> T##4; \
+  namespace metal {              \
+  using ::T##2;                  \
+  using ::T##3;                  \
+  using ::T##4;                  \
   }
 VECTORS(char)
 VECTORS(uchar)

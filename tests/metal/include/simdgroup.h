@@ -19,7 +19,7 @@ constexpr mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(uint(
 inline void threadgroup_barrier(mem_flags flags, HERE) { emulation::threadgroup_barrier(uint(flags), line); }
 inline void simdgroup_barrier(mem_flags flags, HERE) { emulation::simdgroup_barrier(uint(flags), line); }
 
-namespace lanes {
+namespace emulation_lanes {
 
 // What a lane published.
 template <class T>
@@ -59,72 +59,88 @@ inline T reduced(T x, int line, F operation) {
   return values[0];
 }
 
-}  // namespace lanes
+}  // namespace emulation_lanes
 
 template <class T>
-inline T simd_shuffle(T x, ushort lane, HERE) { return lanes::from(x, lane, line); }
+inline T simd_shuffle(T x, ushort lane, HERE) {
+  return emulation_lanes::from(x, lane, line);
+}
 template <class T>
-inline T simd_broadcast(T x, ushort lane, HERE) { return lanes::from(x, lane, line); }
+inline T simd_broadcast(T x, ushort lane, HERE) {
+  return emulation_lanes::from(x, lane, line);
+}
 template <class T>
-inline T simd_broadcast_first(T x, HERE) { return lanes::from(x, 0, line); }
+inline T simd_broadcast_first(T x, HERE) {
+  return emulation_lanes::from(x, 0, line);
+}
 template <class T>
-inline T simd_shuffle_xor(T x, ushort mask, HERE) { return lanes::from(x, lanes::mine() ^ mask, line); }
+inline T simd_shuffle_xor(T x, ushort mask, HERE) {
+  return emulation_lanes::from(x, emulation_lanes::mine() ^ mask, line);
+}
 template <class T>
 inline T simd_shuffle_up(T x, ushort n, HERE) {
-  return lanes::from(x, lanes::mine() < n ? lanes::mine() : lanes::mine() - n, line);
+  return emulation_lanes::from(
+      x, emulation_lanes::mine() < n ? emulation_lanes::mine() : emulation_lanes::mine() - n, line);
 }
 template <class T>
 inline T simd_shuffle_down(T x, ushort n, HERE) {
-  return lanes::from(x, lanes::mine() + n >= emulation::LANES ? lanes::mine() : lanes::mine() + n, line);
+  return emulation_lanes::from(
+      x,
+      emulation_lanes::mine() + n >= emulation::LANES ? emulation_lanes::mine() : emulation_lanes::mine() + n,
+      line);
 }
 template <class T>
-inline T simd_shuffle_rotate_up(T x, ushort n, HERE) { return lanes::from(x, (lanes::mine() + 32 - n % 32) % 32, line); }
+inline T simd_shuffle_rotate_up(T x, ushort n, HERE) {
+  return emulation_lanes::from(x, (emulation_lanes::mine() + 32 - n % 32) % 32, line);
+}
 template <class T>
-inline T simd_shuffle_rotate_down(T x, ushort n, HERE) { return lanes::from(x, (lanes::mine() + n) % 32, line); }
+inline T simd_shuffle_rotate_down(T x, ushort n, HERE) {
+  return emulation_lanes::from(x, (emulation_lanes::mine() + n) % 32, line);
+}
 
 template <class T>
 inline T simd_sum(T x, HERE) {
-  return lanes::reduced(x, line, [](T a, T b) { return T(a + b); });
+  return emulation_lanes::reduced(x, line, [](T a, T b) { return T(a + b); });
 }
 template <class T>
 inline T simd_product(T x, HERE) {
-  return lanes::reduced(x, line, [](T a, T b) { return T(a * b); });
+  return emulation_lanes::reduced(x, line, [](T a, T b) { return T(a * b); });
 }
 template <class T>
 inline T simd_min(T x, HERE) {
-  return lanes::reduced(x, line, [](T a, T b) { return min(a, b); });
+  return emulation_lanes::reduced(x, line, [](T a, T b) { return min(a, b); });
 }
 template <class T>
 inline T simd_max(T x, HERE) {
-  return lanes::reduced(x, line, [](T a, T b) { return max(a, b); });
+  return emulation_lanes::reduced(x, line, [](T a, T b) { return max(a, b); });
 }
 template <class T>
 inline T simd_and(T x, HERE) {
-  return lanes::reduced(x, line, [](T a, T b) { return T(a & b); });
+  return emulation_lanes::reduced(x, line, [](T a, T b) { return T(a & b); });
 }
 template <class T>
 inline T simd_or(T x, HERE) {
-  return lanes::reduced(x, line, [](T a, T b) { return T(a | b); });
+  return emulation_lanes::reduced(x, line, [](T a, T b) { return T(a | b); });
 }
 template <class T>
 inline T simd_xor(T x, HERE) {
-  return lanes::reduced(x, line, [](T a, T b) { return T(a ^ b); });
+  return emulation_lanes::reduced(x, line, [](T a, T b) { return T(a ^ b); });
 }
 inline bool simd_any(bool x, HERE) { return simd_or(uint(x), line); }
 inline bool simd_all(bool x, HERE) { return simd_and(uint(x), line); }
-inline bool simd_is_first() { return lanes::mine() == 0; }
+inline bool simd_is_first() { return emulation_lanes::mine() == 0; }
 template <class T>
 inline T simd_prefix_inclusive_sum(T x, HERE) {
-  lanes::All<T> all(x, line);
+  emulation_lanes::All<T> all(x, line);
   T sum = all[0];
-  for (uint i = 1; i <= lanes::mine(); i++) sum = T(sum + all[i]);
+  for (uint i = 1; i <= emulation_lanes::mine(); i++) sum = T(sum + all[i]);
   return sum;
 }
 template <class T>
 inline T simd_prefix_exclusive_sum(T x, HERE) {
-  lanes::All<T> all(x, line);
+  emulation_lanes::All<T> all(x, line);
   T sum = T(0);
-  for (uint i = 0; i < lanes::mine(); i++) sum = T(sum + all[i]);
+  for (uint i = 0; i < emulation_lanes::mine(); i++) sum = T(sum + all[i]);
   return sum;
 }
 

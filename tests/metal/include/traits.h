@@ -1,4 +1,5 @@
-// What is needed of <type_traits> and <utility>, whose headers may declare ::exp and ::fabs, which Metal has not.
+// What is needed of <type_traits> and <utility>, whose headers may declare ::exp and ::fabs, which Metal has
+// not.
 #pragma once
 #include <stddef.h>
 
@@ -36,10 +37,10 @@ template <class T>
 struct Code {
   static constexpr char value = '?';
 };
-#define CODE(T, C)                        \
-  template <>                             \
-  struct Code<T> {                        \
-    static constexpr char value = C;      \
+#define CODE(T, C)                   \
+  template <>                        \
+  struct Code<T> {                   \
+    static constexpr char value = C; \
   };
 CODE(bool, 'i')
 CODE(char, 'i')
