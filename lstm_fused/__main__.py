@@ -7,7 +7,7 @@ import sys
 import torch
 
 import lstm_fused
-from lstm_fused.backends import cpp, triton
+from lstm_fused.backends import cpp, metal, triton
 from lstm_fused.backends.table import ENGINES, short
 from lstm_fused.testing.command import check_engines
 
@@ -37,7 +37,8 @@ def main() -> None:
     if cpp.unavailable() is None:
         print(f"\nInstruction set of the C++ engine: {cpp.isa()}")
     right = True
-    if triton.unavailable() is None and arguments.engine in (None, "triton"):
+    kernels = {"triton": triton.unavailable(), "metal": metal.unavailable()}
+    if any(reason is None and arguments.engine in (None, name) for name, reason in kernels.items()):
         right = print_verdicts(arguments.check)
     if arguments.check:
         print()
@@ -67,6 +68,8 @@ def cards() -> list[torch.device]:
     """The devices that the kernels run on, one for each kind of card."""
     from lstm_fused.kernels import verdicts
 
+    if metal.unavailable() is None:
+        return [torch.device("mps")]
     if triton.DEVICE == "cpu":
         return [torch.device("cpu")]
     every = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]

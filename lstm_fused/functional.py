@@ -66,7 +66,7 @@ def lstm(
         zoneout_h: share of the old h that each step keeps, 0 to 1, shape (T, B, P or H).
         zoneout_c: share of the old c that each step keeps, 0 to 1, shape (T, B, H).
         cell_clip: bound on the magnitude of c; None has none.
-        engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that can serve.
+        engine: "cpp", "triton", "metal" or "reference", never replaced by another; None takes the best one.
 
     Returns:
         The outputs (T, B, P or H), and the last states h_n (B, P or H) and c_n (B, H).

@@ -27,6 +27,7 @@ import torch, lstm_fused, lstm_fused.kernels
 folder = Path(lstm_fused.__file__).parent
 assert folder.is_relative_to(FOLDER), f"imported from {folder}"
 assert (folder / "py.typed").exists(), "py.typed is missing"
+assert (folder / "kernels/metal/cell.metal").exists(), "the Metal sources are missing"
 assert find_spec("kernels") is None, "kernels is installed at the top level"
 assert lstm_fused.__version__ == VERSION, lstm_fused.__version__
 x = torch.randn(5, 2, 3, requires_grad=True)
@@ -134,7 +135,7 @@ def test_sdist_is_complete(sdist):
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder in ("csrc", "examples", "kernels", "lstm_fused", "tests"):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in {".py", ".cpp", ".h", ".typed"}:
+            if path.suffix in {".py", ".cpp", ".h", ".metal", ".typed"}:
                 assert str(path.relative_to(ROOT)) in names
     assert names >= {"LICENSE", "Makefile", "README.md", "constraints.txt", "setup.py"}
     assert not [name for name in names if name.endswith((".so", ".pyc"))]

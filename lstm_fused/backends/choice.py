@@ -11,7 +11,9 @@ from lstm_fused.backends.table import named, select, short
 from lstm_fused.contract import Variant
 from lstm_fused.errors import SlowEngineWarning
 
-CHECKED = "each kernel if it is right on this card: python -m lstm_fused lists them"
+CHECKED = dict.fromkeys(
+    ("triton", "metal"), "each kernel if it is right on this card: python -m lstm_fused lists them"
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Choice:
 
     Attributes:
         engine: its name, "cpp", "triton", "metal" or "reference".
-        detail: the instruction set of the C++ engine; for the Triton engine, what its kernels depend on.
+        detail: the instruction set of the C++ engine; for those on GPUs, what their kernels depend on.
         refused: the reasons of the engines that are preferred on this device but cannot serve, by name.
         asked: whether the module's ``engine`` names it.
     """
@@ -52,11 +54,11 @@ def explain(name: str | None, device: torch.device, dtype: torch.dtype, variant:
             break
         if engine.devices is None or device.type in engine.devices:
             refused[engine.name] = "; ".join(engine.why_not(device, dtype, variant))
-    if chosen == "triton" and name is None and os.environ.get("LSTM_FUSED_GPU") == "off":
-        chosen, refused = "reference", {"triton": "is turned off by LSTM_FUSED_GPU"}
+    if chosen in CHECKED and name is None and os.environ.get("LSTM_FUSED_GPU") == "off":
+        chosen, refused = "reference", {chosen: "is turned off by LSTM_FUSED_GPU"}
     if chosen == "reference" and not refused and name is None:
         refused = {"no other engine": f"runs on {device.type}"}
-    detail = {"cpp": cpp.isa, "triton": lambda: CHECKED}.get(chosen, str)()
+    detail = cpp.isa() if chosen == "cpp" else CHECKED.get(chosen, "")
     return Choice(chosen, detail, refused, name is not None)
 
 

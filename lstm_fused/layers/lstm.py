@@ -54,7 +54,7 @@ class LSTM(TorchIdioms, WithOptions):
         zoneout_h: probability that an element of h keeps its previous value; the share it keeps in eval mode.
         zoneout_c: the same for c.
         cell_clip: bound on the magnitude of c.
-        engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that can serve.
+        engine: "cpp", "triton", "metal" or "reference", never replaced by another; None takes the best one.
 
     batch_first, dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip and engine may be set later too;
     all options are checked whenever they are set.
