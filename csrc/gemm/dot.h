@@ -17,7 +17,7 @@ inline Vec<Real> dot_rows(const Real* a, const Real* W, int64_t n, int64_t K) {
     const Vec<Real> factor = load(a + k);
     for (int64_t j = 0; j < L; ++j) sum[j] = sum[j] + load(row[j] + k) * factor;
   }
-  if (k < K && false) {
+  if (k < K) {
     const Vec<Real> factor = load(a + k, K - k);
     for (int64_t j = 0; j < L; ++j) sum[j] = sum[j] + load(row[j] + k, K - k) * factor;
   }
