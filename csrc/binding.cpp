@@ -118,11 +118,11 @@ ForwardOutputs forward_as(const Sizes& sizes, const Tensor& x, const MaybeTensor
   if (save) args.c = mutable_data<scalar_t>(c), args.gates = mutable_data<scalar_t>(gates);
   args.variant = variant.as<scalar_t>();
   if (weight_ih) {
-    args.packed_ih = space.take<scalar_t>(packing.gates(H, I, plan.x_bf16x3));
+    if (plan.packs) args.packed_ih = space.take<scalar_t>(packing.gates(H, I, plan.x_bf16x3));
     const int64_t slots = std::max<int64_t>(plan.x_steps, 2);
     args.x_operand = operand_buffer<scalar_t>(space, B, I, plan.x_bf16x3, slots);
   }
-  args.packed_hh = space.take<scalar_t>(packing.gates(H, P, plan.h_bf16x3));
+  if (plan.packs) args.packed_hh = space.take<scalar_t>(packing.gates(H, P, plan.h_bf16x3));
   args.packed_hr = space.take<scalar_t>(weight_hr ? packing.channels(P, H) : 0);
   args.xw = space.take<acc_t<scalar_t>>(plan.x_steps > 1 ? plan.x_steps * B * 4 * H : 0);
   args.h_operand = operand_buffer<scalar_t>(space, B, P, plan.h_bf16x3);
@@ -194,7 +194,7 @@ BackwardOutputs backward_as(const Sizes& sizes, const MaybeTensor& dy, const May
   args.dxw = mutable_data<scalar_t>(dxw);
   args.dh0 = mutable_data<scalar_t>(dh0), args.dc0 = mutable_data<scalar_t>(dc0);
   args.dbias = mutable_data<scalar_t>(dbias), args.dpeephole = mutable_data<scalar_t>(dpeephole);
-  args.packed_hh = space.take<scalar_t>(packing.channels(P, 4 * H, plan.da_bf16x3));
+  if (plan.packs) args.packed_hh = space.take<scalar_t>(packing.channels(P, 4 * H, plan.da_bf16x3));
   args.packed_hr = space.take<scalar_t>(weight_hr ? packing.channels(H, P) : 0);
   args.da_operand = operand_buffer<scalar_t>(space, B, 4 * H, plan.da_bf16x3);
   if (weight_hr) args.dh_operand = operand_buffer<scalar_t>(space, B, P);
@@ -268,7 +268,7 @@ ProductsOutputs products_as(const Sizes& sizes, int64_t M, const Tensor& dxw, co
   args.dxw = data<scalar_t>(dxw), args.dhw = data<scalar_t>(dhw);
   if (weight_ih) {
     args.weight_ih = data<scalar_t>(weight_ih), args.dx = mutable_data<scalar_t>(dx);
-    args.packed_ih = space.take<scalar_t>(packing.channels(I, M, plan.dx_bf16x3));
+    if (plan.packs) args.packed_ih = space.take<scalar_t>(packing.channels(I, M, plan.dx_bf16x3));
     args.dxw_operand = operand_buffer<scalar_t>(space, plan.threads * plan.dx_rows, M, plan.dx_bf16x3, 1);
   }
   if (has_x) args.x = strided_rows<scalar_t>(x), args.dweight_ih = mutable_data<scalar_t>(dweight_ih);
@@ -332,17 +332,22 @@ std::vector<int64_t> plan_of(const std::string& isa, DType dtype, const std::vec
       const ProductSizes all{sizes.T * sizes.B, 4 * sizes.H, sizes.I, sizes.P, true, true, true};
       return plan_products<decltype(element)>(machine, all);
     });
-    return {plan.threads, plan.KC, plan.dx_bf16x3, plan.dweight_bf16x3};
+    return {plan.threads, plan.KC, plan.packs, plan.dx_bf16x3, plan.dweight_bf16x3};
   }
   const Plan plan = by_dtype(dtype, "dtype", [&](auto element) {
     using scalar_t = decltype(element);
     return call == "backward" ? plan_backward<scalar_t>(machine, sizes)
                               : plan_forward<scalar_t>(machine, sizes, call == "saving forward");
   });
-  return {plan.threads,          plan.min_rows_per_thread,
-          plan.streaming_stores, plan.x_steps,
-          plan.x_bf16x3,         plan.h_bf16x3,
-          plan.da_bf16x3,        static_cast<int64_t>(plan.step_us * 1000)};
+  return {plan.threads,
+          plan.min_rows_per_thread,
+          plan.packs,
+          plan.streaming_stores,
+          plan.x_steps,
+          plan.x_bf16x3,
+          plan.h_bf16x3,
+          plan.da_bf16x3,
+          static_cast<int64_t>(plan.step_us * 1000)};
 }
 
 std::string isa() { return engine().isa.name; }

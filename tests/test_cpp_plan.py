@@ -154,3 +154,28 @@ def test_the_operator_refuses_what_has_no_plan():
         plan("mmx", "float32", "forward", [1, 1, 1, 1, 1], 1)
     with pytest.raises(RuntimeError, match="TBIHP must be five sizes"):
         plan(cpp.isa(), "float32", "forward", [1, 1, 1, 1], 1)
+
+
+# T, B, I, H, P: 12 rows in all, then 13. W_hh and W_ih are read as they are if they consist of whole panels.
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "packed"),
+    [
+        ([1, 12, 64, 64, 64], "float32", ""),
+        ([12, 1, 64, 64, 64], "float32", ""),
+        ([1, 13, 64, 64, 64], "float32", "fbp"),
+        ([1, 12, 60, 64, 64], "float32", "p"),
+        ([1, 12, 64, 60, 60], "float32", "b"),
+        ([1, 12, 64, 64, 64], "float64", "f"),
+        ([1, 12, 64, 64, 64], "bfloat16", "fbp"),
+    ],
+)
+@pytest.mark.parametrize("isa", MR)
+def test_few_rows_multiply_by_weights_as_they_are(isa, sizes, dtype, packed):
+    calls = {"f": ("forward", "saving forward"), "b": ("backward",), "p": ("products",)}
+    try:
+        chosen = {
+            letter: {plan(isa, dtype, call, sizes, 2)["packs"] for call in of} for letter, of in calls.items()
+        }
+    except ValueError as error:
+        pytest.skip(str(error))
+    assert chosen == {letter: {letter in packed} for letter in calls}

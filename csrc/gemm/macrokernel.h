@@ -1,7 +1,7 @@
 // The GEMM macro-kernel: divides rows × panels into macro-tiles and multiplies them by the micro-kernels.
 //
-// The caller fills the accumulators of a macro-tile and calls add_product, or calls multiply alone, and applies
-// its epilogue, the LSTM cell, before they leave the cache (lstm/forward.h, lstm/backward.h).
+// The caller fills the accumulators of a macro-tile and calls add_product, or calls multiply alone, and
+// applies its epilogue, the LSTM cell, before they leave the cache (lstm/forward.h, lstm/backward.h).
 #pragma once
 
 #include "gemm/microkernel.h"
@@ -30,13 +30,13 @@ struct MacroTile {
     add<KMajor>(weights, row_ptr, true);
   }
 
- private:
   void zero() {
     for (int64_t i = 0; i < count; ++i)
       for (int64_t r = 0; r < tiles[i].rows; ++r)
         for (int64_t j = 0; j < tiles[i].panels * NR<scalar_t>; ++j) tiles[i].at(r, 0)[j] = 0;
   }
 
+ private:
   template <bool KMajor, class RowPtr>
   void add(const PackedWeights<scalar_t>& weights, RowPtr row_ptr, bool fresh) {
     const FlushSubnormals flush;
@@ -50,7 +50,8 @@ struct MacroTile {
       if (weights.bf16x3) return add_amx<bf16x3_terms>(weights, rows, fresh);
 #endif
     if (fresh && weights.k_groups == 0) zero();
-    const int64_t bytes = thread_panels * weights.panel_stride * static_cast<int64_t>(sizeof(scalar_t));
+    const int64_t panel_size = weights.k_groups * k_pack<scalar_t> * NR<scalar_t>;
+    const int64_t bytes = thread_panels * panel_size * static_cast<int64_t>(sizeof(scalar_t));
     for (int64_t k = 0; k < weights.k_groups; k += KC) {
       const int64_t k_end = weights.k_groups - k < KC ? weights.k_groups : k + KC;
       const bool last_block = k_end == weights.k_groups;
@@ -58,7 +59,7 @@ struct MacroTile {
       for (int64_t n = 0; n < count; ++n) {
         AccumulatorTile<scalar_t>& tile = tiles[n];
         const bool in_l2 = bytes <= l2_resident_bytes && has_few_rows(tile.rows);
-        const int64_t k_groups = in_l2 ? 0 : k_left < KC ? k_left : KC;
+        const int64_t k_groups = in_l2 || !weights.packed() ? 0 : k_left < KC ? k_left : KC;
         // A tile as tall as AMX takes is more than MR rows: divide it into chunks.
         const int64_t chunks = ceil_div(tile.rows, MR);
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {

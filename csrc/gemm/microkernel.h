@@ -39,31 +39,33 @@ constexpr int max_tile_rows = static_cast<int>(tile_rows<scalar_t>(std::is_same_
 constexpr bool has_few_rows(int64_t rows) { return rows <= memory_bound_rows; }
 
 // Adds A times B, over k-groups [k_begin, k_end), to accumulators with leading dimension `stride`, or stores
-// the product if they are `fresh`. A has Rows rows, B Panels panels [K, NR] that are `panel_stride` apart.
-// Meanwhile prefetches `prefetch_bytes` from
+// the product if they are `fresh`. A has Rows rows, B Panels panels [K, NR] that are `panel_stride` apart,
+// their k-groups `k_stride`. Meanwhile prefetches `prefetch_bytes` from
 // `prefetch` into L2 for each k-group and panel. With few rows, 0 means that the weights are in L2 already:
 // the kernel then leaves all prefetching to the hardware. Never inlined: the row pointers need all registers
 // that a caller would take. With KMajor, A is packed as [K, Rows] at rows[0] (pack_k_major).
 template <class scalar_t, int Rows, int Panels, bool KMajor>
 [[gnu::noinline]] void microkernel(const scalar_t* const* rows, int64_t k_begin, int64_t k_end,
-                                   const scalar_t* weights, int64_t panel_stride, acc_t<scalar_t>* acc,
-                                   int64_t stride, bool fresh, const char* prefetch, int64_t prefetch_bytes) {
+                                   const scalar_t* weights, int64_t panel_stride, int64_t k_stride,
+                                   acc_t<scalar_t>* acc, int64_t stride, bool fresh, const char* prefetch,
+                                   int64_t prefetch_bytes) {
   using G = KGroup<scalar_t>;
   constexpr int V = 2 * Panels;
   constexpr int64_t group = k_pack<scalar_t> * NR<scalar_t>;  // elements of a panel's k-group
   const bool prefetches = !has_few_rows(Rows) || prefetch_bytes > 0;
   const scalar_t* row[Rows];
   for (int r = 0; r < Rows; ++r) row[r] = KMajor ? rows[0] + r * k_pack<scalar_t> : rows[r];
-  weights += k_begin * group;
+  weights += k_begin * k_stride;
   for (int64_t k = k_begin; k < k_end;) {
     const int64_t chain_end = min(k_end, k + chain_length(Rows));
     Vec<scalar_t> sum[Rows][V] = {};
-    for (; k < chain_end; ++k, weights += group, prefetch += prefetch_bytes) {
+    for (; k < chain_end; ++k, weights += k_stride, prefetch += prefetch_bytes) {
       for (int p = 0; p < Panels && prefetches; ++p) {
         constexpr int64_t bytes = group * sizeof(scalar_t);
         for (int64_t line = 0; line < bytes; line += 64)
           __builtin_prefetch(
-              reinterpret_cast<const char*>(weights + p * panel_stride + prefetch_distance * group) + line);
+              reinterpret_cast<const char*>(weights + p * panel_stride + prefetch_distance * k_stride) +
+              line);
         __builtin_prefetch(prefetch + p * panel_stride * static_cast<int64_t>(sizeof(scalar_t)), 0, 2);
       }
 #pragma GCC unroll 2
@@ -94,16 +96,18 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
   }
 }
 
-// All panels of packed weights (pack.h).
+// All panels of packed weights (pack.h), or of a matrix [K, N] as it is, with N a multiple of NR.
 template <class scalar_t>
 struct PackedWeights {
   const scalar_t* data;
   int64_t k_groups;
   int64_t panel_stride;  // in elements
   bool bf16x3;
+  int64_t k_stride = k_pack<scalar_t> * NR<scalar_t>;  // in elements
 
+  bool packed() const { return k_stride == k_pack<scalar_t> * NR<scalar_t>; }
   const scalar_t* at(int64_t panel, int64_t k_group) const {
-    return data + panel * panel_stride + k_group * k_pack<scalar_t> * NR<scalar_t>;
+    return data + panel * panel_stride + k_group * k_stride;
   }
 };
 
@@ -129,13 +133,13 @@ void multiply_panels(const scalar_t* const* rows, int64_t k_begin, int64_t k_end
   int64_t p = 0;
   for (; p + Panels <= panels; p += Panels)
     microkernel<scalar_t, Rows, Panels, KMajor>(rows, k_begin, k_end, weights.at(first_panel + p, 0),
-                                                panel_stride, acc + p * NR<scalar_t>, stride, fresh, prefetch(p),
-                                                prefetch_bytes);
+                                                panel_stride, weights.k_stride, acc + p * NR<scalar_t>,
+                                                stride, fresh, prefetch(p), prefetch_bytes);
   if constexpr (Panels > 1)
     for (; p < panels; ++p)
       microkernel<scalar_t, Rows, 1, KMajor>(rows, k_begin, k_end, weights.at(first_panel + p, 0),
-                                             panel_stride, acc + p * NR<scalar_t>, stride, fresh, prefetch(p),
-                                             prefetch_bytes);
+                                             panel_stride, weights.k_stride, acc + p * NR<scalar_t>, stride,
+                                             fresh, prefetch(p), prefetch_bytes);
 }
 
 // The same for a number of rows, at most MR, that is known at run time only.
@@ -144,11 +148,11 @@ inline void multiply_rows(int64_t count, const scalar_t* const* rows, int64_t k_
                           const PackedWeights<scalar_t>& weights, int64_t first_panel, int64_t panels,
                           acc_t<scalar_t>* acc, int64_t stride, bool fresh, const Prefetch& next) {
   if (count == Rows)
-    return multiply_panels<scalar_t, Rows, KMajor>(rows, k_begin, k_end, weights, first_panel, panels, acc, stride, fresh,
-                                                   next);
+    return multiply_panels<scalar_t, Rows, KMajor>(rows, k_begin, k_end, weights, first_panel, panels, acc,
+                                                   stride, fresh, next);
   if constexpr (Rows > 1)
-    multiply_rows<scalar_t, KMajor, Rows - 1>(count, rows, k_begin, k_end, weights, first_panel, panels, acc, stride, fresh,
-                                              next);
+    multiply_rows<scalar_t, KMajor, Rows - 1>(count, rows, k_begin, k_end, weights, first_panel, panels, acc,
+                                              stride, fresh, next);
 }
 
 // Accumulators, for at most max_nc panels, and their place in the output.

@@ -174,4 +174,10 @@ PackedWeights<scalar_t> packed_for(const OperandBuffer<scalar_t>& rows, const sc
           rows.bf16x3};
 }
 
+// The same of W [K, N] itself, for few rows; N is a multiple of NR.
+template <class scalar_t>
+PackedWeights<scalar_t> unpacked(const scalar_t* W, int64_t K, int64_t N) {
+  return {W, K, NR<scalar_t>, false, N};
+}
+
 }  // namespace lstm_fused::LSTM_FUSED_ISA

@@ -13,8 +13,9 @@ template <class scalar_t>
 void pack(const Backward<scalar_t>& args, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
   const int64_t p = ceil_div(args.P, NR<scalar_t>), h = ceil_div(args.H, NR<scalar_t>);
-  pack_channels(args.weight_hh, 1, args.P, args.P, 4 * args.H, args.da_operand.bf16x3, all.begin(p),
-                all.end(p), args.packed_hh);
+  if (args.packed_hh)
+    pack_channels(args.weight_hh, 1, args.P, args.P, 4 * args.H, args.da_operand.bf16x3, all.begin(p),
+                  all.end(p), args.packed_hh);
   if (args.weight_hr)
     pack_channels(args.weight_hr, 1, args.H, args.H, args.P, false, all.begin(h), all.end(h), args.packed_hr);
   all.sync();  // packed weights, dc_state and padding that other threads have written
@@ -84,7 +85,8 @@ void recurrent_gradient(const Backward<scalar_t>& args, const Row<scalar_t>* row
       }
   }
   if (!ends)
-    macrotile.add_product(packed_for(args.da_operand, args.packed_hh),
+    macrotile.add_product(args.packed_hh ? packed_for(args.da_operand, args.packed_hh)
+                                         : unpacked(args.weight_hh, 4 * args.H, args.P),
                           [&](int64_t r) { return rows[r].operand; });
 }
 
@@ -246,7 +248,7 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
       s.sync();  // dh_operand: all channels
       for_macrotiles<scalar_t>(tile_rows<scalar_t>(false), 0, count.all, h0, h1, n & 1, [&](auto& macrotile) {
         macrotile.multiply(packed_for(args.dh_operand, args.packed_hr),
-                              [&](int64_t r) { return args.dh_operand.row(n, rows[r].b); });
+                           [&](int64_t r) { return args.dh_operand.row(n, rows[r].b); });
         for (int64_t i = 0; i < macrotile.count; ++i)
           if (args.variant.any)
             cell_epilogue<true>(args, n, t, rows, macrotile.tiles[i], false, sums);

@@ -85,8 +85,8 @@ struct Forward {
   scalar_t* gates;  // [T, B, 4H], or null with c
 
   // Workspace, the caller's, 64-byte aligned. Sizes of packed weights are those of Packing.
-  scalar_t* packed_ih;                // gates(H, I), unused without weight_ih
-  scalar_t* packed_hh;                // gates(H, P)
+  scalar_t* packed_ih;                // gates(H, I), unused without weight_ih; null: not packed
+  scalar_t* packed_hh;                // gates(H, P), or null: not packed
   scalar_t* packed_hr;                // channels(P, H), unused without weight_hr
   OperandBuffer<scalar_t> x_operand;  // K = I, max(x_steps, 2) slots, unused without weight_ih
   acc_t<scalar_t>* xw;                // [x_steps, B, 4H], W_ih x, unused where x_steps < 2
@@ -127,7 +127,7 @@ struct Backward {
   scalar_t* dpeephole;  // [3H], zero without peephole
 
   // Workspace, the caller's, 64-byte aligned.
-  scalar_t* packed_hh;                 // channels(P, 4H)
+  scalar_t* packed_hh;                 // channels(P, 4H), or null: not packed
   scalar_t* packed_hr;                 // channels(H, P), unused without weight_hr
   OperandBuffer<scalar_t> da_operand;  // K = 4H
   OperandBuffer<scalar_t> dh_operand;  // K = P, unused without weight_hr
@@ -168,7 +168,7 @@ struct Products {
   scalar_t* dweight_hh;  // [M, P]
 
   // Workspace, the caller's, 64-byte aligned.
-  scalar_t* packed_ih;                  // channels(I, M), for dx
+  scalar_t* packed_ih;                  // channels(I, M), for dx, or null: not packed
   OperandBuffer<scalar_t> dxw_operand;  // [threads, dx_rows] rows, K = M, for dx
   scalar_t* packed_rows;                // channels(I, KC) + channels(P, KC), x and h_{t-1}, for dW
   OperandBuffer<scalar_t> da_operand;   // [threads, dweight_rows] rows, K = KC, for dW

@@ -1,6 +1,7 @@
 // The forward pass: the loop over steps, each of which is a GEMM with the LSTM cell as its epilogue.
 #pragma once
 
+#include "gemm/dot.h"
 #include "gemm/macrokernel.h"
 #include "gemm/pack.h"
 #include "lstm/cell.h"
@@ -13,7 +14,7 @@ void pack(const Forward<scalar_t>& args, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
   const int64_t vectors = ceil_div(args.H, lanes<scalar_t>), panels = ceil_div(args.P, NR<scalar_t>);
   const auto gates = [&](const scalar_t* weight, const OperandBuffer<scalar_t>& operand, scalar_t* to) {
-    pack_gates(weight, args.H, operand.K, operand.bf16x3, all.begin(vectors), all.end(vectors), to);
+    if (to) pack_gates(weight, args.H, operand.K, operand.bf16x3, all.begin(vectors), all.end(vectors), to);
   };
   if (args.weight_ih) gates(args.weight_ih, args.x_operand, args.packed_ih);
   gates(args.weight_hh, args.h_operand, args.packed_hh);
@@ -60,6 +61,15 @@ void copy_x(const Forward<scalar_t>& args, const Slice& s, int64_t n, int64_t st
   }
 }
 
+// accumulators += rows of A times W [4H, K], by packed weights unless these are null.
+template <class scalar_t, class RowPtr>
+void add_gates(MacroTile<scalar_t>& macrotile, const Forward<scalar_t>& args, const scalar_t* weight,
+               const scalar_t* packed, const OperandBuffer<scalar_t>& operand, RowPtr row_ptr) {
+  if constexpr (std::is_same_v<scalar_t, float>)
+    if (!packed) return add_gate_dots(macrotile, weight, args.H, operand.K, row_ptr);
+  macrotile.add_product(packed_for(operand, packed), row_ptr);
+}
+
 // Stores the accumulators of a tile; to(r) is the address of row r [4H].
 template <class scalar_t, class To>
 void store_gates(AccumulatorTile<scalar_t>& tile, int64_t H, To to) {
@@ -80,9 +90,9 @@ void compute_xw(const Forward<scalar_t>& args, const Slice& s, int64_t n, int64_
   s.sync();  // x_operand: other threads' rows, before the GEMM reads them
   const int64_t max_rows = tile_rows<scalar_t>(args.x_operand.bf16x3);
   for_macrotiles<scalar_t>(max_rows, 0, steps * rows, panel_begin, panel_end, false, [&](auto& macrotile) {
-    macrotile.multiply(packed_for(args.x_operand, args.packed_ih), [&](int64_t r) {
-      return args.x_operand.row(n + r / rows, s.row_begin + r % rows);
-    });
+    macrotile.zero();
+    add_gates(macrotile, args, args.weight_ih, args.packed_ih, args.x_operand,
+              [&](int64_t r) { return args.x_operand.row(n + r / rows, s.row_begin + r % rows); });
     for (int64_t i = 0; i < macrotile.count; ++i)
       store_gates(macrotile.tiles[i], args.H, [&](int64_t r) {
         return args.xw + (r / rows * args.sequence.B + s.row_begin + r % rows) * 4 * args.H;
@@ -185,7 +195,7 @@ template <class scalar_t>
 void project(const Forward<scalar_t>& args, int64_t n, int64_t t, const Row<scalar_t>* rows,
              MacroTile<scalar_t>& macrotile, scalar_t* y) {
   macrotile.multiply(packed_for(args.m_operand, args.packed_hr),
-                        [&](int64_t r) { return args.m_operand.row(n, rows[r].b); });
+                     [&](int64_t r) { return args.m_operand.row(n, rows[r].b); });
   for (int64_t i = 0; i < macrotile.count; ++i) {
     AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
     for (int64_t r = 0; r < tile.rows; ++r)
@@ -231,8 +241,9 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
     if (args.x_steps > 1 && (n & (args.x_steps - 1)) == 0) compute_xw(args, s, n, panel_begin, panel_end);
     if (args.variant.gain_hh) {
       for_macrotiles<scalar_t>(max_rows, 0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
-        macrotile.multiply(packed_for(args.h_operand, args.packed_hh),
-                              [&](int64_t r) { return rows[r].operand; });
+        macrotile.zero();
+        add_gates(macrotile, args, args.weight_hh, args.packed_hh, args.h_operand,
+                  [&](int64_t r) { return rows[r].operand; });
         for (int64_t i = 0; i < macrotile.count; ++i)
           store_gates(macrotile.tiles[i], H, [&](int64_t r) { return args.hw + rows[r].b * 4 * H; });
       });
@@ -243,11 +254,11 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
     for_macrotiles<scalar_t>(max_rows, 0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
       for (int64_t i = 0; i < macrotile.count; ++i) init_accumulators(args, n, t, rows, macrotile.tiles[i]);
       if (args.x_steps == 1)
-        macrotile.add_product(packed_for(args.x_operand, args.packed_ih),
-                              [&](int64_t r) { return rows[r].x; });
+        add_gates(macrotile, args, args.weight_ih, args.packed_ih, args.x_operand,
+                  [&](int64_t r) { return rows[r].x; });
       if (!args.variant.gain_hh)
-        macrotile.add_product(packed_for(args.h_operand, args.packed_hh),
-                              [&](int64_t r) { return rows[r].operand; });
+        add_gates(macrotile, args, args.weight_hh, args.packed_hh, args.h_operand,
+                  [&](int64_t r) { return rows[r].operand; });
       for (int64_t i = 0; i < macrotile.count; ++i) {
         AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
         scalar_t* to = args.weight_hr ? nullptr : y;

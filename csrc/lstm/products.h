@@ -54,8 +54,9 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
   const int64_t panels = ceil_div(args.I, NR<scalar_t>);
   for_macrotiles<scalar_t>(
       tile_rows<scalar_t>(operand.bf16x3), 0, count, 0, panels, false, [&](auto& macrotile) {
-        macrotile.multiply(packed_for(operand, args.packed_ih),
-                              [&](int64_t r) { return operand.row(0, first_operand_row + r); });
+        macrotile.multiply(
+            args.packed_ih ? packed_for(operand, args.packed_ih) : unpacked(args.weight_ih, args.M, args.I),
+            [&](int64_t r) { return operand.row(0, first_operand_row + r); });
         for (int64_t i = 0; i < macrotile.count; ++i) {
           AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
           for (int64_t r = 0; r < tile.rows; ++r)
@@ -155,8 +156,9 @@ void products(const Products<scalar_t>& args, const Team& team) {
     for (int64_t b = 0; b < q.B; ++b) valid += q.lengths[b];
   if (args.dx) {
     const int64_t i = ceil_div(args.I, NR<scalar_t>);
-    pack_channels(args.weight_ih, 1, args.I, args.I, args.M, args.dxw_operand.bf16x3, all.begin(i),
-                  all.end(i), args.packed_ih);
+    if (args.packed_ih)
+      pack_channels(args.weight_ih, 1, args.I, args.I, args.M, args.dxw_operand.bf16x3, all.begin(i),
+                    all.end(i), args.packed_ih);
     if (q.lengths)
       for (int64_t tb = all.begin(q.T * q.B); tb < all.end(q.T * q.B); ++tb)
         if (tb / q.B >= q.lengths[tb % q.B])
@@ -180,7 +182,8 @@ void products(const Products<scalar_t>& args, const Team& team) {
     const int64_t padded = bf16x3 ? padded_k<BFloat16>(K) : padded_k<scalar_t>(K),
                   parts = ceil_div(padded, depth);
     const int64_t first = all.begin(parts) * depth, last = min(all.end(parts) * depth, padded);
-    pack_rows([&](int64_t k) { return rows[k].x; }, args.dweight_ih ? args.I : 0, first, last, K, bf16x3, args.packed_rows);
+    pack_rows([&](int64_t k) { return rows[k].x; }, args.dweight_ih ? args.I : 0, first, last, K, bf16x3,
+              args.packed_rows);
     pack_rows([&](int64_t k) { return rows[k].h; }, args.dweight_hh ? args.P : 0, first, last, K, bf16x3,
               args.packed_rows + i_panels * packed.panel_stride);
     all.sync();  // packed_rows

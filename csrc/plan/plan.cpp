@@ -70,6 +70,13 @@ int32_t min_rows_per_thread(const Machine& machine, int64_t elements, bool bf16x
                                               : 0;
 }
 
+// Whether weights are packed for so many rows in all. Those that are not are [K, N] with N in whole panels.
+template <class scalar_t>
+bool packs(const Machine& machine, int64_t rows, int64_t N) {
+  const int64_t NR = 2 * machine.isa.vector_bytes / bytes_of<scalar_t>;
+  return k_pack<scalar_t> > 1 || rows > max_unpacked_rows || N % NR != 0;
+}
+
 // Steps of about so many rows in all, a power of two.
 int64_t steps_of(int64_t rows, const Sizes& sizes) {
   const int64_t steps = std::min(std::max<int64_t>(rows / sizes.B, 1), sizes.T);
@@ -121,11 +128,13 @@ Plan plan_forward_on(int threads, const Machine& machine, const Sizes& sizes, bo
   plan.streaming_stores = save && T * B * 4 * H * bytes_of<scalar_t> > streaming_min_bytes;
   plan_input_gemm<scalar_t>(machine, sizes, save, plan);
   if (!sizes.weight_ih) plan.x_steps = 0;
+  // float64 always packs: a sequence in pieces then equals the whole one bit for bit.
+  plan.packs = !is_float32<scalar_t> || packs<scalar_t>(machine, T * B, 0);
   const int64_t depth =
       packed_k<scalar_t>(P, plan.h_bf16x3) + (plan.x_steps == 1 ? packed_k<scalar_t>(I, plan.x_bf16x3) : 0);
   plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, 4 * H * depth, plan.h_bf16x3);
-  plan.step_us =
-      step_us(plan, sizes, 4 * H * (P + I) / k_pack<scalar_t>, (H + lanes - 1) / lanes, 4 * H * (P + I));
+  plan.step_us = step_us(plan, sizes, 4 * H * (P + I) / k_pack<scalar_t>, (H + lanes - 1) / lanes,
+                         plan.packs ? 4 * H * (P + I) : 0);
   return plan;
 }
 
@@ -142,8 +151,9 @@ Plan plan_backward_on(int threads, const Machine& machine, const Sizes& sizes) {
       !sizes.gain_hh && T * B >= bf16x3_min_total_rows && bf16x3_pays<scalar_t>(machine, B, elements);
   const int64_t depth = packed_k<scalar_t>(4 * H, plan.da_bf16x3);
   plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, P * depth, plan.da_bf16x3);
+  plan.packs = plan.da_bf16x3 || packs<scalar_t>(machine, T * B, P);
   const int64_t panels = (P + 2 * packing.lanes - 1) / (2 * packing.lanes);
-  plan.step_us = step_us(plan, sizes, 4 * H * P / k_pack<scalar_t>, panels, 4 * H * P);
+  plan.step_us = step_us(plan, sizes, 4 * H * P / k_pack<scalar_t>, panels, plan.packs ? 4 * H * P : 0);
   return plan;
 }
 
@@ -169,6 +179,7 @@ ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
   plan.KC = std::clamp<int64_t>(sizes.K, 1, products_kc);
   plan.dx_bf16x3 = split && sizes.I >= bf16x3_min_columns;
   plan.dweight_bf16x3 = split && columns >= bf16x3_min_columns;
+  plan.packs = plan.dx_bf16x3 || packs<scalar_t>(machine, sizes.K, sizes.I);
   plan.dx_rows = MC_tiles * tile_rows<scalar_t>(machine, plan.dx_bf16x3);
   plan.dweight_rows = MC_tiles * tile_rows<scalar_t>(machine, plan.dweight_bf16x3);
   return plan;

@@ -28,6 +28,7 @@ struct Plan {
   // Threads split the batch if each gets at least so many rows, else they split the channels; 0: always the
   // latter. Splitting rows needs no barrier, but every core reads all weights at every step.
   int32_t min_rows_per_thread;
+  bool packs = true;       // W_ih and W_hh are packed
   bool streaming_stores;   // gates or dxw are stored past the caches
   int64_t x_steps = 0;     // forward: steps whose W_ih x is computed at once; 1: fused, 0: no weight_ih
   bool x_bf16x3 = false;   // forward: W_ih x by the bf16x3 split
@@ -45,7 +46,8 @@ struct ProductSizes {
 
 struct ProductsPlan {
   int threads;
-  int64_t KC;  // rows that are packed and multiplied at once
+  int64_t KC;         // rows that are packed and multiplied at once
+  bool packs = true;  // W_ih is packed
   bool dx_bf16x3, dweight_bf16x3;
   int64_t dx_rows, dweight_rows;  // operand rows that a thread multiplies at once, a macro-tile's
 };
