@@ -32,7 +32,8 @@ Tensor contiguous(const Tensor& tensor) {
   if (torch_call_dispatcher("aten::contiguous", "", stack.data(), TORCH_ABI_VERSION)) {
     double bytes = static_cast<double>(aoti_torch_dtype_element_size(tensor.dtype()));
     for (const int64_t size : tensor.sizes()) bytes *= static_cast<double>(size);
-    fail("DefaultCPUAllocator: can't allocate memory: you tried to allocate ", bytes, " bytes.");
+    fail("DefaultCPUAllocator: can't allocate memory: you tried to allocate ", static_cast<int64_t>(bytes),
+         " bytes.");
   }
   return Tensor(stable::to<AtenTensorHandle>(stack[0]));
 }
