@@ -11,12 +11,13 @@ ON_PATH := $(VENV)/on_path
 INTEROP := $(VENV)/interop
 EVERYONE := $(VENV)/everyone
 ARM    := $(VENV)/arm
+CLANG  := $(VENV)/clang
 CSRC   := $(shell find csrc -type f)
 
 # torch looks for ninja on the PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env train test fuzz test-interop test-arm bench bench-rivals bench-save bench-compare examples gpu-check \
+.PHONY: help env train test fuzz test-interop test-metal test-arm bench bench-rivals bench-save bench-compare examples gpu-check \
 	bench-gpu gpu-tune mps-check linked gpu-compile gpu-compile-oldest gpu-offline sanitize test-own-threads lint format dist \
 	clean
 
@@ -41,6 +42,9 @@ fuzz: $(STAMP) ## search random options for faults; options: make fuzz ARGS="--m
 
 test-interop: $(INTEROP) ## compare with Keras and TensorFlow themselves; installs both, 1.3 GB
 	@$(PY) -m pytest tests/interop.py $(ARGS)
+
+test-metal: $(CLANG) ## check the Metal kernels on the CPU with clang too, as Apple's compiler would; installs it, 100 MB
+	@$(PY) -m pytest tests/test_metal_emulation.py $(ARGS)
 
 test-arm: build/arm/driver ## run the C++ engine's tests on NEON, in an emulator; installs a cross compiler and QEMU, 140 MB
 	@PYTHONPATH=tests/arm $(PY) -m pytest -p emulated -p no:cacheprovider tests/test_engines.py tests/test_cpp.py \
@@ -207,6 +211,11 @@ $(INTEROP): $(STAMP)
 	@echo "Installing Keras and TensorFlow ..."
 	@$(PIP) install -c constraints.txt keras tensorflow-cpu
 	@$(PIP) install -c constraints.txt --no-deps tf-keras
+	@touch $@
+
+$(CLANG): $(STAMP)
+	@echo "Installing clang ..."
+	@$(PIP) install -c constraints.txt --no-deps ziglang
 	@touch $@
 
 $(EVERYONE): $(STAMP)

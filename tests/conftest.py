@@ -21,7 +21,7 @@ DEVICE_INDEPENDENT = (
     *("test_bench", "test_convert", "test_cpp", "test_cpp_hostile", "test_cpp_memory", "test_cpp_plan"),
     *("test_distributed", "test_docs", "test_example", "test_examples", "test_errors_of_torch", "test_fork"),
     *("test_onnx", "test_onnx_faults", "test_onnx_files", "test_onnx_mutants", "test_onnx_reader"),
-    *("test_packaging", "gpu_offline"),
+    *("test_metal_emulation", "test_packaging", "gpu_offline"),
 )
 
 

@@ -92,8 +92,10 @@ class Library:
         return list(self._kernels)
 
     def __getattr__(self, name):
-        if name.startswith("_") or name not in self._kernels:
-            raise AttributeError(f"Failed to create function state object for: {name}")
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in self._kernels:
+            raise RuntimeError(f"Failed to create function state object for: {name}")
         return self._kernels[name]
 
 
