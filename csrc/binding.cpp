@@ -1,8 +1,4 @@
 // The operators of lstm_fused/autograd/operators.py: checks arguments, allocates, runs the engine as planned.
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -11,18 +7,39 @@
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "dispatch.h"
+#include "operators.h"
 #include "plan/plan.h"
 #include "runtime/memory.h"
+#include "schemas.h"
 #include "tensors.h"
+
+#ifdef __linux__
+// Null where no OpenMP is loaded. <omp.h> is there only with a compiler's OpenMP turned on.
+extern "C" __attribute__((weak)) int omp_in_parallel();
+#endif
 
 namespace lstm_fused {
 namespace {
 
-Machine this_machine() {
-  return {engine().isa, l2_bytes(), at::in_parallel_region() ? 1 : at::get_num_threads()};
+bool in_parallel_region() {
+#ifdef __linux__
+  return omp_in_parallel && omp_in_parallel();
+#else
+  return false;
+#endif
 }
+
+int get_num_threads() {
+  uint32_t threads;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+  return static_cast<int>(threads);
+}
+
+Machine this_machine() { return {engine().isa, l2_bytes(), in_parallel_region() ? 1 : get_num_threads()}; }
 
 template <class scalar_t>
 Packing<scalar_t> packing_of(const Isa& isa) {
@@ -49,8 +66,7 @@ struct VariantArgs {
   std::optional<double> cell_clip;
 
   VariantArgs(const MaybeTensor& gain_hh, const MaybeTensor& h_mask, const MaybeTensor& zoneout_h,
-              const MaybeTensor& zoneout_c, std::optional<double> cell_clip, const Sizes& sizes,
-              at::ScalarType dtype)
+              const MaybeTensor& zoneout_c, std::optional<double> cell_clip, const Sizes& sizes, DType dtype)
       : gain_hh(checked(gain_hh, "gain_hh", {4 * sizes.H}, dtype)),
         h_mask(checked(h_mask, "h_mask", {sizes.B, sizes.P}, dtype)),
         zoneout_h(checked_rows(zoneout_h, "zoneout_h", {sizes.T, sizes.B, sizes.P}, dtype)),
@@ -81,9 +97,10 @@ ForwardOutputs forward_as(const Sizes& sizes, const Tensor& x, const MaybeTensor
   const Packing<scalar_t> packing = packing_of<scalar_t>(machine.isa);
   const Plan plan = plan_forward<scalar_t>(machine, sizes, save);
 
-  const Tensor y = empty(x, {T, B, P}), h_n = empty(x, {B, P}), c_n = empty(x, {B, H});
-  const Tensor c = save ? empty(x, {T, B, H}) : x.new_empty({0});
-  const Tensor gates = save ? empty(x, {T, B, 4 * H}) : x.new_empty({0});
+  const DType dtype = dtype_of<scalar_t>();
+  Tensor y = empty(dtype, {T, B, P}), h_n = empty(dtype, {B, P}), c_n = empty(dtype, {B, H});
+  Tensor c = save ? empty(dtype, {T, B, H}) : empty(dtype, {0});
+  Tensor gates = save ? empty(dtype, {T, B, 4 * H}) : empty(dtype, {0});
 
   Workspace space;
   Forward<scalar_t> args{};
@@ -114,7 +131,7 @@ ForwardOutputs forward_as(const Sizes& sizes, const Tensor& x, const MaybeTensor
   args.hw = space.take<acc_t<scalar_t>>(variant.gain_hh ? B * 4 * H : 0);
   args.rows = space.take<Row<scalar_t>>(plan.threads * B);
   run(plan.threads, [&](const Team& team) { engine().forward(args, team); });
-  return {y, h_n, c_n, c, gates};
+  return {std::move(y), std::move(h_n), std::move(c_n), std::move(c), std::move(gates)};
 }
 
 ForwardOutputs forward(const Tensor& x, const MaybeTensor& weight_ih, const Tensor& weight_hh,
@@ -123,17 +140,16 @@ ForwardOutputs forward(const Tensor& x, const MaybeTensor& weight_ih, const Tens
                        bool save, const MaybeTensor& gain_hh, const MaybeTensor& h_mask,
                        const MaybeTensor& zoneout_h, const MaybeTensor& zoneout_c,
                        std::optional<double> cell_clip) {
-  const auto dtype = x.scalar_type();
-  TORCH_CHECK_VALUE(x.dim() == 3 && h0.dim() == 2 && c0.dim() == 2,
-                    "lstm_fused: x, h0 and c0 must have 3, 2 and 2 dimensions, got ", x.dim(), ", ", h0.dim(),
-                    " and ", c0.dim());
-  const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = c0.size(1), P = h0.size(1);
+  const auto dtype = x.dtype();
+  const Shape of_x = x.sizes(), of_h0 = h0.sizes(), of_c0 = c0.sizes();
+  LSTM_FUSED_CHECK(of_x.size() == 3 && of_h0.size() == 2 && of_c0.size() == 2,
+                   "x, h0 and c0 must have 3, 2 and 2 dimensions, got ", of_x.size(), ", ", of_h0.size(),
+                   " and ", of_c0.size());
+  const int64_t T = of_x[0], B = of_x[1], I = of_x[2], H = of_c0[1], P = of_h0[1];
   const Sizes sizes{T, B, I, H, P, weight_ih.has_value(), gain_hh.has_value()};
   check_sizes(sizes, dtype);
-  TORCH_CHECK_VALUE(weight_hr || P == H, "lstm_fused: without weight_hr, h0 must be as wide as c0, ", H,
-                    ", got ", P);
-  TORCH_CHECK_VALUE(weight_ih || I == 4 * H, "lstm_fused: without weight_ih, x must be [T, B, 4H], got ",
-                    x.sizes());
+  LSTM_FUSED_CHECK(weight_hr || P == H, "without weight_hr, h0 must be as wide as c0, ", H, ", got ", P);
+  LSTM_FUSED_CHECK(weight_ih || I == 4 * H, "without weight_ih, x must be [T, B, 4H], got ", written(of_x));
   const VariantArgs variant(gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip, sizes, dtype);
   return by_dtype(dtype, "x", [&](auto element) {
     return forward_as<decltype(element)>(
@@ -158,9 +174,10 @@ BackwardOutputs backward_as(const Sizes& sizes, const MaybeTensor& dy, const May
   const Packing<scalar_t> packing = packing_of<scalar_t>(machine.isa);
   const Plan plan = plan_backward<scalar_t>(machine, sizes);
 
-  const Tensor dxw = empty(c, {T, B, 4 * H}), dh0 = empty(c, {B, P}), dc0 = empty(c, {B, H});
-  const Tensor dbias = c.new_empty({4 * H}), dpeephole = c.new_empty({3 * H});
-  const Tensor dhw = hw ? empty(c, {T, B, 4 * H}) : c.new_empty({0});
+  const DType dtype = dtype_of<scalar_t>();
+  Tensor dxw = empty(dtype, {T, B, 4 * H}), dh0 = empty(dtype, {B, P}), dc0 = empty(dtype, {B, H});
+  Tensor dbias = empty(dtype, {4 * H}), dpeephole = empty(dtype, {3 * H});
+  Tensor dhw = hw ? empty(dtype, {T, B, 4 * H}) : empty(dtype, {0});
 
   Workspace space;
   Backward<scalar_t> args{};
@@ -187,7 +204,8 @@ BackwardOutputs backward_as(const Sizes& sizes, const MaybeTensor& dy, const May
   args.sums = space.take<double>(plan.threads * 14 * args.width);
   args.rows = space.take<Row<scalar_t>>(plan.threads * B);
   run(plan.threads, [&](const Team& team) { engine().backward(args, team); });
-  return {dxw, dh0, dc0, dbias, dpeephole, dhw};
+  return {std::move(dxw),   std::move(dh0),       std::move(dc0),
+          std::move(dbias), std::move(dpeephole), std::move(dhw)};
 }
 
 BackwardOutputs backward(const MaybeTensor& dy, const MaybeTensor& dh_n, const MaybeTensor& dc_n,
@@ -197,16 +215,17 @@ BackwardOutputs backward(const MaybeTensor& dy, const MaybeTensor& dh_n, const M
                          const MaybeTensor& h_mask, const MaybeTensor& zoneout_h,
                          const MaybeTensor& zoneout_c, std::optional<double> cell_clip,
                          const MaybeTensor& hw) {
-  const auto dtype = c.scalar_type();
-  TORCH_CHECK_VALUE(c.dim() == 3 && weight_hh.dim() == 2,
-                    "lstm_fused: c and weight_hh must have 3 and 2 dimensions, got ", c.dim(), " and ",
-                    weight_hh.dim(), "; was the forward pass asked to save?");
-  const int64_t T = c.size(0), B = c.size(1), H = c.size(2), P = weight_hh.size(1);
+  const auto dtype = c.dtype();
+  const Shape of_c = c.sizes(), of_weight_hh = weight_hh.sizes();
+  LSTM_FUSED_CHECK(of_c.size() == 3 && of_weight_hh.size() == 2,
+                   "c and weight_hh must have 3 and 2 dimensions, got ", of_c.size(), " and ",
+                   of_weight_hh.size(), "; was the forward pass asked to save?");
+  const int64_t T = of_c[0], B = of_c[1], H = of_c[2], P = of_weight_hh[1];
   const Sizes sizes{T, B, 0, H, P, false, gain_hh.has_value()};
   check_sizes(sizes, dtype);
-  TORCH_CHECK_VALUE(weight_hr || P == H, "lstm_fused: without weight_hr, weight_hh must be [4H, H], got ",
-                    weight_hh.sizes());
-  TORCH_CHECK_VALUE(gain_hh.has_value() == hw.has_value(), "lstm_fused: gain_hh and hw go together");
+  LSTM_FUSED_CHECK(weight_hr || P == H, "without weight_hr, weight_hh must be [4H, H], got ",
+                   written(of_weight_hh));
+  LSTM_FUSED_CHECK(gain_hh.has_value() == hw.has_value(), "gain_hh and hw go together");
   const VariantArgs variant(gain_hh, h_mask, zoneout_h, zoneout_c, cell_clip, sizes, dtype);
   return by_dtype(dtype, "c", [&](auto element) {
     using scalar_t = decltype(element);
@@ -216,7 +235,7 @@ BackwardOutputs backward(const MaybeTensor& dy, const MaybeTensor& dh_n, const M
         checked(gates, "gates", {T, B, 4 * H}, dtype), checked(c0, "c0", {B, H}, dtype),
         checked(weight_hh, "weight_hh", {4 * H, P}, dtype), checked(peephole, "peephole", {3 * H}, dtype),
         checked(weight_hr, "weight_hr", {P, H}, dtype), checked_lengths(lengths, T, B), reverse, variant,
-        checked(hw, "hw", {T, B, 4 * H}, dtype_of<acc_t<scalar_t>>));
+        checked(hw, "hw", {T, B, 4 * H}, dtype_of<acc_t<scalar_t>>()));
   });
 }
 
@@ -236,9 +255,10 @@ ProductsOutputs products_as(const Sizes& sizes, int64_t M, const Tensor& dxw, co
   const ProductsPlan plan =
       plan_products<scalar_t>(machine, {K, M, I, P, weight_ih.has_value(), has_x, has_y});
 
-  const Tensor dx = weight_ih ? empty(dxw, {T, B, I}) : dxw.new_empty({0});
-  const Tensor dweight_ih = has_x ? empty(dxw, {M, I}) : dxw.new_empty({0});
-  const Tensor dweight_hh = has_y ? empty(dxw, {M, P}) : dxw.new_empty({0});
+  const DType dtype = dtype_of<scalar_t>();
+  Tensor dx = weight_ih ? empty(dtype, {T, B, I}) : empty(dtype, {0});
+  Tensor dweight_ih = has_x ? empty(dtype, {M, I}) : empty(dtype, {0});
+  Tensor dweight_hh = has_y ? empty(dtype, {M, P}) : empty(dtype, {0});
 
   Workspace space;
   Products<scalar_t> args{};
@@ -269,89 +289,94 @@ ProductsOutputs products_as(const Sizes& sizes, int64_t M, const Tensor& dxw, co
   }
   args.rows = space.take<ProductRow<scalar_t>>(plan.threads * plan.KC);
   run(plan.threads, [&](const Team& team) { engine().products(args, team); });
-  return {dx, dweight_ih, dweight_hh};
+  return {std::move(dx), std::move(dweight_ih), std::move(dweight_hh)};
 }
 
 ProductsOutputs products(const Tensor& dxw, const MaybeTensor& dhw, const MaybeTensor& x,
                          const MaybeTensor& weight_ih, const MaybeTensor& y, const MaybeTensor& h0,
                          const MaybeTensor& lengths, bool reverse) {
-  const auto dtype = dxw.scalar_type();
-  TORCH_CHECK_VALUE(dxw.dim() == 3, "lstm_fused: dxw must have 3 dimensions, got ", dxw.dim());
-  TORCH_CHECK_VALUE((!x || x->dim() == 3) && (!weight_ih || weight_ih->dim() == 2) && (!y || y->dim() == 3),
-                    "lstm_fused: x, weight_ih and y must have 3, 2 and 3 dimensions");
-  TORCH_CHECK_VALUE(y.has_value() == h0.has_value(), "lstm_fused: y and h0 go together");
-  const int64_t T = dxw.size(0), B = dxw.size(1), M = dxw.size(2);
-  const int64_t I = x ? x->size(2) : weight_ih ? weight_ih->size(1) : 0, P = y ? y->size(2) : 0;
+  const auto dtype = dxw.dtype();
+  const Shape of_dxw = dxw.sizes();
+  LSTM_FUSED_CHECK(of_dxw.size() == 3, "dxw must have 3 dimensions, got ", of_dxw.size());
+  const int64_t T = of_dxw[0], B = of_dxw[1], M = of_dxw[2];
+  LSTM_FUSED_CHECK((!x || x->sizes().size() == 3) && (!weight_ih || weight_ih->sizes().size() == 2) &&
+                       (!y || y->sizes().size() == 3),
+                   "x, weight_ih and y must have 3, 2 and 3 dimensions");
+  LSTM_FUSED_CHECK(y.has_value() == h0.has_value(), "y and h0 go together");
+  const int64_t I = x ? x->sizes()[2] : weight_ih ? weight_ih->sizes()[1] : 0, P = y ? y->sizes()[2] : 0;
   const Sizes sizes{T, B, I, (M + 3) / 4, P};
   check_sizes(sizes, dtype);
   return by_dtype(dtype, "dxw", [&](auto element) {
     const Tensor da = checked(dxw, "dxw", {T, B, M}, dtype);
     return products_as<decltype(element)>(
-        sizes, M, da, dhw ? checked(*dhw, "dhw", {T, B, M}, dtype) : da,
+        sizes, M, da, dhw ? checked(*dhw, "dhw", {T, B, M}, dtype) : da.borrowed(),
         checked_rows(x, "x", {T, B, I}, dtype), checked(weight_ih, "weight_ih", {M, I}, dtype),
         checked_rows(y, "y", {T, B, P}, dtype), checked(h0, "h0", {B, P}, dtype),
         checked_lengths(lengths, T, B), reverse);
   });
 }
 
-// The plan of a layer with weight_ih on any compiled instruction set, whether or not this machine runs it.
-// `call` is "forward", "saving forward", "backward" or "products".
-c10::Dict<std::string, int64_t> plan_of(const std::string& isa, at::ScalarType dtype, at::IntArrayRef TBIHP,
-                                        const std::string& call, int64_t threads, int64_t l2_bytes) {
+// The plan of a layer with weight_ih on any compiled instruction set, whether or not this machine runs it:
+// the numbers that lstm_fused.backends.cpp.plan names. `call` is "forward", "saving forward", "backward" or
+// "products".
+std::vector<int64_t> plan_of(const std::string& isa, DType dtype, const std::vector<int64_t>& TBIHP,
+                             const std::string& call, int64_t threads, int64_t l2_bytes) {
   const Isa* found = isa_of(isa);
-  TORCH_CHECK_VALUE(found, "lstm_fused: the C++ engine is not compiled for \"", isa, "\"");
-  TORCH_CHECK_VALUE(TBIHP.size() == 5, "lstm_fused: TBIHP must be five sizes, got ", TBIHP);
+  LSTM_FUSED_CHECK(found, "the C++ engine is not compiled for \"", isa, "\"");
+  LSTM_FUSED_CHECK(TBIHP.size() == 5, "TBIHP must be five sizes, got ", written(TBIHP));
   const Machine machine{*found, l2_bytes, static_cast<int>(threads)};
   const Sizes sizes{TBIHP[0], TBIHP[1], TBIHP[2], TBIHP[3], TBIHP[4]};
   check_sizes(sizes, dtype);
-  c10::Dict<std::string, int64_t> result;
   if (call == "products") {
     const ProductsPlan plan = by_dtype(dtype, "dtype", [&](auto element) {
       const ProductSizes all{sizes.T * sizes.B, 4 * sizes.H, sizes.I, sizes.P, true, true, true};
       return plan_products<decltype(element)>(machine, all);
     });
-    result.insert("threads", plan.threads);
-    result.insert("KC", plan.KC);
-    result.insert("packs", plan.packs);
-    result.insert("dx_bf16x3", plan.dx_bf16x3);
-    result.insert("dweight_bf16x3", plan.dweight_bf16x3);
-    return result;
+    return {plan.threads, plan.KC, plan.packs, plan.dx_bf16x3, plan.dweight_bf16x3};
   }
   const Plan plan = by_dtype(dtype, "dtype", [&](auto element) {
     using scalar_t = decltype(element);
     return call == "backward" ? plan_backward<scalar_t>(machine, sizes)
                               : plan_forward<scalar_t>(machine, sizes, call == "saving forward");
   });
-  result.insert("threads", plan.threads);
-  result.insert("min_rows_per_thread", plan.min_rows_per_thread);
-  result.insert("packs", plan.packs);
-  result.insert("streaming_stores", plan.streaming_stores);
-  result.insert("x_steps", plan.x_steps);
-  result.insert("x_bf16x3", plan.x_bf16x3);
-  result.insert("h_bf16x3", plan.h_bf16x3);
-  result.insert("da_bf16x3", plan.da_bf16x3);
-  result.insert("step_ns", static_cast<int64_t>(plan.step_us * 1000));
-  return result;
+  return {plan.threads,
+          plan.min_rows_per_thread,
+          plan.packs,
+          plan.streaming_stores,
+          plan.x_steps,
+          plan.x_bf16x3,
+          plan.h_bf16x3,
+          plan.da_bf16x3,
+          static_cast<int64_t>(plan.step_us * 1000)};
 }
 
 std::string isa() { return engine().isa.name; }
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(lstm_fused, m) {
-  m.def("cpp_isa() -> str", isa);
-  m.def("cpp_isas() -> str[]", isas);
-  m.def("cpp_on_intel() -> bool", on_intel);
-  m.def(
-      "cpp_plan(str isa, ScalarType dtype, int[] TBIHP, str call, int threads, int l2_bytes)"
-      " -> Dict(str, int)",
-      plan_of);
+STABLE_TORCH_LIBRARY_FRAGMENT(lstm_fused, m) {
+  m.def(forward_schema);
+  m.def(backward_schema);
+  m.def(products_schema);
+  m.def("cpp_isa() -> str");
+  m.def("cpp_isas() -> str[]");
+  m.def("cpp_on_intel() -> bool");
+  m.def("cpp_plan(str isa, ScalarType dtype, int[] TBIHP, str call, int threads, int l2_bytes) -> int[]");
+  m.def("cpp_fill_new_memory(bool fill) -> ()");
 }
 
-TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
-  m.impl("cpp_forward", forward);
-  m.impl("cpp_backward", backward);
-  m.impl("cpp_products", products);
+STABLE_TORCH_LIBRARY_IMPL(lstm_fused, CompositeExplicitAutograd, m) {
+  m.impl("cpp_isa", boxed<isa>);
+  m.impl("cpp_isas", boxed<isas>);
+  m.impl("cpp_on_intel", boxed<on_intel>);
+  m.impl("cpp_plan", boxed<plan_of>);
+  m.impl("cpp_fill_new_memory", boxed<fill_new_memory>);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
+  m.impl("cpp_forward", boxed<forward>);
+  m.impl("cpp_backward", boxed<backward>);
+  m.impl("cpp_products", boxed<products>);
 }
 
 }  // namespace lstm_fused

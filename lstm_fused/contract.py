@@ -250,6 +250,11 @@ def empty_outputs(
     return yields(*results)
 
 
+SCHEMAS = {  # of an engine's operators; csrc/schemas.h repeats those of the C++ engine
+    "forward": schema((Inputs,), Outputs),
+    "backward": schema((OutputGradients, Saved), Gradients),
+    "products": schema((Factors,), Products),
+}
 RECORDS = Variant, Inputs, Outputs, OutputGradients, Saved, Gradients, Factors, Products
 INPUTS = tuple(hints(Inputs))  # names of the forward operators' arguments
 BACKWARD_INPUTS = tuple(hints(OutputGradients, Saved))

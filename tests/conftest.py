@@ -52,7 +52,12 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def deterministic():
-    """Turn on PyTorch's deterministic mode, which fills torch.empty with NaN."""
+    """Fill new memory with NaN: by PyTorch's deterministic mode, and in the C++ engine."""
+    from lstm_fused.backends import cpp
+
+    fill = torch.ops.lstm_fused.cpp_fill_new_memory if cpp.unavailable() is None else lambda on: None
     torch.use_deterministic_algorithms(True)
+    fill(True)
     yield
+    fill(False)
     torch.use_deterministic_algorithms(False)

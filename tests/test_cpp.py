@@ -204,7 +204,7 @@ def operands(case):
 )
 def test_the_operator_refuses_unsafe_arguments(name, value, message):
     arguments = operands(replace(PLAIN, T=2, I=5, H=7)) | {name: value}
-    with pytest.raises((ValueError, TypeError), match="lstm_fused: ") as caught:
+    with pytest.raises(RuntimeError, match="lstm_fused: ") as caught:
         forward_op["cpp"](*arguments.values())
     assert message in str(caught.value)
 
@@ -237,7 +237,7 @@ def test_infinite_sums_stay_infinite_in_float64(poison):
 def test_backward_refuses_a_forward_pass_that_saved_nothing():
     t = operands(replace(PLAIN, T=2, I=5, H=7)) | {"save": False}
     y, h_n, c_n, c, gates = forward_op["cpp"](*t.values())
-    with pytest.raises(ValueError, match="was the forward pass asked to save"):
+    with pytest.raises(RuntimeError, match="was the forward pass asked to save"):
         backward_op["cpp"](y, h_n, c_n, c, gates, t["c0"], t["weight_hh"], t["peephole"], None, None, False)
 
 
@@ -299,8 +299,32 @@ def test_memory_is_reused_only_after_release():
     gates = first[4].data_ptr()
     del first
     assert gates in {out.data_ptr() for out in forward_op["cpp"](*t.values())}, "memory was not reused"
-    second[0].resize_(2 * len(second[0]), *second[0].shape[1:])
-    assert torch.equal(second[0][: len(kept[0])], kept[0])
+
+
+@pytest.mark.parametrize("T", [2, 64])
+def test_large_results_cannot_grow_in_place(T):
+    """Large results are in the engine's memory (64 KB and more), which PyTorch may not resize."""
+    y = forward_op["cpp"](*operands(replace(PLAIN, T=T, B=3, I=37, H=130)).values())[0]
+    before = y.clone()
+    if y.nbytes < 2**16:
+        y.resize_(2 * T, 3, 130)
+    else:
+        with pytest.raises(RuntimeError, match="not resizable"):
+            y.resize_(2 * T, 3, 130)
+        with pytest.raises(RuntimeError, match="not resizable"):
+            y.untyped_storage().resize_(0)
+    assert torch.equal(y[:T], before)
+    assert torch.equal(before.resize_(2 * T, 3, 130)[:T], y[:T]), "a copy can grow"
+
+
+@pytest.mark.parametrize("T", [2, 64])
+def test_the_profiler_names_the_operators(T):
+    module, x = lstm_fused.LSTM(37, 130, engine="cpp"), torch.randn(T, 3, 37, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        module(x)[0].sum().backward()
+    counted = {event.key: event.count for event in seen.key_averages()}
+    for name in ("cpp_forward", "cpp_backward", "cpp_products"):
+        assert counted[f"lstm_fused::{name}"] == 1
 
 
 def test_cases_reach_every_tile_height():

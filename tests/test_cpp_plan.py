@@ -48,7 +48,7 @@ bfloat16  backward       12       R     R     s      -    R       Rs    s
 
 
 def plan(isa, dtype, call, sizes, threads):
-    return torch.ops.lstm_fused.cpp_plan(isa, getattr(torch, dtype), sizes, call, threads, L2)
+    return cpp.plan(isa, getattr(torch, dtype), sizes, call, threads, L2)
 
 
 def written(isa, chosen):
@@ -150,7 +150,32 @@ def test_more_threads_are_never_slower_by_the_model(call, dtype):
 
 
 def test_the_operator_refuses_what_has_no_plan():
-    with pytest.raises(ValueError, match='not compiled for "mmx"'):
+    with pytest.raises(RuntimeError, match='not compiled for "mmx"'):
         plan("mmx", "float32", "forward", [1, 1, 1, 1, 1], 1)
-    with pytest.raises(ValueError, match="TBIHP must be five sizes"):
+    with pytest.raises(RuntimeError, match="TBIHP must be five sizes"):
         plan(cpp.isa(), "float32", "forward", [1, 1, 1, 1], 1)
+
+
+# T, B, I, H, P: 12 rows in all, then 13. W_hh and W_ih are read as they are if they consist of whole panels.
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "packed"),
+    [
+        ([1, 12, 64, 64, 64], "float32", ""),
+        ([12, 1, 64, 64, 64], "float32", ""),
+        ([1, 13, 64, 64, 64], "float32", "fbp"),
+        ([1, 12, 60, 64, 64], "float32", "p"),
+        ([1, 12, 64, 60, 60], "float32", "b"),
+        ([1, 12, 64, 64, 64], "float64", "f"),
+        ([1, 12, 64, 64, 64], "bfloat16", "fbp"),
+    ],
+)
+@pytest.mark.parametrize("isa", MR)
+def test_few_rows_multiply_by_weights_as_they_are(isa, sizes, dtype, packed):
+    calls = {"f": ("forward", "saving forward"), "b": ("backward",), "p": ("products",)}
+    try:
+        chosen = {
+            letter: {plan(isa, dtype, call, sizes, 2)["packs"] for call in of} for letter, of in calls.items()
+        }
+    except ValueError as error:
+        pytest.skip(str(error))
+    assert chosen == {letter: {letter in packed} for letter in calls}

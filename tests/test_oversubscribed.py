@@ -42,7 +42,7 @@ def compare():
 def test_64_threads():
     for call in "forward", "saving forward", "backward":
         sizes = [T, B, H, H, H]
-        chosen = torch.ops.lstm_fused.cpp_plan(cpp.isa(), torch.float64, sizes, call, 64, 2**20)
+        chosen = cpp.plan(cpp.isa(), torch.float64, sizes, call, 64, 2**20)
         assert chosen["threads"] >= 16, "the threads split channels and meet at every step"
     done = subprocess.run(
         [sys.executable, "-c", "import test_oversubscribed as test; test.compare()"],

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +80,32 @@ def install(wheel, folder):
     return python
 
 
-def check_installed(python, wheel):
+def check_that_it_says_why_it_does_not_load(python, folder):
+    """Replace the installed library by one that no torch can load, and by one of other sources."""
+    (library,) = python.parents[1].glob("lib/python*/site-packages/lstm_fused/_cpp.so")
+    good = library.read_bytes()
+    for old, new, reason in (
+        (
+            b"torch_from_blob\0",
+            b"torch_from_glob\0",
+            "undefined symbol: torch_from_glob",
+        ),
+        (
+            b"Tensor h0, Tensor c0, Tensor? lengths",
+            b"Tensor h9, Tensor c0, Tensor? lengths",
+            "cpp_forward differs",
+        ),
+    ):
+        assert old in good
+        library.unlink()
+        library.write_bytes(good.replace(old, new))
+        said = run(python, "-I", "-c", "import lstm_fused; print(lstm_fused.engines()['cpp'])", cwd=folder)
+        assert said.count("RuntimeWarning: lstm_fused runs without its C++ engine") == 1, said
+        assert reason in said and "pip install --force-reinstall --no-deps --no-cache-dir" in said, said
+        assert "_cpp.so" in said.splitlines()[-1], said
+
+
+def check_installed(python, wheel, *options):
     """Run the program above outside of the tree."""
     folder = python.parent.parent
     version = wheel.name.split("-")[1]
@@ -88,6 +114,7 @@ def check_installed(python, wheel):
         "-I",
         "-W",
         "error",
+        *options,
         "-c",
         f"FOLDER, VERSION = {str(folder)!r}, {version!r}\n{PROGRAM}",
         cwd=folder,
@@ -123,19 +150,23 @@ def test_wheel(sdist, tmp_path):
         f"lstm_fused-{wheel.name.split('-')[1]}.dist-info",
     }
     assert "lstm_fused/_cpp.so" in names
+    assert "-py3-none-" in wheel.name and "any" not in wheel.name
     python = install(wheel, tmp_path / "environment")
     check_installed(python, wheel)
     said = run(python, "-I", "-m", "lstm_fused", cwd=tmp_path)
     assert "not built" not in said and said.count("ready") == 2, said  # cpp and reference
+    check_that_it_says_why_it_does_not_load(python, tmp_path)
 
 
 def test_wheel_without_compiler(sdist, tmp_path):
     (tmp_path / "empty").mkdir()
     wheel, said = build_wheel(sdist, tmp_path, PATH=str(tmp_path / "empty"), CXX="c++")
     assert "installing without the C++ engine: c++ cannot be run" in said
+    assert wheel.name.endswith("-py3-none-any.whl")
     python = install(wheel, tmp_path / "environment")
-    check_installed(python, wheel)
+    check_installed(python, wheel, "-W", "ignore::RuntimeWarning")
     said = run(python, "-I", "-m", "lstm_fused", cwd=tmp_path)
+    assert said.count("RuntimeWarning: lstm_fused runs without its C++ engine, in plain PyTorch on CPUs") == 1
     assert "not available: not built (no C++ compiler when lstm_fused was installed)" in said
     assert said.count("ready") == 1, said
 
@@ -155,6 +186,51 @@ def test_on_windows_it_installs_without_the_engine(sdist, tmp_path):
     said = run(sys.executable, "-c", program, cwd=tree)
     assert "\nlstm_fused: installing without the C++ engine: it needs the vector types of GCC" in f"\n{said}"
     assert list(tree.glob("built/**/reference.py")) and not list(tree.glob("built/**/_cpp*"))
+
+
+def bare_setuptools(folder):
+    """Return the start of a command that runs Python with setuptools alone, as in an isolated build."""
+    (folder / "alone").mkdir()
+    (folder / "alone" / "setuptools").symlink_to(Path(setuptools.__file__).parent)
+    return (
+        "-S",
+        "-c",
+        (
+            f"import runpy, sys; sys.path.insert(0, {str(folder / 'alone')!r})\n"
+            "sys.argv = ['setup.py', '--version']\n"
+            f"runpy.run_path({str(ROOT / 'setup.py')!r}, run_name='__main__')"
+        ),
+    )
+
+
+def test_an_isolated_build_finds_the_torch_of_the_environment(tmp_path):
+    assert run(sys.executable, *bare_setuptools(tmp_path), cwd=ROOT).strip().endswith("0.1.0")
+
+
+def test_a_build_without_torch_says_what_to_do(tmp_path):
+    venv.create(tmp_path / "environment", with_pip=False)
+    python = tmp_path / "environment" / "bin" / "python"
+    bare = [python, *bare_setuptools(tmp_path)]
+    done = subprocess.run(bare, capture_output=True, text=True, cwd=ROOT, env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 1
+    assert "finds no torch here" in done.stderr and "otherwise: pip install torch" in done.stderr
+    # Users of uv have torch in the environment that is active, not in that of the build.
+    run(*bare, cwd=ROOT, VIRTUAL_ENV=sys.prefix)
+
+
+def test_an_old_setuptools_says_what_to_do(tmp_path):
+    (tmp_path / "setuptools.py").write_text(
+        "__version__ = '65.5.0'\nExtension = find_packages = setup = None"
+    )
+    done = subprocess.run(
+        [sys.executable, "setup.py"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 1 and done.stderr.startswith("lstm_fused needs setuptools 77 or newer")
+    assert "Leave out --no-build-isolation" in done.stderr
 
 
 @pytest.mark.parametrize("folder", ["checkout", "anything"])

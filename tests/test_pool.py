@@ -1,4 +1,4 @@
-"""The C++ engine's threads without OpenMP (csrc/runtime), alone and under ThreadSanitizer."""
+"""The C++ engine's threads without OpenMP and its memory (csrc/runtime), alone and under ThreadSanitizer."""
 
 import subprocess
 import sys
@@ -17,11 +17,12 @@ if cpp.unavailable() is not None:
 ROOT = Path(__file__).parent.parent
 SOURCES = (
     ROOT / "tests" / "cpp" / "pool.cpp",
-    *(ROOT / "csrc" / "runtime" / f"{name}.cpp" for name in ("threads", "pool")),
+    *(ROOT / "csrc" / "runtime" / f"{name}.cpp" for name in ("threads", "pool", "memory")),
 )
 TESTS = (
     *("sizes", "many_calls", "after_sleep", "same_threads", "concurrent", "nested"),
     *("limited", "forked", "forked_during_calls", "exits_during_calls"),
+    *("memory_is_used_again", "memory_by_many_threads"),
 )
 UNSANITIZED = ("limited", "forked", "forked_during_calls")
 

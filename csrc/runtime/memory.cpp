@@ -1,33 +1,24 @@
-// A pool of freed blocks behind torch's allocator interface.
+// A pool of freed blocks.
 #include "runtime/memory.h"
 
-#include <ATen/Context.h>
-#include <ATen/EmptyTensor.h>
-#include <ATen/ops/new_empty.h>
-#include <c10/core/CPUAllocator.h>
-#include <c10/util/Exception.h>
-
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <mutex>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
-#include "thresholds.h"
-
 namespace lstm_fused {
 namespace {
 
-struct Block {
-  void* data;
-  size_t bytes;
-};
+std::atomic<bool> fills_new_memory{false};
 
 size_t rounded(size_t bytes) {
+  if (bytes < pool_min_bytes) return (bytes + 63) / 64 * 64;
   constexpr size_t page = 4 << 10;
   const size_t multiple = bytes < huge_page_bytes ? page : huge_page_bytes;
   return (bytes + multiple - 1) / multiple * multiple;
@@ -44,30 +35,34 @@ void* fresh(size_t bytes, size_t wanted) {
   return data;
 }
 
-// Keeps blocks that no tensor uses, the longest unused first. A caller that finds the pool locked does
-// without it: in a process forked while another thread held the lock, it stays locked for ever.
-class Pool final : public c10::Allocator {
+// Holds a lock if it is free: a caller that finds the pool locked does without it. In a process forked while
+// another thread held the lock, it stays locked for ever.
+class TryLock {
  public:
-  c10::DataPtr allocate(size_t bytes) override {
-    auto* block = new Block(take(bytes));
-    c10::profiledCPUMemoryReporter().New(block->data, bytes);
-    return {block->data, block, give_back, c10::Device(c10::kCPU)};
+  explicit TryLock(std::atomic_flag& flag)
+      : flag_(flag.test_and_set(std::memory_order_acquire) ? nullptr : &flag) {}
+  TryLock(const TryLock&) = delete;
+  ~TryLock() {
+    if (flag_) flag_->clear(std::memory_order_release);
   }
-  void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
+  explicit operator bool() const { return flag_ != nullptr; }
 
+ private:
+  std::atomic_flag* flag_;
+};
+
+// Keeps blocks that nothing uses, the longest unused first.
+class Pool {
+ public:
   // Never destroyed: tensors may outlive every static object.
   static Pool& instance() {
     static Pool& pool = *new Pool;
     return pool;
   }
 
- private:
-  // Reserves room for the largest number of blocks, so that freeing a tensor allocates nothing.
-  Pool() { kept_.reserve(pool_max_bytes / pool_min_bytes); }
-
   Block take(size_t wanted) {
     const size_t bytes = rounded(wanted);
-    if (const std::unique_lock lock{mutex_, std::try_to_lock}) {
+    if (const TryLock lock{locked_}; lock && bytes >= pool_min_bytes) {
       // The latest first: it may still be in the caches.
       for (auto block = kept_.rbegin(); block != kept_.rend(); ++block)
         if (block->bytes >= bytes && block->bytes <= bytes + bytes / pool_slack) {
@@ -78,20 +73,25 @@ class Pool final : public c10::Allocator {
         }
     }
     if (void* data = fresh(bytes, wanted)) return {data, bytes};
-    if (const std::unique_lock lock{mutex_, std::try_to_lock}) keep_at_most(0);
+    if (const TryLock lock{locked_}) keep_at_most(0);
     if (void* data = fresh(bytes, wanted)) return {data, bytes};
     // Torch's message, which some programs look for to try again with less.
-    TORCH_CHECK(false, "lstm_fused: DefaultCPUAllocator: can't allocate memory: you tried to allocate ",
-                wanted, " bytes.");
+    throw std::runtime_error(
+        "lstm_fused: DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
+        std::to_string(wanted) + " bytes.");
   }
 
   void keep(Block block) {
-    const std::unique_lock lock{mutex_, std::try_to_lock};
-    if (!lock || block.bytes > pool_max_bytes) return std::free(block.data);
+    const TryLock lock{locked_};
+    if (!lock || block.bytes < pool_min_bytes || block.bytes > pool_max_bytes) return std::free(block.data);
     keep_at_most(pool_max_bytes - block.bytes);
     kept_.push_back(block);
     kept_bytes_ += block.bytes;
   }
+
+ private:
+  // Reserves room for the largest number of blocks, so that freeing a tensor allocates nothing.
+  Pool() { kept_.reserve(pool_max_bytes / pool_min_bytes); }
 
   // Frees the longest unused blocks beyond so many bytes. The caller holds the lock.
   void keep_at_most(size_t bytes) {
@@ -103,25 +103,26 @@ class Pool final : public c10::Allocator {
     kept_.erase(kept_.begin(), block);
   }
 
-  static void give_back(void* context) {
-    const std::unique_ptr<Block> block{static_cast<Block*>(context)};
-    c10::profiledCPUMemoryReporter().Delete(block->data);
-    instance().keep(*block);
-  }
-
-  std::mutex mutex_;
+  std::atomic_flag locked_;
   std::vector<Block> kept_;
   size_t kept_bytes_ = 0;
 };
 
 }  // namespace
 
-at::Tensor empty(const at::Tensor& like, at::IntArrayRef shape) {
-  const size_t bytes = static_cast<size_t>(c10::multiply_integers(shape)) * like.element_size();
-  // In deterministic mode PyTorch fills new tensors, to expose elements that were never written.
-  if (bytes < pool_min_bytes || at::globalContext().deterministicAlgorithms()) return like.new_empty(shape);
-  return at::detail::empty_generic(shape, &Pool::instance(), c10::DispatchKeySet(c10::DispatchKey::CPU),
-                                   like.scalar_type(), std::nullopt);
+Block take_block(size_t bytes) {
+  const Block block = Pool::instance().take(bytes);
+  fill_if_asked(block.data, block.bytes);
+  return block;
+}
+
+void give_block(Block block) { Pool::instance().keep(block); }
+
+void fill_new_memory(bool fill) { fills_new_memory.store(fill, std::memory_order_relaxed); }
+
+void fill_if_asked(void* data, size_t bytes) {
+  // All bits set are NaN in every dtype.
+  if (fills_new_memory.load(std::memory_order_relaxed)) std::memset(data, 0xff, bytes);
 }
 
 }  // namespace lstm_fused

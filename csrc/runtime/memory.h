@@ -1,9 +1,7 @@
-// Allocates tensors and workspaces in memory that earlier calls have left.
+// Blocks of memory that later calls use again, and workspaces.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -11,13 +9,30 @@
 
 namespace lstm_fused {
 
-// As `like.new_empty(shape)`; a large tensor reuses the memory of one that was freed.
-at::Tensor empty(const at::Tensor& like, at::IntArrayRef shape);
+struct Block {
+  void* data;
+  size_t bytes;  // at least as many as were asked for
+};
+
+// Memory for at least pool_min_bytes, 64-byte aligned, that an earlier caller gave back or that is new.
+// Throws std::runtime_error with torch's message if there is none.
+Block take_block(size_t bytes);
+void give_block(Block block);
+
+// Whether new memory is filled with NaN, to expose elements that are never written; for tests.
+void fill_new_memory(bool fill);
+void fill_if_asked(void* data, size_t bytes);
 
 // Memory for the duration of a call, 64-byte aligned. What fits comes from the stack: small calls allocate
 // little.
 class Workspace {
  public:
+  Workspace() = default;
+  Workspace(const Workspace&) = delete;
+  ~Workspace() {
+    for (const Block& block : held_) give_block(block);
+  }
+
   template <class Item>
   Item* take(int64_t count) {
     if (count == 0) return nullptr;
@@ -26,15 +41,15 @@ class Workspace {
       left_ -= bytes;
       return reinterpret_cast<Item*>(stack_ + left_);
     }
-    held_.push_back(empty(bytes_, {bytes}));
-    return static_cast<Item*>(held_.back().mutable_data_ptr());
+    held_.reserve(held_.size() + 1);
+    held_.push_back(take_block(static_cast<size_t>(bytes)));
+    return static_cast<Item*>(held_.back().data);
   }
 
  private:
   alignas(64) char stack_[workspace_stack_bytes];
   int64_t left_ = workspace_stack_bytes;
-  at::Tensor bytes_ = at::empty({0}, at::kByte);
-  std::vector<at::Tensor> held_;
+  std::vector<Block> held_;
 };
 
 }  // namespace lstm_fused

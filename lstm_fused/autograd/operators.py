@@ -14,6 +14,7 @@ from lstm_fused.contract import (
     BACKWARD_INPUTS,
     FACTORS,
     INPUTS,
+    SCHEMAS,
     Factors,
     Gradients,
     Inputs,
@@ -22,7 +23,6 @@ from lstm_fused.contract import (
     Products,
     Saved,
     empty_outputs,
-    schema,
     unflatten,
 )
 
@@ -77,12 +77,14 @@ def or_reference(backend: Any) -> tuple[Callable[..., Outputs], Callable[..., Gr
 
 LIBRARY = torch.library.Library("lstm_fused", "FRAGMENT")
 for _name, _engine in OPERATORS.items():
-    for _operator, _schema, _fake in (
-        (f"{_name}_forward", schema((Inputs,), Outputs), forward_fake),
-        (f"{_name}_backward", schema((OutputGradients, Saved), Gradients), backward_fake),
-        (f"{_name}_products", schema((Factors,), Products), products_fake),
+    for _pass, _fake in (
+        ("forward", forward_fake),
+        ("backward", backward_fake),
+        ("products", products_fake),
     )[: 3 if _engine.products else 2]:
-        LIBRARY.define(_operator + _schema, tags=torch.Tag.pt2_compliant_tag)
+        _operator = f"{_name}_{_pass}"
+        if not hasattr(torch.ops.lstm_fused, _operator):  # the C++ engine defines its own, where it loads
+            LIBRARY.define(_operator + SCHEMAS[_pass], tags=torch.Tag.pt2_compliant_tag)
         torch.library.register_fake(f"lstm_fused::{_operator}", partial(_fake, _engine), lib=LIBRARY)
 
 ANYWHERE = "CompositeExplicitAutograd"

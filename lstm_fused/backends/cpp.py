@@ -1,24 +1,51 @@
-"""Loads the C++ engine's shared library once, and keeps the reason if that fails."""
+"""Loads the C++ engine's shared library once; if that fails, keeps the reason and warns once."""
 
 import sys
+import warnings
 from pathlib import Path
 
 import torch
 
+from lstm_fused.contract import SCHEMAS
+
 _LIBRARY = Path(__file__).parents[1] / "_cpp.so"
+_REINSTALL = "then install lstm_fused again: pip install --force-reinstall --no-deps --no-cache-dir ..."
+# What cpp_plan returns.
+_PLAN = (
+    *("threads", "min_rows_per_thread", "packs", "streaming_stores", "x_steps"),
+    *("x_bf16x3", "h_bf16x3", "da_bf16x3", "step_ns"),
+)
+_PRODUCTS_PLAN = ("threads", "KC", "packs", "dx_bf16x3", "dweight_bf16x3")
 
 
-def _load() -> str | None:
+def _load() -> tuple[str | None, str | None]:
+    """The reason why the engine cannot be used, and what helps; None where there is none."""
     if not _LIBRARY.exists():
         if sys.platform == "win32":
-            return "not built on Windows (MSVC lacks the vector types that it is written in)"
-        return "not built (no C++ compiler when lstm_fused was installed)"
+            return "not built on Windows (MSVC lacks the vector types that it is written in)", None
+        return "not built (no C++ compiler when lstm_fused was installed)", f"get one, {_REINSTALL}"
     try:
         torch.ops.load_library(_LIBRARY)
+    except OSError as error:  # torch names the file, and the loader's own words are the cause
+        reason = f"{_LIBRARY.name} does not load: {error.__cause__ or error}"
+        if _torch_version() < (2, 11):
+            return reason, f"it needs torch 2.11 or newer, and this is {torch.__version__}"
+        return reason, f"if the file is damaged or of another system, {_REINSTALL}"
+    for name, expected in SCHEMAS.items():
+        if (
+            str(getattr(torch.ops.lstm_fused, f"cpp_{name}").default._schema).partition("(")[2]
+            != expected[1:]
+        ):
+            return f"{_LIBRARY.name} is of another version of lstm_fused: cpp_{name} differs", _REINSTALL
+    try:
         isa()
-    except (OSError, RuntimeError) as error:
-        return f"{_LIBRARY.name} does not load: {error}"
-    return None
+    except RuntimeError as error:
+        return f"{_LIBRARY.name} does not load: {error}", None
+    return None, None
+
+
+def _torch_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 def unavailable() -> str | None:
@@ -41,4 +68,32 @@ def on_intel() -> bool | None:
     return bool(torch.ops.lstm_fused.cpp_on_intel()) if _REASON is None else None
 
 
-_REASON = _load()
+def plan(
+    isa: str, dtype: torch.dtype, sizes: list[int], call: str, threads: int, l2_bytes: int
+) -> dict[str, int]:
+    """How the engine runs a layer with weight_ih on any compiled instruction set (csrc/plan).
+
+    Args:
+        isa: the instruction set's name.
+        dtype: dtype of the tensors.
+        sizes: T, B, I, H and P.
+        call: "forward", "saving forward", "backward" or "products".
+        threads: threads that the call may use.
+        l2_bytes: size of a core's L2 cache.
+
+    Raises:
+        RuntimeError: the instruction set is not compiled, or the sizes are not five.
+    """
+    names = _PRODUCTS_PLAN if call == "products" else _PLAN
+    numbers = torch.ops.lstm_fused.cpp_plan(isa, dtype, sizes, call, threads, l2_bytes)
+    return dict(zip(names, numbers, strict=True))
+
+
+_REASON, _CURE = _load()
+if _REASON is not None and sys.platform != "win32":
+    warnings.warn(
+        f"lstm_fused runs without its C++ engine, in plain PyTorch on CPUs: {_REASON}"
+        + (f"; {_CURE}" if _CURE else ""),
+        RuntimeWarning,
+        stacklevel=2,
+    )

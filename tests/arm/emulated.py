@@ -1,7 +1,7 @@
 """Pytest plugin that runs the C++ engine's operators in an emulator of an Arm processor.
 
 Each call of an operator goes to a process that emulates the driver, binding.cpp and the engine compiled for
-AArch64, so that the engine's tests run as they are. Calls are written as aten.h reads them.
+AArch64, so that the engine's tests run as they are. Calls are written as driver.cpp reads them.
 """
 
 import struct
@@ -18,8 +18,12 @@ from torch import Tensor
 
 from lstm_fused.backends import cpp
 
-DTYPES = [torch.uint8, torch.int64, torch.float32, torch.float64, torch.bfloat16, torch.float16]
-ERRORS = {b"v": ValueError, b"t": TypeError, b"e": RuntimeError}
+# PyTorch's numbers of dtypes.
+NUMBERS = {
+    **{torch.uint8: 0, torch.int64: 4, torch.float16: 5, torch.float32: 6, torch.float64: 7},
+    torch.bfloat16: 15,
+}
+DTYPES = {number: dtype for dtype, number in NUMBERS.items()}
 DRIVER = Path(__file__).parents[2] / "build/arm/driver"
 LIBRARY = torch.library.Library("lstm_fused", "IMPL")
 
@@ -39,9 +43,7 @@ def written(value: Any) -> bytes:
     assert isinstance(value, Tensor)
     storage = torch.tensor([], dtype=torch.uint8).set_(value.untyped_storage()).numpy().tobytes()
     shape = ints(value.dim(), *value.shape, value.dim(), *value.stride())
-    return (
-        b"t" + ints(DTYPES.index(value.dtype)) + shape + ints(value.storage_offset(), len(storage)) + storage
-    )
+    return b"t" + ints(NUMBERS[value.dtype]) + shape + ints(value.storage_offset(), len(storage)) + storage
 
 
 class Driver:
@@ -60,7 +62,7 @@ class Driver:
             self.process.stdin.flush()
             kind = self.read(1)
             if kind != b"r":
-                raise ERRORS[kind](self.read(self.read_int()).decode())
+                raise RuntimeError(self.read(self.read_int()).decode())
             return tuple(self.read_tensor() for _ in range(self.read_int()))
 
     def read(self, count: int) -> bytes:

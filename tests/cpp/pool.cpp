@@ -1,16 +1,20 @@
-// Tests csrc/runtime/ without OpenMP: teams of our own threads, as many callers as there may be, and forks.
+// Tests csrc/runtime/ without OpenMP and torch: teams of our own threads, as many callers as there may be,
+// forks, and memory that is used again.
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <vector>
 
+#include "runtime/memory.h"
 #include "runtime/threads.h"
 
 namespace {
@@ -150,6 +154,45 @@ void limited() {
   }
 }
 
+bool all_bits_set(const lstm_fused::Block& block) {
+  const auto* bytes = static_cast<const unsigned char*>(block.data);
+  return std::all_of(bytes, bytes + block.bytes, [](unsigned char byte) { return byte == 0xff; });
+}
+
+void memory_is_used_again() {
+  using namespace lstm_fused;
+  const Block first = take_block(pool_min_bytes), second = take_block(pool_min_bytes);
+  check(first.data != second.data && first.bytes >= pool_min_bytes, "each caller has a block of its own");
+  check(reinterpret_cast<uintptr_t>(first.data) % 64 == 0, "alignment");
+  std::memset(first.data, 1, first.bytes);
+  give_block(first);
+  const Block again = take_block(pool_min_bytes + 1 < first.bytes ? pool_min_bytes + 1 : pool_min_bytes);
+  check(again.data == first.data, "the block that was given back");
+  check(!all_bits_set(again), "memory stays as it is");
+  give_block(again);
+  fill_new_memory(true);
+  for (const size_t bytes : {size_t{64}, pool_min_bytes, huge_page_bytes}) {
+    const Block block = take_block(bytes);
+    check(all_bits_set(block), "filled on demand");
+    give_block(block);
+  }
+}
+
+void memory_by_many_threads() {
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([t] {
+      for (int n = 0; n < 500; ++n) {
+        const lstm_fused::Block block = lstm_fused::take_block(lstm_fused::pool_min_bytes * (1 + n % 3));
+        auto* bytes = static_cast<char*>(block.data);
+        bytes[0] = bytes[block.bytes - 1] = static_cast<char>(t);
+        check(bytes[0] == t && bytes[block.bytes - 1] == t, "no block has two users");
+        lstm_fused::give_block(block);
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+}
+
 }  // namespace
 
 int main(int count, char** names) {
@@ -165,7 +208,9 @@ int main(int count, char** names) {
                {"limited", limited},
                {"forked", forked},
                {"forked_during_calls", forked_during_calls},
-               {"exits_during_calls", exits_during_calls}};
+               {"exits_during_calls", exits_during_calls},
+               {"memory_is_used_again", memory_is_used_again},
+               {"memory_by_many_threads", memory_by_many_threads}};
   for (const auto& [name, test] : tests)
     if (count == 2 && std::strcmp(names[1], name) == 0) return test(), 0;
   std::fprintf(stderr, "no such test\n");
