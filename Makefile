@@ -9,18 +9,19 @@ PIP    := $(PY) -m pip --disable-pip-version-check -q
 STAMP  := $(VENV)/installed
 ON_PATH := $(VENV)/on_path
 INTEROP := $(VENV)/interop
+CLIENTS := $(VENV)/clients
 PAGES  := $(VENV)/pages
 EVERYONE := $(VENV)/everyone
 ARM    := $(VENV)/arm
+CLANG  := $(VENV)/clang
 CSRC   := $(shell find csrc -type f)
 
 # torch looks for ninja on the PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env train test fuzz test-interop test-arm bench bench-rivals bench-save bench-compare examples gpu-check \
-	bench-gpu gpu-tune linked gpu-compile gpu-compile-oldest gpu-offline sanitize test-own-threads lint format docs notebook \
-	dist wheel test-versions \
-	clean
+.PHONY: help env train test fuzz test-interop test-clients test-metal test-arm bench bench-rivals bench-save \
+	bench-compare examples gpu-check bench-gpu gpu-tune mps-check linked gpu-compile gpu-compile-oldest gpu-offline \
+	sanitize test-own-threads lint format docs notebook dist wheel test-versions clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +44,12 @@ fuzz: $(STAMP) ## search random options for faults; options: make fuzz ARGS="--m
 
 test-interop: $(INTEROP) ## compare with Keras and TensorFlow themselves; installs both, 1.3 GB
 	@$(PY) -m pytest tests/interop.py $(ARGS)
+
+test-clients: $(CLIENTS) ## run the layer inside Opacus, pytorch-forecasting and torchrl; installs them, 400 MB
+	@$(PY) -m pytest tests/clients.py $(ARGS)
+
+test-metal: $(CLANG) ## check the Metal kernels on the CPU with clang too, as Apple's compiler would; installs it, 100 MB
+	@$(PY) -m pytest tests/test_metal_emulation.py $(ARGS)
 
 test-arm: build/arm/driver ## run the C++ engine's tests on NEON, in an emulator; installs a cross compiler and QEMU, 140 MB
 	@PYTHONPATH=tests/arm $(PY) -m pytest -p emulated -p no:cacheprovider tests/test_engines.py tests/test_cpp.py \
@@ -86,6 +93,9 @@ bench-gpu: $(GPU_READY) ## on a machine with a GPU: time it against cuDNN, the c
 
 gpu-tune: $(GPU_READY) ## on a machine with a GPU: measure which kernel is the fastest, for kernels/tuned.py
 	@$(GPU_PY) -m bench.gpu tune $(ARGS)
+
+mps-check: $(STAMP) ## on a Mac: check, test and time the Metal kernels; prints a table to send in
+	@$(PY) -m bench.mps $(ARGS)
 
 linked:
 	@$(PYTHON) -c 'import sys; from importlib.util import find_spec; \
@@ -170,12 +180,12 @@ lint: $(STAMP) ## check style and types
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp)
+	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp tests/metal/*.cpp tests/metal/*.h tests/metal/include/* kernels/metal/*.metal)
 
 format: $(STAMP) ## put everything in the project's style
 	ruff check --fix .
 	ruff format .
-	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp)
+	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp tests/metal/*.cpp tests/metal/*.h tests/metal/include/* kernels/metal/*.metal)
 
 docs: $(PAGES) ## run the docstrings' examples, and build the pages and the API reference in build/docs; installs Sphinx, 70 MB
 	@$(PY) -m pytest -q tests/test_docstrings.py
@@ -235,9 +245,19 @@ $(INTEROP): $(STAMP)
 	@$(PIP) install -c constraints.txt --no-deps tf-keras
 	@touch $@
 
+$(CLIENTS): $(STAMP)
+	@echo "Installing Opacus, pytorch-forecasting and torchrl ..."
+	@$(PIP) install -c constraints.txt opacus pytorch-forecasting torchrl
+	@touch $@
+
 $(PAGES): $(STAMP)
 	@echo "Installing Sphinx ..."
 	@$(PIP) install -c constraints.txt sphinx furo myst-parser
+	@touch $@
+
+$(CLANG): $(STAMP)
+	@echo "Installing clang ..."
+	@$(PIP) install -c constraints.txt --no-deps ziglang
 	@touch $@
 
 $(EVERYONE): $(STAMP)

@@ -101,9 +101,12 @@ engine = Extension(
     language="c++",
 )
 
+KERNELS = {"lstm_fused.kernels": "kernels", "lstm_fused.kernels.metal": "kernels/metal"}
+
 setup(
-    packages=[*find_packages(include=["lstm_fused", "lstm_fused.*"]), "lstm_fused.kernels"],
-    package_dir={"lstm_fused.kernels": "kernels"},
+    packages=[*find_packages(include=["lstm_fused", "lstm_fused.*"]), *KERNELS],
+    package_dir=KERNELS,
+    package_data={"lstm_fused.kernels.metal": ["*.metal"]},
     ext_modules=[engine],
     cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=True), "bdist_wheel": Wheel},
 )

@@ -12,7 +12,6 @@ from itertools import product
 from typing import Any
 
 import torch
-from lstm_fused.kernels import launch
 from lstm_fused.kernels.plan import EXCHANGES, Layer, Plan
 from lstm_fused.kernels.scratch import timed_out
 from lstm_fused.kernels.verdicts import Verdict
@@ -44,13 +43,12 @@ def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
                 operands, where = problem(plan, layer, steps, reverse), f"T={steps}, reverse={reverse}"
                 # Forward in time both tiles run in one launch, in reverse each in a launch of its own.
                 launched = replace(plan, at_once=1) if reverse and plan.at_once else plan
-                run, exact_run = RUNS[layer.direction]
+                run, exact_run = (getattr(module, layer.direction) for module in (plan.launch, reference))
                 wide, by = all_mapped(widened, operands), unit(plan, layer)
                 exact, near = exact_run(*wide), exact_run(*all_mapped(partial(nudged, by=by), wide))
                 there = all_mapped(partial(Tensor.to, device=device), operands)
                 once, again = (poisoned(run, there, launched) for _ in range(2))
-                if device.type != "cpu":
-                    torch.cuda.synchronize(device)
+                synchronize(device)
                 if timed_out(device):  # another process may occupy the card, so this verdict is not stored
                     return Verdict(False, f"a program timed out waiting for others, {where}", lasting=False)
                 for name, found, found_again, wanted, moved in zip(
@@ -68,15 +66,11 @@ def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
     except torch.OutOfMemoryError:
         return None
     except Exception as error:  # any error of compiling or launching is a failed check
+        if "MPS backend out of memory" in str(error):  # a RuntimeError
+            return None
         said = " ".join(f"{type(error).__name__}: {error}".split())
         return Verdict(False, said[:500], lasting=broken(device))
     return Verdict(True, max(shares)[1])
-
-
-RUNS = {
-    "forward": (launch.forward, reference.forward),
-    "backward": (launch.backward, reference.backward),
-}
 
 
 def problem(plan: Plan, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
@@ -168,11 +162,18 @@ def unit(plan: Plan, layer: Layer) -> float:
     return TF32 if short else torch.finfo(layer.dtype).eps
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all that was launched."""
+    if device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type != "cpu":
+        torch.cuda.synchronize(device)
+
+
 def broken(device: torch.device) -> bool:
     """True if the device cannot be used any more in this process; then the verdict is stored."""
     try:
-        if device.type != "cpu":
-            torch.cuda.synchronize(device)
+        synchronize(device)
     except RuntimeError:
         return True
     return False

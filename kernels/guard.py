@@ -8,24 +8,28 @@ capture, only plans that passed an earlier check are used.
 
 With `engine="triton"`, or with a kernel named by LSTM_FUSED_KERNEL, nothing is replaced: a failed check
 raises.
+
+The Metal engine is guarded in the same way; what differs is in a record, `Guarded`.
 """
 
 import os
 import warnings
-from collections.abc import Hashable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import torch
-from lstm_fused.kernels import check, launch, verdicts
+from lstm_fused.kernels import check, verdicts
 from lstm_fused.kernels.choose import WAITING_TESTED, card_at, choose, fitting, named, precision
+from lstm_fused.kernels.metal.plan import plans as metal_plans
 from lstm_fused.kernels.plan import KERNELS, WAITING, Card, Layer, Plan, record
 from lstm_fused.kernels.verdicts import Verdict
 from torch import Tensor
 
 from lstm_fused import reference
 from lstm_fused.autograd import tracing
-from lstm_fused.backends import triton
+from lstm_fused.backends import metal, triton
 from lstm_fused.contract import PLAIN, Gradients, Inputs, OutputGradients, Outputs, Saved, Variant
 from lstm_fused.errors import bad, shown
 
@@ -36,30 +40,49 @@ _decided: dict[Hashable, Plan | None] = {}
 _warned: set[str] = set()
 
 
-def forward(inputs: Inputs, by_default: bool) -> Outputs:
+@dataclass(frozen=True)
+class Guarded:
+    """An engine whose kernels are checked."""
+
+    name: str
+    unavailable: Callable[[], str | None]  # the reason it cannot run on this machine
+    precision: Callable[[], str]  # of float32 products
+    # The plans for a layer on a device, in the order in which to try them; a single one if it must not be
+    # replaced.
+    candidates: Callable[[Layer, torch.device, bool], list[Any]]
+
+
+def forward(inputs: Inputs, by_default: bool, engine: str = "triton") -> Outputs:
     """The forward pass; if the engine was not named (``by_default``), the reference may run instead."""
-    plan = plan_for(by_default, "forward", inputs.x, inputs.c0, inputs.weight_hr, inputs.variant)
-    return reference.forward(inputs) if plan is None else launch.forward(inputs, plan)
+    plan = plan_for(by_default, "forward", inputs.x, inputs.c0, inputs.weight_hr, inputs.variant, engine)
+    return reference.forward(inputs) if plan is None else plan.launch.forward(inputs, plan)
 
 
-def backward(saved: Saved, douts: OutputGradients, by_default: bool) -> Gradients:
+def backward(saved: Saved, douts: OutputGradients, by_default: bool, engine: str = "triton") -> Gradients:
     """The backward pass; one pass may run on the reference and the other on a kernel."""
-    plan = plan_for(by_default, "backward", saved.gates, saved.c0, saved.weight_hr, saved.variant)
-    return reference.backward(saved, douts) if plan is None else launch.backward(saved, douts, plan)
+    plan = plan_for(by_default, "backward", saved.gates, saved.c0, saved.weight_hr, saved.variant, engine)
+    return reference.backward(saved, douts) if plan is None else plan.launch.backward(saved, douts, plan)
 
 
 def plan_for(
-    by_default: bool, direction: str, steps: Tensor, c0: Tensor, weight_hr: Tensor | None, variant: Variant
-) -> Plan | None:
+    by_default: bool,
+    direction: str,
+    steps: Tensor,
+    c0: Tensor,
+    weight_hr: Tensor | None,
+    variant: Variant,
+    engine: str,
+) -> Any:
     """The plan for a layer, or None for the reference; ``steps`` is a tensor of all steps, [T, B, ...]."""
     B, H = c0.shape
     if 0 in steps.shape[:2] or H == 0 or (weight_hr is not None and weight_hr.numel() == 0):
         return None  # nothing to launch
-    kind = steps.dtype, precision(), weight_hr is not None, variant is not PLAIN
-    key = direction, H, B, *kind, steps.device, by_default, named(), os.environ.get("LSTM_FUSED_GPU")
+    guarded = GUARDED[engine]
+    kind = steps.dtype, guarded.precision(), weight_hr is not None, variant is not PLAIN
+    key = engine, direction, H, B, *kind, steps.device, by_default, named(), os.environ.get("LSTM_FUSED_GPU")
     plan = _decided.get(key, UNDECIDED)
     if plan is UNDECIDED:
-        plan, for_good = decide(Layer(direction, H, B, *kind), steps.device, by_default)
+        plan, for_good = decide(Layer(direction, H, B, *kind), steps.device, by_default, guarded)
         if for_good:
             _decided[key] = plan
     return plan
@@ -77,20 +100,20 @@ def setting() -> str:
     return given
 
 
-def decide(layer: Layer, device: torch.device, by_default: bool) -> tuple[Plan | None, bool]:
+def decide(layer: Layer, device: torch.device, by_default: bool, engine: Guarded) -> tuple[Any, bool]:
     """The plan for a layer, or None for the reference; and True if later calls can reuse the decision.
 
     Raises:
         ArgumentError: LSTM_FUSED_GPU has an unknown value.
         RuntimeError: an engine or kernel asked for by name cannot run here, or failed its check.
     """
-    given, why_not = setting(), triton.unavailable()  # a saved program may come from another machine
+    given, why_not = setting(), engine.unavailable()  # a saved program may come from another machine
     if by_default and (given == "off" or why_not is not None):
         return None, True
     if why_not is not None:
-        raise RuntimeError(f"engine 'triton' cannot serve: {why_not}")
+        raise RuntimeError(f"engine {engine.name!r} cannot serve: {why_not}")
     replaceable = by_default and named() is None
-    plans = candidates(layer, card_at(device), replaceable)
+    plans = engine.candidates(layer, device, replaceable)
     if given == "unchecked":
         return plans[0], True
     unknown = False
@@ -103,7 +126,8 @@ def decide(layer: Layer, device: torch.device, by_default: bool) -> tuple[Plan |
         elif verdict.right:
             return plan, not unknown
         else:
-            wrong = f"Triton's {plan.kernel} kernel was not right on {verdicts.card_name(device)}: "
+            card = verdicts.card_name(device)
+            wrong = f"{engine.name.title()}'s {plan.kernel} kernel was not right on {card}: "
             wrong += f"{verdict.said} ({verdicts.name(plan, layer)})"
             if not replaceable:
                 raise RuntimeError(wrong)
@@ -113,7 +137,7 @@ def decide(layer: Layer, device: torch.device, by_default: bool) -> tuple[Plan |
 
 def candidates(layer: Layer, card: Card, replaceable: bool) -> list[Plan]:
     """The plans to try in order; a single one if it must not be replaced."""
-    kernel = named() or (launch.PER_STEP if setting() == "step" else None)
+    kernel = named() or (KERNELS[-1] if setting() == "step" else None)
     if kernel is not None or not replaceable:
         return [choose(layer, card, kernel)]
     kernels = list(default_kernels(card))
@@ -124,13 +148,33 @@ def candidates(layer: Layer, card: Card, replaceable: bool) -> list[Plan]:
     return plans
 
 
+def metal_candidates(layer: Layer, device: torch.device, replaceable: bool) -> list[Any]:
+    """The same for Metal."""
+    kernel = named() or ("step" if setting() == "step" else None)
+    return metal_plans(layer, kernel)[: None if replaceable else 1]
+
+
+GUARDED = {
+    engine.name: engine
+    for engine in (
+        Guarded(
+            "triton",
+            lambda: triton.unavailable(),
+            precision,
+            lambda layer, device, replaceable: candidates(layer, card_at(device), replaceable),
+        ),
+        Guarded("metal", lambda: metal.unavailable(), lambda: "ieee", metal_candidates),
+    )
+}
+
+
 def default_kernels(card: Card) -> tuple[str, ...]:
     """The kernels that may run if the user names none."""
     waiting = {card.name, card.capability} & set(WAITING_TESTED)
     return tuple(kernel for kernel in KERNELS if kernel not in WAITING or waiting)
 
 
-def judge(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
+def judge(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:
     """The verdict of an earlier check, or of a check that runs now; None if no check can run."""
     verdict = verdicts.find(plan, layer, device)
     if verdict is None and not tracing.watched() and not capturing(device):
@@ -142,7 +186,7 @@ def judge(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
 
 def capturing(device: torch.device) -> bool:
     """True while the user captures a CUDA graph."""
-    if device.type == "cpu":
+    if device.type != "cuda":
         return False
     with torch.cuda.device(device):
         return torch.cuda.is_current_stream_capturing()
@@ -173,7 +217,18 @@ KINDS = (
 
 def check_usual(device: torch.device, sizes: tuple[tuple[int, int], ...] = USUAL) -> Iterator[Verdict]:
     """Check every kernel that fits usual sizes, ignoring earlier verdicts, and store the new ones."""
-    card, done = card_at(device), set()
+    done = set()
+    for layer, plan in metal_usual(sizes) if device.type == "mps" else triton_usual(device, sizes):
+        name = verdicts.name(plan, layer)
+        if name not in done and (verdict := check.check(plan, layer, device)) is not None:
+            done.add(name)
+            verdicts.keep(plan, layer, device, verdict)
+            yield replace(verdict, name=name)
+
+
+def triton_usual(device: torch.device, sizes: tuple[tuple[int, int], ...]) -> Iterator[tuple[Layer, Plan]]:
+    """The plans of Triton's kernels for usual sizes; PyTorch's setting of precision is theirs meanwhile."""
+    card = card_at(device)
     kernels = [kernel for kernel in KERNELS if kernel not in WAITING or device.type != "cpu"]
     before = torch.get_float32_matmul_precision()
     try:
@@ -182,10 +237,15 @@ def check_usual(device: torch.device, sizes: tuple[tuple[int, int], ...] = USUAL
             for direction, kernel in product(("forward", "backward"), kernels):
                 layer = Layer(direction, H, B, dtype, products)
                 for plan in fitting(kernel, layer, card)[:1]:
-                    name = verdicts.name(plan, layer)
-                    if name not in done and (verdict := check.check(plan, layer, device)) is not None:
-                        done.add(name)
-                        verdicts.keep(plan, layer, device, verdict)
-                        yield replace(verdict, name=name)
+                    yield layer, plan
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def metal_usual(sizes: tuple[tuple[int, int], ...]) -> Iterator[tuple[Layer, Any]]:
+    """The plans of Metal's kernels for usual sizes, without and with every option."""
+    for (H, B), dtype, direction in product(sizes, metal.DTYPES, ("forward", "backward")):
+        for options in ((False, False), (True, True)):
+            layer = Layer(direction, H, B, dtype, "ieee", *options)
+            for plan in metal_plans(layer):
+                yield layer, plan

@@ -83,6 +83,11 @@ class Plan:
     at_once: int | None = None  # batch tiles of one launch; None: all of them
 
     @property
+    def launch(self) -> Any:
+        """The module that runs a layer with this plan."""
+        return import_module("lstm_fused.kernels.launch")
+
+    @property
     def NUM_WARPS(self) -> int:
         """The number of warps, by the name that Gluon kernels take it by."""
         return self.num_warps

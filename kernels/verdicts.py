@@ -1,13 +1,14 @@
 """The verdicts of checks on this machine's plans, cached on disk, so that other processes need no check.
 
-There is a file for each plan, in a folder for each card, driver, torch, Triton and hash of these sources, in
-the user's cache folder or in LSTM_FUSED_CACHE. A file that cannot be read counts as missing; if none can be
-written, each process checks for itself.
+There is a file for each plan, in a folder for each card, driver, compiler, torch and hash of these sources,
+in the user's cache folder or in LSTM_FUSED_CACHE. A file that cannot be read counts as missing; if none can
+be written, each process checks for itself.
 """
 
 import hashlib
 import json
 import os
+import platform
 import re
 import threading
 from contextlib import suppress
@@ -16,7 +17,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-import triton
 from lstm_fused.kernels.choose import card_at
 from lstm_fused.kernels.plan import Layer, Plan
 
@@ -115,12 +115,20 @@ def name(plan: Plan, layer: Layer) -> str:
 @cache
 def machine(device: torch.device) -> str:
     """The name of everything else that a verdict depends on."""
-    versions = f"{driver()}_torch{torch.__version__}_triton{triton.__version__}_{sources(SOURCES)}"
+    if device.type == "mps":  # the driver and the compiler are parts of macOS
+        compiler = f"macos{platform.mac_ver()[0]}"
+    else:
+        import triton  # not installed on Macs
+
+        compiler = f"{driver()}_triton{triton.__version__}"
+    versions = f"torch{torch.__version__}_{compiler}_{sources(SOURCES)}"
     return slug(f"{card_name(device)}_{versions}")
 
 
 def card_name(device: torch.device) -> str:
     """The name of the card."""
+    if device.type == "mps":
+        return torch.backends.mps.get_name()
     return "the interpreter" if device.type == "cpu" else card_at(device).name
 
 
@@ -142,7 +150,7 @@ def driver() -> str:
 def sources(folder: Path) -> str:
     """A hash of the kernels' sources, any of which may change what is compiled."""
     found = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted((*folder.rglob("*.py"), *folder.rglob("*.metal"))):
         found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()[:16]
 

@@ -4,20 +4,37 @@ from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
 
+from lstm_fused.backends.choice import Choice
 from lstm_fused.backends.table import engines
-from lstm_fused.errors import ArgumentError
+from lstm_fused.errors import ArgumentError, SlowEngineWarning
 from lstm_fused.functional import lstm
 from lstm_fused.gates import Gates, inspect
+from lstm_fused.interop.replace import Report, replace, replacing, restore
 from lstm_fused.layers.cell import LSTMCell
 from lstm_fused.layers.classifier import SequenceClassifier
 from lstm_fused.layers.lstm import LSTM
 
-__all__ = ["LSTM", "ArgumentError", "Gates", "LSTMCell", "SequenceClassifier", "engines", "inspect", "lstm"]
+__all__ = [
+    "LSTM",
+    "ArgumentError",
+    "Choice",
+    "Gates",
+    "LSTMCell",
+    "Report",
+    "SequenceClassifier",
+    "SlowEngineWarning",
+    "engines",
+    "inspect",
+    "lstm",
+    "replace",
+    "replacing",
+    "restore",
+]
 __version__ = version("lstm_fused")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import the modules that need an optional package on first use."""
-    if name in ("onnx", "plot"):
+    """Import the modules that need an optional package, or that few need, on first use."""
+    if name in ("onnx", "plot", "testing"):
         return import_module(f"lstm_fused.{name}")
     raise AttributeError(f"module 'lstm_fused' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Prints the engines, why one cannot run here, and which kernels passed their check: python -m lstm_fused."""
+"""Prints the engines and why one cannot run here, and checks them: python -m lstm_fused [--check]."""
 
 import argparse
 import platform
@@ -7,15 +7,24 @@ import sys
 import torch
 
 import lstm_fused
-from lstm_fused.backends import cpp, triton
+from lstm_fused.backends import cpp, metal, triton
 from lstm_fused.backends.table import ENGINES, short
+from lstm_fused.testing.command import check_engines
 
 
 def main() -> None:
     """Print the versions, the table of engines, and the kernels' verdicts on each card."""
     parser = argparse.ArgumentParser(prog="python -m lstm_fused", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="check the kernels at usual sizes, anew")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="compare every engine here with the reference, check its derivatives, and on GPUs the kernels",
+    )
+    parser.add_argument("--engine", choices=[engine.name for engine in ENGINES], help="check this one alone")
+    parser.add_argument("--device", help="check on this device: cpu, cuda, cuda:1, mps")
     arguments = parser.parse_args()
+    if not arguments.check and (arguments.engine or arguments.device):
+        parser.error("--engine and --device go with --check")
     print(
         f"lstm_fused {lstm_fused.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     )
@@ -27,11 +36,17 @@ def main() -> None:
         print(f"{'':<10} " + ("ready" if reason is None else f"not available: {reason}"))
     if cpp.unavailable() is None:
         print(f"\nInstruction set of the C++ engine: {cpp.isa()}")
-    reason = triton.unavailable()
-    if reason is None:
-        sys.exit(0 if print_verdicts(arguments.check) else 1)
+    right = True
+    kernels = {"triton": triton.unavailable(), "metal": metal.unavailable()}
+    if any(reason is None and arguments.engine in (None, name) for name, reason in kernels.items()):
+        right = print_verdicts(arguments.check)
     if arguments.check:
-        sys.exit(f"There is nothing to check: {reason}")
+        print()
+        try:
+            right &= check_engines(arguments.engine, arguments.device)
+        except RuntimeError as error:  # of an engine that cannot run on this device, or of an unknown device
+            sys.exit(str(error))
+    sys.exit(0 if right else 1)
 
 
 def print_verdicts(check: bool) -> bool:
@@ -53,6 +68,8 @@ def cards() -> list[torch.device]:
     """The devices that the kernels run on, one for each kind of card."""
     from lstm_fused.kernels import verdicts
 
+    if metal.unavailable() is None:
+        return [torch.device("mps")]
     if triton.DEVICE == "cpu":
         return [torch.device("cpu")]
     every = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]

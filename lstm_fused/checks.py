@@ -145,14 +145,15 @@ def check_packed(packed: PackedSequence) -> None:
         raise bad("input", expected + "sorted_indices and unsorted_indices are inverse permutations", got)
 
 
-def check_torch(lstm: object) -> None:
-    """Check that this is a torch.nn.LSTM with its own forward and parameters of one dtype and device."""
-    if not isinstance(lstm, nn.LSTM):
-        raise bad_type("lstm", "a torch.nn.LSTM", type(lstm).__name__)
-    if type(lstm).forward is not nn.LSTM.forward:
-        raise bad("lstm", "a torch.nn.LSTM", f"{type(lstm).__name__}, a subclass that overrides forward")
-    if len(kinds := {f"{parameter.dtype} on {parameter.device}" for parameter in lstm.parameters()}) != 1:
-        raise bad("lstm", "parameters of one dtype on one device", " and ".join(sorted(kinds)) or "none")
+def check_torch(argument: str, module: object, kind: type[nn.LSTM] | type[nn.LSTMCell]) -> None:
+    """Check that this is torch's module, with its own forward and parameters of one dtype and device."""
+    expected = f"a torch.nn.{kind.__name__}"
+    if not isinstance(module, kind):
+        raise bad_type(argument, expected, type(module).__name__)
+    if type(module).forward is not kind.forward:
+        raise bad(argument, expected, f"{type(module).__name__}, a subclass that overrides forward")
+    if len(kinds := {f"{parameter.dtype} on {parameter.device}" for parameter in module.parameters()}) != 1:
+        raise bad(argument, "parameters of one dtype on one device", " and ".join(sorted(kinds)) or "none")
 
 
 def check_layer(

@@ -1,4 +1,4 @@
-"""Errors of all argument checks: one line with the argument, what was expected and what was given."""
+"""Errors of argument checks, one line with what was expected and what was given; the warning of slowness."""
 
 
 class ArgumentError(ValueError, RuntimeError):
@@ -10,6 +10,10 @@ class ArgumentError(ValueError, RuntimeError):
 
 class ArgumentTypeError(ArgumentError, TypeError):
     """An argument has a wrong type."""
+
+
+class SlowEngineWarning(UserWarning):
+    """Plain PyTorch runs a layer step by step, and another dtype or device would be several times as fast."""
 
 
 def bad(argument: str, expected: str, got: object) -> ArgumentError:

@@ -11,12 +11,13 @@ from lstm_fused.autograd.autocast import NO_CONTEXT
 from lstm_fused.autograd.dispatch import differentiated
 from lstm_fused.autograd.function import LSTMFunction
 from lstm_fused.autograd.operators import below_autograd, forward_op
+from lstm_fused.backends.choice import notice
 from lstm_fused.backends.table import DEFAULT_OPERATORS, select
 from lstm_fused.checks import States, check_layer
 from lstm_fused.contract import PLAIN, SAVE, Inputs, Variant, flatten, mapped
 from lstm_fused.layers.layer_norm import layer_norm
 from lstm_fused.layers.options import bound, flag
-from lstm_fused.layers.parameters import Parameters
+from lstm_fused.layers.parameters import Parameters, flat
 from lstm_fused.reference import is_valid
 
 
@@ -52,7 +53,7 @@ def lstm(
         weight_hh: recurrent weights, shape (4H, H), or (4H, P) with a projection.
         bias_ih: bias, shape (4H,).
         bias_hh: a second bias that is added to the first, shape (4H,).
-        peephole: peephole weights p_i, p_f, p_o, shape (3H,); None has none.
+        peephole: peephole weights p_i, p_f, p_o, shape (3H,) or (3, H); None has none.
         weight_hr: projection of h, shape (P, H) with P < H; None has none.
         gain_ih: gain of a layer norm over W_ih x_t, shape (4H,); None has none. Both gains or none.
         gain_hh: gain of a layer norm over W_hh h_{t-1}, shape (4H,).
@@ -65,7 +66,7 @@ def lstm(
         zoneout_h: share of the old h that each step keeps, 0 to 1, shape (T, B, P or H).
         zoneout_c: share of the old c that each step keeps, 0 to 1, shape (T, B, H).
         cell_clip: bound on the magnitude of c; None has none.
-        engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that can serve.
+        engine: "cpp", "triton", "metal" or "reference", never replaced by another; None takes the best one.
 
     Returns:
         The outputs (T, B, P or H), and the last states h_n (B, P or H) and c_n (B, H).
@@ -82,6 +83,8 @@ def lstm(
         (torch.Size([50, 3, 64]), True)
     """
     variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, bound("cell_clip", cell_clip))
+    if isinstance(peephole, Tensor) and peephole.shape[:-1] == (3,):
+        peephole = flat(peephole)
     own = Parameters(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole, gain_ih, gain_hh)
     check_layer(input, own, hx, lengths, variant)
     return run_layer(input, own, hx, lengths, flag("reverse", reverse), engine, variant)
@@ -103,6 +106,8 @@ def run_layer(
         dtype = autocast.computed_in(input)
     chosen = select(engine, device, dtype, variant)
     if engine is None:
+        if chosen == "reference" and not tracing.recorded():
+            notice(device, dtype, variant)
         chosen = DEFAULT_OPERATORS.get(chosen, chosen)
     bias = own.bias_ih if own.bias_hh is None else own.bias_hh
     if own.bias_ih is not None and own.bias_hh is not None:

@@ -38,6 +38,15 @@ def test_named_paths_and_symbols_exist(name):
     assert not [found for found in SYMBOL.findall(text) if found[0] not in (ROOT / found[1]).read_text()]
 
 
+@pytest.mark.parametrize("name", ["replace.md", "testing.md"])
+def test_code_on_pages_runs(name):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / name).read_text(), re.M | re.S)
+    assert blocks
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+
+
 def test_named_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {

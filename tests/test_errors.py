@@ -161,7 +161,7 @@ MODULE_ERRORS = {
     ),
     "no parameter": (
         lambda: replaced("weight_peephole_l0", None),
-        "weight_peephole_l0: expected a tensor of shape (21,)",
+        "weight_peephole_l0: expected a tensor of shape (3, 7)",
         "NoneType",
     ),
     "sparse parameter": (

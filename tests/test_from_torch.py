@@ -6,7 +6,7 @@ from torch import nn
 from torch.ao.nn.quantized import dynamic as quantized
 from torch.nn.utils import parametrizations, prune
 
-from lstm_fused import LSTM, ArgumentError
+from lstm_fused import LSTM, ArgumentError, LSTMCell
 
 
 class Louder(nn.LSTM):
@@ -99,6 +99,35 @@ def test_from_torch_copies_a_subclass_that_computes_the_same():
     torch.testing.assert_close(LSTM.from_torch(theirs)(x)[0], theirs(x)[0])
     with pytest.raises(ArgumentError, match="peephole: expected True or False, got 'no'"):
         LSTM.from_torch(theirs, peephole="no")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("peephole", [False, True])
+def test_cells_are_copied_there_and_back(bias, peephole):
+    theirs = nn.LSTMCell(5, 7, bias, dtype=torch.float64).eval()
+    theirs.weight_hh.requires_grad_(False)
+    ours, x = LSTMCell.from_torch(theirs, peephole=peephole, engine="reference"), torch.randn(3, 5).double()
+    assert ours.engine == "reference" and ours.peephole is peephole and not ours.training
+    for cell in (ours, ours.to_torch()):
+        torch.testing.assert_close(cell(x), theirs(x))
+        assert not cell.weight_hh.requires_grad and cell.weight_ih.requires_grad
+        assert cell.weight_ih.data_ptr() != theirs.weight_ih.data_ptr()
+    assert type(ours.to_torch()) is nn.LSTMCell and not ours.to_torch().training
+    coupled = LSTMCell(5, 7, peephole=False, coupled=True, dtype=torch.float64)
+    torch.testing.assert_close(coupled.to_torch()(x), coupled(x))
+
+
+def test_cells_that_cannot_be_copied():
+    with pytest.raises(ArgumentError, match=r"cell: expected a torch\.nn\.LSTMCell, got LSTM"):
+        LSTMCell.from_torch(nn.LSTM(5, 7))
+    with pytest.raises(
+        ArgumentError, match=r"cell: expected plain parameters, not .*, got weight_hh, weight_h"
+    ):
+        LSTMCell.from_torch(prune.random_unstructured(nn.LSTMCell(5, 7), "weight_hh", amount=0.5))
+    with pytest.raises(ArgumentError, match=r"weight_peephole: expected zeros, because torch"):
+        LSTMCell(5, 7).to_torch()
+    with pytest.raises(ArgumentError, match=r"zoneout_c: expected none, as torch.nn.LSTM has none, got 0.5"):
+        LSTMCell(5, 7, peephole=False, zoneout_c=0.5).to_torch()
 
 
 @pytest.mark.parametrize("change", [normed, pruned])

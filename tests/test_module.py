@@ -122,7 +122,7 @@ def test_peepholes_are_initialised_like_other_parameters_and_trained():
         assert value.abs().max() <= 1 / 8 and value.std() > 0.5 / 8 / 3**0.5, name
     module(torch.randn(4, 3, 5))[0].sum().backward()
     for name, value in peepholes.items():
-        assert value.shape == (3 * 64,) and value.grad.abs().min() > 0, name
+        assert value.shape == (3, 64) and value.grad.abs().min() > 0, name
 
 
 def test_from_torch_keeps_options_mode_and_frozen_parameters():
@@ -213,12 +213,12 @@ def test_a_module_survives_copy_pickle_and_dtype():
 
 
 def test_repr_shows_the_options():
-    assert repr(LSTM(5, 7)) == "LSTM(5, 7)"
+    assert repr(LSTM(5, 7)) == "LSTM(5, 7, peephole=True)"
     shown = repr(LSTM(5, 7, 2, batch_first=True, dropout=0.5, peephole=False, engine="reference"))
     assert (
         shown == "LSTM(5, 7, num_layers=2, batch_first=True, dropout=0.5, peephole=False, engine='reference')"
     )
-    assert repr(LSTMCell(5, 7, bias=False)) == "LSTMCell(5, 7, bias=False)"
+    assert repr(LSTMCell(5, 7, bias=False)) == "LSTMCell(5, 7, bias=False, peephole=True)"
 
 
 def test_without_gradients_nothing_is_saved():

@@ -196,7 +196,7 @@ def test_function_and_classifier_accept_numpy():
         assert torch.equal(lstm_fused.lstm(x, *weights, cell_clip=clip, reverse=np.True_)[0], expected)
     model = SequenceClassifier(np.int64(5), np.int64(7), np.int64(2), np.int64(3), dropout=np.float32(0.5))
     assert model(X.transpose(0, 1)).shape == (3, 3) and model.head.out_features == 3
-    assert repr(model.lstm) == "LSTM(5, 7, num_layers=2, batch_first=True, dropout=0.5)"
+    assert repr(model.lstm) == "LSTM(5, 7, num_layers=2, batch_first=True, dropout=0.5, peephole=True)"
     assert nn.LSTM(5, 7, np.int64(2), dropout=np.float32(0.5)).dropout == 0.5, "as in torch"
 
 

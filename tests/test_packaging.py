@@ -27,6 +27,7 @@ import torch, lstm_fused, lstm_fused.kernels
 folder = Path(lstm_fused.__file__).parent
 assert folder.is_relative_to(FOLDER), f"imported from {folder}"
 assert (folder / "py.typed").exists(), "py.typed is missing"
+assert (folder / "kernels/metal/cell.metal").exists(), "the Metal sources are missing"
 assert find_spec("kernels") is None, "kernels is installed at the top level"
 assert lstm_fused.__version__ == VERSION, lstm_fused.__version__
 x = torch.randn(5, 2, 3, requires_grad=True)
@@ -134,7 +135,7 @@ def test_sdist_is_complete(sdist):
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder in ("csrc", "examples", "kernels", "lstm_fused", "tests"):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in {".py", ".cpp", ".h", ".typed"}:
+            if path.suffix in {".py", ".cpp", ".h", ".metal", ".typed"}:
                 assert str(path.relative_to(ROOT)) in names
     assert names >= {"LICENSE", "Makefile", "README.md", "constraints.txt", "setup.py"}
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
@@ -152,9 +153,10 @@ def test_wheel(sdist, tmp_path):
     assert "-py3-none-" in wheel.name and "any" not in wheel.name
     python = install(wheel, tmp_path / "environment")
     check_installed(python, wheel)
-    said = run(python, "-I", "-m", "lstm_fused", cwd=tmp_path)
+    said = run(python, "-I", "-m", "lstm_fused", "--check", "--engine", "cpp", cwd=tmp_path)
     assert "not built" not in said and said.count("ready") == 2, said  # cpp and reference
     check_that_it_says_why_it_does_not_load(python, tmp_path)
+    assert "\ncpp on cpu: passed " in said
 
 
 def test_wheel_without_compiler(sdist, tmp_path):
@@ -242,7 +244,7 @@ def test_a_folder_of_the_same_name_does_not_hide_the_package(folder, tmp_path):
     program = "import lstm_fused.kernels; print(lstm_fused.LSTM(3, 4))"
     (tmp_path / "program.py").write_text(program)
     for command in (["-c", program], ["program.py"]):
-        assert run(sys.executable, *command, cwd=tmp_path) == "LSTM(3, 4)\n", (
+        assert run(sys.executable, *command, cwd=tmp_path) == "LSTM(3, 4, peephole=True)\n", (
             "is this environment of make env?"
         )
     assert "Instruction set" in run(sys.executable, "-m", "lstm_fused", cwd=tmp_path)

@@ -77,7 +77,7 @@ def test_coupled_gates_equal_four_gates_with_i_equal_to_1_minus_f(engine, more):
     lstm = make(coupled=True, num_layers=2, bidirectional=True, engine=engine, **more)
     shapes = {name: tuple(p.shape) for name, p in lstm.named_parameters()}
     assert shapes["weight_ih_l1"][0] == shapes["weight_hh_l0_reverse"][0] == 21
-    assert shapes.get("weight_peephole_l0", (14,)) == (14,) and shapes.get("bias_ih_l0", (21,)) == (21,)
+    assert shapes.get("weight_peephole_l0", (2, 7)) == (2, 7) and shapes.get("bias_ih_l0", (21,)) == (21,)
     for gates in lstm_fused.inspect(lstm, x(6, 3)).values():
         torch.testing.assert_close(gates.i, 1 - gates.f, rtol=0, atol=1e-15)
         assert gates.f.std() > 0.001

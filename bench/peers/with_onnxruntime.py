@@ -22,7 +22,7 @@ def program(arrays: Arrays, threads: int) -> Program:
         "W": ordered(arrays["weight_ih_l0"], GATES),
         "R": ordered(arrays["weight_hh_l0"], GATES),
         "B": np.concatenate(biases),
-        "P": ordered(arrays["weight_peephole_l0"], PEEPHOLES),
+        "P": ordered(arrays["weight_peephole_l0"].ravel(), PEEPHOLES),
     }
     inputs = {"X": arrays["x"], "initial_h": arrays["h0"], "initial_c": arrays["c0"]}
     names = ["X", "W", "R", "B", "", "initial_h", "initial_c", "P"]

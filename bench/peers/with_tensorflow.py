@@ -31,7 +31,7 @@ def named(found: Found) -> Arrays:
     arrays |= {"d_x": d["x"], "d_h0": d["h_prev"][None], "d_c0": d["cs_prev"][None]}
     arrays |= {"d_weight_ih_l0": weight[:, :inputs], "d_weight_hh_l0": weight[:, inputs:]}
     arrays |= {"d_bias_ih_l0": bias, "d_bias_hh_l0": bias}
-    return arrays | {"d_weight_peephole_l0": np.concatenate([d["wci"], d["wcf"], d["wco"]])}
+    return arrays | {"d_weight_peephole_l0": np.stack([d["wci"], d["wcf"], d["wco"]])}
 
 
 def program(arrays: Arrays, threads: int) -> Program:
@@ -47,7 +47,7 @@ def program(arrays: Arrays, threads: int) -> Program:
         "cs_prev": arrays["c0"][0],
         "w": np.ascontiguousarray(reordered(weight).T),  # [I + H, 4H]
         "b": reordered(arrays["bias_ih_l0"] + arrays["bias_hh_l0"]),
-    } | dict(zip(("wci", "wcf", "wco"), np.split(arrays["weight_peephole_l0"], 3), strict=True))
+    } | dict(zip(("wci", "wcf", "wco"), arrays["weight_peephole_l0"], strict=True))
     given = {name: tf.constant(parameters[name]) for name in PARAMETERS}
     gradients = [tf.constant(arrays[f"d_{name}"]) for name in OUTPUTS]
     options = {"seq_len_max": len(arrays["x"]), "forget_bias": 0.0, "cell_clip": -1.0, "use_peephole": True}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lstm_fused import reference
-from lstm_fused.backends import triton
+from lstm_fused.backends import metal, triton
 from lstm_fused.backends.table import OPERATORS, Engine
 from lstm_fused.contract import (
     BACKWARD_INPUTS,
@@ -56,16 +56,23 @@ def backward_kernel(backward: Callable[[Saved, OutputGradients], Gradients], *op
     return backward(saved, douts)
 
 
-def triton_or_reference_forward(inputs: Inputs) -> Outputs:
-    """Triton if its kernels can run here, else the reference: a program may come from another machine."""
-    return triton.forward(inputs, by_default=True) if triton.serves(inputs.x) else reference.forward(inputs)
+def or_reference_forward(backend: Any, inputs: Inputs) -> Outputs:
+    """The engine if its kernels can run here, else the reference: a program may come from another machine."""
+    run = partial(backend.forward, by_default=True) if backend.serves(inputs.x) else reference.forward
+    outputs: Outputs = run(inputs)
+    return outputs
 
 
-def triton_or_reference_backward(saved: Saved, douts: OutputGradients) -> Gradients:
+def or_reference_backward(backend: Any, saved: Saved, douts: OutputGradients) -> Gradients:
     """The backward pass of either; both save the same tensors for it."""
-    if triton.serves(saved.c):
-        return triton.backward(saved, douts, by_default=True)
-    return reference.backward(saved, douts)
+    run = partial(backend.backward, by_default=True) if backend.serves(saved.c) else reference.backward
+    gradients: Gradients = run(saved, douts)
+    return gradients
+
+
+def or_reference(backend: Any) -> tuple[Callable[..., Outputs], Callable[..., Gradients]]:
+    """The two passes of an engine chosen by default."""
+    return partial(or_reference_forward, backend), partial(or_reference_backward, backend)
 
 
 LIBRARY = torch.library.Library("lstm_fused", "FRAGMENT")
@@ -84,7 +91,9 @@ ANYWHERE = "CompositeExplicitAutograd"
 for _name, _forward, _backward, _key in (  # the C++ engine registers itself
     ("reference", reference.forward, reference.backward, ANYWHERE),
     ("triton", triton.forward, triton.backward, triton.DEVICE.upper()),
-    ("triton_or_reference", triton_or_reference_forward, triton_or_reference_backward, ANYWHERE),
+    ("triton_or_reference", *or_reference(triton), ANYWHERE),
+    ("metal", metal.forward, metal.backward, metal.DEVICE.upper()),
+    ("metal_or_reference", *or_reference(metal), ANYWHERE),
 ):
     LIBRARY.impl(f"{_name}_forward", partial(forward_kernel, _forward), _key)
     LIBRARY.impl(f"{_name}_backward", partial(backward_kernel, _backward), _key)

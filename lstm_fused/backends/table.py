@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lstm_fused.backends import cpp, triton
+from lstm_fused.backends import cpp, metal, triton
 from lstm_fused.contract import PLAIN, Variant
 from lstm_fused.errors import bad, bad_type, shown
 
@@ -47,6 +47,7 @@ REFERENCE = Engine("reference", None, FLOATS, lambda: None, Variant._fields)
 # Listed by name, so that a new option is refused until an engine computes it.
 VARIANTS = ("gain_hh", "h_mask", "zoneout_h", "zoneout_c", "cell_clip")
 TRITON = Engine("triton", (triton.DEVICE,), FLOATS, triton.unavailable, VARIANTS)
+METAL = Engine("metal", (metal.DEVICE,), metal.DTYPES, metal.unavailable, VARIANTS)
 
 # Ordered by preference, the fastest first; Triton's interpreter comes last because it is only for tests.
 ENGINES = (
@@ -59,14 +60,15 @@ ENGINES = (
         narrow_c=True,
         products=True,
     ),
-    *((REFERENCE, TRITON) if triton.INTERPRETED else (TRITON, REFERENCE)),
+    *((METAL, REFERENCE, TRITON) if triton.INTERPRETED else (TRITON, METAL, REFERENCE)),
 )
 
 # Operators of engines chosen by default, if they differ from the engine's own: they run the reference if no
 # kernel has passed its check on this card. Both save the same tensors for backward.
-DEFAULT_OPERATORS = {"triton": "triton_or_reference"}
+DEFAULT_OPERATORS = {"triton": "triton_or_reference", "metal": "metal_or_reference"}
 # Every pair of operators, with the engine that determines the shapes and dtypes of their results.
-OPERATORS = {engine.name: engine for engine in ENGINES} | {DEFAULT_OPERATORS["triton"]: TRITON}
+OPERATORS = {engine.name: engine for engine in ENGINES}
+OPERATORS |= {DEFAULT_OPERATORS[engine.name]: engine for engine in (TRITON, METAL)}
 
 
 def named(name: object, argument: str = "engine") -> Sequence[Engine]:

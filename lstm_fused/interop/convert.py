@@ -101,7 +101,7 @@ def keras_layer(arrays: Sequence[Array]) -> Layer:
         if bias[0] in shapes:
             weights |= biases(rest[1])
         if peepholes[0] in shapes:
-            weights["weight_peephole"] = torch.cat(one_dtype("layers", rest[-3:]))
+            weights["weight_peephole"] = torch.stack(one_dtype("layers", rest[-3:]))
         layer.append(weights)
     return layer
 
@@ -126,7 +126,7 @@ def tensorflow_cell(cell: Mapping[str, Array], forget_bias: float) -> dict[str, 
     bias[H : 2 * H] += forget_bias
     weights = {"weight_ih": weight[:, :-H], "weight_hh": weight[:, -H:], **biases(bias)}
     if PEEPHOLES[0] in tensors:
-        weights["weight_peephole"] = torch.cat([tensors[name] for name in PEEPHOLES])
+        weights["weight_peephole"] = torch.stack([tensors[name] for name in PEEPHOLES])
     return weights
 
 

@@ -1,6 +1,6 @@
 """`LSTMCell`: runs one step at a time, with the engines of `LSTM`."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -8,15 +8,17 @@ from torch import Tensor, nn
 from lstm_fused.checks import States, check_input, check_states
 from lstm_fused.contract import Variant
 from lstm_fused.functional import run_layer
+from lstm_fused.interop import nn_lstm
 from lstm_fused.layers import masks, parameters
 from lstm_fused.layers.options import OPTIONS, WithOptions, check_combination, check_dtype
+from lstm_fused.layers.parameters import Parameters
 
 
 class LSTMCell(WithOptions):
     """A drop-in for `torch.nn.LSTMCell` whose gates see the cell state through a peephole.
 
     `lstm_fused.reference` has the equations. Parameters are those of torch.nn.LSTMCell, and
-    ``weight_peephole`` of shape (3 * hidden_size,), ordered p_i, p_f, p_o; all start uniform in
+    ``weight_peephole`` of shape (3, hidden_size), rows p_i, p_f, p_o; all start uniform in
     ±1/sqrt(hidden_size). ``coupled`` and ``layer_norm`` change them as they do in `lstm_fused.LSTM`.
     There is no recurrent dropout, because its mask belongs to a sequence.
 
@@ -100,6 +102,31 @@ class LSTMCell(WithOptions):
             self.register_parameter(name, value)
         self.reset_parameters()
 
+    @classmethod
+    def from_torch(cls, cell: nn.LSTMCell, *, peephole: bool = True, engine: str | None = None) -> Self:
+        """Copy a torch.nn.LSTMCell; states stay the same, because the peephole starts at zero.
+
+        Args:
+            cell: the module to copy, with its parameters, options, device and mode.
+            peephole: whether to add a peephole.
+            engine: as for `lstm_fused.LSTM`.
+
+        Raises:
+            ArgumentError: this is not a torch.nn.LSTMCell, or it is parametrized, pruned or of mixed dtypes.
+        """
+        return nn_lstm.copy_of_cell(cls, cell, peephole, engine)
+
+    def to_torch(self) -> nn.LSTMCell:
+        """Copy this module into a torch.nn.LSTMCell; it must have no peephole, or only zeros.
+
+        Returns:
+            The copy, with the parameters, options, device and mode of this module; coupled gates become four.
+
+        Raises:
+            ArgumentError: a peephole is not zero, a parameter is parametrized, or torch lacks an option.
+        """
+        return nn_lstm.copy_to_cell(self)
+
     def reset_parameters(self) -> None:
         """Draw all parameters but gains and a forget_bias uniformly from ±1/sqrt(hidden_size)."""
         parameters.reset(self.named_parameters(), self.hidden_size, self.forget_bias, self.coupled)
@@ -133,3 +160,7 @@ class LSTMCell(WithOptions):
         variant = Variant.of(own.gain_hh, *drawn, self.cell_clip)
         _, (h, c) = run_layer(x, own, hx, None, False, self.engine, variant)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
+
+    def _parameters_of(self) -> Parameters:
+        """The parameters as engines take them, with coupled gates expanded to all four."""
+        return parameters.read(self, self._shapes, self.coupled)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +21,17 @@ from lstm_fused.errors import bad
 from lstm_fused.functional import run_layer
 from lstm_fused.interop import nn_lstm
 from lstm_fused.layers import masks, parameters
+from lstm_fused.layers.idioms import TorchIdioms
 from lstm_fused.layers.options import WithOptions, check_combination, check_dtype
 from lstm_fused.layers.parameters import Parameters
 
 
-class LSTM(WithOptions):
+class LSTM(TorchIdioms, WithOptions):
     """A drop-in for `torch.nn.LSTM` whose gates see the cell state through peepholes.
 
     `lstm_fused.reference` has the equations and their papers. Parameters have the names, shapes and order of
     torch.nn.LSTM, so that a ``state_dict`` loads in either with ``peephole=False``; peepholes add
-    ``weight_peephole_l{k}{_reverse}`` of shape (3 * hidden_size,), ordered p_i, p_f, p_o. All start uniform
+    ``weight_peephole_l{k}{_reverse}`` of shape (3, hidden_size), rows p_i, p_f, p_o. All start uniform
     in ±1/sqrt(hidden_size). ``coupled`` removes the rows of i and p_i; ``layer_norm`` adds
     ``gain_ih_l{k}{_reverse}`` and ``gain_hh_…`` of shape (4 * hidden_size,), which start at 1.
 
@@ -53,7 +54,7 @@ class LSTM(WithOptions):
         zoneout_h: probability that an element of h keeps its previous value; the share it keeps in eval mode.
         zoneout_c: the same for c.
         cell_clip: bound on the magnitude of c.
-        engine: "cpp", "reference" or "triton", never replaced by another; None takes the best that can serve.
+        engine: "cpp", "triton", "metal" or "reference", never replaced by another; None takes the best one.
 
     batch_first, dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip and engine may be set later too;
     all options are checked whenever they are set.
@@ -178,9 +179,6 @@ class LSTM(WithOptions):
         """Draw all parameters but gains and a forget_bias uniformly from ±1/sqrt(hidden_size)."""
         parameters.reset(self.named_parameters(), self.hidden_size, self.forget_bias, self.coupled)
 
-    def flatten_parameters(self) -> None:
-        """Do nothing: there is no flat copy of the weights. Callers of torch.nn.LSTM may call this."""
-
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -298,6 +296,4 @@ class LSTM(WithOptions):
     def _parameters_of(self, suffix: str) -> Parameters:
         """The parameters of one layer in one direction, with coupled gates expanded to all four."""
         shapes = next(of[suffix] for of in self._shapes if suffix in of)
-        read: list[Any] = [None if shape is None else getattr(self, name) for name, shape in shapes.items()]
-        own = Parameters(*read)
-        return parameters.uncoupled(own) if self.coupled else own
+        return parameters.read(self, shapes, self.coupled)

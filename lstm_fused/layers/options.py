@@ -7,13 +7,18 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from lstm_fused.autograd.autocast import computed_in
 from lstm_fused.backends import table
+from lstm_fused.backends.choice import Choice, explain
 from lstm_fused.checks import check_parameter
+from lstm_fused.contract import Variant
 from lstm_fused.errors import bad, bad_type, shown
 from lstm_fused.layers import parameters
 from lstm_fused.layers.parameters import Parameters
 
+PEEPHOLE = Parameters._fields.index("peephole")
 LIMIT = 2**60  # sizes are smaller; PyTorch overflows above
 
 
@@ -151,6 +156,12 @@ class WithOptions(nn.Module):
     """A module that checks its options whenever they are set, and shows them in its repr."""
 
     _options: ClassVar[dict[str, Option]] = OPTIONS
+    layer_norm: bool
+    recurrent_dropout: float
+    zoneout_h: float
+    zoneout_c: float
+    cell_clip: float | None
+    engine: str | None
 
     def __setattr__(self, name: str, value: Any) -> None:
         option = self._options.get(name)
@@ -165,9 +176,39 @@ class WithOptions(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
     ) -> None:
         """Load parameters. Missing peepholes become zero if the layer's weights are present."""
+        parameters.reshape_flat_peepholes(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
         assign = local_metadata.get("assign_to_params_buffers", False)
         rest[-1].extend(parameters.zero_absent_peepholes(self, state_dict, prefix, assign))  # error messages
+
+    def engine_for(self, input: Tensor | PackedSequence) -> Choice:
+        """Tell which engine runs for an input, and why; nothing is computed.
+
+        Args:
+            input: what `forward` takes; its device and dtype decide, with this module's options, its mode and
+                autocast.
+
+        Returns:
+            The choice: its ``engine``, ``detail``, ``refused`` and ``asked``; ``print`` it to read it.
+
+        Raises:
+            ArgumentError: input is neither a tensor nor a PackedSequence.
+            RuntimeError: the engine that this module names cannot serve.
+
+        Example:
+            >>> module = lstm_fused.LSTM(8, 16, dtype=torch.float16)
+            >>> print(module.engine_for(torch.zeros(5, 2, 8, dtype=torch.float16)))
+            reference, because cpp takes bfloat16, float32, float64, not float16
+        """
+        x: Any = input.data if isinstance(input, PackedSequence) else input
+        if not isinstance(x, Tensor):
+            raise bad_type("input", "a tensor or a PackedSequence", type(x).__name__)
+        options = self._options.keys()
+        rates = [self.training and "recurrent_dropout" in options and self.recurrent_dropout > 0]
+        rates += [self.zoneout_h > 0, self.zoneout_c > 0]
+        some = x.new_empty(0)
+        drawn = [some if used else None for used in (self.layer_norm, *rates)]
+        return explain(self.engine, x.device, computed_in(x), Variant.of(*drawn, self.cell_clip))
 
     def _own(self, shapes: parameters.Shapes, input: Tensor) -> Parameters:
         """The parameters of these names, read and checked at every call, because they may change."""
@@ -190,15 +231,17 @@ class WithOptions(nn.Module):
                 ):
                     check_parameter(name, parameter, shape, input)
             own.append(parameter)
+        if own[PEEPHOLE] is not None:
+            own[PEEPHOLE] = parameters.flat(own[PEEPHOLE])
         return Parameters(*own)
 
     def extra_repr(self) -> str:
-        """The sizes, and the options that differ from their defaults, as torch.nn.LSTM shows them."""
+        """The sizes, peephole, and the options that differ from their defaults, as torch.nn.LSTM does."""
         items = []
         for name, option in self._options.items():
             value = getattr(self, name)
             if option.default is REQUIRED:
                 items.append(repr(value))
-            elif value != option.default:
+            elif value != option.default or name == "peephole":
                 items.append(f"{name}={value!r}")
         return ", ".join(items)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ class Parameters(NamedTuple):
     bias_ih: Tensor | None  # [4H]
     bias_hh: Tensor | None  # [4H]
     weight_hr: Tensor | None  # [P, H]
-    peephole: Tensor | None  # [3H]; named weight_peephole in a state dict
+    peephole: Tensor | None  # [3H]; [3, H] and named weight_peephole in a module
     gain_ih: Tensor | None  # [4H]
     gain_hh: Tensor | None  # [4H]
 
@@ -35,7 +35,7 @@ def shapes(
         "bias_ih": (gates,) if bias else None,
         "bias_hh": (gates,) if bias else None,
         "weight_hr": (P, H) if P else None,
-        "weight_peephole": ((2 if coupled else 3) * H,) if peephole else None,
+        "weight_peephole": (2 if coupled else 3, H) if peephole else None,
         "gain_ih": (gates,) if layer_norm else None,
         "gain_hh": (gates,) if layer_norm else None,
     }
@@ -104,6 +104,30 @@ def zero_absent_peepholes(
         for name in parametrized
         if absent(name)
     ]
+
+
+def flat(peephole: Tensor) -> Tensor:
+    """The peepholes as engines take them, [3H]; modules hold [3, H], since `torch.nn.init` needs a matrix."""
+    return peephole.flatten() if peephole.dim() == 2 else peephole
+
+
+def read(module: nn.Module, shapes: Shapes, coupled: bool) -> Parameters:
+    """A module's parameters of these names as engines take them, with coupled gates expanded to all four."""
+    held: list[Any] = [None if shape is None else getattr(module, name) for name, shape in shapes.items()]
+    own = Parameters(*held)
+    if own.peephole is not None:
+        own = own._replace(peephole=flat(own.peephole))
+    return uncoupled(own) if coupled else own
+
+
+def reshape_flat_peepholes(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Give the peepholes of a state dict in which they are flat, (3H,), the shape of the module's, (3, H)."""
+    for name, own in (*module._parameters.items(), *module._buffers.items()):
+        if own is None or not name.startswith(PEEPHOLE):
+            continue
+        value = state_dict.get(prefix + name)
+        if isinstance(value, Tensor) and value.dim() == 1 and value.numel() == own.numel():
+            state_dict[prefix + name] = value.view(own.shape)
 
 
 def uncoupled(parameters: Parameters) -> Parameters:

@@ -136,7 +136,7 @@ def direction(file: File, operation: Operation, d: int) -> dict[str, Tensor]:
         weights |= zip(("bias_ih", "bias_hh"), (gates(b, operation) for b in B.chunk(2)), strict=True)
     if P is not None:
         p_i, p_o, p_f = P.chunk(3)
-        weights["weight_peephole"] = torch.cat([-p_i, p_o] if operation.coupled else [p_i, p_f, p_o])
+        weights["weight_peephole"] = torch.stack([-p_i, p_o] if operation.coupled else [p_i, p_f, p_o])
     return weights
 
 
