@@ -54,10 +54,10 @@ constexpr int64_t default_l2_bytes = 1 << 20;
 // older than l2_budget; it affects speed, not results.
 constexpr int64_t l2_resident_bytes = 1 << 20;
 
-// [rows] Maximum T × B of a call that multiplies by the weights in their own layout: packing an element takes as
-// long as multiplying it by 10 rows. On Zen 3 the forward operator takes 29 to 42 instead of 80 µs for one row
-// of H = 128, 100 to 110 instead of 146 for 8, as long as before for 16; the backward one 32 to 37 instead of 55
-// to 63, and 67 to 75 instead of 91 to 97.
+// [rows] Maximum T × B of a call that multiplies by the weights in their own layout: packing an element takes
+// as long as multiplying it by 10 rows. On Zen 3 the forward operator takes 29 to 42 instead of 80 µs for one
+// row of H = 128, 100 to 110 instead of 146 for 8, as long as before for 16; the backward one 32 to 37
+// instead of 55 to 63, and 67 to 75 instead of 91 to 97.
 constexpr int64_t max_unpacked_rows = 12;
 
 // ---- The input GEMM, W_ih x: fused into each step, or hoisted and computed for several steps at once
