@@ -37,7 +37,7 @@ def test_what_python_lacks_is_named(target):
     code, said = make(target, python=f"{sys.executable} -S")  # without its packages
     lacking = "torch, triton, numpy" + ", pytest" * (target == "gpu-check")
     assert code != 0
-    assert f"-S lacks {lacking} (torch 2.10, triton 3.6 or newer)" in said
+    assert f"-S lacks {lacking} (torch 2.11, triton 3.6 or newer)" in said
 
 
 def run(*arguments, **variables):
