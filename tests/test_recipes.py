@@ -67,7 +67,7 @@ def test_train_only_the_peepholes(recipe):
     found = recipe("Train only the peepholes")
     groups = found["optimizer"].param_groups
     assert [len(group["params"]) for group in groups] == [18, 4]
-    assert {p.dim() for p in groups[1]["params"]} == {1}
+    assert {tuple(p.shape) for p in groups[1]["params"]} == {(3, 32)}
     # The first optimizer of the recipe.
     code = sections(RECIPES)["Train only the peepholes"].split("\nmodel = Tagger(LSTM)\nnamed")[0]
     exec(code, found)
@@ -125,5 +125,4 @@ def test_initialise_by_a_loop(recipe):
     for gate in lstm.weight_hh_l1.chunk(4):
         torch.testing.assert_close(gate @ gate.T, torch.eye(32), atol=1e-5, rtol=0)
     assert not lstm.weight_peephole_l0.any() and lstm.bias_ih_l1.sum() == 32 and not lstm.bias_hh_l1.any()
-    with pytest.raises(ValueError, match="Fan in and fan out can not be computed"):
-        nn.init.xavier_uniform_(lstm.weight_peephole_l0)
+    nn.init.xavier_uniform_(lstm.weight_peephole_l0)  # loops that take every weight for a matrix

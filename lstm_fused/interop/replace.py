@@ -113,6 +113,13 @@ def restore(model: nn.Module) -> Report:
 
     Raises:
         ArgumentError: model is not a module.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.LSTM(5, 7))
+        >>> report = replace(model, peephole=False)
+        >>> report = restore(model)
+        >>> type(model[0])
+        <class 'torch.nn.modules.rnn.LSTM'>
     """
     return convert(model, restored)
 

@@ -71,7 +71,7 @@ class LSTM(TorchIdioms, WithOptions):
         >>> lstm = LSTM(28, 128, num_layers=2, batch_first=True)
         >>> output, (h_n, c_n) = lstm(torch.randn(3, 50, 28), lengths=torch.tensor([50, 7, 23]))
         >>> output.shape, h_n.shape, lstm.weight_peephole_l0.shape
-        (torch.Size([3, 50, 128]), torch.Size([2, 3, 128]), torch.Size([384]))
+        (torch.Size([3, 50, 128]), torch.Size([2, 3, 128]), torch.Size([3, 128]))
     """
 
     def __init__(
