@@ -267,10 +267,23 @@ def test_verdicts_hold_for_a_chip_and_a_macos(monkeypatch):
 def test_the_table_to_send_in(monkeypatch, capsys):
     monkeypatch.setattr(mps, "TIMED", (Case("tiny", T=3, B=2, I=3, H=4),))
     mps.print_table("cpu", 1)
-    header, _, row = capsys.readouterr().out.splitlines()
+    header, _, row, _ = capsys.readouterr().out.splitlines()
     assert header.startswith("| size | (T, B, I, H) | metal | reference |") and header.count(
         "|"
     ) == row.count("|")
+    assert "failed" not in row
+
+
+def test_the_table_is_complete_where_a_kernel_is_wrong(monkeypatch, capsys):
+    monkeypatch.setenv("LSTM_FUSED_GPU", "auto")
+    monkeypatch.setattr(library, "source", lambda *a: "what Apple's compiler refuses")
+    monkeypatch.setattr(launch, "library", library.library.__wrapped__)
+    monkeypatch.setattr(mps, "TIMED", (Case("tiny", T=3, B=2, I=3, H=4),) * 2)
+    mps.print_table("cpu", 1)
+    header, _, *rows, _, why = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 and all(row.count("|") == header.count("|") for row in rows)
+    assert all(row.split(" | ")[2:3] == ["failed"] and row.count("failed") == 1 for row in rows)
+    assert why.startswith("failed: metal: Metal's resident kernel was not right on a Mac: CompileError")
 
 
 def test_predictions_prefer_the_chosen_kernel():
