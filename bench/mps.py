@@ -54,16 +54,22 @@ def main() -> int:
 
 
 def print_table(device: str, rounds: int) -> None:
-    """Time all contestants at the sizes of the other benchmarks."""
+    """Time all contestants at the sizes of the other benchmarks, "failed" where one raises, and say why."""
+    errors: dict[str, None] = {}  # in order, once each
     print(f"| size | (T, B, I, H) | {' | '.join(CONTESTANTS)} |\n{'| --- ' * (2 + len(CONTESTANTS))}|")
     for case in TIMED:
         problem = make_problem(case, Setting(torch.float32, torch.get_num_threads(), None, device=device))
         cells = [case.name, str((case.T, case.B, case.I, case.H))]
-        for make in CONTESTANTS.values():
-            module = make(problem)
-            times = [milliseconds(partial(step, module, problem), device, rounds) for step in STEPS.values()]
-            cells.append(" / ".join(f"{each:.2f}" for each in times))
+        for name, make in CONTESTANTS.items():
+            try:
+                module = make(problem)
+                steps = [partial(step, module, problem) for step in STEPS.values()]
+                cells.append(" / ".join(f"{milliseconds(each, device, rounds):.2f}" for each in steps))
+            except RuntimeError as error:  # of a kernel that is wrong, for one: the report goes on
+                cells.append("failed")
+                errors[f"{name}: {error}"] = None
         print(f"| {' | '.join(cells)} |", flush=True)
+    print("".join(f"\nfailed: {error}" for error in errors))
 
 
 def milliseconds(task: Callable[[], object], device: str, rounds: int) -> float:

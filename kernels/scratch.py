@@ -14,7 +14,7 @@ def zero_counters(like: Tensor, number: int) -> Tensor:
 @cache
 def timeout_flag_on(device: torch.device) -> Tensor:
     """The flag of a device, int32 [1]; in pinned memory, so that the host reads it without synchronizing."""
-    return torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+    return torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
 
 
 def timed_out(device: torch.device) -> bool:

@@ -117,6 +117,9 @@ def machine(device: torch.device) -> str:
     """The name of everything else that a verdict depends on."""
     if device.type == "mps":  # the driver and the compiler are parts of macOS
         compiler = f"macos{platform.mac_ver()[0]}"
+        # PyTorch compiles with safe math unless this says otherwise.
+        if (fast := os.environ.get("PYTORCH_MPS_FAST_MATH", "0")) != "0":
+            compiler += f"-fastmath{fast}"
     else:
         import triton  # not installed on Macs
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import CASES, GAINS, NAMES, PLAIN, VARIANTS, Case, make_tensors, shortened
 from like_mps import LikeMPS
-from lstm_fused.kernels import check, guard, metal, verdicts
+from lstm_fused.kernels import check, guard, metal, scratch, verdicts
 from lstm_fused.kernels.metal import launch, library
 from lstm_fused.kernels.metal.plan import Plan, plans
 from lstm_fused.kernels.plan import Layer
@@ -115,6 +115,16 @@ def test_the_host_code_uses_what_mps_has(case, dtype):
     with LikeMPS():
         out = harness.call("metal", case, dict.fromkeys(NAMES) | leaves)
         torch.autograd.grad(sum(o.sum() for o in out), list(leaves.values()))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_check_ignores_the_default_device(direction):
+    layer = Layer(direction, 5, 3, torch.float32, "ieee")
+    scratch.timeout_flag_on.cache_clear()
+    with torch.device("meta"):
+        for plan in plans(layer):
+            found = check.check(plan, layer, CPU)
+            assert found.right, found.said
 
 
 def test_structs_of_the_kernels_are_those_of_the_host():
@@ -256,21 +266,36 @@ def test_gradients_are_those_of_finite_differences(case, in_float64):
     assert torch.autograd.gradcheck(function, [tensors[name].requires_grad_() for name in names])
 
 
-def test_verdicts_hold_for_a_chip_and_a_macos(monkeypatch):
+def test_verdicts_hold_for_a_chip_a_macos_and_a_math_mode(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "get_name", lambda: "Apple M9")
     monkeypatch.setattr(verdicts, "card_name", CARD_NAME)
     monkeypatch.setattr(platform, "mac_ver", lambda: ("99.1", ("", "", ""), "arm64"))
     name = MACHINE(torch.device("mps"))
     assert name.startswith("Apple-M9_torch") and "_macos99.1_" in name
+    monkeypatch.setenv("PYTORCH_MPS_FAST_MATH", "1")
+    assert MACHINE(torch.device("mps")) == name.replace("_macos99.1_", "_macos99.1-fastmath1_")
 
 
 def test_the_table_to_send_in(monkeypatch, capsys):
     monkeypatch.setattr(mps, "TIMED", (Case("tiny", T=3, B=2, I=3, H=4),))
     mps.print_table("cpu", 1)
-    header, _, row = capsys.readouterr().out.splitlines()
+    header, _, row, _ = capsys.readouterr().out.splitlines()
     assert header.startswith("| size | (T, B, I, H) | metal | reference |") and header.count(
         "|"
     ) == row.count("|")
+    assert "failed" not in row
+
+
+def test_the_table_is_complete_where_a_kernel_is_wrong(monkeypatch, capsys):
+    monkeypatch.setenv("LSTM_FUSED_GPU", "auto")
+    monkeypatch.setattr(library, "source", lambda *a: "what Apple's compiler refuses")
+    monkeypatch.setattr(launch, "library", library.library.__wrapped__)
+    monkeypatch.setattr(mps, "TIMED", (Case("tiny", T=3, B=2, I=3, H=4),) * 2)
+    mps.print_table("cpu", 1)
+    header, _, *rows, _, why = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 and all(row.count("|") == header.count("|") for row in rows)
+    assert all(row.split(" | ")[2:3] == ["failed"] and row.count("failed") == 1 for row in rows)
+    assert why.startswith("failed: metal: Metal's resident kernel was not right on a Mac: CompileError")
 
 
 def test_predictions_prefer_the_chosen_kernel():
