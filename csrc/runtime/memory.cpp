@@ -122,7 +122,7 @@ void fill_new_memory(bool fill) { fills_new_memory.store(fill, std::memory_order
 
 void fill_if_asked(void* data, size_t bytes) {
   // All bits set are NaN in every dtype.
-  if (fills_new_memory.load(std::memory_order_relaxed)) std::memset(data, 0xff, bytes);
+  if (bytes > 0 && fills_new_memory.load(std::memory_order_relaxed)) std::memset(data, 0xff, bytes);
 }
 
 }  // namespace lstm_fused
