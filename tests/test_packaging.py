@@ -95,6 +95,7 @@ def check_that_it_says_why_it_does_not_load(python, folder):
             b"Tensor h9, Tensor c0, Tensor? lengths",
             "cpp_forward differs",
         ),
+        (b"cpp_products(Tensor dxw", b"cpp_productz(Tensor dxw", "cpp_products differs"),
     ):
         assert old in good
         library.unlink()

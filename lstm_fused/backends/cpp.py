@@ -32,10 +32,9 @@ def _load() -> tuple[str | None, str | None]:
             return reason, f"it needs torch 2.11 or newer, and this is {torch.__version__}"
         return reason, f"if the file is damaged or of another system, {_REINSTALL}"
     for name, expected in SCHEMAS.items():
-        if (
-            str(getattr(torch.ops.lstm_fused, f"cpp_{name}").default._schema).partition("(")[2]
-            != expected[1:]
-        ):
+        operator = getattr(torch.ops.lstm_fused, f"cpp_{name}", None)  # none in a build before the stable ABI
+        found = "" if operator is None else str(operator.default._schema)
+        if not found.endswith(f"cpp_{name}{expected}"):
             return f"{_LIBRARY.name} is of another version of lstm_fused: cpp_{name} differs", _REINSTALL
     try:
         isa()
