@@ -75,7 +75,7 @@ def test_options_that_an_engine_lacks_decide(monkeypatch):
 def test_the_triton_engine_may_be_turned_off(monkeypatch):
     monkeypatch.setattr(table, "ENGINES", (table.Engine("triton", ("cpu",), table.FLOATS, lambda: None, ()),))
     monkeypatch.delenv("LSTM_FUSED_GPU", raising=False)
-    assert str(LSTM(5, 7).engine_for(X)) == f"triton ({choice.CHECKED['triton']})"
+    assert str(LSTM(5, 7).engine_for(X)) == f"triton ({choice.CHECKED})"
     monkeypatch.setenv("LSTM_FUSED_GPU", "off")
     assert str(LSTM(5, 7).engine_for(X)) == "reference, because triton is turned off by LSTM_FUSED_GPU"
     assert LSTM(5, 7, engine="triton").engine_for(X).engine == "triton"

@@ -40,10 +40,10 @@ constexpr bool has_few_rows(int64_t rows) { return rows <= memory_bound_rows; }
 
 // Adds A times B, over k-groups [k_begin, k_end), to accumulators with leading dimension `stride`, or stores
 // the product if they are `fresh`. A has Rows rows, B Panels panels [K, NR] that are `panel_stride` apart,
-// their k-groups `k_stride`. Meanwhile prefetches `prefetch_bytes` from
-// `prefetch` into L2 for each k-group and panel. With few rows, 0 means that the weights are in L2 already:
-// the kernel then leaves all prefetching to the hardware. Never inlined: the row pointers need all registers
-// that a caller would take. With KMajor, A is packed as [K, Rows] at rows[0] (pack_k_major).
+// their k-groups `k_stride`. With KMajor, A is packed as [K, Rows] at rows[0] (pack_k_major). Meanwhile
+// prefetches `prefetch_bytes` from `prefetch` into L2 for each k-group and panel. With few rows, 0 means that
+// the weights are in L2 already: the kernel then leaves all prefetching to the hardware. Never inlined: the
+// row pointers need all registers that a caller would take.
 template <class scalar_t, int Rows, int Panels, bool KMajor>
 [[gnu::noinline]] void microkernel(const scalar_t* const* rows, int64_t k_begin, int64_t k_end,
                                    const scalar_t* weights, int64_t panel_stride, int64_t k_stride,

@@ -14,8 +14,8 @@ struct Block {
   size_t bytes;  // at least as many as were asked for
 };
 
-// Memory for at least pool_min_bytes, 64-byte aligned, that an earlier caller gave back or that is new.
-// Throws std::runtime_error with torch's message if there is none.
+// So many bytes of memory, 64-byte aligned: new, or, from pool_min_bytes on, what an earlier caller gave
+// back. Throws std::runtime_error with torch's message if there is none.
 Block take_block(size_t bytes);
 void give_block(Block block);
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from lstm_fused.backends import cpp, triton
-from lstm_fused.backends.table import named, select, short
+from lstm_fused.backends.table import DEFAULT_OPERATORS, named, select, short
 from lstm_fused.contract import Variant
 from lstm_fused.errors import SlowEngineWarning
 
-CHECKED = dict.fromkeys(
-    ("triton", "metal"), "each kernel if it is right on this card: python -m lstm_fused lists them"
-)
+CHECKED = "each kernel if it is right on this card: python -m lstm_fused lists them"
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,12 @@ def explain(name: str | None, device: torch.device, dtype: torch.dtype, variant:
             break
         if engine.devices is None or device.type in engine.devices:
             refused[engine.name] = "; ".join(engine.why_not(device, dtype, variant))
-    if chosen in CHECKED and name is None and os.environ.get("LSTM_FUSED_GPU") == "off":
-        chosen, refused = "reference", {chosen: "is turned off by LSTM_FUSED_GPU"}
+    checked = chosen in DEFAULT_OPERATORS
+    if checked and name is None and os.environ.get("LSTM_FUSED_GPU") == "off":
+        checked, chosen, refused = False, "reference", {chosen: "is turned off by LSTM_FUSED_GPU"}
     if chosen == "reference" and not refused and name is None:
         refused = {"no other engine": f"runs on {device.type}"}
-    detail = cpp.isa() if chosen == "cpp" else CHECKED.get(chosen, "")
+    detail = CHECKED if checked else cpp.isa() if chosen == "cpp" else ""
     return Choice(chosen, detail, refused, name is not None)
 
 

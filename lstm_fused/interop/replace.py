@@ -14,7 +14,6 @@ from lstm_fused.errors import ArgumentError, bad_type
 from lstm_fused.interop.construction import Makers, made_by, torchs_own
 from lstm_fused.interop.nn_lstm import VARIANTS
 from lstm_fused.interop.transform import (
-    PEEPHOLE,
     Skip,
     check_weights,
     from_quantization,
@@ -28,6 +27,7 @@ from lstm_fused.layers.cell import LSTMCell
 from lstm_fused.layers.classifier import SequenceClassifier
 from lstm_fused.layers.lstm import LSTM
 from lstm_fused.layers.options import engine_name, flag
+from lstm_fused.layers.parameters import PEEPHOLE
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {nn.LSTM: LSTM, nn.LSTMCell: LSTMCell}
 TORCHS = {ours: theirs for theirs, ours in OURS.items()}

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from lstm_fused.backends import table
 from lstm_fused.layers.cell import LSTMCell
 from lstm_fused.layers.lstm import LSTM
+from lstm_fused.layers.parameters import PEEPHOLE
 
-PEEPHOLE = "weight_peephole"
 # Attributes of every module, which stay: parameters, buffers, hooks, children, the mode.
 KEPT = frozenset(vars(nn.Module()))
 

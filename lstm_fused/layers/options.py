@@ -18,7 +18,7 @@ from lstm_fused.errors import bad, bad_type, shown
 from lstm_fused.layers import parameters
 from lstm_fused.layers.parameters import Parameters
 
-PEEPHOLE = Parameters._fields.index("peephole")
+PEEPHOLE_AT = Parameters._fields.index("peephole")
 LIMIT = 2**60  # sizes are smaller; PyTorch overflows above
 
 
@@ -231,8 +231,8 @@ class WithOptions(nn.Module):
                 ):
                     check_parameter(name, parameter, shape, input)
             own.append(parameter)
-        if own[PEEPHOLE] is not None:
-            own[PEEPHOLE] = parameters.flat(own[PEEPHOLE])
+        if own[PEEPHOLE_AT] is not None:
+            own[PEEPHOLE_AT] = parameters.flat(own[PEEPHOLE_AT])
         return Parameters(*own)
 
     def extra_repr(self) -> str:
