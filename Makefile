@@ -138,8 +138,11 @@ gpu-offline: $(OLD_READY) ## run what the oldest Triton compiles, in place of a 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 CHECKED  := build/sanitize
 
-sanitize: $(STAMP) ## run the C++ engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+$(CHECKED)/built: $(STAMP) $(CSRC) $(shell find lstm_fused kernels -name '*.py') setup.py
 	CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PY) setup.py -q build -b $(CHECKED) --build-lib $(CHECKED)/lib
+	@touch $@
+
+sanitize: $(CHECKED)/built ## run the C++ engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PY) -m pytest -o pythonpath=$(CHECKED)/lib -p no:cacheprovider \
 	tests/test_engines.py tests/test_cpp.py tests/test_cpp_hostile.py -k "cpp and not opcheck and not float32 and not instruction_set" $(ARGS)

@@ -33,12 +33,11 @@ constexpr double team_start_us(int64_t n) { return n > 1 ? 10 * static_cast<doub
 // no barriers: 2 µs, what starting a spinning thread takes.
 constexpr int64_t min_products_per_thread = 50000;
 
-// [polls] Spinning of a barrier before it yields: about 20 µs, longer than a step's imbalance, shorter than a
-// scheduler's time slice. Waits that end in yielding halve it, down to the second number, and others double
-// it: a barrier of 64 threads on 2 cores then takes 0.1 to 0.6 instead of 1.3 to 2.6 ms, one of 4
-// threads 6 to 9 instead of 34 to 104 µs.
+// [polls] Spinning of a barrier before it sleeps: about 20 µs, longer than a step's imbalance. Waits that end
+// in sleep halve it, down to the second number, about 1.5 µs, and others double it. On 2 cores, each with one
+// other busy process, a forward pass of mid then takes 108 to 149 ms; 178 to 259 ms where a barrier yields.
 constexpr int barrier_spins = 1000;
-constexpr int min_barrier_spins = 8;
+constexpr int min_barrier_spins = 64;
 // [polls] Spinning of a thread of our own pool for another call before it sleeps: about 40 µs.
 constexpr int worker_spins = 2000;
 

@@ -92,7 +92,9 @@ def print_digests():
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="tests the CPU")
 def test_processes_on_a_busy_machine_give_equal_bits():
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    # It ends with this process, also if that is killed.
+    spin = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+    busy = subprocess.Popen([sys.executable, "-c", spin])
     try:
         command = [sys.executable, "-W", "error", __file__]
         # Spinning threads would take CPU time from the other processes.

@@ -15,7 +15,7 @@ if cpp.unavailable() is not None:
     pytest.skip(f"the C++ engine: {cpp.unavailable()}", allow_module_level=True)
 
 T, B, H = 40, 4, 512
-TIMES = 60  # those of one thread; without yielding it would be thousands
+TIMES = 10  # those of one thread; if barriers only spun, it would be thousands
 
 
 def training_step(threads):

@@ -15,16 +15,25 @@ void Barrier::wait(int threads) {
   const unsigned generation = generation_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
     arrived_.store(0, std::memory_order_relaxed);
-    generation_.store(generation + 1, std::memory_order_release);
+    // Sequentially consistent, like the other side: either this thread sees the sleeper, or the sleeper the
+    // generation.
+    generation_.store(generation + 1);
+    if (sleepers_.load() > 0) {
+      const std::lock_guard lock{mutex_};
+      wake_.notify_all();
+    }
     return;
   }
-  const auto released = [&] { return generation_.load(std::memory_order_acquire) != generation; };
+  const auto released = [&] { return generation_.load() != generation; };
   const int polls = polls_.load(std::memory_order_relaxed);
   if (spin(polls, released)) {
     if (polls < barrier_spins) polls_.store(2 * polls, std::memory_order_relaxed);
   } else {
     if (polls > min_barrier_spins) polls_.store(polls / 2, std::memory_order_relaxed);
-    yield_until(released);
+    std::unique_lock lock{mutex_};
+    ++sleepers_;
+    wake_.wait(lock, released);
+    --sleepers_;
   }
 }
 
