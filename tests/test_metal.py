@@ -14,7 +14,7 @@ import torch
 from cases import CASES, GAINS, NAMES, PLAIN, VARIANTS, Case, make_tensors, shortened
 from like_mps import LikeMPS
 from lstm_fused.kernels import check, guard, metal, scratch, verdicts
-from lstm_fused.kernels.metal import launch, library
+from lstm_fused.kernels.metal import dispatches, launch, library
 from lstm_fused.kernels.metal.plan import Plan, plans
 from lstm_fused.kernels.plan import Layer
 from metal.shader import emulated
@@ -129,8 +129,8 @@ def test_a_check_ignores_the_default_device(direction):
 
 
 def test_structs_of_the_kernels_are_those_of_the_host():
-    text = re.sub("//.*", "", (FOLDER / "cell.metal").read_text())
-    for record in (launch.Layer, launch.Step):
+    text = re.sub("//.*", "", "".join(path.read_text() for path in FOLDER.glob("*.metal")))
+    for record in (dispatches.Layer, dispatches.Step, dispatches.Span):
         body = re.search(rf"struct {record.__name__} {{(.*?)}};", text, re.DOTALL)[1]
         fields = [name.strip() for line in re.findall(r"long ([^;]*);", body) for name in line.split(",")]
         assert tuple(fields) == record._fields

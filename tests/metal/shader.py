@@ -47,7 +47,10 @@ def emulated(**changes):
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     try:
-        with mock.patch.object(torch.mps, "compile_shader", compile_shader):
+        with (
+            mock.patch.object(torch.mps, "compile_shader", compile_shader),
+            mock.patch.object(torch.mps.event, "Event"),
+        ):
             yield
     finally:
         options = before
