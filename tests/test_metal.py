@@ -1,58 +1,41 @@
 """The Metal engine without a Mac: its kernels run as C++ (tests/metal/), on CPU tensors."""
 
-import platform
-import re
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from itertools import product
-from pathlib import Path
 from unittest import mock
 
 import harness
 import pytest
 import torch
-from cases import CASES, GAINS, NAMES, PLAIN, VARIANTS, Case, make_tensors, shortened
+from cases import CASES, FINE_CASES, GAINS, NAMES, PLAIN, VARIANTS, Case, make_tensors, shortened
 from like_mps import LikeMPS
-from lstm_fused.kernels import check, guard, metal, scratch, verdicts
-from lstm_fused.kernels.metal import dispatches, launch, library
+from lstm_fused.kernels import check, scratch, verdicts
+from lstm_fused.kernels.metal import launch, library
 from lstm_fused.kernels.metal.plan import Plan, plans
 from lstm_fused.kernels.plan import Layer
+from metal import mac
 from metal.shader import emulated
+from torch.autograd.gradcheck import GradcheckError
 
 import lstm_fused
-from bench import mps, roofline_metal
-from lstm_fused.autograd import operators
-from lstm_fused.backends import metal as backend
 from lstm_fused.backends import table
 
 EVERY = next(case for case in VARIANTS if case.name == "every_variant_projection_lengths_reverse")
 CPU = torch.device("cpu")
-MACHINE, CARD_NAME = verdicts.machine.__wrapped__, verdicts.card_name
-FOLDER = Path(metal.__file__).parent
+STEP = Plan("step", 8)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 close = torch.testing.assert_close
 
 
+pytestmark = pytest.mark.skipif(not mac.HERE, reason=mac.LACKING)
+
+
 @pytest.fixture(autouse=True)
 def as_on_a_mac(monkeypatch, tmp_path):
-    """CPU tensors count as a Mac's, and nothing is known of the kernels."""
     monkeypatch.setenv("LSTM_FUSED_GPU", "unchecked")
-    monkeypatch.setenv("LSTM_FUSED_CACHE", str(tmp_path))
-    monkeypatch.delenv("LSTM_FUSED_KERNEL", raising=False)
-    monkeypatch.setattr(backend, "unavailable", lambda: None)
-    monkeypatch.setattr(backend, "serves", lambda tensor: True)
-    ready = replace(table.METAL, devices=("cpu",), unavailable=lambda: None)
-    monkeypatch.setattr(table, "ENGINES", (ready, table.REFERENCE))
-    monkeypatch.setattr(verdicts, "machine", lambda device: "a Mac")
-    monkeypatch.setattr(verdicts, "card_name", lambda device: "a Mac")
-    here = torch.library.Library("lstm_fused", "IMPL")
-    here.impl("metal_forward", partial(operators.forward_kernel, backend.forward), "CPU")
-    here.impl("metal_backward", partial(operators.backward_kernel, backend.backward), "CPU")
-    for known in (guard._decided, guard._warned, verdicts._known):
-        known.clear()
-    with emulated():
+    with mac.like_a_mac(tmp_path):
         yield
-    here._destroy()
 
 
 @pytest.fixture
@@ -73,7 +56,7 @@ def short(case: Case, dtype: torch.dtype) -> Case:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=table.short)
-@pytest.mark.parametrize("case", [*CASES, *VARIANTS], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *VARIANTS, *FINE_CASES], ids=lambda case: case.name)
 def test_outputs_and_gradients(case, dtype, monkeypatch):
     """Every case, by the kernel that is chosen; in half precision rounding decides whether c is clipped."""
     monkeypatch.setattr(harness, "SEEDS", range(4 if dtype == torch.float32 else 2))
@@ -126,19 +109,6 @@ def test_a_check_ignores_the_default_device(direction):
         for plan in plans(layer):
             found = check.check(plan, layer, CPU)
             assert found.right, found.said
-
-
-def test_structs_of_the_kernels_are_those_of_the_host():
-    text = re.sub("//.*", "", "".join(path.read_text() for path in FOLDER.glob("*.metal")))
-    for record in (dispatches.Layer, dispatches.Step, dispatches.Span):
-        body = re.search(rf"struct {record.__name__} {{(.*?)}};", text, re.DOTALL)[1]
-        fields = [name.strip() for line in re.findall(r"long ([^;]*);", body) for name in line.split(",")]
-        assert tuple(fields) == record._fields
-
-
-def test_sources_are_ascii_and_shipped():
-    for path in FOLDER.glob("*.metal"):
-        assert path.read_text().isascii() and path.stem in str(library.FILES)
 
 
 def test_storage_offsets_and_strides_are_respected():
@@ -266,49 +236,89 @@ def test_gradients_are_those_of_finite_differences(case, in_float64):
     assert torch.autograd.gradcheck(function, [tensors[name].requires_grad_() for name in names])
 
 
-def test_verdicts_hold_for_a_chip_a_macos_and_a_math_mode(monkeypatch):
-    monkeypatch.setattr(torch.backends.mps, "get_name", lambda: "Apple M9")
-    monkeypatch.setattr(verdicts, "card_name", CARD_NAME)
-    monkeypatch.setattr(platform, "mac_ver", lambda: ("99.1", ("", "", ""), "arm64"))
-    name = MACHINE(torch.device("mps"))
-    assert name.startswith("Apple-M9_torch") and "_macos99.1_" in name
-    monkeypatch.setenv("PYTORCH_MPS_FAST_MATH", "1")
-    assert MACHINE(torch.device("mps")) == name.replace("_macos99.1_", "_macos99.1-fastmath1_")
+LONG = 7  # steps of the passes that are cut below
 
 
-def test_the_table_to_send_in(monkeypatch, capsys):
-    monkeypatch.setattr(mps, "TIMED", (Case("tiny", T=3, B=2, I=3, H=4),))
-    mps.print_table("cpu", 1)
-    header, _, row, _ = capsys.readouterr().out.splitlines()
-    assert header.startswith("| size | (T, B, I, H) | metal | reference |") and header.count(
-        "|"
-    ) == row.count("|")
-    assert "failed" not in row
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("plan", [Plan("resident", 8, 32), Plan("step", 8)], ids=["resident", "step"])
+def test_a_pass_in_pieces_has_the_same_bits(plan, direction):
+    options = [(False, False)] if plan.kernel == "resident" else [(False, False), (True, True)]
+    for (projection, varied), reverse in product(options, (False, True)):
+        layer = Layer(direction, 11, 9, torch.float32, "ieee", projection, varied)
+        operands, run = check.problem(plan, layer, LONG, reverse), getattr(launch, direction)
+        events = torch.mps.event.Event.return_value.record
+        with torch.no_grad():
+            events.reset_mock()
+            whole = run(*operands, plan=plan)
+            assert not events.called
+            for at_once in (1, 3, LONG):
+                events.reset_mock()
+                pieces = run(*operands, plan=replace(plan, at_once=at_once))
+                assert all(map(torch.equal, pieces, whole))
+                iterations = LONG + (direction == "backward")
+                assert events.call_count == (iterations - 1) // at_once
 
 
-def test_the_table_is_complete_where_a_kernel_is_wrong(monkeypatch, capsys):
-    monkeypatch.setenv("LSTM_FUSED_GPU", "auto")
-    monkeypatch.setattr(library, "source", lambda *a: "what Apple's compiler refuses")
-    monkeypatch.setattr(launch, "library", library.library.__wrapped__)
-    monkeypatch.setattr(mps, "TIMED", (Case("tiny", T=3, B=2, I=3, H=4),) * 2)
-    mps.print_table("cpu", 1)
-    header, _, *rows, _, why = capsys.readouterr().out.splitlines()
-    assert len(rows) == 2 and all(row.count("|") == header.count("|") for row in rows)
-    assert all(row.split(" | ")[2:3] == ["failed"] and row.count("failed") == 1 for row in rows)
-    assert why.startswith("failed: metal: Metal's resident kernel was not right on a Mac: CompileError")
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("varied", [False, True])
+def test_pipelines_are_built_for_the_kernels_in_use(projection, varied, monkeypatch, nothing_compiled):
+    made, compiler = [], torch.mps.compile_shader
+    monkeypatch.setattr(torch.mps, "compile_shader", lambda text: made.append(compiler(text)) or made[-1])
+    wanted = {
+        "forward": {
+            "forward_step",
+            *["project_step"] * projection,
+            *["recurrent_step", "norm_step"] * varied,
+        },
+        "backward": {"backward_step", *["gradient_step"] * projection, *["norm_backward_step"] * varied},
+    }
+    for direction, kernels in wanted.items():
+        layer = Layer(direction, 11, 9, torch.float32, "ieee", projection, varied)
+        getattr(launch, direction)(*check.problem(STEP, layer, 2, False), plan=STEP)
+        assert made[0].pipelines == kernels
+        made[0].pipelines.clear()
+    assert len(made) == 1
 
 
-def test_predictions_prefer_the_chosen_kernel():
-    for chip, H, B in product(roofline_metal.CHIPS, (64, 128, 256, 512, 1024), (1, 16, 64)):
-        for direction in ("forward", "backward"):
-            layer = Layer(direction, H, B, torch.float32, "ieee")
-            times = [roofline_metal.predict(plan, layer, chip) for plan in plans(layer)]
-            assert times[0] <= 1.25 * min(times) and times[0] < roofline_metal.reference(layer, chip)
+@pytest.mark.parametrize(
+    "where",
+    [f"layer.{size} {test}" for size in ("H % 8", "P % 8", "T - 1", "reverse") for test in ("== 0", "!= 0")]
+    + ["row % BB == 0", "row % BB != 0"],
+)
+@pytest.mark.parametrize("H", [64, 57])
+def test_a_verdict_covers_every_size_that_it_is_for(H, where, monkeypatch):
+    """A fault in some of the sizes is found, whichever of them is checked."""
+    mac.plant(monkeypatch, "real m = o * ", f"real m = ({where} ? real(2) : real(1)) * o * ")
+    layer = Layer("forward", H, 3, torch.float32, "ieee", projection="P" in where)
+    for plan in plans(layer):
+        assert not check.check(plan, layer, CPU).right
 
 
-def test_plans():
-    layer = Layer("forward", 128, 16, torch.float32, "ieee")
-    assert plans(layer) == [Plan("resident", 8, 128), Plan("step", 16)]
-    assert plans(layer._replace(H=129, B=17)) == [Plan("step", 32)]
-    for option in ("varied", "projection"):
-        assert plans(layer._replace(**{option: True}, B=8)) == [Plan("step", 8)]
+# Faults in the equations: each is found by the test that is named.
+
+FAULTS = {
+    "forward": ("real m = o * ", "real m = real(1.00001f) * o * "),
+    "backward": ("dc * g * i * (real(1) - i)", "real(1.00001f) * dc * g * i * (real(1) - i)"),
+    "unwritten": ("f.gates_all[at + H] = ", "f.gates_all[at] = "),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_wrong_equation_fails_the_cases(fault, monkeypatch):
+    mac.plant(monkeypatch, *fault)
+    with pytest.raises(AssertionError, match="times the reference's error"):
+        test_outputs_and_gradients(PLAIN, torch.float32, monkeypatch)
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_wrong_equation_fails_in_float64(fault, monkeypatch, in_float64):
+    mac.plant(monkeypatch, *fault)
+    with pytest.raises(AssertionError, match="not close"):
+        test_only_rounding_differs_from_the_reference(PLAIN.name, None)
+
+
+@pytest.mark.parametrize("name", ["backward", "unwritten"])
+def test_a_wrong_derivative_fails_gradcheck(name, monkeypatch, in_float64):
+    mac.plant(monkeypatch, FAULTS[name][0], FAULTS[name][1].replace("1.00001f", "1.01f"))
+    with pytest.raises(GradcheckError):
+        test_gradients_are_those_of_finite_differences(PLAIN, None)

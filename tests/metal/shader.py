@@ -81,9 +81,10 @@ def compile_shader(text: str) -> "Library":
 
 
 class Library:
-    """Kernels as attributes."""
+    """Kernels as attributes; `pipelines` are those that were taken, when PyTorch builds their pipelines."""
 
     def __init__(self, text: str, mode: str):
+        self.pipelines = set()
         kernels, path = build.build(text, mode)
         self._library = ctypes.CDLL(str(path))
         self._library.emulation_run.restype = ctypes.c_char_p
@@ -99,6 +100,7 @@ class Library:
             raise AttributeError(name)
         if name not in self._kernels:
             raise RuntimeError(f"Failed to create function state object for: {name}")
+        self.pipelines.add(name)
         return self._kernels[name]
 
 
