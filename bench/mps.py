@@ -23,6 +23,7 @@ from bench.problem import STEPS, Problem, make_problem
 from tests.cases import TIMED, Case
 
 ROOT = Path(__file__).parents[1]
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 # All tests of the engines and of modules on a device; those that need float64 there are skipped.
 TESTS = ("tests/test_engines.py", "tests/test_mps.py")
 # Without a Mac the emulation runs small parts of all that a Mac runs.
@@ -78,8 +79,7 @@ def run(
     for verdict in wrong:
         print(f"WRONG  {verdict.name}: {verdict.said}")
     print(f"{len(found)} kernels were compared with the reference", flush=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    failed = subprocess.run(command, cwd=ROOT, check=False).returncode != 0
+    failed = subprocess.run([*PYTEST, *tests], cwd=ROOT, check=False).returncode != 0
     about = f"{verdicts.card_name(torch.device(device))}, macOS {platform.mac_ver()[0]}"
     about += f", torch {torch.__version__}, lstm_fused {lstm_fused.__version__}"
     print(f"\n{about}; float32, ms forward / ms training\n")

@@ -1,6 +1,5 @@
 """Has CPU tensors count as a Mac's: the emulation runs them. Also a pytest plugin: -p tests.metal.mac."""
 
-import os
 import shutil
 import sys
 import tempfile
@@ -26,14 +25,18 @@ _stack = ExitStack()
 
 
 @contextmanager
-def like_a_mac(folder):
-    """Run CPU tensors on the Metal engine by default; nothing is known of its kernels yet."""
+def like_a_mac(folder, setting="auto"):
+    """Run CPU tensors on the Metal engine by default; nothing is known of its kernels yet.
+
+    A fixture that enters this must not depend on monkeypatch, which would be undone after it.
+    """
     ready = replace(table.METAL, devices=("cpu",), unavailable=lambda: None)
     here = torch.library.Library("lstm_fused", "IMPL")
     here.impl("metal_forward", partial(operators.forward_kernel, metal.forward), "CPU")
     here.impl("metal_backward", partial(operators.backward_kernel, metal.backward), "CPU")
     with pytest.MonkeyPatch.context() as patch, emulated():
         patch.setenv("LSTM_FUSED_CACHE", str(folder))
+        patch.setenv("LSTM_FUSED_GPU", setting)
         patch.delenv("LSTM_FUSED_KERNEL", raising=False)
         patch.setattr(metal, "unavailable", lambda: None)
         patch.setattr(metal, "DEVICE", "cpu")
@@ -60,9 +63,8 @@ def plant(patch, old, new):
 
 
 def pytest_configure(config):
-    os.environ["LSTM_FUSED_GPU"] = "unchecked"
     folder = _stack.enter_context(tempfile.TemporaryDirectory())
-    _stack.enter_context(like_a_mac(folder))
+    _stack.enter_context(like_a_mac(folder, "unchecked"))
 
 
 def pytest_unconfigure(config):
