@@ -5,6 +5,7 @@ Each check is seen to fail on a planted fault: of its own samples, and of the en
 
 import re
 import subprocess
+import tempfile
 from functools import cache
 
 import pytest
@@ -20,8 +21,28 @@ from metal.shader import KernelError, compile_shader, emulated, replay
 pytestmark = pytest.mark.skipif(not mac.HERE, reason=mac.LACKING)
 
 
+def alone(*names):
+    """Some kernels of the samples."""
+    start = r"(?:template [^\n]*\n)?(?:\[\[[^\n]*\]\] )?kernel void"
+    end = r"\n}\n(?:template [^;]*;\n)*"
+    return HEAD + "".join(re.search(rf"(?ms)^{start} {name}\(.*?{end}", SAMPLES)[0] for name in names)
+
+
+ALONE = alone("past_the_end", "past_shared", "reversed", "rotated")
+RACING = alone("product", "reversed", "rotated").replace(
+    "using", "#include <metal_simdgroup_matrix>\nusing", 1
+)
+RACING += "kernel void added(device float* x, uint i [[thread_position_in_threadgroup]]) { x[i] += 1.0f; }\n"
+
+
+@cache
+def racing():
+    with emulated(mode="races"):
+        return compile_shader(RACING)
+
+
 def test_races():
-    kernels = samples("races")
+    kernels = racing()
     x = torch.arange(64.0)
     kernels.reversed(x.clone(), group_size=64)
     kernels.rotated(x.clone(), group_size=64)
@@ -32,7 +53,7 @@ def test_races():
     with pytest.raises(KernelError, match=r"race on buffer 0.* threadgroup 0 .* threadgroup 1"):
         kernels.added(x.clone(), threads=128, group_size=64)
     for kernel, barrier in (("reversed", "mem_flags(FLAGS)"), ("rotated", "simdgroup_barrier")):
-        with emulated(silenced=line_of(barrier, SAMPLES)), pytest.raises(KernelError, match="a race on"):
+        with emulated(silenced=line_of(barrier, RACING)), pytest.raises(KernelError, match="a race on"):
             getattr(kernels, kernel)(x.clone(), group_size=64)
 
 
@@ -41,21 +62,16 @@ def test_races_do_not_depend_on_the_order(seed):
     a, c = torch.zeros(32, 32), torch.zeros(32, 32)
     sizes = {"threads": (128, 4), "group_size": (128, 1)}
     with emulated(seed=seed):
-        samples("races").product_float(a, a, c, 0.0, 32, **sizes)
-    barrier = line_of("simdgroup_store(sums", SAMPLES) + 1
+        racing().product_float(a, a, c, 0.0, 32, **sizes)
+    barrier = line_of("simdgroup_store(sums", RACING) + 1
     with (
         emulated(seed=seed, silenced=barrier),
         pytest.raises(KernelError, match="a race on threadgroup memory"),
     ):
-        samples("races").product_float(a, a, c, 0.0, 32, **sizes)
+        racing().product_float(a, a, c, 0.0, 32, **sizes)
 
 
 # Memory and threads under the sanitizers, which compile the samples again.
-
-ALONE = HEAD + "".join(
-    re.search(rf"(?ms)^(?:template [^\n]*\n)?kernel void {name}\(.*?^}}\n(?:template[^\n]*\n)*", SAMPLES)[0]
-    for name in ("past_the_end", "past_shared", "reversed", "rotated")
-)
 
 
 def recorded(kernel, *arguments, **keywords):
@@ -65,16 +81,17 @@ def recorded(kernel, *arguments, **keywords):
         return shader.options.record
 
 
-def works(sanitizer, folder):
+@cache
+def works(sanitizer):
     """Whether a program with a sanitizer starts here."""
-    program = folder / sanitizer
-    command = [*build.compiler(), f"-fsanitize={sanitizer}", "-x", "c++", "-", "-o", program]
-    made = subprocess.run(command, input="int main() {}", text=True, capture_output=True).returncode == 0
-    return made and subprocess.run([program], capture_output=True).returncode == 0
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*build.compiler(), f"-fsanitize={sanitizer}", "-x", "c++", "-", "-o", f"{folder}/program"]
+        made = subprocess.run(command, input="int main() {}", text=True, capture_output=True).returncode == 0
+        return made and subprocess.run([f"{folder}/program"], capture_output=True).returncode == 0
 
 
-def test_bounds(tmp_path):
-    if not works("address", tmp_path):
+def test_bounds():
+    if not works("address"):
         pytest.skip("AddressSanitizer does not work here")
     x, y = torch.arange(64.0)[:32], torch.zeros(32)
     for kernel, arguments in (("past_the_end", (x, y)), ("past_shared", (x,))):
@@ -83,8 +100,8 @@ def test_bounds(tmp_path):
             replay(ALONE, "asan", recorded(kernel, *arguments, 1, threads=32, arg_casts="int32"))
 
 
-def test_thread_sanitizer(tmp_path):
-    if not works("thread", tmp_path):
+def test_thread_sanitizer():
+    if not works("thread"):
         pytest.skip("ThreadSanitizer does not work here")
     x = torch.arange(64.0)
     for kernel in ("reversed", "rotated"):
@@ -173,6 +190,10 @@ def run_engine(plan, T=2, direction=None):
     return results
 
 
+def line_of_first_barrier(text):
+    return text.count("\n", 0, re.search(r"\n\s*threadgroup_barrier", text).start()) + 2
+
+
 @pytest.fixture
 def compiled(monkeypatch):
     """The kernels of the mode of the emulation."""
@@ -206,12 +227,15 @@ def test_the_order_of_threads_changes_no_bit_of_the_engine(plan, compiled):
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
     assert all(v.isfinite().all() for v in found[0])
+    barrier = line_of_first_barrier(library.source(torch.float32, plan))
+    with emulated(seed=1, silenced=barrier):
+        assert not all(map(torch.equal, found[0], run_engine(plan)))
 
 
 @pytest.mark.parametrize("mode", ["asan", "tsan"])
 @pytest.mark.parametrize("plan", PLANS[1:], ids=lambda plan: f"{plan.kernel}-{plan.BB}")
-def test_the_engine_under_sanitizers(mode, plan, compiled, tmp_path):
-    if not works({"asan": "address", "tsan": "thread"}[mode], tmp_path):
+def test_the_engine_under_sanitizers(mode, plan, compiled):
+    if not works({"asan": "address", "tsan": "thread"}[mode]):
         pytest.skip(f"{mode} does not work here")
     text = library.source(torch.float32, plan)
     with emulated(record=[]):
@@ -220,8 +244,7 @@ def test_the_engine_under_sanitizers(mode, plan, compiled, tmp_path):
     replay(text, mode, record)
     number, grid, group, buffers = record[0]
     if mode == "tsan":
-        barrier = re.search(r"\n\s*threadgroup_barrier", text).start()
-        planted, error = {"record": record, "silenced": text.count("\n", 0, barrier) + 2}, "data race"
+        planted, error = {"record": record, "silenced": line_of_first_barrier(text)}, "data race"
     else:
         shorter = [data[:-2] if n else data for n, data in enumerate(buffers)]  # all but the sizes
         planted, error = {"record": [(number, grid, group, shorter)]}, "heap-buffer-overflow"
@@ -242,4 +265,9 @@ def test_the_engine_keeps_address_spaces_apart(dtype):
 
 def test_the_engine_uses_listed_functions_alone():
     for plan in PLANS:
-        assert functions.unspecified(library.source(torch.float32, plan)) == []
+        text = library.source(torch.float32, plan)
+        assert functions.unspecified(text) == []
+        wrong = text.replace("precise::exp(r)", "fast::exp(r)").replace(
+            "real s = tanh_by_exp(c)", "real s = tanh(c)"
+        )
+        assert [found.split(": ")[1] for found in functions.unspecified(wrong)] == ["fast::exp", "tanh"]
