@@ -41,8 +41,8 @@ def check(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:
             for (H, steps), reverse in product(sizes(plan, layer), (False, True)):
                 operands = problem(plan, layer._replace(H=H), steps, reverse)
                 where = f"H={H}, T={steps}, reverse={reverse}"
-                # Forward in time one launch runs both tiles and all steps. In reverse each tile has a launch of
-                # its own with Triton, and each step with Metal.
+                # Forward in time one launch runs both tiles and all steps. In reverse each tile has its own
+                # with Triton, and each step with Metal.
                 cut = reverse and (plan.at_once or not isinstance(plan, Plan))
                 launched = replace(plan, at_once=1) if cut else plan
                 run, exact_run = (getattr(module, layer.direction) for module in (plan.launch, reference))

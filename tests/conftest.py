@@ -24,7 +24,7 @@ DEVICE_INDEPENDENT = (
     *("test_distributed", "test_docs", "test_example", "test_examples", "test_errors_of_torch", "test_fork"),
     *("test_docstrings", "test_notebook", "test_recipes"),
     *("test_onnx", "test_onnx_faults", "test_onnx_files", "test_onnx_mutants", "test_onnx_reader"),
-    *("test_metal", "test_metal_emulation", "test_metal_host", "test_metal_sources"),
+    *("test_metal", "test_metal_emulation", "test_metal_guard", "test_metal_host", "test_metal_sources"),
     *("test_packaging", "gpu_offline"),
 )
 
