@@ -40,7 +40,7 @@ def check(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:
         with torch.no_grad():
             for (H, steps), reverse in product(sizes(plan, layer), (False, True)):
                 operands = problem(plan, layer._replace(H=H), steps, reverse)
-                where = f"H={H}, T={steps}, reverse={reverse}"
+                where = f"T={steps}, reverse={reverse}" + (f", H={H}" if H != layer.H else "")
                 # Forward in time one launch runs both tiles and all steps. In reverse each tile has its own
                 # with Triton, and each step with Metal.
                 cut = reverse and (plan.at_once or not isinstance(plan, Plan))
