@@ -2,7 +2,7 @@
 
 The problem has lengths, peepholes and every option of the layer, and one row more than a batch tile, so that
 there are two tiles. It runs in both time directions, and twice each to compare bits, in memory filled with
-NaN. The inputs are the same at every check, and so is the verdict.
+NaN. The inputs are the same at every check, and so is the verdict. For Metal there are several sizes.
 """
 
 from collections.abc import Callable
@@ -33,16 +33,18 @@ aten = torch.ops.aten
 EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 
 
-def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
+def check(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:
     """Run a plan on the small problem; None if memory is insufficient, which is no verdict."""
     shares = []
     try:
         with torch.no_grad():
-            lengths = (T, LONG) if EXCHANGES[plan.kernel] == "flags" else (T,)
-            for steps, reverse in product(lengths, (False, True)):
-                operands, where = problem(plan, layer, steps, reverse), f"T={steps}, reverse={reverse}"
-                # Forward in time both tiles run in one launch, in reverse each in a launch of its own.
-                launched = replace(plan, at_once=1) if reverse and plan.at_once else plan
+            for (H, steps), reverse in product(sizes(plan, layer), (False, True)):
+                operands = problem(plan, layer._replace(H=H), steps, reverse)
+                where = f"T={steps}, reverse={reverse}" + (f", H={H}" if H != layer.H else "")
+                # Forward in time one launch runs both tiles and all steps. In reverse each tile has its own
+                # with Triton, and each step with Metal.
+                cut = reverse and (plan.at_once or not isinstance(plan, Plan))
+                launched = replace(plan, at_once=1) if cut else plan
                 run, exact_run = (getattr(module, layer.direction) for module in (plan.launch, reference))
                 wide, by = all_mapped(widened, operands), unit(plan, layer)
                 exact, near = exact_run(*wide), exact_run(*all_mapped(partial(nudged, by=by), wide))
@@ -73,7 +75,19 @@ def check(plan: Plan, layer: Layer, device: torch.device) -> Verdict | None:
     return Verdict(True, max(shares)[1])
 
 
-def problem(plan: Plan, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
+def sizes(plan: Any, layer: Layer) -> list[tuple[int, int]]:
+    """H and T of the problems.
+
+    Metal's kernels take H and T as arguments, and a verdict is for every H of as many tiles and every T.
+    There the last tile of H is full, or has one channel, and so that of P is full in one of the two.
+    """
+    if isinstance(plan, Plan):
+        return [(layer.H, T), *([(layer.H, LONG)] if EXCHANGES[plan.kernel] == "flags" else [])]
+    whole = -(-layer.H // plan.BH) * plan.BH
+    return list(product((whole, whole - plan.BH + 1), (T, 1)))
+
+
+def problem(plan: Any, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
     """The inputs of the layer's direction, on the CPU."""
     B, H = plan.BB + 1, layer.H
     P = max(1, H // 2) if layer.projection else H

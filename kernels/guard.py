@@ -218,7 +218,7 @@ KINDS = (
 def check_usual(device: torch.device, sizes: tuple[tuple[int, int], ...] = USUAL) -> Iterator[Verdict]:
     """Check every kernel that fits usual sizes, ignoring earlier verdicts, and store the new ones."""
     done = set()
-    for layer, plan in metal_usual(sizes) if device.type == "mps" else triton_usual(device, sizes):
+    for layer, plan in metal_usual(sizes) if device.type == metal.DEVICE else triton_usual(device, sizes):
         name = verdicts.name(plan, layer)
         if name not in done and (verdict := check.check(plan, layer, device)) is not None:
             done.add(name)

@@ -1,6 +1,7 @@
 """Options and order of the whole suite: the modules of `SLOW` run after all others, in this order."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -23,8 +24,13 @@ DEVICE_INDEPENDENT = (
     *("test_distributed", "test_docs", "test_example", "test_examples", "test_errors_of_torch", "test_fork"),
     *("test_docstrings", "test_notebook", "test_recipes"),
     *("test_onnx", "test_onnx_faults", "test_onnx_files", "test_onnx_mutants", "test_onnx_reader"),
-    *("test_metal_emulation", "test_packaging", "gpu_offline"),
+    *("test_metal", "test_metal_emulation", "test_metal_guard", "test_metal_host", "test_metal_sources"),
+    *("test_packaging", "gpu_offline"),
 )
+
+
+# What PyTorch says of float64 on MPS; in the emulation of a Mac, what the choice of an engine says.
+NO_FLOAT64 = re.compile("MPS framework doesn't support float64|metal: takes .*not float64")
 
 
 def pytest_addoption(parser):
@@ -35,7 +41,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     device = config.getoption("device")
     os.environ["LSTM_FUSED_TEST_DEVICE"] = device  # read by cases.py on import
-    if device not in ("cpu", "mps"):  # MPS has no float64, which most tests need
+    if device not in ("cpu", "mps"):  # MPS has no float64, in which most modules of tests create tensors
         torch.set_default_device(device)  # for tensors that tests create without a device
     # Required by cuBLAS for deterministic algorithms.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -50,6 +56,29 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: SLOW.index(item.module.__name__) + 1 if item.module.__name__ in SLOW else 0)
     k, n = map(int, config.getoption("part").split("/"))
     items[:] = items[k::n]
+
+
+def without_float64(item):
+    """Skip what needs float64 on a Mac's GPU, which has none."""
+    on_mps = item.config.getoption("device") == "mps" or item.config.pluginmanager.hasplugin(
+        "tests.metal.mac"
+    )
+    try:
+        return (yield)
+    except (TypeError, RuntimeError) as error:
+        if on_mps and NO_FLOAT64.search(str(error)):
+            pytest.skip("MPS has no float64")
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    return (yield from without_float64(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    return (yield from without_float64(item))
 
 
 @pytest.fixture

@@ -181,6 +181,8 @@ def errors(
 def in_doubt(ratios: list[float]) -> bool:
     """Return whether the geometric mean is within two standard errors of the bound."""
     logs = np.log(ratios)
+    if not np.isfinite(logs).all():
+        return False
     return bool(abs(logs.mean() - np.log(MAX_RATIO)) < 2 * logs.std(ddof=1) / len(logs) ** 0.5)
 
 

@@ -2,7 +2,7 @@
 // lstm_fused/reference.py. library.py puts a preamble in front: `scalar`, the tensors' type; `real`, the type
 // of sums and of the cell state; and the tile sizes BB and WIDTH.
 
-// A layer, as 64-bit integers; a size with an 8 is rounded up to whole 8 x 8 tiles. `Layer` in launch.py.
+// A layer, as 64-bit integers; a size with an 8 is rounded up to whole 8 x 8 tiles. `Layer` in dispatches.py.
 struct Layer {
   long T, B, H, P, B8, H8, P8;
   long reverse;
@@ -13,7 +13,7 @@ struct Layer {
 };
 
 // A step t, the steps processed before it (`after`) and after it (`before`) in a backward pass, -1 if there
-// is none, and which of two buffers holds the operand of its product. `Step` in launch.py.
+// is none, and which of two buffers holds the operand of its product. `Step` in dispatches.py.
 struct Step {
   long t, after, before, parity;
 };

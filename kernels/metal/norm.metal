@@ -17,10 +17,11 @@ inline void statistics(device const real* row, long N, uint lane, thread real& m
 }
 
 // normed = gain * (hw - mean) / deviation.
-kernel void norm_step(constant Layer& layer [[buffer(0)]],
-                      device const real* hw [[buffer(1)]],      // [B, 4H]
-                      device const scalar* gain [[buffer(2)]],  // [4H]
-                      device real* normed [[buffer(3)]],        // [B, 4H]
+[[max_total_threads_per_threadgroup(32)]]
+kernel void norm_step(constant Layer& layer [[buffer(0)]], constant Step& step [[buffer(1)]],
+                      device const real* hw [[buffer(2)]],      // [B, 4H]
+                      device const scalar* gain [[buffer(3)]],  // [4H]
+                      device real* normed [[buffer(4)]],        // [B, 4H]
                       uint group [[threadgroup_position_in_grid]],
                       uint lane [[thread_position_in_threadgroup]]) {
   long N = 4 * layer.H;
@@ -33,6 +34,7 @@ kernel void norm_step(constant Layer& layer [[buffer(0)]],
 }
 
 // From da of a step to d loss / d (W_hh h_{t-1}), the operand of the next product.
+[[max_total_threads_per_threadgroup(32)]]
 kernel void norm_backward_step(constant Layer& layer [[buffer(0)]], constant Step& step [[buffer(1)]],
                                device const scalar* dxw [[buffer(2)]],   // [T, B, 4H]
                                device const real* hw [[buffer(3)]],      // [T, B, 4H]

@@ -1,6 +1,6 @@
 """The Metal kernels and their tiles, and the choice among them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -18,16 +18,35 @@ class Plan:
     kernel: str
     BB: int  # batch rows of a threadgroup
     WIDTH: int = 0  # the resident kernel's largest H
+    # Steps of a dispatch or command buffer; None: as many as take `AT_ONCE`. Not compiled in.
+    at_once: int | None = field(default=None, compare=False)
 
     BH: ClassVar[int] = 8  # hidden columns of a tile
     precision: ClassVar[str] = "ieee"  # of float32 products
-    at_once: ClassVar[None] = None  # batch tiles of a dispatch: all of them
 
     @property
     def launch(self) -> Any:
         """The module that runs a layer with this plan."""
         return import_module("lstm_fused.kernels.metal.launch")
 
+    def steps_at_once(self, B8: int, H8: int, P8: int) -> int:
+        """The steps of one dispatch of a resident kernel, or of one command buffer of step kernels.
+
+        Args:
+            B8: batch rows, rounded up to tiles.
+            H8: hidden channels, rounded up to tiles.
+            P8: channels of h, rounded up to tiles.
+        """
+        return self.at_once or max(1, int(AT_ONCE / (STEP + 8 * B8 * H8 * P8 / FLOPS)))
+
+
+# macOS aborts a command buffer that keeps the GPU from drawing for about a second, so a long pass is cut into
+# pieces of 20 ms on the slowest chip, an M1, as bench/roofline_metal.py predicts it: microseconds of a step
+# without its arithmetic, and floating-point operations per microsecond of 8 x 8 matrices. Not measured; the
+# rest of the second is for what the prediction does not know.
+STEP = 10.0
+FLOPS = 1e6
+AT_ONCE = 20_000.0  # microseconds
 
 # H of the resident kernel: 160 bytes of threadgroup memory for each, of 32 KB, and 4 threads, of 1024.
 WIDTHS = (32, 64, 128)

@@ -59,6 +59,7 @@ inline void recurrent_product(constant Layer& layer, constant Step& step, device
 }
 
 // h, c and the gates of one step.
+[[max_total_threads_per_threadgroup(128)]]
 kernel void forward_step(
     constant Layer& layer [[buffer(0)]], constant Step& step [[buffer(1)]],
     device const real* xw [[buffer(2)]],
@@ -98,6 +99,7 @@ kernel void forward_step(
 }
 
 // h = W_hr m; each simdgroup sums a quarter of the terms.
+[[max_total_threads_per_threadgroup(128)]]
 kernel void project_step(constant Layer& layer [[buffer(0)]], constant Step& step [[buffer(1)]],
                          device const scalar* m [[buffer(2)]],          // [B8, H8]
                          device const scalar* weight_hr [[buffer(3)]],  // [P8, H8], padded with zeros
@@ -128,6 +130,7 @@ kernel void project_step(constant Layer& layer [[buffer(0)]], constant Step& ste
 }
 
 // W_hh h_{t-1} alone, for layer norm.
+[[max_total_threads_per_threadgroup(128)]]
 kernel void recurrent_step(constant Layer& layer [[buffer(0)]], constant Step& step [[buffer(1)]],
                            device const scalar* weight_hh [[buffer(2)]],
                            device const scalar* operand [[buffer(3)]],
@@ -151,6 +154,7 @@ kernel void recurrent_step(constant Layer& layer [[buffer(0)]], constant Step& s
 
 // da of one step, and dc of the step before it in time. A plain layer's product is da W_hh of the step
 // processed before, where simdgroup n multiplies gate n's terms; a projection's is dh_t W_hr of this step.
+[[max_total_threads_per_threadgroup(128)]]
 kernel void backward_step(
     constant Layer& layer [[buffer(0)]], constant Step& step [[buffer(1)]],
     device const scalar* weight [[buffer(2)]],  // W_hh as in forward_step, or W_hr as in project_step
@@ -198,6 +202,7 @@ kernel void backward_step(
 }
 
 // d loss / d h of one step with a projection, from da of the step processed before.
+[[max_total_threads_per_threadgroup(128)]]
 kernel void gradient_step(constant Layer& layer [[buffer(0)]], constant Step& step [[buffer(1)]],
                           device const scalar* weight_hh [[buffer(2)]],
                           device const scalar* operand [[buffer(3)]], device const scalar* dy [[buffer(4)]],

@@ -33,7 +33,10 @@ MODES = {
     ),
     "clang": (("-O2",), ("-O2",)),
     "double": (("-O1", "-DMETAL_DOUBLE"), ("-O2",)),
-    "asan": (("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),) * 2,
+    "asan": (
+        ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+        ("-O1", "-g1", "-fsanitize=address"),
+    ),
     "tsan": (
         ("-O1", "-g1", "-fsanitize=thread", "-DMETAL_SANITIZED"),
         ("-O1", "-fno-builtin", "-DTELL_THREAD_SANITIZER"),

@@ -73,6 +73,8 @@ struct Block {
 
 struct Simdgroup {
   alignas(16) char slots[2][LANES][SLOT];
+  alignas(16) double results[2][64];
+  bool computed[2];
   std::vector<Worker*> lanes;  // in the order they run in
   At at;
   int line;
@@ -302,9 +304,18 @@ const char* exchange(const void* mine, size_t bytes, int line) {
   Worker* me = current;
   unsigned parity = me->parity ^= 1;
   auto& slots = me->simdgroup->slots[parity];
-  for (size_t i = 0; i < bytes; i++) slots[me->thread.lane][i] = static_cast<const char*>(mine)[i];
+  memcpy(slots[me->thread.lane], mine, bytes);
+  me->simdgroup->computed[parity] = false;
   wait(At::OPERATION, line);
   return slots[0];
+}
+
+void* result(bool& first) {
+  Simdgroup& group = *current->simdgroup;
+  unsigned parity = current->parity;
+  first = !group.computed[parity];
+  group.computed[parity] = true;
+  return group.results[parity];
 }
 
 void convergent(int line) {

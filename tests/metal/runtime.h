@@ -6,7 +6,7 @@
 namespace emulation {
 
 constexpr unsigned LANES = 32;
-constexpr unsigned SLOT = 32;  // bytes that a lane can hand to the others of its simdgroup in one operation
+constexpr unsigned SLOT = 48;  // bytes that a lane can hand to the others of its simdgroup in one operation
 
 // Where a thread is; three sizes each as in Metal's attributes.
 struct Thread {
@@ -25,6 +25,8 @@ void simdgroup_barrier(unsigned memory, int line);
 // Publishes `bytes` of this lane and returns those of all lanes, SLOT bytes apart, valid up to the next
 // exchange.
 const char* exchange(const void* mine, size_t bytes, int line);
+// Memory for what all lanes would compute of an exchange, 64 numbers; `first` is whether nobody has yet.
+void* result(bool& first);
 // Notes that all lanes of the simdgroup should be here now; those that are not are missed at the next
 // operation.
 void convergent(int line);

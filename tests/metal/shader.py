@@ -47,7 +47,10 @@ def emulated(**changes):
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     try:
-        with mock.patch.object(torch.mps, "compile_shader", compile_shader):
+        with (
+            mock.patch.object(torch.mps, "compile_shader", compile_shader),
+            mock.patch.object(torch.mps.event, "Event"),
+        ):
             yield
     finally:
         options = before
@@ -78,9 +81,10 @@ def compile_shader(text: str) -> "Library":
 
 
 class Library:
-    """Kernels as attributes."""
+    """Kernels as attributes; `pipelines` are those that were taken, when PyTorch builds their pipelines."""
 
     def __init__(self, text: str, mode: str):
+        self.pipelines = set()
         kernels, path = build.build(text, mode)
         self._library = ctypes.CDLL(str(path))
         self._library.emulation_run.restype = ctypes.c_char_p
@@ -96,6 +100,7 @@ class Library:
             raise AttributeError(name)
         if name not in self._kernels:
             raise RuntimeError(f"Failed to create function state object for: {name}")
+        self.pipelines.add(name)
         return self._kernels[name]
 
 

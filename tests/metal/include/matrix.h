@@ -92,25 +92,56 @@ LOADS_AND_STORES()
 #endif
 #undef LOADS_AND_STORES
 
+namespace emulation_lanes {
+
+// What a lane has of the operands of a product.
+template <class D, class A, class B>
+struct Operands {
+  A a[2];
+  B b[2];
+  D c[2];
+};
+
+// All of a b + c, as the lanes published them; terms are added in the order of k.
+template <class D, class A, class B>
+UNSEEN void product(const char* slots, float (*sums)[8]) {
+  typedef simdgroup_matrix<D, 8, 8> M;
+  float a[8][8], b[8][8];
+  for (uint row = 0; row < 8; row++)
+    for (uint column = 0; column < 8; column += 2) {
+      const auto lane = published<Operands<D, A, B>>(slots, M::lane_of(row, column));
+      for (uint i = 0; i < 2; i++) {
+        a[row][column + i] = float(lane.a[i]);
+        b[row][column + i] = float(lane.b[i]);
+        sums[row][column + i] = float(lane.c[i]);
+      }
+    }
+  for (uint row = 0; row < 8; row++)
+    for (uint k = 0; k < 8; k++)
+      for (uint column = 0; column < 8; column++) sums[row][column] += a[row][k] * b[k][column];
+}
+
+// A lane's share of the product.
+template <class D>
+UNSEEN void share_of(const float (*sums)[8], D (&elements)[2]) {
+  typedef simdgroup_matrix<D, 8, 8> M;
+  for (uint i = 0; i < 2; i++) elements[i] = D(sums[M::row()][M::column() + i]);
+}
+
+}  // namespace emulation_lanes
+
 // d = a b + c
 template <class D, class A, class B>
 inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d, simdgroup_matrix<A, 8, 8> a,
                                           simdgroup_matrix<B, 8, 8> b, simdgroup_matrix<D, 8, 8> c, HERE) {
-  typedef simdgroup_matrix<D, 8, 8> M;
-  struct Pair {
-    A a[2];
-    B b[2];
-  } mine = {{a.elements[0], a.elements[1]}, {b.elements[0], b.elements[1]}};
+  emulation_lanes::Operands<D, A, B> mine = {
+      {a.elements[0], a.elements[1]}, {b.elements[0], b.elements[1]}, {c.elements[0], c.elements[1]}};
   static_assert(sizeof mine <= emulation::SLOT, "");
   const char* slots = emulation::exchange(&mine, sizeof mine, line);
-  const uint row = M::row(), column = M::column();
-  float sums[2] = {float(c.elements[0]), float(c.elements[1])};
-  for (uint k = 0; k < 8; k++) {
-    const Pair left = emulation_lanes::published<Pair>(slots, M::lane_of(row, k));
-    const Pair right = emulation_lanes::published<Pair>(slots, M::lane_of(k, column));
-    for (uint i = 0; i < 2; i++) sums[i] += float(left.a[k & 1]) * float(right.b[i]);
-  }
-  for (uint i = 0; i < 2; i++) d.elements[i] = D(sums[i]);
+  bool first;
+  auto* sums = static_cast<float (*)[8]>(emulation::result(first));
+  if (first) emulation_lanes::product<D, A, B>(slots, sums);
+  emulation_lanes::share_of(sums, d.elements);
 }
 
 template <class D, class A, class B>
