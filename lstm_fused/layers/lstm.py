@@ -7,6 +7,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lstm_fused.checks import (
@@ -19,7 +20,7 @@ from lstm_fused.checks import (
 from lstm_fused.contract import Variant
 from lstm_fused.errors import bad
 from lstm_fused.functional import run_layer
-from lstm_fused.interop import nn_lstm
+from lstm_fused.interop import graph, nn_lstm
 from lstm_fused.layers import masks, parameters
 from lstm_fused.layers.idioms import TorchIdioms
 from lstm_fused.layers.options import WithOptions, check_combination, check_dtype
@@ -205,6 +206,8 @@ class LSTM(TorchIdioms, WithOptions):
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths)
+        if isinstance(input, Proxy):
+            return graph.call_module(self, input, hx, lengths)  # type: ignore[return-value]
         check_input(
             input,
             (2, 3),

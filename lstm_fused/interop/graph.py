@@ -1,0 +1,36 @@
+"""One node of a `torch.fx` graph for each call of a layer, which `torch.fx.symbolic_trace` cannot look into."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.fx import Proxy
+
+from lstm_fused.errors import bad
+
+
+def call_module(module: nn.Module, input: Proxy, *more: Any) -> Proxy:
+    """Record a call of a module, as `torch.fx` does for modules of torch.nn.
+
+    Args:
+        module: the layer, which the traced model holds.
+        input: its input.
+        *more: its other arguments.
+
+    Raises:
+        ArgumentError: the layer is itself the model that is traced.
+    """
+    tracer: Any = input.tracer
+    if tracer.root is module:
+        raise bad(
+            "input", "a model that holds the layer: symbolic_trace(Sequential(layer))", "the layer alone"
+        )
+    name = tracer.path_of_module(module)
+    return tracer.create_proxy("call_module", name, (input, *more), {})  # type: ignore[no-any-return]
+
+
+def call_function(function: Callable[..., Any], input: Proxy, **options: Any) -> Proxy:
+    """Record a call of a function with these arguments, ``input`` among them."""
+    tracer: Any = input.tracer
+    node = tracer.create_proxy("call_function", function, (), {"input": input, **options})
+    return node  # type: ignore[no-any-return]
