@@ -16,7 +16,7 @@ from lstm_fused.backends.choice import notice
 from lstm_fused.backends.table import DEFAULT_OPERATORS, select
 from lstm_fused.checks import States, check_layer
 from lstm_fused.contract import PLAIN, SAVE, Inputs, Variant, flatten, mapped
-from lstm_fused.interop.graph import call_function
+from lstm_fused.interop.graph import call_function, refuse_script
 from lstm_fused.layers.layer_norm import layer_norm
 from lstm_fused.layers.options import bound, flag
 from lstm_fused.layers.parameters import Parameters, flat
@@ -92,6 +92,9 @@ def lstm(
     own = Parameters(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole, gain_ih, gain_hh)
     check_layer(input, own, hx, lengths, variant)
     return run_layer(input, own, hx, lengths, flag("reverse", reverse), engine, variant)
+
+
+lstm.__prepare_scriptable__ = partial(refuse_script, "lstm")  # type: ignore[attr-defined]
 
 
 def run_layer(

@@ -1,7 +1,7 @@
-"""One node of a `torch.fx` graph for each call of a layer, which `torch.fx.symbolic_trace` cannot look into."""
+"""What `torch.fx` and `torch.jit.script` find in place of a layer's Python code, which they cannot read."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 from torch.fx import Proxy
@@ -34,3 +34,11 @@ def call_function(function: Callable[..., Any], input: Proxy, **options: Any) ->
     tracer: Any = input.tracer
     node = tracer.create_proxy("call_function", function, (), {"input": input, **options})
     return node  # type: ignore[no-any-return]
+
+
+def refuse_script(name: str) -> NoReturn:
+    """Raise for `torch.jit.script`, and name the cure."""
+    raise RuntimeError(
+        f"torch.jit.script cannot compile lstm_fused.{name}, which chooses its engine in Python. Trace the layer, "
+        "then compile the model that holds it: model.layer = torch.jit.trace(model.layer, example_inputs)"
+    )
