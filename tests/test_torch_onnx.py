@@ -19,6 +19,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*feature will be removed:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Constant folding:UserWarning"),
+    pytest.mark.filterwarnings("ignore:# The axis name:UserWarning"),
+    pytest.mark.filterwarnings("ignore:It is recommended that constant folding:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated:FutureWarning"),
 ]
 EXPORTERS = {"dynamo": True, "torchscript": False}
@@ -223,7 +225,7 @@ def test_what_onnx_lacks_is_refused(name, dynamo, tmp_path):
     layer = LSTM(5, 7, **options).eval()
     x = torch.randn(4, 2, 5, dtype=layer.weight_ih_l0.dtype)
     with pytest.raises(Exception, match=f"(?s)model: expected .*{message}") as raised:
-        write(nn.Sequential(layer), (x,), tmp_path / "model.onnx", dynamo)
+        write(nn.Sequential(layer).eval(), (x,), tmp_path / "model.onnx", dynamo)
     assert dynamo or isinstance(raised.value, lstm_fused.ArgumentError)
     assert not (tmp_path / "model.onnx").exists()
 
@@ -251,7 +253,7 @@ class Slope(nn.Module):
 def test_gradients_are_refused(dynamo, tmp_path):
     sizes = ((4, 2, 7), (4, 2, 7), (4, 2, 28), (2, 7), (28, 7))
     with pytest.raises(Exception, match="model: expected a program without gradients, which ONNX lacks"):
-        write(Slope(), tuple(map(torch.randn, sizes)), tmp_path / "model.onnx", dynamo)
+        write(Slope().eval(), tuple(map(torch.randn, sizes)), tmp_path / "model.onnx", dynamo)
 
 
 def test_the_operators_of_every_engine_are_translated():
