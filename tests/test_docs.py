@@ -38,7 +38,11 @@ def test_named_paths_and_symbols_exist(name):
     assert not [found for found in SYMBOL.findall(text) if found[0] not in (ROOT / found[1]).read_text()]
 
 
-@pytest.mark.parametrize("name", ["replace.md", "testing.md"])
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*feature will be removed:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["replace.md", "testing.md", "tracing.md"])
 def test_code_on_pages_runs(name):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / name).read_text(), re.M | re.S)
     assert blocks

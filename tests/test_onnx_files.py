@@ -14,7 +14,7 @@ from torch import nn
 from lstm_fused import LSTM, SequenceClassifier
 from lstm_fused.onnx import export, from_onnx
 
-OURS = "an LSTM or a SequenceClassifier of lstm_fused, got "
+OURS = "an LSTM or a SequenceClassifier of lstm_fused (models that hold them: torch.onnx.export"
 HEAD = "a Linear over one direction's last state in a SequenceClassifier, got "
 
 

@@ -40,7 +40,11 @@ class Model(nn.Module):
         super().__init__()
         I, H = layer.input_size, layer.hidden_size * layer.num_directions
         dtype = layer.weight_ih_l0.dtype
-        self.before, self.layer, self.after = nn.Linear(5, I, dtype=dtype), layer, nn.Linear(H, 2, dtype=dtype)
+        self.before, self.layer, self.after = (
+            nn.Linear(5, I, dtype=dtype),
+            layer,
+            nn.Linear(H, 2, dtype=dtype),
+        )
         self.lengths, self.states = lengths, states
 
     def forward(self, x, *given):

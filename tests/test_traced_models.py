@@ -190,7 +190,7 @@ class Branching(nn.Module):
         self.lstm = lstm
 
     def forward(self, x):
-        y, (h_n, c_n) = self.lstm(x)
+        y, (h_n, _) = self.lstm(x)
         return 2 * y if bool(y.sum() > 0) else -h_n
 
 
@@ -260,7 +260,9 @@ def test_fx_records_a_call_of_a_layer_as_one_node():
 
 def test_fx_names_what_it_needs():
     for layer in (LSTM(3, 4), LSTMCell(3, 4)):
-        with pytest.raises(ArgumentError, match=r"symbolic_trace\(Sequential\(layer\)\), got the layer alone"):
+        with pytest.raises(
+            ArgumentError, match=r"symbolic_trace\(Sequential\(layer\)\), got the layer alone"
+        ):
             torch.fx.symbolic_trace(layer)
 
 

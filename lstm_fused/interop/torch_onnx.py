@@ -1,7 +1,6 @@
 """Translates the operators to ONNX's LSTM when `torch.onnx.export` writes a model that holds the layers."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 import torch
