@@ -1,4 +1,4 @@
-"""Whole models that hold the layers: torch.jit.trace, torch.jit.script, torch.fx and tensorboard's add_graph."""
+"""Whole models that hold the layers: torch.jit.trace, torch.jit.script, torch.fx and add_graph."""
 
 import copy
 import pickle
@@ -144,7 +144,8 @@ def test_tracing_warns_of_nothing_that_concerns_the_layers():
 import warnings, torch, lstm_fused
 with warnings.catch_warnings(record=True) as seen:
     states = torch.zeros(2, 2, 4), torch.zeros(2, 2, 4)
-    torch.jit.trace(lstm_fused.LSTM(3, 4, bidirectional=True), (torch.randn(5, 2, 3), states, torch.tensor([5, 3])))
+    lstm, lengths = lstm_fused.LSTM(3, 4, bidirectional=True), torch.tensor([5, 3])
+    torch.jit.trace(lstm, (torch.randn(5, 2, 3), states, lengths))
     torch.jit.trace(lstm_fused.LSTMCell(3, 4), (torch.randn(2, 3),))
 print([str(each.message) for each in seen if "Tracer" in each.category.__name__])
 """

@@ -39,6 +39,6 @@ def call_function(function: Callable[..., Any], input: Proxy, **options: Any) ->
 def refuse_script(name: str) -> NoReturn:
     """Raise for `torch.jit.script`, and name the cure."""
     raise RuntimeError(
-        f"torch.jit.script cannot compile lstm_fused.{name}, which chooses its engine in Python. Trace the layer, "
-        "then compile the model that holds it: model.layer = torch.jit.trace(model.layer, example_inputs)"
+        f"torch.jit.script cannot compile lstm_fused.{name}, which chooses its engine in Python. Trace "
+        "the layer, then compile the model that holds it: model.layer = torch.jit.trace(model.layer, example_inputs)"
     )

@@ -204,9 +204,9 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         For each operator, the function that builds its ONNX graph; needs the package onnxscript.
 
     Examples:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(20, 28), lstm_fused.LSTM(28, 64)).eval()
-        >>> x, table = torch.randn(50, 3, 20), lstm_fused.onnx.translation_table()
-        >>> program = torch.onnx.export(model, (x,), custom_translation_table=table)
+        >>> options = {"custom_translation_table": translation_table()}
+        >>> torch.ops.lstm_fused.reference_forward.default in options["custom_translation_table"]
+        True
     """
     table: dict[Callable[..., Any], Callable[..., Any]] = dict.fromkeys(forward_op.values(), exported_layer)
     return table | dict.fromkeys((*backward_op.values(), *products_op.values()), refuse)

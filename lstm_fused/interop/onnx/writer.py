@@ -84,7 +84,7 @@ def export(
     lengths: bool = False,
     states: bool = False,
 ) -> None:
-    """Write an `LSTM` or a `SequenceClassifier` in eval mode as an ONNX file of opset 17, symbolic in T and B.
+    """Write an `LSTM` or a `SequenceClassifier` in eval mode as an ONNX file of opset 17 with symbolic T, B.
 
     `torch.onnx.export` writes other models that hold the layers: see `translation_table`.
 
