@@ -49,7 +49,7 @@ def test_code_on_pages_runs(name, tmp_path):
     assert blocks
     file = tmp_path / "page.py"  # TorchScript reads the source of what it compiles
     file.write_text("\n".join(blocks))
-    runpy.run_path(str(file))
+    runpy.run_path(str(file), run_name="page")
 
 
 def test_named_make_targets_exist():

@@ -8,8 +8,10 @@ from torch.fx import Proxy
 
 from lstm_fused.errors import bad
 
+PROXY: Any = Proxy  # what symbolic_trace passes instead of tensors, whatever the annotations say
 
-def call_module(module: nn.Module, input: Proxy, *more: Any) -> Proxy:
+
+def call_module(module: nn.Module, input: Proxy, *more: Any) -> Any:
     """Record a call of a module, as `torch.fx` does for modules of torch.nn.
 
     Args:
@@ -26,19 +28,19 @@ def call_module(module: nn.Module, input: Proxy, *more: Any) -> Proxy:
             "input", "a model that holds the layer: symbolic_trace(Sequential(layer))", "the layer alone"
         )
     name = tracer.path_of_module(module)
-    return tracer.create_proxy("call_module", name, (input, *more), {})  # type: ignore[no-any-return]
+    return tracer.create_proxy("call_module", name, (input, *more), {})
 
 
-def call_function(function: Callable[..., Any], input: Proxy, **options: Any) -> Proxy:
+def call_function(function: Callable[..., Any], input: Proxy, **options: Any) -> Any:
     """Record a call of a function with these arguments, ``input`` among them."""
     tracer: Any = input.tracer
-    node = tracer.create_proxy("call_function", function, (), {"input": input, **options})
-    return node  # type: ignore[no-any-return]
+    return tracer.create_proxy("call_function", function, (), {"input": input, **options})
 
 
 def refuse_script(name: str) -> NoReturn:
     """Raise for `torch.jit.script`, and name the cure."""
     raise RuntimeError(
         f"torch.jit.script cannot compile lstm_fused.{name}, which chooses its engine in Python. Trace "
-        "the layer, then compile the model that holds it: model.layer = torch.jit.trace(model.layer, example_inputs)"
+        "the layer, then compile the model that holds it: "
+        "model.layer = torch.jit.trace(model.layer, example_inputs)"
     )

@@ -159,7 +159,7 @@ class ScriptOpset:
     def __init__(self) -> None:
         from onnxscript import opset18
 
-        self.opset = opset18
+        self.opset: Any = opset18
 
     def add(self, op: str, *inputs: Value | None, outputs: int = 1, **attributes: int | str) -> Any:
         """Add a node."""
@@ -217,4 +217,6 @@ def register() -> None:
     for operators, translation in ((forward_op, script_layer), (backward_op, refuse), (products_op, refuse)):
         for operator in operators.values():
             name: str = operator.name()  # type: ignore[attr-defined]
-            torch.onnx.register_custom_op_symbolic(name, translation, OLDEST_OPSET)
+            torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
+                name, translation, OLDEST_OPSET
+            )

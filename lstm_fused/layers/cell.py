@@ -4,7 +4,6 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from lstm_fused.checks import States, check_input, check_states
 from lstm_fused.contract import Variant
@@ -146,8 +145,8 @@ class LSTMCell(WithOptions):
             ArgumentError: an argument has the wrong rank, size, dtype or device.
             RuntimeError: the engine cannot serve this device or dtype; the message says why.
         """
-        if isinstance(input, Proxy):
-            return graph.call_module(self, input, hx)  # type: ignore[return-value]
+        if isinstance(input, graph.PROXY):
+            return graph.call_module(self, input, hx)  # type: ignore[no-any-return]
         check_input(input, (1, 2), "of 1 dimension (input_size,) or 2 (B, input_size)", self.input_size)
         single = input.dim() == 1
         if hx is not None:

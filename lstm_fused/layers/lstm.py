@@ -7,7 +7,6 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lstm_fused.checks import (
@@ -206,8 +205,8 @@ class LSTM(TorchIdioms, WithOptions):
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths)
-        if isinstance(input, Proxy):
-            return graph.call_module(self, input, hx, lengths)  # type: ignore[return-value]
+        if isinstance(input, graph.PROXY):
+            return graph.call_module(self, input, hx, lengths)  # type: ignore[no-any-return]
         check_input(
             input,
             (2, 3),
