@@ -9,6 +9,7 @@ from lstm_fused.backends.table import engines
 from lstm_fused.errors import ArgumentError, SlowEngineWarning
 from lstm_fused.functional import lstm
 from lstm_fused.gates import Gates, inspect
+from lstm_fused.interop import torch_onnx
 from lstm_fused.interop.replace import Report, replace, replacing, restore
 from lstm_fused.layers.cell import LSTMCell
 from lstm_fused.layers.classifier import SequenceClassifier
@@ -31,6 +32,7 @@ __all__ = [
     "restore",
 ]
 __version__ = version("lstm_fused")
+torch_onnx.register()
 
 
 def __getattr__(name: str) -> ModuleType:

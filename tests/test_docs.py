@@ -1,6 +1,7 @@
 """The Markdown pages: the links, files, symbols and make targets that they name exist."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,17 @@ def test_named_paths_and_symbols_exist(name):
     assert not [found for found in SYMBOL.findall(text) if found[0] not in (ROOT / found[1]).read_text()]
 
 
-@pytest.mark.parametrize("name", ["replace.md", "testing.md"])
-def test_code_on_pages_runs(name):
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*feature will be removed:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["replace.md", "testing.md", "tracing.md"])
+def test_code_on_pages_runs(name, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / name).read_text(), re.M | re.S)
     assert blocks
-    names: dict = {}
-    for block in blocks:
-        exec(block, names)
+    file = tmp_path / "page.py"  # TorchScript reads the source of what it compiles
+    file.write_text("\n".join(blocks))
+    runpy.run_path(str(file), run_name="page")
 
 
 def test_named_make_targets_exist():

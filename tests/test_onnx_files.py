@@ -14,7 +14,10 @@ from torch import nn
 from lstm_fused import LSTM, SequenceClassifier
 from lstm_fused.onnx import export, from_onnx
 
-OURS = "an LSTM or a SequenceClassifier of lstm_fused, got "
+OURS = (
+    r"an LSTM or a SequenceClassifier of lstm_fused \(models that hold them: torch.onnx.export with "
+    r"custom_translation_table=lstm_fused.onnx.translation_table\(\)\), got "
+)
 HEAD = "a Linear over one direction's last state in a SequenceClassifier, got "
 
 

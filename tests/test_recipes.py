@@ -102,7 +102,7 @@ def test_stream_with_two_directions(recipe):
     assert not torch.allclose(pieces[:75, :, 32:], whole[:75, :, 32:])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:# The axis name")
 def test_write_a_whole_model_as_onnx(recipe):
     model = recipe("Write a whole model as ONNX")["model"]
     session = onnxruntime.InferenceSession("tagger.onnx")

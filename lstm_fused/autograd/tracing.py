@@ -1,6 +1,7 @@
 """Detects compilation, tracing, functorch transforms and fake tensors."""
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,11 @@ from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._ops import _get_dispatch_mode_pre_dispatch
 from torch.autograd import forward_ad
+from torch.jit._trace import TracerWarning
 from torch.nn import Parameter
+
+# Tracing warns wherever Python compares sizes, as the checks of arguments do; torch silences its own code so.
+warnings.filterwarnings("ignore", category=TracerWarning, module="lstm_fused")
 
 MAKE_FX = _TorchDispatchModeKey.PROXY
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lstm_fused.checks import States, check_input, check_states
 from lstm_fused.contract import Variant
 from lstm_fused.functional import run_layer
-from lstm_fused.interop import nn_lstm
+from lstm_fused.interop import graph, nn_lstm
 from lstm_fused.layers import masks, parameters
 from lstm_fused.layers.options import OPTIONS, WithOptions, check_combination, check_dtype
 from lstm_fused.layers.parameters import Parameters
@@ -145,6 +145,8 @@ class LSTMCell(WithOptions):
             ArgumentError: an argument has the wrong rank, size, dtype or device.
             RuntimeError: the engine cannot serve this device or dtype; the message says why.
         """
+        if isinstance(input, graph.PROXY):
+            return graph.call_module(self, input, hx)  # type: ignore[no-any-return]
         check_input(input, (1, 2), "of 1 dimension (input_size,) or 2 (B, input_size)", self.input_size)
         single = input.dim() == 1
         if hx is not None:

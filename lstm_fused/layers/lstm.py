@@ -19,7 +19,7 @@ from lstm_fused.checks import (
 from lstm_fused.contract import Variant
 from lstm_fused.errors import bad
 from lstm_fused.functional import run_layer
-from lstm_fused.interop import nn_lstm
+from lstm_fused.interop import graph, nn_lstm
 from lstm_fused.layers import masks, parameters
 from lstm_fused.layers.idioms import TorchIdioms
 from lstm_fused.layers.options import WithOptions, check_combination, check_dtype
@@ -205,6 +205,8 @@ class LSTM(TorchIdioms, WithOptions):
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths)
+        if isinstance(input, graph.PROXY):
+            return graph.call_module(self, input, hx, lengths)  # type: ignore[no-any-return]
         check_input(
             input,
             (2, 3),

@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from lstm_fused.backends.choice import Choice, explain
 from lstm_fused.checks import check_parameter
 from lstm_fused.contract import Variant
 from lstm_fused.errors import bad, bad_type, shown
+from lstm_fused.interop.graph import refuse_script
 from lstm_fused.layers import parameters
 from lstm_fused.layers.parameters import Parameters
 
@@ -209,6 +210,10 @@ class WithOptions(nn.Module):
         some = x.new_empty(0)
         drawn = [some if used else None for used in (self.layer_norm, *rates)]
         return explain(self.engine, x.device, computed_in(x), Variant.of(*drawn, self.cell_clip))
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Raise: `torch.jit.script` calls this before it compiles a model."""
+        refuse_script(type(self).__name__)
 
     def _own(self, shapes: parameters.Shapes, input: Tensor) -> Parameters:
         """The parameters of these names, read and checked at every call, because they may change."""

@@ -84,7 +84,9 @@ def export(
     lengths: bool = False,
     states: bool = False,
 ) -> None:
-    """Write what a module computes in eval mode as an ONNX file of opset 17 with symbolic T and B.
+    """Write an `LSTM` or a `SequenceClassifier` in eval mode as an ONNX file of opset 17 with symbolic T, B.
+
+    `torch.onnx.export` writes other models that hold the layers: see `translation_table`.
 
     Coupled gates are written as all four.
 
@@ -210,7 +212,10 @@ def check_expressible(lstm: object) -> None:
     """Check that ONNX's LSTM operator can compute what this module does."""
     if not isinstance(lstm, LSTM):
         kind = type(lstm)
-        wanted = "an LSTM or a SequenceClassifier of lstm_fused"
+        wanted = (
+            "an LSTM or a SequenceClassifier of lstm_fused (models that hold them: torch.onnx.export with "
+            "custom_translation_table=lstm_fused.onnx.translation_table())"
+        )
         raise bad("module", wanted, f"{kind.__module__}.{kind.__qualname__}")
     if lstm.proj_size:
         raise bad("module", "proj_size=0, because ONNX's LSTM operator has no projection", lstm.proj_size)
