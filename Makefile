@@ -212,8 +212,8 @@ $(AUDIT): $(STAMP)
 wheel: $(AUDIT) ## build and check the wheel for other machines, in dist/: any torch from 2.11, any Python from 3.11, any Linux since 2018
 	@rm -rf build/wheel build/lib.* $(NEWER) && mkdir -p $(NEWER)
 	@library=$$($(CXX) -print-file-name=libstdc++.a); cd $(NEWER) && \
-	  ar x $$library $$(ar t $$library | grep -E '^(functexcept|(lt[0-9]+-)?sstream-inst)\.o$$') && ar rc all.a *.o
-	@LDFLAGS="-Wl,--whole-archive,$(NEWER)/all.a,--no-whole-archive,--exclude-libs,ALL" \
+	  ar x $$library $$(ar t $$library | grep -E '^(functexcept|snprintf_lite|(lt[0-9]+-)?sstream-inst)\.o$$') && ar rc all.a *.o
+	@LDFLAGS="-Wl,--whole-archive,$(NEWER)/all.a,--no-whole-archive,--exclude-libs,ALL,--gc-sections" \
 	  $(PY) -m build --wheel --no-isolation --outdir build/wheel
 	@$(PY) -m auditwheel repair --exclude libtorch_cpu.so --wheel-dir build/wheel/repaired build/wheel/*.whl
 	@$(PY) -m pytest -q tests/wheel.py $(ARGS)
