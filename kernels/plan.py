@@ -26,6 +26,8 @@ EXCHANGES = {
 KERNELS = tuple(EXCHANGES)
 # The kernels whose programs wait for one another, and so must be resident on the card all at once.
 WAITING = tuple(name for name, exchange in EXCHANGES.items() if exchange in ("flags", "counters"))
+# Of every launch: multiply-adds in one rounding, which Triton 3.10 no longer makes unless it is told to.
+FUSED = {"enable_fp_fusion": True}
 
 # The most registers of a thread; asked for where ptxas would otherwise spill a few rather than take more.
 MAX_REGISTERS = 255
@@ -115,7 +117,7 @@ class Plan:
             options["launch_cooperative_grid"] = True
         if self.maxnreg is not None and torch.version.hip is None:
             options["maxnreg"] = self.maxnreg
-        return options | {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options | {"num_warps": self.num_warps, "num_stages": self.num_stages} | FUSED
 
     def shared(self, layer: Layer) -> int:
         """Bytes of shared memory; ahead-of-time compilation checks that the compiler needs no more."""

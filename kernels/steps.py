@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import triton.language as tl
-from lstm_fused.kernels.plan import Plan
+from lstm_fused.kernels.plan import FUSED, Plan
 from lstm_fused.kernels.product import (
     lstm_gradient_step_kernel,
     lstm_product_kernel,
@@ -116,7 +116,7 @@ def backward(
         of_product = items(sizes | {"P": P, "SHARED": shared} | plan.options)
         launches.insert(0, Launch(lstm_gradient_step_kernel, plan.grid(B, P), of_product))
     if hw is not None:
-        tiles = {"BB": plan.BB, "BK": plan.BK, "num_warps": plan.num_warps}
+        tiles = {"BB": plan.BB, "BK": plan.BK, "num_warps": plan.num_warps} | FUSED
         launches.append(Launch(lstm_norm_step_kernel, plan.grid(B, H)[:1], items(sizes | tiles)))
     first, stride = (0, 1) if saved.reverse else (T - 1, -1)
     # One launch more, for what the first step hands on to h0.

@@ -51,7 +51,7 @@ def try_everything():
     arguments = [zeros(2, 3, 4), zeros(28, 4), zeros(28, 7), None, None, None, zeros(3, 7), zeros(3, 7), None]
     for n, wrong, text in (
         (1, zeros(27, 4), "weight_ih must have shape [28, 4], got [27, 4]"),
-        (0, zeros(2, 3, 4).half(), "must be Half"),
+        (0, zeros(2, 3, 4).half(), "x must be bfloat16, float32 or float64, got Half"),
         (0, zeros(2, 3), "must have 3, 2 and 2 dimensions, got 2, 2 and 2"),
         (8, torch.tensor([2, 3, 1]), "lengths[1] must be in [0, 2], got 3"),
     ):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 
-from lstm_fused.autograd import tracing, transforms
+from lstm_fused.autograd import flops, tracing, transforms
 from lstm_fused.autograd.function import LSTMFunction
 from lstm_fused.autograd.operators import LIBRARY, backward_op, below_autograd, forward_op
 from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, put
@@ -85,3 +85,4 @@ for _name in OPERATORS:
     LIBRARY.impl(f"{_name}_forward", partial(differentiable_forward, _name), "Autograd")
     LIBRARY.impl(f"{_name}_backward", partial(once_differentiable_backward, _name), "Autograd")
     torch.library.register_vmap(f"lstm_fused::{_name}_forward", partial(vmapped_forward, _name), lib=LIBRARY)
+flops.register_on_import()

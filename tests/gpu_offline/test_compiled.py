@@ -61,6 +61,14 @@ def test_products_in_the_precision_of_float32_compile(build):
     assert not wrong
 
 
+def test_multiply_adds_are_fused_whatever_the_default_of_triton_is(monkeypatch):
+    """From 3.10 on the default is not to."""
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
+    build = Build("step", "backward", "fp64", 64, A100)
+    for function in (None, variant.lstm_norm_step_kernel):
+        assert "fma.rn.f64" in compile_kernel(build, function, varied=True).asm["ptx"]
+
+
 @pytest.mark.parametrize("kind", ["bf16", "fp64"])
 def test_every_variant_compiles(kind):
     for direction, functions in {

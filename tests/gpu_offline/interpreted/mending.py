@@ -20,6 +20,7 @@ torch.set_num_threads(1)
 torch.set_float32_matmul_precision("high")
 
 plain_dot, plain_trunc = InterpreterBuilder.create_dot, InterpreterBuilder.create_fp_trunc
+plain_splat = InterpreterBuilder.create_splat
 
 
 def widened(handle):
@@ -41,7 +42,15 @@ def create_fp_trunc(self, src, dst_type):
     return TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
 
 
+def create_splat(self, shape, scalar):
+    tile = plain_splat(self, shape, scalar)
+    if scalar.data.dtype == bool:  # Triton 3.9 gives it the dtype of what was compared
+        tile.data = tile.data.astype(bool)
+    return tile
+
+
 InterpreterBuilder.create_dot, InterpreterBuilder.create_fp_trunc = create_dot, create_fp_trunc
+InterpreterBuilder.create_splat = create_splat
 
 
 plain_tensor = interpreter._patch_lang_tensor

@@ -29,3 +29,17 @@ def test_bfloat16_product():
     y = torch.empty(16, 16)
     product_kernel[(1,)](x, y, 16)
     torch.testing.assert_close(y, x.float() @ x.float())
+
+
+@triton.jit
+def masked_kernel(y, count, N: tl.constexpr):
+    n = tl.arange(0, N)
+    tl.store(y + n, n + 1, (n < 4) & (count == 3))
+
+
+def test_a_tile_of_conditions_combines_with_one():
+    y = torch.zeros(8, dtype=torch.int32)
+    masked_kernel[(1,)](y, 2, 8)
+    assert not y.any()
+    masked_kernel[(1,)](y, 3, 8)
+    assert y.tolist() == [1, 2, 3, 4, 0, 0, 0, 0]

@@ -129,7 +129,12 @@ class Memory(Arithmetic):
             cell += self.value(operands[2], "u32")[thread]
             if {"acquire", "acq_rel"} & set(qualifiers):
                 self.buffer.acquire(slice(None))
-            self.write(operands[0], np.repeat(before, self.threads), np.arange(self.threads) == thread)
+            if operands[0] is not None:
+                self.write(operands[0], np.repeat(before, self.threads), np.arange(self.threads) == thread)
+
+    def do_red(self, qualifiers, operands, active):
+        """An atomic addition whose old value nobody reads, which Triton 3.9 makes of an unused one."""
+        self.do_atom(qualifiers, [None, *operands], active)
 
     def do_bar(self, qualifiers, operands, active):
         self.stored, self.storing = self.storing, set()

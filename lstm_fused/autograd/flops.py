@@ -1,0 +1,95 @@
+"""FLOP formulas of the operators for `torch.utils.flop_counter.FlopCounterMode`.
+
+They count the matrix products of all steps, two operations for each multiply-add, as the mode does. They see
+only shapes, so steps past a length count too.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from lstm_fused.backends.table import OPERATORS
+
+COUNTER = "torch.utils.flop_counter"
+Shape = Sequence[int]
+
+
+def of_each_row(steps: Shape, *weights: Shape | None) -> int:
+    """Products of every row of every step with these weights."""
+    return 2 * steps[0] * steps[1] * sum(weight[0] * weight[1] for weight in weights if weight)
+
+
+def forward(x: Shape, weight_ih: Shape | None, weight_hh: Shape, *rest: Any, **_: Any) -> int:
+    """W_ih x, W_hh h and, with a projection, W_hr m."""
+    weight_hr = rest[2]
+    return (
+        2 * x[0] * x[1] * sum(weight[0] * weight[1] for weight in (weight_ih, weight_hh, weight_hr) if weight)
+    )
+
+
+def backward(dy: Any, dh_n: Any, dc_n: Any, c: Shape, gates: Any, c0: Any, *rest: Any, **_: Any) -> int:
+    """Gradients of a times W_hh and, with a projection, of h times W_hr."""
+    weight_hh, _, weight_hr = rest[:3]
+    return of_each_row(c, weight_hh, weight_hr)
+
+
+def products(
+    dxw: Shape, dhw: Any, x: Shape | None, weight_ih: Shape | None, y: Shape | None, *rest: Any, **_: Any
+) -> int:
+    """Those of dx, dW_ih and dW_hh whose factors are given."""
+    T, B, M = dxw
+    columns = (weight_ih[1] if weight_ih else 0) + (x[2] if x else 0) + (y[2] if y else 0)
+    return 2 * T * B * M * columns
+
+
+def register() -> None:
+    """Add the formulas of every engine's operators to PyTorch's; a second call changes nothing."""
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+    formulas: tuple[tuple[str, Callable[..., int]], ...] = (
+        ("forward", forward),
+        ("backward", backward),
+        ("products", products),
+    )
+    for name, engine in OPERATORS.items():
+        for part, formula in formulas[: 3 if engine.products else 2]:
+            operator = getattr(torch.ops.lstm_fused, f"{name}_{part}")
+            if operator not in flop_registry:
+                register_flop_formula(operator)(formula)
+
+
+class OnImport(MetaPathFinder):
+    """Calls `register` after the import of PyTorch's counter, which imports Triton: up to a second."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The counter's own spec, whose loader registers the formulas too; None for other modules."""
+        if fullname != COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            register()
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+def register_on_import() -> None:
+    """Register the formulas now, or when PyTorch's counter is imported."""
+    if COUNTER in sys.modules:
+        register()
+    else:
+        sys.meta_path.insert(0, OnImport())

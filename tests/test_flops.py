@@ -1,0 +1,83 @@
+"""FlopCounterMode counts the products of an engine's operators as it counts those of the reference."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import CASES, VARIANTS
+from harness import ENGINES_HERE
+from test_contract import records
+from torch.utils.flop_counter import FlopCounterMode
+
+from lstm_fused import LSTM, reference
+from lstm_fused.autograd.operators import backward_op, forward_op, products_op
+from lstm_fused.contract import Factors, flatten
+
+T, B, I, H = 5, 3, 6, 8
+SMALL = [case for case in (*CASES, *VARIANTS) if case.T * case.B * case.H < 3000]
+each_engine = pytest.mark.parametrize("engine", [engine.name for engine in ENGINES_HERE])
+
+
+def count(function, *arguments):
+    with FlopCounterMode(display=False) as counter:
+        result = function(*arguments)
+    return counter.get_total_flops(), result
+
+
+@each_engine
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_operators_count_what_the_reference_multiplies(engine, case):
+    inputs, _, saved, douts, gradients = records(case)
+    assert inputs.weight_ih is not None
+    for given in (inputs, inputs._replace(x=inputs.x @ inputs.weight_ih.T, weight_ih=None)):
+        expected, outputs = count(reference.forward, given)
+        assert count(forward_op[engine], *flatten(given))[0] == expected
+    expected, _ = count(reference.backward, saved, douts)
+    assert count(backward_op[engine], *flatten(douts, saved))[0] == expected
+    if engine not in products_op:
+        return
+    whole = Factors(
+        gradients.dxw,
+        None,
+        inputs.x,
+        inputs.weight_ih,
+        outputs.y,
+        inputs.h0,
+        inputs.lengths,
+        inputs.reverse,
+    )
+    for factors in (
+        whole,
+        whole._replace(x=None),
+        whole._replace(weight_ih=None),
+        whole._replace(y=None, h0=None),
+    ):
+        expected, _ = count(reference.products, factors)
+        assert count(products_op[engine], *factors)[0] == expected
+
+
+@each_engine
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "exported"])
+def test_a_training_step_counts_six_products(engine, compiled):
+    module, x = LSTM(I, H, engine=engine), torch.randn(T, B, I, requires_grad=True)
+    run = torch.export.export(module, (x,)).module() if compiled else module
+    forward, (y, _) = count(run, x)
+    assert forward == 2 * T * B * 4 * H * (I + H)
+    assert count(y.sum().backward)[0] == 2 * forward
+
+
+@pytest.mark.parametrize("first", ["torch.utils.flop_counter", "lstm_fused"])
+def test_formulas_are_registered_in_either_order_of_imports(first):
+    """The counter imports Triton, so lstm_fused does not import it."""
+    program = (
+        f"import sys, torch, {first}\n"
+        "import lstm_fused\n"
+        f"assert ('torch.utils.flop_counter' in sys.modules) == {first != 'lstm_fused'}\n"
+        "from torch.utils.flop_counter import flop_registry\n"
+        "assert torch.ops.lstm_fused.reference_backward in flop_registry\n"
+        "assert not [f for f in sys.meta_path if type(f).__module__.startswith('lstm_fused')]\n"
+        "from lstm_fused.autograd.flops import register\n"
+        "register()\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
