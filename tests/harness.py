@@ -193,4 +193,5 @@ def extended(tensor: Tensor) -> Array:
 
 def largest(values: Array) -> float:
     """Return the largest magnitude: infinite if there is a NaN, 0 without elements."""
-    return float(np.nan_to_num(np.abs(values), nan=np.inf).max()) if values.size else 0.0
+    found = float(np.abs(values).max()) if values.size else 0.0
+    return np.inf if np.isnan(found) else found
