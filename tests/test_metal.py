@@ -109,6 +109,21 @@ def test_storage_offsets_and_strides_are_respected():
     close(y, layer(x)[0])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.as_strided(t.shape, t.stride(), 0),
+        lambda t: t.as_strided(t.shape, torch.empty(t.shape).stride()),
+    ],
+    ids=["offset", "strides"],
+)
+def test_an_ignored_offset_or_stride_is_found(change, monkeypatch):
+    plain = launch.mapped
+    monkeypatch.setattr(launch, "mapped", lambda function, record: plain(function, plain(change, record)))
+    with pytest.raises(AssertionError, match="not close"):
+        test_storage_offsets_and_strides_are_respected()
+
+
 def test_a_layer_trains_by_default(monkeypatch):
     """Chosen without a name, through the operator that may fall back, after a check."""
     monkeypatch.setenv("LSTM_FUSED_GPU", "auto")
@@ -197,6 +212,12 @@ def test_a_pass_in_pieces_has_the_same_bits(plan, direction):
                 assert all(map(torch.equal, pieces, whole))
                 iterations = LONG + (direction == "backward")
                 assert events.call_count == (iterations - 1) // at_once
+
+
+def test_a_piece_without_da_of_the_one_before_is_found(monkeypatch):
+    mac.plant(monkeypatch, "bool known = last >= 0 &&", "bool known = false &&")
+    with pytest.raises(AssertionError, match="method equal"):
+        test_a_pass_in_pieces_has_the_same_bits(Plan("resident", 8, 32), "backward")
 
 
 # Faults in the equations: each is found by the test that is named.

@@ -119,6 +119,18 @@ def test_pipelines_are_built_for_the_kernels_in_use(projection, varied, monkeypa
     assert len(made) == 1
 
 
+def test_a_kernel_without_use_is_found(monkeypatch, nothing_compiled):
+    plain = launch.forward_steps
+
+    def wasteful(kernels, *arguments):
+        kernels.project_step  # noqa: B018
+        plain(kernels, *arguments)
+
+    monkeypatch.setattr(launch, "forward_steps", wasteful)
+    with pytest.raises(AssertionError, match="project_step"):
+        test_pipelines_are_built_for_the_kernels_in_use(False, False, monkeypatch, None)
+
+
 @pytest.mark.parametrize(
     "where",
     [f"layer.{size} {test}" for size in ("H % 8", "P % 8", "T - 1") for test in ("== 0", "!= 0")],

@@ -12,7 +12,7 @@ import torch
 import train_mnist
 from cases import Case
 from lstm_fused.kernels import metal, verdicts
-from lstm_fused.kernels.metal import dispatches, launch, library
+from lstm_fused.kernels.metal import dispatches, launch, library, plan
 from lstm_fused.kernels.metal.plan import Plan, plans
 from lstm_fused.kernels.plan import Layer
 from metal import mac
@@ -126,6 +126,13 @@ def test_training_on_a_mac_uses_metal_by_default(monkeypatch):
         )
 
 
+def test_a_mac_without_metal_by_default_is_found(monkeypatch):
+    elsewhere = [replace(engine, devices=()) if engine.name == "metal" else engine for engine in ENGINES]
+    monkeypatch.setattr(sys.modules[__name__], "ENGINES", elsewhere)
+    with pytest.raises(AssertionError):
+        test_training_on_a_mac_uses_metal_by_default(monkeypatch)
+
+
 def test_dispatches_are_short_on_the_slowest_chip():
     """A fifth of a second at most, as predicted; macOS aborts what takes a second or more."""
     M1 = roofline_metal.CHIPS[0]
@@ -133,11 +140,18 @@ def test_dispatches_are_short_on_the_slowest_chip():
         (8, 64, 128, 256, 1024, 2048), (1, 16, 64, 4096, 65536), ("forward", "backward")
     ):
         layer = Layer(direction, H, B, torch.float32, "ieee")
-        for plan in plans(layer):
-            sizes = -(-B // plan.BB) * plan.BB, H, H
-            together = plan.steps_at_once(*sizes) * roofline_metal.predict(plan, layer, M1) / 1e6
-            assert together < 0.2 or plan.steps_at_once(*sizes) == 1
+        for each in plans(layer):
+            sizes = -(-B // each.BB) * each.BB, H, H
+            together = each.steps_at_once(*sizes) * roofline_metal.predict(each, layer, M1) / 1e6
+            assert together < 0.2 or each.steps_at_once(*sizes) == 1
             assert together > 0.002  # not so short that dispatches cost
+
+
+@pytest.mark.parametrize("factor", [0.01, 100])
+def test_dispatches_of_a_wrong_length_are_found(factor, monkeypatch):
+    monkeypatch.setattr(plan, "AT_ONCE", factor * plan.AT_ONCE)
+    with pytest.raises(AssertionError):
+        test_dispatches_are_short_on_the_slowest_chip()
 
 
 def test_predictions_prefer_the_chosen_kernel():
