@@ -25,9 +25,9 @@ from tests.cases import TIMED, Case
 ROOT = Path(__file__).parents[1]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 # All tests of the engines and of modules on a device; those that need float64 there are skipped.
-TESTS = ("tests/test_engines.py", "tests/test_mps.py")
+TESTS = ("tests/test_engines.py", "tests/test_on_mps.py")
 # Without a Mac the emulation runs small parts of all that a Mac runs.
-SMALL_TESTS = ("-k", "test_mps and not compile or test_outputs_and_gradients and one_step-metal")
+SMALL_TESTS = ("-k", "test_on_mps and not compile or test_outputs_and_gradients and one_step-metal")
 SMALL_SIZES = ((9, 3),)
 SMALL_TIMED = (Case("tiny", T=3, B=2, I=3, H=4),)
 EMULATED = "EMULATED on a CPU: this shows that the command works, and nothing about a Mac"

@@ -151,11 +151,17 @@ def products(factors: Factors) -> Products:
         else:
             # The first step is added separately, which avoids a shifted copy of y.
             first, later, earlier = (dhw[-1:], dhw[:-1], y[1:]) if reverse else (dhw[:1], dhw[1:], y[:-1])
-            # Not in place: that has no rule for vmap, and FlopCounterMode does not count it.
-            dweight_hh = torch.addmm(
+            dweight_hh = add_product(
                 outer_sum(later, earlier), rows(first).T, h0[: first.shape[0] * h0.shape[0]]
             )
     return Products(dx, dweight_ih, dweight_hh)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Total [M, N] plus left [M, K] times right [K, N]; in place, but not under vmap, which has no rule."""
+    if torch._C._are_functorch_transforms_active():
+        return torch.addmm(total, left, right)
+    return total.addmm_(left, right)
 
 
 def outer_sum(left: Tensor, right: Tensor) -> Tensor:

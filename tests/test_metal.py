@@ -14,7 +14,7 @@ from lstm_fused.kernels.metal.plan import Plan, plans
 from lstm_fused.kernels.plan import Layer
 from metal import mac
 from metal.shader import emulated
-from test_mps import *  # noqa: F403  its tests run here too
+from test_on_mps import *  # noqa: F403  its tests run here too
 from torch.autograd.gradcheck import GradcheckError
 
 import lstm_fused

@@ -79,7 +79,7 @@ def test_the_table_is_complete_where_a_kernel_is_wrong(as_on_a_mac, monkeypatch,
 
 
 def test_mps_check_runs_to_its_end_in_the_emulation(monkeypatch, capfd):
-    """But for the tests: those of test_mps.py run in test_metal.py."""
+    """But for the tests: those of test_on_mps.py run in test_metal.py."""
     monkeypatch.setattr(backend, "DTYPES", (torch.float32,))
     monkeypatch.setattr(mps, "PYTEST", [sys.executable, "-c", "import sys; print(*sys.argv)"])
     assert mps.main(["--emulated", "--rounds", "1"]) == 0

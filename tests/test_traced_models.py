@@ -267,6 +267,31 @@ def test_fx_names_what_it_needs():
             torch.fx.symbolic_trace(layer)
 
 
+class Doubled(LSTM):
+    def forward(self, input, hx=None, lengths=None):
+        return super().forward(2 * input, hx, lengths)
+
+
+class Leaves(torch.fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return isinstance(module, (LSTM, LSTMCell)) or super().is_leaf_module(module, name)
+
+
+@pytest.mark.parametrize("kind", ["hook", "pre_hook", "subclass", "cell"])
+def test_fx_refuses_what_it_would_run_twice(kind):
+    """Hooks and a subclass's own code are recorded, and run again in the recorded call; a leaf has neither."""
+    layer = Doubled(3, 4) if kind == "subclass" else LSTMCell(3, 4) if kind == "cell" else LSTM(3, 4)
+    if kind == "pre_hook":
+        layer.register_forward_pre_hook(lambda module, arguments: (2 * arguments[0],))
+    elif kind != "subclass":
+        layer.register_forward_hook(lambda module, arguments, output: (2 * output[0], output[1]))
+    model, x = nn.Sequential(layer), torch.randn(2, 3) if kind == "cell" else torch.randn(5, 2, 3)
+    with pytest.raises(ArgumentError, match="is_leaf_module"):
+        torch.fx.symbolic_trace(model)
+    graph = torch.fx.GraphModule(model, Leaves().trace(model))
+    assert torch.equal(graph(x)[0], model(x)[0])
+
+
 def test_add_graph_of_tensorboard(tmp_path):
     tensorboard = pytest.importorskip("torch.utils.tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,5 +1,6 @@
 """Saved models that hold the operators: run in C++ without Python; loaded in Python without lstm_fused."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,10 @@ def python(program):
 def saved(tmp_path_factory):
     """Run examples/cpp/save.py; AOTInductor compiles for half a minute."""
     folder = tmp_path_factory.mktemp("saved")
-    subprocess.run([sys.executable, ROOT / "examples/cpp/save.py", folder], check=True, capture_output=True)
+    # Two processes that package the same model out of one cache overwrite each other's files.
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
+    command = [sys.executable, ROOT / "examples/cpp/save.py", folder]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
     return folder
 
 

@@ -27,10 +27,7 @@ def of_each_row(steps: Shape, *weights: Shape | None) -> int:
 
 def forward(x: Shape, weight_ih: Shape | None, weight_hh: Shape, *rest: Any, **_: Any) -> int:
     """W_ih x, W_hh h and, with a projection, W_hr m."""
-    weight_hr = rest[2]
-    return (
-        2 * x[0] * x[1] * sum(weight[0] * weight[1] for weight in (weight_ih, weight_hh, weight_hr) if weight)
-    )
+    return of_each_row(x, weight_ih, weight_hh, rest[2])
 
 
 def backward(dy: Any, dh_n: Any, dc_n: Any, c: Shape, gates: Any, c0: Any, *rest: Any, **_: Any) -> int:
@@ -48,6 +45,11 @@ def products(
     return 2 * T * B * M * columns
 
 
+def added_product(total: Any, left: Shape, right: Shape, **_: Any) -> int:
+    """Of `aten.addmm_`, which PyTorch does not count and `lstm_fused.reference.products` uses."""
+    return 2 * left[0] * left[1] * right[1]
+
+
 def register() -> None:
     """Add the formulas of every engine's operators to PyTorch's; a second call changes nothing."""
     from torch.utils.flop_counter import flop_registry, register_flop_formula
@@ -57,6 +59,8 @@ def register() -> None:
         ("backward", backward),
         ("products", products),
     )
+    if torch.ops.aten.addmm_ not in flop_registry:
+        register_flop_formula(torch.ops.aten.addmm_)(added_product)
     for name, engine in OPERATORS.items():
         for part, formula in formulas[: 3 if engine.products else 2]:
             operator = getattr(torch.ops.lstm_fused, f"{name}_{part}")

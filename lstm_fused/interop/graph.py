@@ -20,9 +20,15 @@ def call_module(module: nn.Module, input: Proxy, *more: Any) -> Any:
         *more: its other arguments.
 
     Raises:
-        ArgumentError: the layer is itself the model that is traced.
+        ArgumentError: the layer is itself the model that is traced, or code that is recorded around this call
+            would run again in it.
     """
     tracer: Any = input.tracer
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    if hooked or not type(module).forward.__module__.startswith("lstm_fused."):
+        cure = "another layer only by a Tracer whose is_leaf_module returns True for it"
+        got = "forward hooks" if hooked else f"{type(module).__name__}, a subclass that overrides forward"
+        raise bad("module", f"a layer without hooks and with its own forward; torch.fx traces {cure}", got)
     if tracer.root is module:
         raise bad(
             "input", "a model that holds the layer: symbolic_trace(Sequential(layer))", "the layer alone"
