@@ -279,7 +279,7 @@ class Leaves(torch.fx.Tracer):
 
 @pytest.mark.parametrize("kind", ["hook", "pre_hook", "subclass", "cell"])
 def test_fx_refuses_what_it_would_run_twice(kind):
-    """Hooks and a subclass's own code are recorded, and run again in the recorded call; a leaf has neither."""
+    """Hooks and a subclass's own code are recorded, and run again in the recorded call; not in a leaf."""
     layer = Doubled(3, 4) if kind == "subclass" else LSTMCell(3, 4) if kind == "cell" else LSTM(3, 4)
     if kind == "pre_hook":
         layer.register_forward_pre_hook(lambda module, arguments: (2 * arguments[0],))
