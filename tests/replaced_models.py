@@ -1,20 +1,24 @@
 """A model that holds torch's LSTMs in every way, for the tests of `replace`, `restore` and `replacing`."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
 F64 = torch.float64
-
-
+IGNORED = [  # warnings of torch's own layers and tools
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
+]
 OPTIONS = {
     "plain": {},
     "busy": {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.5},
     "projected": {"num_layers": 2, "proj_size": 3},
     "bare": {"bias": False},
 }
-
-
+each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 X = torch.randn(4, 3, 5, dtype=F64, generator=torch.Generator().manual_seed(0))
 
 

@@ -7,20 +7,14 @@ import weakref
 
 import pytest
 import torch
-from replaced_models import F64, OPTIONS, PARAMETRIZED, X, make, same
+from replaced_models import F64, IGNORED, PARAMETRIZED, X, each_option, make, same
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from lstm_fused import LSTM, ArgumentError, LSTMCell, replace, replacing, restore
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
-    pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
-]
-each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+pytestmark = IGNORED
 
 
 def test_every_lstm_of_a_model_is_replaced_and_nothing_else_changes():

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from replaced_models import Louder, Renamed
+from replaced_models import IGNORED, Louder, Renamed
 from torch import nn
 from torch.ao.nn import quantizable
 from torch.ao.nn.quantized import dynamic as quantized
@@ -13,12 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from lstm_fused import LSTM, replace
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
-    pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
-]
+pytestmark = IGNORED
 
 
 def on_instance():

@@ -6,17 +6,12 @@ import threading
 
 import pytest
 import torch
-from replaced_models import Louder
+from replaced_models import IGNORED, Louder
 from torch import nn
 
 from lstm_fused import LSTM, ArgumentError, LSTMCell, replacing, restore
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
-    pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
-]
+pytestmark = IGNORED
 
 
 def test_replacing_builds_ours_with_the_weights_of_torch():

@@ -5,20 +5,14 @@ import pickle
 
 import pytest
 import torch
-from replaced_models import F64, OPTIONS, PARAMETRIZED, X, make, same
+from replaced_models import F64, IGNORED, PARAMETRIZED, X, each_option, make, same
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import lstm_fused
 from lstm_fused import LSTM, LSTMCell, replace, restore
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
-    pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
-]
-each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+pytestmark = IGNORED
 
 
 @each_option
