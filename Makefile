@@ -176,16 +176,18 @@ build/arm/%.o: %.cpp $(ARM_HEADERS) | $(ARM)
 build/arm/driver: $(ARM_OBJECTS)
 	@$(ZIG) -static -o $@ $^
 
+FORMATTED := $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu examples/cpp/*.cpp tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp tests/metal/*.cpp tests/metal/*.h tests/metal/include/* kernels/metal/*.metal)
+
 lint: $(STAMP) ## check style and types
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp tests/metal/*.cpp tests/metal/*.h tests/metal/include/* kernels/metal/*.metal)
+	clang-format --dry-run --Werror $(FORMATTED)
 
 format: $(STAMP) ## put everything in the project's style
 	ruff check --fix .
 	ruff format .
-	clang-format -i $(filter %.cpp %.h,$(CSRC)) $(wildcard bench/*/*.cpp bench/*/*.cu tests/arm/*.cpp tests/arm/*.h tests/cpp/*.cpp tests/metal/*.cpp tests/metal/*.h tests/metal/include/* kernels/metal/*.metal)
+	clang-format -i $(FORMATTED)
 
 docs: $(PAGES) ## run the docstrings' examples, and build the pages and the API reference in build/docs; installs Sphinx, 70 MB
 	@$(PY) -m pytest -q tests/test_docstrings.py

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lstm_fused.kernels.plan import EXCHANGES, Layer, Plan
 from lstm_fused.kernels.scratch import timed_out
-from lstm_fused.kernels.verdicts import Verdict
+from lstm_fused.kernels.verdicts import Verdict, whole_tiles
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -83,7 +83,7 @@ def sizes(plan: Any, layer: Layer) -> list[tuple[int, int]]:
     """
     if isinstance(plan, Plan):
         return [(layer.H, T), *([(layer.H, LONG)] if EXCHANGES[plan.kernel] == "flags" else [])]
-    whole = -(-layer.H // plan.BH) * plan.BH
+    whole = whole_tiles(plan, layer)
     return list(product((whole, whole - plan.BH + 1), (T, 1)))
 
 

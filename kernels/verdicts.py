@@ -100,10 +100,15 @@ def cache_folder() -> Path | None:
         return None
 
 
+def whole_tiles(plan: Plan, layer: Layer) -> int:
+    """H rounded up to a plan's tiles."""
+    return -(-layer.H // plan.BH) * plan.BH
+
+
 def name(plan: Plan, layer: Layer) -> str:
     """The name of a plan: all that is compiled in, and H in whole tiles."""
-    width = -(-layer.H // plan.BH) * plan.BH
-    kind = [layer.direction, plan.kernel, str(layer.dtype).removeprefix("torch."), f"H{width}"]
+    dtype = str(layer.dtype).removeprefix("torch.")
+    kind = [layer.direction, plan.kernel, dtype, f"H{whole_tiles(plan, layer)}"]
     kind += ["projection"] * layer.projection + ["variant"] * layer.varied
     # The number of tiles of a launch does not change the code, nor does the precision of float32 products in
     # other dtypes.

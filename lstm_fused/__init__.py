@@ -14,6 +14,7 @@ from lstm_fused.interop.replace import Report, replace, replacing, restore
 from lstm_fused.layers.cell import LSTMCell
 from lstm_fused.layers.classifier import SequenceClassifier
 from lstm_fused.layers.lstm import LSTM
+from lstm_fused.on_import import after_import
 
 __all__ = [
     "LSTM",
@@ -32,7 +33,7 @@ __all__ = [
     "restore",
 ]
 __version__ = version("lstm_fused")
-torch_onnx.register()
+after_import("torch.onnx", torch_onnx.register)  # its import takes longer than that of this package
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -13,6 +13,7 @@ from lstm_fused.kernels.metal import launch, library
 from lstm_fused.kernels.metal.plan import Plan, plans
 from lstm_fused.kernels.plan import Layer
 from metal import mac
+from metal.mac import unchecked_mac  # noqa: F401  a fixture
 from metal.shader import emulated
 from test_on_mps import *  # noqa: F403  its tests run here too
 from torch.autograd.gradcheck import GradcheckError
@@ -26,13 +27,10 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 close = torch.testing.assert_close
 
 
-pytestmark = pytest.mark.skipif(not mac.HERE, reason=mac.LACKING)
-
-
-@pytest.fixture(autouse=True)
-def as_on_a_mac(tmp_path):
-    with mac.like_a_mac(tmp_path, "unchecked"):
-        yield
+pytestmark = [
+    pytest.mark.skipif(not mac.HERE, reason=mac.LACKING),
+    pytest.mark.usefixtures("unchecked_mac"),
+]
 
 
 def short(case: Case, dtype: torch.dtype) -> Case:

@@ -10,6 +10,7 @@ from lstm_fused.kernels.metal import launch, library
 from lstm_fused.kernels.metal.plan import Plan, plans
 from lstm_fused.kernels.plan import Layer
 from metal import mac
+from metal.mac import unchecked_mac  # noqa: F401  a fixture
 
 import lstm_fused
 
@@ -17,13 +18,10 @@ CPU = torch.device("cpu")
 STEP = Plan("step", 8)
 close = torch.testing.assert_close
 
-pytestmark = pytest.mark.skipif(not mac.HERE, reason=mac.LACKING)
-
-
-@pytest.fixture(autouse=True)
-def as_on_a_mac(tmp_path):
-    with mac.like_a_mac(tmp_path, "unchecked"):
-        yield
+pytestmark = [
+    pytest.mark.skipif(not mac.HERE, reason=mac.LACKING),
+    pytest.mark.usefixtures("unchecked_mac"),
+]
 
 
 @pytest.fixture

@@ -69,9 +69,8 @@ def backward(saved: Saved, douts: OutputGradients, plan: Plan) -> Gradients:
     kernels = library(dtype, plan)
     if plan.kernel == "resident":
         tensors = tiled(saved.weight_hh, 4), *cell, dh, dc
-        run_resident(
-            kernels.backward_resident, plan, layer, T + 1, *tensors
-        )  # the last is the gradient of h0
+        # One iteration more computes the gradient of h0.
+        run_resident(kernels.backward_resident, plan, layer, T + 1, *tensors)
     else:
         backward_steps(kernels, plan, layer, variant, saved, cell, (dh, dc, dhw))
     c_prev = previous(c_all, c0.to(c_all.dtype), saved.lengths, saved.reverse)

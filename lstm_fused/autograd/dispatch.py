@@ -18,6 +18,7 @@ from lstm_fused.autograd.operators import LIBRARY, backward_op, below_autograd, 
 from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, put
 from lstm_fused.backends.table import OPERATORS
 from lstm_fused.contract import DIFFERENTIABLE, INPUTS, SAVE, Outputs, batch_axes
+from lstm_fused.on_import import after_import
 
 
 def requires_grad(arguments: Iterable[Any]) -> bool:
@@ -85,4 +86,4 @@ for _name in OPERATORS:
     LIBRARY.impl(f"{_name}_forward", partial(differentiable_forward, _name), "Autograd")
     LIBRARY.impl(f"{_name}_backward", partial(once_differentiable_backward, _name), "Autograd")
     torch.library.register_vmap(f"lstm_fused::{_name}_forward", partial(vmapped_forward, _name), lib=LIBRARY)
-flops.register_on_import()
+after_import(flops.COUNTER, flops.register)

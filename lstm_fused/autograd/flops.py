@@ -4,19 +4,14 @@ They count the matrix products of all steps, two operations for each multiply-ad
 only shapes, so steps past a length count too.
 """
 
-import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from lstm_fused.backends.table import OPERATORS
 
-COUNTER = "torch.utils.flop_counter"
+COUNTER = "torch.utils.flop_counter"  # imports Triton, which takes up to a second
 Shape = Sequence[int]
 
 
@@ -66,34 +61,3 @@ def register() -> None:
             operator = getattr(torch.ops.lstm_fused, f"{name}_{part}")
             if operator not in flop_registry:
                 register_flop_formula(operator)(formula)
-
-
-class OnImport(MetaPathFinder):
-    """Calls `register` after the import of PyTorch's counter, which imports Triton: up to a second."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """The counter's own spec, whose loader registers the formulas too; None for other modules."""
-        if fullname != COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def execute_and_register(module: ModuleType) -> None:
-            execute(module)
-            register()
-
-        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
-
-
-def register_on_import() -> None:
-    """Register the formulas now, or when PyTorch's counter is imported."""
-    if COUNTER in sys.modules:
-        register()
-    else:
-        sys.meta_path.insert(0, OnImport())

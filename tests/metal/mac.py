@@ -49,6 +49,13 @@ def like_a_mac(folder, setting="auto"):
     here._destroy()
 
 
+@pytest.fixture
+def unchecked_mac(tmp_path):
+    """`like_a_mac` in a test, with kernels that run unchecked."""
+    with like_a_mac(tmp_path, "unchecked"):
+        yield
+
+
 def plant(patch, old, new):
     """Replace a piece of the kernels' text, which has it, wherever it is; nothing is compiled yet."""
     plain = library.source
