@@ -33,11 +33,10 @@ constexpr double team_start_us(int64_t n) { return n > 1 ? 10 * static_cast<doub
 // no barriers: 2 µs, what starting a spinning thread takes.
 constexpr int64_t min_products_per_thread = 50000;
 
-// [polls] Spinning of a barrier before it sleeps: about 20 µs, longer than a step's imbalance. Waits that end
-// in sleep halve it, down to the second number, about 1.5 µs, and others double it. On 2 cores, each with one
-// other busy process, a forward pass of mid then takes 108 to 149 ms; 178 to 259 ms where a barrier yields.
+// [polls] Spinning of a barrier before it sleeps: 25 µs (Zen 5) to 45 µs (Intel), longer than a step's
+// imbalance; and where a team has more threads than cores, 1.5 µs.
 constexpr int barrier_spins = 1000;
-constexpr int min_barrier_spins = 64;
+constexpr int crowded_barrier_spins = 64;
 // [polls] Spinning of a thread of our own pool for another call before it sleeps: about 40 µs.
 constexpr int worker_spins = 2000;
 

@@ -1,7 +1,8 @@
 // Vectors of any instruction set: load, store, convert, transpose, multiply-add.
 //
 // They are GCC's vector extension, so that one source serves every instruction set. The few intrinsics that
-// it cannot express (bfloat16 dot products, streaming stores, flushing subnormal numbers) are in this file.
+// it cannot express (bfloat16 dot products, maxima, streaming stores, flushing subnormal numbers) are in this
+// file.
 //
 // LSTM_FUSED_ISA names the instruction set and its namespace. LSTM_FUSED_VECTOR_BYTES is the width of a
 // vector, LSTM_FUSED_REGISTERS the number of vector registers for weights and accumulators. LSTM_FUSED_MR
@@ -237,6 +238,35 @@ inline void transpose(Vec<Real>* v) {
 template <class Real>
 inline Vec<Real> broadcast(Real value) {
   return value - Vec<Real>{};  // value + 0 would lose the sign of -0
+}
+
+// The larger of x and a bound; NaN stays. GCC does not find x86's instruction for it, which of two numbers
+// takes the second if one of them is NaN. (The unmasked intrinsics of AVX-512 warn in GCC 12.)
+template <class Real>
+inline Vec<Real> at_least(Vec<Real> x, Real bound) {
+  const Vec<Real> low = broadcast(bound);
+#if defined(LSTM_FUSED_AVX512)
+  if constexpr (sizeof(Real) == 4) return (Vec<Real>)_mm512_maskz_max_ps(0xffff, (__m512)low, (__m512)x);
+  if constexpr (sizeof(Real) == 8) return (Vec<Real>)_mm512_maskz_max_pd(0xff, (__m512d)low, (__m512d)x);
+#elif LSTM_FUSED_VECTOR_BYTES == 32
+  if constexpr (sizeof(Real) == 4) return (Vec<Real>)_mm256_max_ps((__m256)low, (__m256)x);
+  if constexpr (sizeof(Real) == 8) return (Vec<Real>)_mm256_max_pd((__m256d)low, (__m256d)x);
+#endif
+  return x < low ? low : x;
+}
+
+// The smaller of x and a bound; NaN stays.
+template <class Real>
+inline Vec<Real> at_most(Vec<Real> x, Real bound) {
+  const Vec<Real> high = broadcast(bound);
+#if defined(LSTM_FUSED_AVX512)
+  if constexpr (sizeof(Real) == 4) return (Vec<Real>)_mm512_maskz_min_ps(0xffff, (__m512)high, (__m512)x);
+  if constexpr (sizeof(Real) == 8) return (Vec<Real>)_mm512_maskz_min_pd(0xff, (__m512d)high, (__m512d)x);
+#elif LSTM_FUSED_VECTOR_BYTES == 32
+  if constexpr (sizeof(Real) == 4) return (Vec<Real>)_mm256_min_ps((__m256)high, (__m256)x);
+  if constexpr (sizeof(Real) == 8) return (Vec<Real>)_mm256_min_pd((__m256d)high, (__m256d)x);
+#endif
+  return x > high ? high : x;
 }
 
 // Multiply-add of one k-group: a vector of packed weights times a broadcast element of the operand row. VNNI

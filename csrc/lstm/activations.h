@@ -21,8 +21,9 @@ struct Exp<float> {
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.1219444005469058e-4f;
   static constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   static constexpr int mantissa_bits = 23, exponent_bias = 127;
-  static constexpr float smallest = -105.f;  // e^smallest rounds to 0
-  static constexpr float saturated = 20.f;   // tanh(saturated / 2) rounds to 1
+  static constexpr float smallest = -105.f;   // e^smallest rounds to 0
+  static constexpr float negligible = 40.f;   // 1 + e^-negligible rounds to 1, and 2^-64 e^-negligible is normal
+  static constexpr float saturated = 20.f;    // tanh(saturated / 2) rounds to 1
   static constexpr float p[] = {1.989108046399884e-4f, 1.393373071579208e-3f, 8.333310844647863e-3f,
                                 4.166646419740569e-2f, 1.666666668170422e-1f, 5.000000013538730e-1f};
 };
@@ -39,6 +40,7 @@ struct Exp<double> {
   static constexpr double magic = 6755399441055744.;  // 1.5 * 2^52
   static constexpr int mantissa_bits = 52, exponent_bias = 1023;
   static constexpr double smallest = -746.;
+  static constexpr double negligible = 40.;
   static constexpr double saturated = 40.;
   static constexpr double p[] = {2.091475532589320e-9,
                                  2.510531272962210e-8,
@@ -90,43 +92,28 @@ inline Vec<R> without_subnormals(Vec<R> x) {
   return abs<R>(x) < smallest ? Vec<R>{} : x;  // NaN stays
 }
 
-// s = e / d or 1 - s, with d = 1 + e and e = e^-|x|, which cannot overflow. The rounding error of d is
-// corrected to first order: ds/dd = -s / d = -s (1 - s). tanh does the same.
+// s = 1 / d, with d = 1 + e^-x in units of 2^64: neither e^-x nor s then leaves the range of normal numbers
+// before the division.
 template <class scalar_t>
 inline Vec<scalar_t> sigmoid(Vec<scalar_t> x) {
   using R = acc_t<scalar_t>;
-  const Vec<R> smallest = broadcast(Exp<scalar_t>::smallest);
-  Vec<R> y = -abs<R>(x);
-  y = y < smallest ? smallest : y;      // NaN stays
-  const SplitExp<scalar_t> exp(y, 64);  // so that a subnormal e comes from a normal scale
-  const Vec<R> e = (exp.scale + exp.scale * exp.q) * R(0x1p-64);
-  const Vec<R> d = 1 + e;
-  Vec<R> s = e / d;
-  if constexpr (!is_rounded<scalar_t>) s -= s * ((e - (d - 1)) * (1 - s));
-  return x < 0 ? s : 1 - s;
+  using E = Exp<scalar_t>;
+  const Vec<R> one = broadcast(R(0x1p-64));
+  const SplitExp<scalar_t> exp(-at_most<R>(at_least<R>(x, E::smallest), E::negligible), -64);
+  // Two additions: of 1 + scale and scale * q, the first would be rounded where scale is large.
+  return one / (exp.scale * exp.q + one + exp.scale);
 }
 
-// t = u / d or 1 - 2 / d, with d = 2 + u and u = e^2|x| - 1, whichever quotient is smaller. The rounding
-// error of d matters for the first alone; for bfloat16 neither choice nor error matters.
+// t = h / (1 + h), with h = (e^2|x| - 1) / 2. For small h, t = h - h t halves the error of the sum and of the
+// quotient, which bfloat16 does not need.
 template <class scalar_t>
 inline Vec<scalar_t> tanh(Vec<scalar_t> x) {
   using R = acc_t<scalar_t>;
-  const Vec<R> saturated = broadcast(Exp<scalar_t>::saturated), two = broadcast(R(2));
-  Vec<R> y = abs<R>(x) * 2;
-  y = y > saturated ? saturated : y;  // NaN stays
-  const SplitExp<scalar_t> exp(y, 0);
-  const Vec<R> u = exp.scale * exp.q + (exp.scale - 1);
-  const Vec<R> d = 2 + u;
-  Vec<R> t;
-  if constexpr (is_rounded<scalar_t>) {
-    t = u / d;
-  } else {
-    t = (u < two ? u : -two) / d;
-    const Vec<R> lost = u < two ? u - (d - 2) : Vec<R>{};
-    t -= t * (lost * (R(0.5) - R(0.5) * t));
-    t = u < two ? t : 1 + t;
-  }
-  const Vec<R> sign = broadcast(-R(0));
+  const Vec<R> half = broadcast(R(0.5)), sign = broadcast(-R(0));
+  const SplitExp<scalar_t> exp(at_most<R>(2 * abs<R>(x), Exp<scalar_t>::saturated), -1);
+  const Vec<R> h = exp.scale * exp.q + (exp.scale - half);
+  Vec<R> t = h / (1 + h);
+  if constexpr (!is_rounded<scalar_t>) t = h < half ? h - h * t : t;
   return (Vec<R>)((Int<R>)t | ((Int<R>)x & (Int<R>)sign));
 }
 

@@ -45,9 +45,7 @@ struct Gates {
 
 template <class Real>
 inline Vec<Real> clip(Vec<Real> c, Real bound) {
-  const Vec<Real> high = broadcast(bound);
-  c = c > high ? high : c;  // NaN stays
-  return c < -high ? -high : c;
+  return at_least<Real>(at_most<Real>(c, bound), -bound);
 }
 
 // The cell up to c_t: turns pre-activations i, f, g into gates and c_{t-1} into c_t; adds o's peephole of

@@ -1,6 +1,7 @@
 // A spinning barrier, and the division of work among threads.
 #include "runtime/threads.h"
 
+#include <thread>
 #include <vector>
 
 #include "runtime/pool.h"
@@ -8,8 +9,6 @@
 #include "thresholds.h"
 
 namespace lstm_fused {
-
-Barrier::Barrier() : polls_(barrier_spins) {}
 
 void Barrier::wait(int threads) {
   const unsigned generation = generation_.load(std::memory_order_acquire);
@@ -25,22 +24,18 @@ void Barrier::wait(int threads) {
     return;
   }
   const auto released = [&] { return generation_.load() != generation; };
-  const int polls = polls_.load(std::memory_order_relaxed);
-  if (spin(polls, released)) {
-    if (polls < barrier_spins) polls_.store(2 * polls, std::memory_order_relaxed);
-  } else {
-    if (polls > min_barrier_spins) polls_.store(polls / 2, std::memory_order_relaxed);
-    std::unique_lock lock{mutex_};
-    ++sleepers_;
-    wake_.wait(lock, released);
-    --sleepers_;
-  }
+  if (spin(polls, released)) return;
+  std::unique_lock lock{mutex_};
+  ++sleepers_;
+  wake_.wait(lock, released);
+  --sleepers_;
 }
 
 void run(int threads, const std::function<void(const Team&)>& body) {
-  Barrier everyone;
-  std::vector<Barrier> groups(static_cast<size_t>(threads));
-  const auto member = [&](int rank, int size) { body({rank, size, &everyone, groups.data()}); };
+  std::vector<Barrier> barriers(static_cast<size_t>(threads) + 1);
+  const bool cores_lack = threads > static_cast<int>(std::thread::hardware_concurrency());
+  for (Barrier& barrier : barriers) barrier.polls = cores_lack ? crowded_barrier_spins : barrier_spins;
+  const auto member = [&](int rank, int size) { body({rank, size, &barriers.back(), barriers.data()}); };
   if (threads > 1)
     run_together(threads, member);
   else

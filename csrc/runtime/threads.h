@@ -9,18 +9,18 @@
 
 namespace lstm_fused {
 
-// Spins, then sleeps: a step is shorter than putting a thread to sleep. Spins less where that has been in
-// vain, because other threads need the cores. It does not yield: a thread that yields to another process
-// waits for the end of that one's time slice, 3 ms, and a thread that is woken does not.
+// Spins, then sleeps: a step is shorter than putting a thread to sleep. It does not yield: a thread that
+// yields to another process waits for the end of that one's time slice, 3 ms, and a thread that is woken does
+// not.
 class Barrier {
  public:
-  Barrier();
+  int polls;  // before it sleeps
+
   void wait(int threads);
 
  private:
   std::atomic<int> arrived_{0};
   std::atomic<unsigned> generation_{0};
-  std::atomic<int> polls_;
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
