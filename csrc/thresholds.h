@@ -157,10 +157,14 @@ constexpr int64_t bf16x3_long_k = 1024;
 // [rows] Maximum of a memory-bound micro-kernel: reading weights takes longer than multiplying them
 // (3964d43).
 constexpr int64_t memory_bound_rows = 3;
-// [k-groups] Maximum that is summed in fresh accumulators before these are added to the tile's: shorter
-// chains of additions err less. Libraries take few rows as matrix-vector products with many short chains; 16
-// does too.
-constexpr int64_t chain_length(int rows) { return rows <= memory_bound_rows ? 16 : 128; }
+// [k-groups] What is summed in fresh accumulators before these are added to the tile's: shorter chains of
+// additions err less. Libraries take few rows as matrix-vector products with many short chains; 16 does too.
+// Other sums have equal chains of about 128, because ending one takes as long as multiplying 2 to 4 k-groups.
+constexpr int64_t chain_length(int rows, int64_t k_groups) {
+  if (rows <= memory_bound_rows) return 16;
+  const int64_t chains = k_groups < 192 ? 1 : (k_groups + 64) / 128;
+  return (k_groups + chains - 1) / chains;
+}
 // [k-groups] Distance of the micro-kernel's prefetching of weights; hardware prefetching stops at the end of
 // every page. By trial.
 constexpr int prefetch_distance = 16;

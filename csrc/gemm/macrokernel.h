@@ -21,13 +21,28 @@ struct MacroTile {
   // the address of the k-major panel of the tile whose first row is r, and vectors multiply.
   template <bool KMajor = false, class RowPtr>
   void add_product(const PackedWeights<scalar_t>& weights, RowPtr row_ptr) {
-    add<KMajor>(weights, row_ptr, false);
+    add<KMajor>(Factors(*this, weights, row_ptr), false);
   }
 
   // accumulators = rows times packed weights.
   template <bool KMajor = false, class RowPtr>
   void multiply(const PackedWeights<scalar_t>& weights, RowPtr row_ptr) {
-    add<KMajor>(weights, row_ptr, true);
+    add<KMajor>(Factors(*this, weights, row_ptr), true);
+  }
+
+  // accumulators = the sum of two products, by one call of the micro-kernel where their depths fit in a
+  // block.
+  template <class RowPtr, class OtherPtr>
+  void multiply(const PackedWeights<scalar_t>& weights, RowPtr row_ptr, const PackedWeights<scalar_t>& others,
+                OtherPtr other_ptr) {
+    const Factors factors[] = {{*this, weights, row_ptr}, {*this, others, other_ptr}};
+    if (takes_amx(weights) || takes_amx(others) || weights.k_groups + others.k_groups > KC) {
+      add<false>(factors[0], true);
+      add<false>(factors[1], false);
+    } else {
+      const FlushSubnormals flush;
+      add_block<false>(factors, 2, 0, true);
+    }
   }
 
   void zero() {
@@ -37,40 +52,76 @@ struct MacroTile {
   }
 
  private:
-  template <bool KMajor, class RowPtr>
-  void add(const PackedWeights<scalar_t>& weights, RowPtr row_ptr, bool fresh) {
-    const FlushSubnormals flush;
+  // Packed weights and the operand rows of each tile.
+  struct Factors {
+    PackedWeights<scalar_t> weights;
     const scalar_t* rows[MC_tiles][max_tile_rows<scalar_t>];
-    for (int64_t n = 0; n < count; ++n)
-      for (int64_t r = 0; r < tiles[n].rows; ++r) rows[n][r] = row_ptr(tiles[n].first_row + r);
+
+    template <class RowPtr>
+    Factors(const MacroTile& to, const PackedWeights<scalar_t>& packed, RowPtr row_ptr) : weights(packed) {
+      for (int64_t n = 0; n < to.count; ++n)
+        for (int64_t r = 0; r < to.tiles[n].rows; ++r) rows[n][r] = row_ptr(to.tiles[n].first_row + r);
+    }
+  };
+
+  bool takes_amx(const PackedWeights<scalar_t>& weights) const {
+    if constexpr (!has_amx) return false;
+    return k_pack<scalar_t> == 2 ? count > 1 || tiles[0].rows >= amx_min_rows : weights.bf16x3;
+  }
+
+  template <bool KMajor>
+  void add(const Factors& factors, bool fresh) {
+    const FlushSubnormals flush;
 #ifdef LSTM_FUSED_AMX
     if constexpr (!KMajor && k_pack<scalar_t> == 2)
-      if (count > 1 || tiles[0].rows >= amx_min_rows) return add_amx<1>(weights, rows, fresh);
+      if (takes_amx(factors.weights)) return add_amx<1>(factors, fresh);
     if constexpr (!KMajor && std::is_same_v<scalar_t, float>)
-      if (weights.bf16x3) return add_amx<bf16x3_terms>(weights, rows, fresh);
+      if (takes_amx(factors.weights)) return add_amx<bf16x3_terms>(factors, fresh);
 #endif
-    if (fresh && weights.k_groups == 0) zero();
-    const int64_t panel_size = weights.k_groups * k_pack<scalar_t> * NR<scalar_t>;
-    const int64_t bytes = thread_panels * panel_size * static_cast<int64_t>(sizeof(scalar_t));
-    for (int64_t k = 0; k < weights.k_groups; k += KC) {
-      const int64_t k_end = weights.k_groups - k < KC ? weights.k_groups : k + KC;
-      const bool last_block = k_end == weights.k_groups;
-      const int64_t next_k = last_block ? 0 : k_end, k_left = weights.k_groups - next_k;
-      for (int64_t n = 0; n < count; ++n) {
-        AccumulatorTile<scalar_t>& tile = tiles[n];
-        const bool in_l2 = bytes <= l2_resident_bytes && has_few_rows(tile.rows);
-        const int64_t k_groups = in_l2 || !weights.packed() ? 0 : k_left < KC ? k_left : KC;
-        // A tile as tall as AMX takes is more than MR rows: divide it into chunks.
-        const int64_t chunks = ceil_div(tile.rows, MR);
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          const int64_t row = tile.rows * chunk / chunks, chunk_rows = tile.rows * (chunk + 1) / chunks - row;
-          const Prefetch next{last_block ? prefetch_panel : tile.first_panel, next_k, k_groups,
-                              n * chunks + chunk, count * chunks};
-          multiply_rows<scalar_t, KMajor>(chunk_rows, rows[n] + row, k, k_end, weights, tile.first_panel,
-                                          tile.panels, tile.at(row, 0), tile.stride, fresh && k == 0, next);
-        }
+    if (fresh && factors.weights.k_groups == 0) zero();
+    for (int64_t k = 0; k < factors.weights.k_groups; k += KC) add_block<KMajor>(&factors, 1, k, fresh && k == 0);
+  }
+
+  // Adds by vectors the products of a block, k-groups [k, k + KC) of each. A tile as tall as AMX takes is more
+  // than MR rows, and is divided into chunks.
+  template <bool KMajor>
+  void add_block(const Factors* factors, int products, int64_t k, bool fresh) {
+    for (int64_t n = 0; n < count; ++n) {
+      AccumulatorTile<scalar_t>& tile = tiles[n];
+      const int64_t chunks = ceil_div(tile.rows, MR);
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t row = tile.rows * chunk / chunks, chunk_rows = tile.rows * (chunk + 1) / chunks - row;
+        Product<scalar_t> sum[2];
+        for (int i = 0; i < products; ++i)
+          sum[i] = product(factors[i].weights, factors[i].rows[n] + row, k, tile, n * chunks + chunk,
+                           count * chunks);
+        multiply_rows<scalar_t, KMajor>(chunk_rows, sum, products, tile.panels, tile.at(row, 0), tile.stride,
+                                        fresh);
       }
     }
+  }
+
+  // One product of a block. Meanwhile prefetches a share of what comes next, this tile's next block or the
+  // next macro-tile's first.
+  Product<scalar_t> product(const PackedWeights<scalar_t>& weights, const scalar_t* const* rows, int64_t k,
+                            const AccumulatorTile<scalar_t>& tile, int64_t share, int64_t shares) const {
+    constexpr int64_t size = sizeof(scalar_t), group = k_pack<scalar_t> * NR<scalar_t>;
+    const int64_t k_end = min(weights.k_groups, k + KC);
+    const bool last_block = k_end == weights.k_groups;
+    const bool in_l2 =
+        thread_panels * weights.k_groups * group * size <= l2_resident_bytes && has_few_rows(tile.rows);
+    const int64_t next_k = last_block ? 0 : k_end;
+    const int64_t next = in_l2 || !weights.packed() ? 0 : min(weights.k_groups - next_k, KC);
+    const int64_t bytes = k_end > k ? group * size * next / ((k_end - k) * shares) : 0;
+    const scalar_t* from = weights.at(last_block ? prefetch_panel : tile.first_panel, next_k);
+    return {rows,
+            k,
+            k_end,
+            weights.at(tile.first_panel, 0),
+            weights.panel_stride,
+            weights.k_stride,
+            reinterpret_cast<const char*>(from) + (k_end - k) * share * bytes,
+            bytes};
   }
 
 #ifdef LSTM_FUSED_AMX
@@ -79,9 +130,9 @@ struct MacroTile {
   // The same by AMX. Four independent accumulators hide the latency of a tile multiplication: two register
   // tiles by one panel, where each load of weights is used twice, or an odd last tile by two panels.
   template <int Terms>
-  void add_amx(const PackedWeights<scalar_t>& weights, const scalar_t* (*rows)[max_tile_rows<scalar_t>],
-               bool fresh) {
+  void add_amx(const Factors& factors, bool fresh) {
     if (fresh) zero();
+    const PackedWeights<scalar_t>& weights = factors.weights;
     constexpr int64_t group = Terms * 2 * NR<BFloat16>, max_kc = Terms == 1 ? KC : bf16x3_long_kc;
     const int64_t block_kc = Terms == 1 || weights.k_groups >= bf16x3_long_k ? max_kc : bf16x3_short_kc;
     const int64_t panel_stride =
@@ -93,9 +144,9 @@ struct MacroTile {
       for (int64_t n = 0; n < count; n += 2) {
         const bool two_tiles = n + 1 < count;
         AccumulatorTile<scalar_t>&tile = tiles[n], &other = tiles[two_tiles ? n + 1 : n];
-        AmxBlock block0 = amx_block<Terms>(rows[n], tile.rows, k, kc, term_stride, copies[0]),
+        AmxBlock block0 = amx_block<Terms>(factors.rows[n], tile.rows, k, kc, term_stride, copies[0]),
                  block1 = block0;
-        if (two_tiles) block1 = amx_block<Terms>(rows[n + 1], other.rows, k, kc, term_stride, copies[1]);
+        if (two_tiles) block1 = amx_block<Terms>(factors.rows[n + 1], other.rows, k, kc, term_stride, copies[1]);
         config_.set(tile.rows, other.rows, Terms == 1 || two_tiles ? amx_tile_k_groups : tile.rows);
         for (int64_t p = 0; p < tile.panels;) {
           const bool two_panels = !two_tiles && p + 1 < tile.panels;

@@ -38,61 +38,86 @@ constexpr int max_tile_rows = static_cast<int>(tile_rows<scalar_t>(std::is_same_
 
 constexpr bool has_few_rows(int64_t rows) { return rows <= memory_bound_rows; }
 
-// Adds A times B, over k-groups [k_begin, k_end), to accumulators with leading dimension `stride`, or stores
-// the product if they are `fresh`. A has Rows rows, B Panels panels [K, NR] that are `panel_stride` apart,
-// their k-groups `k_stride`. With KMajor, A is packed as [K, Rows] at rows[0] (pack_k_major). Meanwhile
-// prefetches `prefetch_bytes` from `prefetch` into L2 for each k-group and panel. With few rows, 0 means that
-// the weights are in L2 already: the kernel then leaves all prefetching to the hardware. Never inlined: the
-// row pointers need all registers that a caller would take.
+// One product of a sum, A times B over k-groups [k_begin, k_end). B is panels [K, NR] that are `panel_stride`
+// apart, their k-groups `k_stride`. Meanwhile `prefetch_bytes` from `prefetch` are prefetched into L2 for each
+// k-group and panel. With few rows, 0 means that the weights are in L2 already: all prefetching is then left
+// to the hardware.
+template <class scalar_t>
+struct Product {
+  const scalar_t* const* rows;  // of A
+  int64_t k_begin, k_end;
+  const scalar_t* weights;  // k-group 0 of the first panel
+  int64_t panel_stride, k_stride;
+  const char* prefetch;
+  int64_t prefetch_bytes;
+};
+
+// Adds the sum of products to accumulators with leading dimension `stride`, or stores it if they are `fresh`.
+// A has Rows rows, B Panels panels from `panel` on. With KMajor, A is packed as [K, Rows] at rows[0]
+// (pack_k_major). Never inlined: the row pointers need all registers that a caller would take.
 template <class scalar_t, int Rows, int Panels, bool KMajor>
-[[gnu::noinline]] void microkernel(const scalar_t* const* rows, int64_t k_begin, int64_t k_end,
-                                   const scalar_t* weights, int64_t panel_stride, int64_t k_stride,
-                                   acc_t<scalar_t>* acc, int64_t stride, bool fresh, const char* prefetch,
-                                   int64_t prefetch_bytes) {
+[[gnu::noinline]] void microkernel(const Product<scalar_t>* products, int count, int64_t panel,
+                                   acc_t<scalar_t>* acc, int64_t stride, bool fresh) {
   using G = KGroup<scalar_t>;
   constexpr int V = 2 * Panels;
-  constexpr int64_t group = k_pack<scalar_t> * NR<scalar_t>;  // elements of a panel's k-group
-  const bool prefetches = !has_few_rows(Rows) || prefetch_bytes > 0;
-  const scalar_t* row[Rows];
-  for (int r = 0; r < Rows; ++r) row[r] = KMajor ? rows[0] + r * k_pack<scalar_t> : rows[r];
-  weights += k_begin * k_stride;
-  for (int64_t k = k_begin; k < k_end;) {
-    const int64_t chain_end = min(k_end, k + chain_length(Rows));
-    Vec<scalar_t> sum[Rows][V] = {};
-    for (; k < chain_end; ++k, weights += k_stride, prefetch += prefetch_bytes) {
-      for (int p = 0; p < Panels && prefetches; ++p) {
-        constexpr int64_t bytes = group * sizeof(scalar_t);
-        for (int64_t line = 0; line < bytes; line += 64)
-          __builtin_prefetch(
-              reinterpret_cast<const char*>(weights + p * panel_stride + prefetch_distance * k_stride) +
-              line);
-        __builtin_prefetch(prefetch + p * panel_stride * static_cast<int64_t>(sizeof(scalar_t)), 0, 2);
-      }
+  constexpr int64_t bytes = k_pack<scalar_t> * NR<scalar_t> * sizeof(scalar_t);  // of a panel's k-group
+  int64_t k_groups = 0;
+  for (int n = 0; n < count; ++n) k_groups += products[n].k_end - products[n].k_begin;
+  const int64_t chain = chain_length(Rows, k_groups);
+  int64_t chain_left = chain;
+  Vec<scalar_t> sum[Rows][V] = {};
+  for (int n = 0; n < count; ++n) {
+    const Product<scalar_t>& product = products[n];
+    const bool prefetches = !has_few_rows(Rows) || product.prefetch_bytes > 0;
+    const scalar_t* row[Rows];
+    for (int r = 0; r < Rows; ++r) row[r] = product.rows[KMajor ? 0 : r];
+    const scalar_t* weights =
+        product.weights + panel * product.panel_stride + product.k_begin * product.k_stride;
+    const char* prefetch =
+        product.prefetch + panel * product.panel_stride * static_cast<int64_t>(sizeof(scalar_t));
+    for (int64_t k = product.k_begin; k < product.k_end;) {
+      const int64_t end = min(product.k_end, k + chain_left);
+      chain_left -= end - k;
+      k_groups -= end - k;
+      for (; k < end; ++k, weights += product.k_stride, prefetch += product.prefetch_bytes) {
+        for (int p = 0; p < Panels && prefetches; ++p) {
+          for (int64_t line = 0; line < bytes; line += 64)
+            __builtin_prefetch(reinterpret_cast<const char*>(weights + p * product.panel_stride +
+                                                             prefetch_distance * product.k_stride) +
+                               line);
+          __builtin_prefetch(prefetch + p * product.panel_stride * static_cast<int64_t>(sizeof(scalar_t)), 0,
+                             2);
+        }
 #pragma GCC unroll 2
-      for (int pass = 0; pass < G::passes; ++pass) {
-        // Load all weights before any element of A: in the other order the compiler keeps neither in
-        // registers.
-        typename G::Operand w[V];
+        for (int pass = 0; pass < G::passes; ++pass) {
+          // Load all weights before any element of A: in the other order the compiler keeps neither in
+          // registers.
+          typename G::Operand w[V];
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v)
-          w[v] =
-              G::weights(weights + v / 2 * panel_stride + v % 2 * lanes<scalar_t> * k_pack<scalar_t>, pass);
+          for (int v = 0; v < V; ++v)
+            w[v] = G::weights(
+                weights + v / 2 * product.panel_stride + v % 2 * lanes<scalar_t> * k_pack<scalar_t>, pass);
 #pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) {
-          const typename G::Operand a = G::element(row[r], KMajor ? k * Rows : k, pass);
+          for (int r = 0; r < Rows; ++r) {
+            const typename G::Operand a =
+                KMajor ? G::element(row[0], k * Rows + r, pass) : G::element(row[r], k, pass);
 #pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) sum[r][v] = G::multiply_add(w[v], a, sum[r][v]);
+            for (int v = 0; v < V; ++v) sum[r][v] = G::multiply_add(w[v], a, sum[r][v]);
+          }
         }
       }
-    }
+      if (chain_left > 0 && k_groups > 0) continue;  // into the next product
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r)
+      for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        acc_t<scalar_t>* to = acc + r * stride + v * lanes<scalar_t>;
-        store(to, fresh ? sum[r][v] : load(to) + sum[r][v]);
-      }
-    fresh = false;
+        for (int v = 0; v < V; ++v) {
+          acc_t<scalar_t>* to = acc + r * stride + v * lanes<scalar_t>;
+          store(to, fresh ? sum[r][v] : load(to) + sum[r][v]);
+          sum[r][v] = Vec<scalar_t>{};
+        }
+      fresh = false;
+      chain_left = chain;
+    }
   }
 }
 
@@ -111,48 +136,27 @@ struct PackedWeights {
   }
 };
 
-// Weights that a micro-kernel prefetches into L2 for the next one: its `share` of `shares` of the k-groups
-// [k, k + k_groups), from `panel` on.
-struct Prefetch {
-  int64_t panel, k, k_groups, share, shares;
-};
-
-// The micro-kernel for panels [first_panel, first_panel + panels), any number of them.
+// The micro-kernel for any number of panels.
 template <class scalar_t, int Rows, bool KMajor>
-void multiply_panels(const scalar_t* const* rows, int64_t k_begin, int64_t k_end,
-                     const PackedWeights<scalar_t>& weights, int64_t first_panel, int64_t panels,
-                     acc_t<scalar_t>* acc, int64_t stride, bool fresh, const Prefetch& next) {
+void multiply_panels(const Product<scalar_t>* products, int count, int64_t panels, acc_t<scalar_t>* acc,
+                     int64_t stride, bool fresh) {
   constexpr int Panels = panels_for<scalar_t>(Rows);
-  constexpr int64_t group_bytes = k_pack<scalar_t> * NR<scalar_t> * sizeof(scalar_t);
-  const int64_t panel_stride = weights.panel_stride;
-  const int64_t prefetch_bytes = group_bytes * next.k_groups / ((k_end - k_begin) * next.shares);
-  const auto prefetch = [&](int64_t p) {
-    return reinterpret_cast<const char*>(weights.at(next.panel + p, next.k)) +
-           (k_end - k_begin) * next.share * prefetch_bytes;
-  };
   int64_t p = 0;
   for (; p + Panels <= panels; p += Panels)
-    microkernel<scalar_t, Rows, Panels, KMajor>(rows, k_begin, k_end, weights.at(first_panel + p, 0),
-                                                panel_stride, weights.k_stride, acc + p * NR<scalar_t>,
-                                                stride, fresh, prefetch(p), prefetch_bytes);
+    microkernel<scalar_t, Rows, Panels, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh);
   if constexpr (Panels > 1)
     for (; p < panels; ++p)
-      microkernel<scalar_t, Rows, 1, KMajor>(rows, k_begin, k_end, weights.at(first_panel + p, 0),
-                                             panel_stride, weights.k_stride, acc + p * NR<scalar_t>, stride,
-                                             fresh, prefetch(p), prefetch_bytes);
+      microkernel<scalar_t, Rows, 1, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh);
 }
 
 // The same for a number of rows, at most MR, that is known at run time only.
 template <class scalar_t, bool KMajor, int Rows = MR>
-inline void multiply_rows(int64_t count, const scalar_t* const* rows, int64_t k_begin, int64_t k_end,
-                          const PackedWeights<scalar_t>& weights, int64_t first_panel, int64_t panels,
-                          acc_t<scalar_t>* acc, int64_t stride, bool fresh, const Prefetch& next) {
-  if (count == Rows)
-    return multiply_panels<scalar_t, Rows, KMajor>(rows, k_begin, k_end, weights, first_panel, panels, acc,
-                                                   stride, fresh, next);
+inline void multiply_rows(int64_t rows, const Product<scalar_t>* products, int count, int64_t panels,
+                          acc_t<scalar_t>* acc, int64_t stride, bool fresh) {
+  if (rows == Rows)
+    return multiply_panels<scalar_t, Rows, KMajor>(products, count, panels, acc, stride, fresh);
   if constexpr (Rows > 1)
-    multiply_rows<scalar_t, KMajor, Rows - 1>(count, rows, k_begin, k_end, weights, first_panel, panels, acc,
-                                              stride, fresh, next);
+    multiply_rows<scalar_t, KMajor, Rows - 1>(rows, products, count, panels, acc, stride, fresh);
 }
 
 // Accumulators, for at most max_nc panels, and their place in the output.

@@ -68,26 +68,25 @@ void fill_inactive(const Backward<scalar_t>& args, const Slice& s, int64_t t, in
         }
 }
 
-// Accumulates the gradient of h_t from the steps after t: da_{t+1} W_hh, or dh_n at the end.
+// accumulators = the gradient of h_t from the steps after t: da_{t+1} W_hh, or dh_n at the end.
 template <class scalar_t>
 void recurrent_gradient(const Backward<scalar_t>& args, const Row<scalar_t>* rows,
                         MacroTile<scalar_t>& macrotile) {
-  const bool ends = rows[macrotile.tiles[0].first_row].operand == nullptr;
+  if (rows[macrotile.tiles[0].first_row].operand)
+    return macrotile.multiply(args.packed_hh ? packed_for(args.da_operand, args.packed_hh)
+                                             : unpacked(args.weight_hh, 4 * args.H, args.P),
+                              [&](int64_t r) { return rows[r].operand; });
   for (int64_t i = 0; i < macrotile.count; ++i) {
     AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
     for (int64_t r = 0; r < tile.rows; ++r)
       for (int64_t v = 0; v < 2 * tile.panels; ++v) {
         const int64_t j = tile.first_panel * NR<scalar_t> + v * lanes<scalar_t>;
-        const bool given = ends && args.dh_n && j < args.P;
+        const bool given = args.dh_n && j < args.P;
         store(
             tile.at(r, 0) + v * lanes<scalar_t>,
             given ? load(args.dh_n + rows[tile.first_row + r].b * args.P + j, args.P - j) : Vec<scalar_t>{});
       }
   }
-  if (!ends)
-    macrotile.add_product(args.packed_hh ? packed_for(args.da_operand, args.packed_hh)
-                                         : unpacked(args.weight_hh, 4 * args.H, args.P),
-                          [&](int64_t r) { return rows[r].operand; });
 }
 
 // Stores dh, the accumulators plus dy_t unless this is dh0; to(b) is the address of row b.

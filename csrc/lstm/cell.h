@@ -41,6 +41,12 @@ struct Gates {
     put(row + 2 * H + j, g);
     put(row + 3 * H + j, o);
   }
+  [[gnu::always_inline]] void operator+=(const Gates& other) {
+    i += other.i;
+    f += other.f;
+    g += other.g;
+    o += other.o;
+  }
 };
 
 template <class Real>

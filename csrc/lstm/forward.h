@@ -61,13 +61,16 @@ void copy_x(const Forward<scalar_t>& args, const Slice& s, int64_t n, int64_t st
   }
 }
 
-// accumulators += rows of A times W [4H, K], by packed weights unless these are null.
+// accumulators = rows of A times W [4H, K], by packed weights unless these are null.
 template <class scalar_t, class RowPtr>
-void add_gates(MacroTile<scalar_t>& macrotile, const Forward<scalar_t>& args, const scalar_t* weight,
-               const scalar_t* packed, const OperandBuffer<scalar_t>& operand, RowPtr row_ptr) {
+void multiply_gates(MacroTile<scalar_t>& macrotile, const Forward<scalar_t>& args, const scalar_t* weight,
+                    const scalar_t* packed, const OperandBuffer<scalar_t>& operand, RowPtr row_ptr) {
   if constexpr (std::is_same_v<scalar_t, float>)
-    if (!packed) return add_gate_dots(macrotile, weight, args.H, operand.K, row_ptr);
-  macrotile.add_product(packed_for(operand, packed), row_ptr);
+    if (!packed) {
+      macrotile.zero();
+      return add_gate_dots(macrotile, weight, args.H, operand.K, row_ptr);
+    }
+  macrotile.multiply(packed_for(operand, packed), row_ptr);
 }
 
 // Stores the accumulators of a tile; to(r) is the address of row r [4H].
@@ -90,9 +93,9 @@ void compute_xw(const Forward<scalar_t>& args, const Slice& s, int64_t n, int64_
   s.sync();  // x_operand: other threads' rows, before the GEMM reads them
   const int64_t max_rows = tile_rows<scalar_t>(args.x_operand.bf16x3);
   for_macrotiles<scalar_t>(max_rows, 0, steps * rows, panel_begin, panel_end, false, [&](auto& macrotile) {
-    macrotile.zero();
-    add_gates(macrotile, args, args.weight_ih, args.packed_ih, args.x_operand,
-              [&](int64_t r) { return args.x_operand.row(n + r / rows, s.row_begin + r % rows); });
+    multiply_gates(macrotile, args, args.weight_ih, args.packed_ih, args.x_operand, [&](int64_t r) {
+      return args.x_operand.row(n + r / rows, s.row_begin + r % rows);
+    });
     for (int64_t i = 0; i < macrotile.count; ++i)
       store_gates(macrotile.tiles[i], args.H, [&](int64_t r) {
         return args.xw + (r / rows * args.sequence.B + s.row_begin + r % rows) * 4 * args.H;
@@ -128,29 +131,43 @@ void fill_inactive(const Forward<scalar_t>& args, const Slice& s, int64_t t, int
   }
 }
 
-// Initialises the accumulators of a_t: bias, plus W_ih x unless it is fused.
+// accumulators = the products of a_t that belong to this step: W_ih x where it is fused, and W_hh h_{t-1}
+// unless it is normalised first.
 template <class scalar_t>
-void init_accumulators(const Forward<scalar_t>& args, int64_t n, int64_t t, const Row<scalar_t>* rows,
-                       AccumulatorTile<scalar_t>& tile) {
-  const acc_t<scalar_t>* xw =
-      args.x_steps > 1 ? args.xw + (n & (args.x_steps - 1)) * args.sequence.B * 4 * args.H : nullptr;
-  for (int64_t p = 0; p < tile.panels; p += gate_panels) {
-    const int64_t j = (tile.first_panel + p) / gate_panels * lanes<scalar_t>, left = args.H - j;
-    for (int64_t gate = 0; gate < 4; ++gate) {
-      const int64_t at = gate * args.H + j;
-      const Vec<scalar_t> bias = args.bias ? load(args.bias + at, left) : Vec<scalar_t>{};
-      for (int64_t r = 0; r < tile.rows; ++r) {
-        const int64_t b = rows[tile.first_row + r].b;
-        Vec<scalar_t> sum = bias;
-        if (args.x_steps == 0) sum += load(args.x.at(t, b) + at, left);
-        if (xw) sum += load(xw + b * 4 * args.H + at, left);
-        store(tile.at(r, p) + gate * lanes<scalar_t>, sum);
-      }
-    }
+void multiply_step(const Forward<scalar_t>& args, const Row<scalar_t>* rows,
+                   MacroTile<scalar_t>& macrotile) {
+  const bool x = args.x_steps == 1, h = !args.variant.gain_hh;
+  const auto x_row = [&](int64_t r) { return rows[r].x; };
+  const auto h_row = [&](int64_t r) { return rows[r].operand; };
+  if (x && h && args.packed_hh) {
+    macrotile.multiply(packed_for(args.x_operand, args.packed_ih), x_row,
+                       packed_for(args.h_operand, args.packed_hh), h_row);
+    return;
   }
+  if (x)
+    multiply_gates(macrotile, args, args.weight_ih, args.packed_ih, args.x_operand, x_row);
+  else
+    macrotile.zero();
+  if constexpr (std::is_same_v<scalar_t, float>)
+    if (h && !args.packed_hh)
+      return add_gate_dots(macrotile, args.weight_hh, args.H, args.h_operand.K, h_row);
+  if (h) macrotile.add_product(packed_for(args.h_operand, args.packed_hh), h_row);
 }
 
-// The epilogue: the cell on the accumulators of a_t. Stores o * tanh(c) to the operand, and to y [B, H]
+// The other terms of a_t in one row of the batch: bias, and W_ih x unless it is fused.
+template <class scalar_t>
+[[gnu::always_inline]] inline void add_input(const Forward<scalar_t>& args, int64_t n, int64_t t, int64_t b,
+                                             int64_t j, const Gates<acc_t<scalar_t>>& bias,
+                                             Gates<acc_t<scalar_t>>& a) {
+  using Gate = Gates<acc_t<scalar_t>>;
+  const int64_t H = args.H;
+  a += bias;
+  if (args.x_steps == 0) a += Gate::from(args.x.at(t, b), H, j, H - j);
+  if (args.x_steps > 1)
+    a += Gate::from(args.xw + ((n & (args.x_steps - 1)) * args.sequence.B + b) * 4 * H, H, j, H - j);
+}
+
+// The epilogue: the cell on the accumulators, a_t without bias. Stores o * tanh(c) to the operand, and to y [B, H]
 // unless that is null. Two loops over the rows: o * tanh(c) waits for c and would delay the next row's gates.
 template <bool HasVariant, class scalar_t>
 void cell_epilogue(const Forward<scalar_t>& args, int64_t n, int64_t t, const Row<scalar_t>* rows,
@@ -161,10 +178,12 @@ void cell_epilogue(const Forward<scalar_t>& args, int64_t n, int64_t t, const Ro
   for (int64_t p = 0; p < tile.panels; p += gate_panels) {
     const int64_t j = (tile.first_panel + p) / gate_panels * lanes<scalar_t>, left = H - j;
     const Peephole<acc_t<scalar_t>> peephole(args.peephole, H, j, left);
+    const Gate bias = args.bias ? Gate::from(args.bias, H, j, left) : Gate{};
     Vec<scalar_t> c[max_tile_rows<scalar_t>];
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t b = rows[tile.first_row + r].b, tb = t * args.sequence.B + b;
       Gate gates = Gate::from(tile.at(r, p), stride, 0, stride);
+      add_input(args, n, t, b, j, bias, gates);
       Vec<scalar_t> state = c[r] = load(args.c_state + b * H + j, left);
       update_cell<HasVariant, scalar_t>(gates, c[r], peephole, args.variant.cell_clip);
       gates.to(tile.at(r, p), stride, 0, stride);
@@ -241,9 +260,8 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
     if (args.x_steps > 1 && (n & (args.x_steps - 1)) == 0) compute_xw(args, s, n, panel_begin, panel_end);
     if (args.variant.gain_hh) {
       for_macrotiles<scalar_t>(max_rows, 0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
-        macrotile.zero();
-        add_gates(macrotile, args, args.weight_hh, args.packed_hh, args.h_operand,
-                  [&](int64_t r) { return rows[r].operand; });
+        multiply_gates(macrotile, args, args.weight_hh, args.packed_hh, args.h_operand,
+                       [&](int64_t r) { return rows[r].operand; });
         for (int64_t i = 0; i < macrotile.count; ++i)
           store_gates(macrotile.tiles[i], H, [&](int64_t r) { return args.hw + rows[r].b * 4 * H; });
       });
@@ -252,13 +270,7 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
       s.sync();  // hw: normalised rows, before each thread reads its channels
     }
     for_macrotiles<scalar_t>(max_rows, 0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
-      for (int64_t i = 0; i < macrotile.count; ++i) init_accumulators(args, n, t, rows, macrotile.tiles[i]);
-      if (args.x_steps == 1)
-        add_gates(macrotile, args, args.weight_ih, args.packed_ih, args.x_operand,
-                  [&](int64_t r) { return rows[r].x; });
-      if (!args.variant.gain_hh)
-        add_gates(macrotile, args, args.weight_hh, args.packed_hh, args.h_operand,
-                  [&](int64_t r) { return rows[r].operand; });
+      multiply_step(args, rows, macrotile);
       for (int64_t i = 0; i < macrotile.count; ++i) {
         AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
         scalar_t* to = args.weight_hr ? nullptr : y;
