@@ -65,6 +65,8 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
   for (int n = 0; n < count; ++n) k_groups += products[n].k_end - products[n].k_begin;
   const int64_t chain = chain_length(Rows, k_groups);
   int64_t chain_left = chain;
+  for (int r = 0; r < Rows && !fresh; ++r)
+    for (int v = 0; v < V; ++v) __builtin_prefetch(acc + r * stride + v * lanes<scalar_t>, 1, 3);
   Vec<scalar_t> sum[Rows][V] = {};
   for (int n = 0; n < count; ++n) {
     const Product<scalar_t>& product = products[n];
