@@ -140,8 +140,9 @@ void multiply_step(const Forward<scalar_t>& args, const Row<scalar_t>* rows,
   const auto x_row = [&](int64_t r) { return rows[r].x; };
   const auto h_row = [&](int64_t r) { return rows[r].operand; };
   if (x && h && args.packed_hh) {
-    macrotile.multiply(packed_for(args.x_operand, args.packed_ih), x_row,
-                       packed_for(args.h_operand, args.packed_hh), h_row);
+    // h first: its terms are the smaller ones, and a sum's rounding errors grow with what it has come to.
+    macrotile.multiply(packed_for(args.h_operand, args.packed_hh), h_row,
+                       packed_for(args.x_operand, args.packed_ih), x_row);
     return;
   }
   if (x)
