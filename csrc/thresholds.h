@@ -165,6 +165,8 @@ constexpr int64_t chain_length(int rows, int64_t k_groups) {
   const int64_t chains = k_groups < 192 ? 1 : (k_groups + 64) / 128;
   return (k_groups + chains - 1) / chains;
 }
+// [bytes] Distance of the prefetching of weights while they are packed. By trial.
+constexpr int64_t pack_prefetch_bytes = 256;
 // [k-groups] Distance of the micro-kernel's prefetching of weights; hardware prefetching stops at the end of
 // every page. By trial.
 constexpr int prefetch_distance = 16;

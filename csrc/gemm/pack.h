@@ -17,10 +17,19 @@ struct TransposedBlock {
     constexpr int64_t L = lanes<Real>;
     if (n_stride == 1) {
       for (int64_t k = 0; k < L; ++k) row[k] = k < K && n > 0 ? load(weights + k * k_stride, n) : Vec<Real>{};
+      return;
+    }
+    if (n >= L && K >= L) {
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < L; ++j) {
+        row[j] = load(weights + j * n_stride);
+        // Hardware sees so many rows, which advance together, too late.
+        __builtin_prefetch(reinterpret_cast<const char*>(weights + j * n_stride) + pack_prefetch_bytes);
+      }
     } else {
       for (int64_t j = 0; j < L; ++j) row[j] = j < n && K > 0 ? load(weights + j * n_stride, K) : Vec<Real>{};
-      transpose<Real>(row);
     }
+    transpose<Real>(row);
   }
 };
 
@@ -28,6 +37,11 @@ struct TransposedBlock {
 template <class Real>
 inline void pack_vector(const Real* weights, int64_t n_stride, int64_t k_stride, int64_t n, int64_t K,
                         Real* to) {
+  if (n_stride == 1) {
+    for (int64_t k = 0; k < K; ++k)
+      store(to + k * NR<Real>, n > 0 ? load(weights + k * k_stride, n) : Vec<Real>{});
+    return;
+  }
   for (int64_t first = 0; first < K; first += lanes<Real>) {
     const TransposedBlock<Real> block(weights + first * k_stride, n_stride, k_stride, n, K - first);
     for (int64_t k = first; k < min(first + lanes<Real>, K); ++k)
