@@ -17,6 +17,12 @@ struct MacroTile {
   int64_t prefetch_panel;  // first panel of the next macro-tile, or of this one if it is the last
   int64_t thread_panels;   // panels of the thread's whole product
 
+  // Makes the next product fetch this line into L2 for the epilogue, which would wait for it: hardware does
+  // not see pieces of rows coming that lie far apart.
+  void prefetch(const void* line) {
+    if (line_count < max_lines) lines_[line_count++] = static_cast<const char*>(line);
+  }
+
   // accumulators += rows times packed weights; row_ptr(r) is the address of operand row r. With KMajor it is
   // the address of the k-major panel of the tile whose first row is r, and vectors multiply.
   template <bool KMajor = false, class RowPtr>
@@ -41,7 +47,8 @@ struct MacroTile {
       add<false>(factors[1], false);
     } else {
       const FlushSubnormals flush;
-      add_block<false>(factors, 2, 0, true);
+      LineQueue lines = queue(weights.k_groups + others.k_groups);
+      add_block<false>(factors, 2, 0, true, lines);
     }
   }
 
@@ -52,6 +59,20 @@ struct MacroTile {
   }
 
  private:
+  static constexpr int64_t max_lines = 2048;
+  const char* lines_[max_lines];
+  int64_t line_count = 0;
+
+  // The lines, divided among the chains of a sum of so many k-groups.
+  LineQueue queue(int64_t k_groups) {
+    int64_t chains = 0;
+    for (int64_t n = 0; n < count; ++n)
+      chains += ceil_div(tiles[n].rows, MR) * tiles[n].panels * ceil_div(k_groups, 128);
+    const int64_t lines = line_count;
+    line_count = 0;
+    return {lines_, lines_ + lines, chains > 0 ? ceil_div(lines, chains) : 0};
+  }
+
   // Packed weights and the operand rows of each tile.
   struct Factors {
     PackedWeights<scalar_t> weights;
@@ -79,13 +100,15 @@ struct MacroTile {
       if (takes_amx(factors.weights)) return add_amx<bf16x3_terms>(factors, fresh);
 #endif
     if (fresh && factors.weights.k_groups == 0) zero();
-    for (int64_t k = 0; k < factors.weights.k_groups; k += KC) add_block<KMajor>(&factors, 1, k, fresh && k == 0);
+    LineQueue lines = queue(factors.weights.k_groups);
+    for (int64_t k = 0; k < factors.weights.k_groups; k += KC)
+      add_block<KMajor>(&factors, 1, k, fresh && k == 0, lines);
   }
 
   // Adds by vectors the products of a block, k-groups [k, k + KC) of each. A tile as tall as AMX takes is more
   // than MR rows, and is divided into chunks.
   template <bool KMajor>
-  void add_block(const Factors* factors, int products, int64_t k, bool fresh) {
+  void add_block(const Factors* factors, int products, int64_t k, bool fresh, LineQueue& lines) {
     for (int64_t n = 0; n < count; ++n) {
       AccumulatorTile<scalar_t>& tile = tiles[n];
       const int64_t chunks = ceil_div(tile.rows, MR);
@@ -96,7 +119,7 @@ struct MacroTile {
           sum[i] = product(factors[i].weights, factors[i].rows[n] + row, k, tile, n * chunks + chunk,
                            count * chunks);
         multiply_rows<scalar_t, KMajor>(chunk_rows, sum, products, tile.panels, tile.at(row, 0), tile.stride,
-                                        fresh);
+                                        fresh, lines);
       }
     }
   }

@@ -52,12 +52,22 @@ struct Product {
   int64_t prefetch_bytes;
 };
 
+// Cache lines that products fetch into L2 for what comes after them, `each` with every chain of additions.
+struct LineQueue {
+  const char *const *next = nullptr, *const *end = nullptr;
+  int64_t each = 0;
+
+  void prefetch() {
+    for (int64_t n = 0; n < each && next < end; ++n) __builtin_prefetch(*next++, 0, 2);
+  }
+};
+
 // Adds the sum of products to accumulators with leading dimension `stride`, or stores it if they are `fresh`.
 // A has Rows rows, B Panels panels from `panel` on. With KMajor, A is packed as [K, Rows] at rows[0]
 // (pack_k_major). Never inlined: the row pointers need all registers that a caller would take.
 template <class scalar_t, int Rows, int Panels, bool KMajor>
 [[gnu::noinline]] void microkernel(const Product<scalar_t>* products, int count, int64_t panel,
-                                   acc_t<scalar_t>* acc, int64_t stride, bool fresh) {
+                                   acc_t<scalar_t>* acc, int64_t stride, bool fresh, LineQueue& lines) {
   using G = KGroup<scalar_t>;
   constexpr int V = 2 * Panels;
   constexpr int64_t bytes = k_pack<scalar_t> * NR<scalar_t> * sizeof(scalar_t);  // of a panel's k-group
@@ -78,6 +88,7 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
     const char* prefetch =
         product.prefetch + panel * product.panel_stride * static_cast<int64_t>(sizeof(scalar_t));
     for (int64_t k = product.k_begin; k < product.k_end;) {
+      if (chain_left == chain) lines.prefetch();
       const int64_t end = min(product.k_end, k + chain_left);
       chain_left -= end - k;
       k_groups -= end - k;
@@ -141,24 +152,24 @@ struct PackedWeights {
 // The micro-kernel for any number of panels.
 template <class scalar_t, int Rows, bool KMajor>
 void multiply_panels(const Product<scalar_t>* products, int count, int64_t panels, acc_t<scalar_t>* acc,
-                     int64_t stride, bool fresh) {
+                     int64_t stride, bool fresh, LineQueue& lines) {
   constexpr int Panels = panels_for<scalar_t>(Rows);
   int64_t p = 0;
   for (; p + Panels <= panels; p += Panels)
-    microkernel<scalar_t, Rows, Panels, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh);
+    microkernel<scalar_t, Rows, Panels, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh, lines);
   if constexpr (Panels > 1)
     for (; p < panels; ++p)
-      microkernel<scalar_t, Rows, 1, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh);
+      microkernel<scalar_t, Rows, 1, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh, lines);
 }
 
 // The same for a number of rows, at most MR, that is known at run time only.
 template <class scalar_t, bool KMajor, int Rows = MR>
 inline void multiply_rows(int64_t rows, const Product<scalar_t>* products, int count, int64_t panels,
-                          acc_t<scalar_t>* acc, int64_t stride, bool fresh) {
+                          acc_t<scalar_t>* acc, int64_t stride, bool fresh, LineQueue& lines) {
   if (rows == Rows)
-    return multiply_panels<scalar_t, Rows, KMajor>(products, count, panels, acc, stride, fresh);
+    return multiply_panels<scalar_t, Rows, KMajor>(products, count, panels, acc, stride, fresh, lines);
   if constexpr (Rows > 1)
-    multiply_rows<scalar_t, KMajor, Rows - 1>(rows, products, count, panels, acc, stride, fresh);
+    multiply_rows<scalar_t, KMajor, Rows - 1>(rows, products, count, panels, acc, stride, fresh, lines);
 }
 
 // Accumulators, for at most max_nc panels, and their place in the output.

@@ -186,6 +186,26 @@ void cell_epilogue(const Backward<scalar_t>& args, int64_t n, int64_t t, const R
   }
 }
 
+// Makes the product of a macro-tile fetch what its epilogue reads of step t.
+template <class scalar_t>
+void prefetch_step(const Backward<scalar_t>& args, const Row<scalar_t>* rows, MacroTile<scalar_t>& macrotile,
+                   int64_t t) {
+  const int64_t H = args.H, B = args.sequence.B;
+  for (int64_t i = 0; i < macrotile.count; ++i) {
+    const AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
+    const int64_t j0 = tile.first_panel * NR<scalar_t>, j1 = min(j0 + tile.panels * NR<scalar_t>, H);
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const int64_t b = rows[tile.first_row + r].b, tb = t * B + b;
+      const int64_t before = t == args.sequence.first(b) ? tb : args.sequence.previous(t) * B + b;
+      for (int64_t j = j0; j < j1; j += 64 / static_cast<int64_t>(sizeof(scalar_t))) {
+        for (int64_t gate = 0; gate < 4; ++gate) macrotile.prefetch(args.gates + (tb * 4 + gate) * H + j);
+        macrotile.prefetch(args.c + before * H + j);
+        if (args.dy.data) macrotile.prefetch(args.dy.at(t, b) + j);
+      }
+    }
+  }
+}
+
 // Reduces dbias and dpeephole over all groups of threads, in a fixed order.
 template <class scalar_t>
 void reduce_sums(const Backward<scalar_t>& args, const Team& team) {
@@ -232,6 +252,7 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
     };
     if (!args.weight_hr) {
       for_rows(h0, h1, [&](auto& macrotile) {
+        if (args.streaming_stores) prefetch_step(args, rows, macrotile, t);
         recurrent_gradient(args, rows, macrotile);
         for (int64_t i = 0; i < macrotile.count; ++i)
           if (args.variant.any)
