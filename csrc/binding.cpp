@@ -278,7 +278,8 @@ ProductsOutputs products_as(const Sizes& sizes, int64_t M, const Tensor& dxw, co
   if (weight_ih) {
     args.weight_ih = data<scalar_t>(weight_ih), args.dx = mutable_data<scalar_t>(dx);
     if (plan.packs) args.packed_ih = space.take<scalar_t>(packing.channels(I, M, plan.dx_bf16x3));
-    args.dxw_operand = operand_buffer<scalar_t>(space, plan.threads * plan.dx_rows, M, plan.dx_bf16x3, 1);
+    if (plan.copies_dxw)
+      args.dxw_operand = operand_buffer<scalar_t>(space, plan.threads * plan.dx_rows, M, plan.dx_bf16x3, 1);
   }
   if (has_x) args.x = strided_rows<scalar_t>(x), args.dweight_ih = mutable_data<scalar_t>(dweight_ih);
   if (has_y) {
@@ -286,8 +287,11 @@ ProductsOutputs products_as(const Sizes& sizes, int64_t M, const Tensor& dxw, co
     args.dweight_hh = mutable_data<scalar_t>(dweight_hh);
   }
   if (has_x || has_y) {
-    args.packed_rows = space.take<scalar_t>((has_x ? packing.channels(I, plan.KC, plan.dweight_bf16x3) : 0) +
-                                            (has_y ? packing.channels(P, plan.KC, plan.dweight_bf16x3) : 0));
+    const int64_t size = (has_x ? packing.channels(I, plan.KC, plan.dweight_bf16x3) : 0) +
+                         (has_y ? packing.channels(P, plan.KC, plan.dweight_bf16x3) : 0);
+    for (int slot = 0; slot < 2; ++slot)
+      args.packed_rows[slot] =
+          slot == 0 || plan.double_buffer ? space.take<scalar_t>(size) : args.packed_rows[0];
     args.da_operand =
         operand_buffer<scalar_t>(space, plan.threads * plan.dweight_rows, plan.KC, plan.dweight_bf16x3, 1);
   }

@@ -37,12 +37,13 @@ class ValidSteps {
   int64_t t_ = 0, b_ = 0;
 };
 
-// dx of `count` rows: copies dxw into operand rows and multiplies them by W_ih.
+// dx of `count` rows: dxw, or its copy in operand rows, times W_ih.
 template <class scalar_t>
 void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* rows, int64_t count,
                  int64_t first_operand_row) {
-  const OperandBuffer<scalar_t>& operand = args.dxw_operand;
-  for (int64_t r = 0; r < count; ++r) {
+  OperandBuffer<scalar_t> operand = args.dxw_operand;
+  operand.K = args.M;
+  for (int64_t r = 0; r < count && operand.data; ++r) {
     scalar_t* to = operand.row(0, first_operand_row + r);
     if (operand.bf16x3)
       for (int64_t j = 0; j < args.M; j += lanes<scalar_t>)
@@ -56,7 +57,7 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
       tile_rows<scalar_t>(operand.bf16x3), 0, count, 0, panels, false, [&](auto& macrotile) {
         macrotile.multiply(
             args.packed_ih ? packed_for(operand, args.packed_ih) : unpacked(args.weight_ih, args.M, args.I),
-            [&](int64_t r) { return operand.row(0, first_operand_row + r); });
+            [&](int64_t r) { return operand.data ? operand.row(0, first_operand_row + r) : rows[r].dxw; });
         for (int64_t i = 0; i < macrotile.count; ++i) {
           AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
           for (int64_t r = 0; r < tile.rows; ++r)
@@ -177,15 +178,16 @@ void products(const Products<scalar_t>& args, const Team& team) {
 
     OperandBuffer<scalar_t> operand = args.da_operand;
     operand.K = K;
-    const PackedWeights<scalar_t> packed = packed_for(operand, args.packed_rows);
+    scalar_t* packed_rows = args.packed_rows[n & 1];
+    const PackedWeights<scalar_t> packed = packed_for(operand, packed_rows);
     constexpr int64_t depth = k_pack<BFloat16> * amx_tile_k_groups;
     const int64_t padded = bf16x3 ? padded_k<BFloat16>(K) : padded_k<scalar_t>(K),
                   parts = ceil_div(padded, depth);
     const int64_t first = all.begin(parts) * depth, last = min(all.end(parts) * depth, padded);
     pack_rows([&](int64_t k) { return rows[k].x; }, args.dweight_ih ? args.I : 0, first, last, K, bf16x3,
-              args.packed_rows);
+              packed_rows);
     pack_rows([&](int64_t k) { return rows[k].h; }, args.dweight_hh ? args.P : 0, first, last, K, bf16x3,
-              args.packed_rows + i_panels * packed.panel_stride);
+              packed_rows + i_panels * packed.panel_stride);
     all.sync();  // packed_rows
     const auto row = [&](int64_t r) { return operand.row(0, team.rank * args.dweight_rows + r); };
     // Adds this block's products with rows [m, m + count) of da to one weight's gradient.
@@ -229,7 +231,8 @@ void products(const Products<scalar_t>& args, const Team& team) {
       if (!one_da && args.dweight_hh) pack([&](int64_t k) { return rows[k].dhw; });
       if (args.dweight_hh) multiply(m, count, hh);
     }
-    if (n + 1 < blocks) all.sync();  // packed_rows: read by all threads, before the next block's are packed
+    // packed_rows: read by all threads, before the next block's are packed; with two, the other sync does.
+    if (n + 1 < blocks && args.packed_rows[0] == args.packed_rows[1]) all.sync();
   }
 }
 

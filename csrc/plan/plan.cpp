@@ -180,6 +180,15 @@ ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
   plan.dx_bf16x3 = split && sizes.I >= bf16x3_min_columns;
   plan.dweight_bf16x3 = split && columns >= bf16x3_min_columns;
   plan.packs = plan.dx_bf16x3 || packs<scalar_t>(machine, sizes.K, sizes.I);
+  plan.copies_dxw =
+      k_pack<scalar_t> > 1 || plan.dx_bf16x3 || sizes.M * bytes_of<scalar_t> % l1_way_bytes == 0;
+  const Packing<scalar_t> packing{machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>};
+  const auto packed = [&](bool wanted, int64_t N) {
+    return wanted ? packing.channels(N, plan.KC, plan.dweight_bf16x3) * bytes_of<scalar_t> : 0;
+  };
+  plan.double_buffer = plan.threads > 1 && sizes.K > plan.KC &&
+                       packed(sizes.dweight_ih, sizes.I) + packed(sizes.dweight_hh, sizes.P) <=
+                           max_double_buffer_bytes;
   plan.dx_rows = MC_tiles * tile_rows<scalar_t>(machine, plan.dx_bf16x3);
   plan.dweight_rows = MC_tiles * tile_rows<scalar_t>(machine, plan.dweight_bf16x3);
   return plan;

@@ -47,7 +47,9 @@ struct ProductSizes {
 struct ProductsPlan {
   int threads;
   int64_t KC;         // rows that are packed and multiplied at once
-  bool packs = true;  // W_ih is packed
+  bool packs = true;   // W_ih is packed
+  bool copies_dxw;     // dx multiplies copies of the rows of dxw
+  bool double_buffer;  // of x and h_{t-1}
   bool dx_bf16x3, dweight_bf16x3;
   int64_t dx_rows, dweight_rows;  // operand rows that a thread multiplies at once, a macro-tile's
 };
