@@ -147,12 +147,12 @@ void multiply_step(const Forward<scalar_t>& args, const Row<scalar_t>* rows,
   }
   if (x)
     multiply_gates(macrotile, args, args.weight_ih, args.packed_ih, args.x_operand, x_row);
+  else if (h)
+    return multiply_gates(macrotile, args, args.weight_hh, args.packed_hh, args.h_operand, h_row);
   else
-    macrotile.zero();
+    return macrotile.zero();
   if constexpr (std::is_same_v<scalar_t, float>)
-    if (h && !args.packed_hh)
-      return add_gate_dots(macrotile, args.weight_hh, args.H, args.h_operand.K, h_row);
-  if (h) macrotile.add_product(packed_for(args.h_operand, args.packed_hh), h_row);
+    if (h) add_gate_dots(macrotile, args.weight_hh, args.H, args.h_operand.K, h_row);
 }
 
 // The other terms of a_t in one row of the batch: bias, and W_ih x unless it is fused.
