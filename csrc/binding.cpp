@@ -345,7 +345,8 @@ std::vector<int64_t> plan_of(const std::string& isa, DType dtype, const std::vec
       const ProductSizes all{sizes.T * sizes.B, 4 * sizes.H, sizes.I, sizes.P, true, true, true};
       return plan_products<decltype(element)>(machine, all);
     });
-    return {plan.threads, plan.KC, plan.packs, plan.dx_bf16x3, plan.dweight_bf16x3};
+    return {plan.threads,       plan.KC,        plan.packs,         plan.copies_dxw,
+            plan.double_buffer, plan.dx_bf16x3, plan.dweight_bf16x3};
   }
   const Plan plan = by_dtype(dtype, "dtype", [&](auto element) {
     using scalar_t = decltype(element);

@@ -92,11 +92,12 @@ constexpr int64_t bf16x3_max_extra(int64_t y, bool save) { return save ? 2 * y :
 // KC [rows]: steps × B whose da, x and h_{t-1} are packed at once and multiplied before the next, a multiple
 // of an AMX tile's depth. 256 to 1024 are within 10 % of each other (a8fd710).
 constexpr int64_t products_kc = 512;
-// [bytes] Maximum size of the packed x and h_{t-1} of a block for a double buffer, which spares the second of a
-// block's two barriers. They and a thread's da have to stay in L2.
+// [bytes] Maximum size of the packed x and h_{t-1} of a block for a double buffer, which spares the second of
+// a block's two barriers. They and a thread's da have to stay in L2.
 constexpr int64_t max_double_buffer_bytes = 1 << 20;
-// [bytes] Rows whose distance is a multiple of this fall into the same sets of L1, whatever the processor, and
-// are copied before they are multiplied; for others that takes longer (dx of mnist 170 instead of 142 µs).
+// [bytes] Rows whose distance is a multiple of this fall into the same sets of L1, whatever the processor,
+// and are copied before they are multiplied; for others that takes longer (dx of mnist 170 instead of 142
+// µs).
 constexpr int64_t l1_way_bytes = 4096;
 // [rows] Distance of the prefetching of da while it is packed. By trial.
 constexpr int64_t product_prefetch_distance = 8;

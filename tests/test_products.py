@@ -25,6 +25,8 @@ SIZES = (
     (5, 37, 1, 33, 2),
     (19, 27, 148, 13, 37),
     (29, 53, 212, 65, 53),
+    (19, 27, 20, 290, 270),
+    (3, 5, 1024, 9, 9),
     (3, 2, 28, 0, 7),
     (0, 3, 12, 5, 3),
     (4, 0, 12, 5, 3),
@@ -74,6 +76,17 @@ def test_products_equal_the_reference(sizes, dtype):
     for options in product((False, True), repeat=3):
         factors = make_factors(sizes, dtype, *options)
         check(products("cpp", factors), factors)
+
+
+def test_blocks_take_a_double_buffer_and_rows_of_dxw_stay_where_they_are():
+    """Both choices occur among SIZES, and so do both of their alternatives."""
+    chosen = {
+        (p["copies_dxw"], p["double_buffer"])
+        for T, B, M, I, P in SIZES
+        if M % 4 == 0
+        for p in [cpp.plan(cpp.isa(), torch.float32, [T, B, I, M // 4, P], "products", 2, 2**20)]
+    }
+    assert {copies for copies, _ in chosen} == {double for _, double in chosen} == {False, True}
 
 
 def test_strided_inputs():

@@ -42,7 +42,8 @@ struct MacroTile {
   void multiply(const PackedWeights<scalar_t>& weights, RowPtr row_ptr, const PackedWeights<scalar_t>& others,
                 OtherPtr other_ptr) {
     const Factors factors[] = {{*this, weights, row_ptr}, {*this, others, other_ptr}};
-    if (takes_amx(weights) || takes_amx(others) || weights.k_groups + others.k_groups > KC) {
+    if (takes_amx(weights) || takes_amx(others) || others.k_groups == 0 ||
+        weights.k_groups + others.k_groups > KC) {
       add<false>(factors[0], true);
       add<false>(factors[1], false);
     } else {
@@ -105,8 +106,8 @@ struct MacroTile {
       add_block<KMajor>(&factors, 1, k, fresh && k == 0, lines);
   }
 
-  // Adds by vectors the products of a block, k-groups [k, k + KC) of each. A tile as tall as AMX takes is more
-  // than MR rows, and is divided into chunks.
+  // Adds by vectors the products of a block, k-groups [k, k + KC) of each. A tile as tall as AMX takes is
+  // more than MR rows, and is divided into chunks.
   template <bool KMajor>
   void add_block(const Factors* factors, int products, int64_t k, bool fresh, LineQueue& lines) {
     for (int64_t n = 0; n < count; ++n) {
@@ -169,7 +170,8 @@ struct MacroTile {
         AccumulatorTile<scalar_t>&tile = tiles[n], &other = tiles[two_tiles ? n + 1 : n];
         AmxBlock block0 = amx_block<Terms>(factors.rows[n], tile.rows, k, kc, term_stride, copies[0]),
                  block1 = block0;
-        if (two_tiles) block1 = amx_block<Terms>(factors.rows[n + 1], other.rows, k, kc, term_stride, copies[1]);
+        if (two_tiles)
+          block1 = amx_block<Terms>(factors.rows[n + 1], other.rows, k, kc, term_stride, copies[1]);
         config_.set(tile.rows, other.rows, Terms == 1 || two_tiles ? amx_tile_k_groups : tile.rows);
         for (int64_t p = 0; p < tile.panels;) {
           const bool two_panels = !two_tiles && p + 1 < tile.panels;

@@ -39,9 +39,9 @@ constexpr int max_tile_rows = static_cast<int>(tile_rows<scalar_t>(std::is_same_
 constexpr bool has_few_rows(int64_t rows) { return rows <= memory_bound_rows; }
 
 // One product of a sum, A times B over k-groups [k_begin, k_end). B is panels [K, NR] that are `panel_stride`
-// apart, their k-groups `k_stride`. Meanwhile `prefetch_bytes` from `prefetch` are prefetched into L2 for each
-// k-group and panel. With few rows, 0 means that the weights are in L2 already: all prefetching is then left
-// to the hardware.
+// apart, their k-groups `k_stride`. Meanwhile `prefetch_bytes` from `prefetch` are prefetched into L2 for
+// each k-group and panel. With few rows, 0 means that the weights are in L2 already: all prefetching is then
+// left to the hardware.
 template <class scalar_t>
 struct Product {
   const scalar_t* const* rows;  // of A
@@ -52,7 +52,8 @@ struct Product {
   int64_t prefetch_bytes;
 };
 
-// Cache lines that products fetch into L2 for what comes after them, `each` with every chain of additions.
+// Cache lines that products fetch into L2 for what comes after them, `each` with every chain of additions;
+// with few rows none, as memory is busy then.
 struct LineQueue {
   const char *const *next = nullptr, *const *end = nullptr;
   int64_t each = 0;
@@ -71,16 +72,17 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
   using G = KGroup<scalar_t>;
   constexpr int V = 2 * Panels;
   constexpr int64_t bytes = k_pack<scalar_t> * NR<scalar_t> * sizeof(scalar_t);  // of a panel's k-group
+  constexpr bool few = has_few_rows(Rows);  // chains are short, and end with a product
   int64_t k_groups = 0;
-  for (int n = 0; n < count; ++n) k_groups += products[n].k_end - products[n].k_begin;
+  for (int n = 0; n < count && !few; ++n) k_groups += products[n].k_end - products[n].k_begin;
   const int64_t chain = chain_length(Rows, k_groups);
   int64_t chain_left = chain;
   for (int r = 0; r < Rows && !fresh; ++r)
     for (int v = 0; v < V; ++v) __builtin_prefetch(acc + r * stride + v * lanes<scalar_t>, 1, 3);
   Vec<scalar_t> sum[Rows][V] = {};
   for (int n = 0; n < count; ++n) {
-    const Product<scalar_t>& product = products[n];
-    const bool prefetches = !has_few_rows(Rows) || product.prefetch_bytes > 0;
+    const Product<scalar_t> product = products[n];  // a copy: stores to acc might alias it
+    const bool prefetches = !few || product.prefetch_bytes > 0;
     const scalar_t* row[Rows];
     for (int r = 0; r < Rows; ++r) row[r] = product.rows[KMajor ? 0 : r];
     const scalar_t* weights =
@@ -88,10 +90,11 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
     const char* prefetch =
         product.prefetch + panel * product.panel_stride * static_cast<int64_t>(sizeof(scalar_t));
     for (int64_t k = product.k_begin; k < product.k_end;) {
-      if (chain_left == chain) lines.prefetch();
       const int64_t end = min(product.k_end, k + chain_left);
-      chain_left -= end - k;
-      k_groups -= end - k;
+      if (!few) {
+        if (chain_left == chain) lines.prefetch();
+        chain_left -= end - k;
+      }
       for (; k < end; ++k, weights += product.k_stride, prefetch += product.prefetch_bytes) {
         for (int p = 0; p < Panels && prefetches; ++p) {
           for (int64_t line = 0; line < bytes; line += 64)
@@ -119,7 +122,7 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
           }
         }
       }
-      if (chain_left > 0 && k_groups > 0) continue;  // into the next product
+      if (!few && chain_left > 0 && n + 1 < count) continue;  // in the next product
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
@@ -156,10 +159,12 @@ void multiply_panels(const Product<scalar_t>* products, int count, int64_t panel
   constexpr int Panels = panels_for<scalar_t>(Rows);
   int64_t p = 0;
   for (; p + Panels <= panels; p += Panels)
-    microkernel<scalar_t, Rows, Panels, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh, lines);
+    microkernel<scalar_t, Rows, Panels, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh,
+                                                lines);
   if constexpr (Panels > 1)
     for (; p < panels; ++p)
-      microkernel<scalar_t, Rows, 1, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh, lines);
+      microkernel<scalar_t, Rows, 1, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh,
+                                             lines);
 }
 
 // The same for a number of rows, at most MR, that is known at run time only.

@@ -21,9 +21,10 @@ struct Exp<float> {
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.1219444005469058e-4f;
   static constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   static constexpr int mantissa_bits = 23, exponent_bias = 127;
-  static constexpr float smallest = -105.f;   // e^smallest rounds to 0
-  static constexpr float negligible = 40.f;   // 1 + e^-negligible rounds to 1, and 2^-64 e^-negligible is normal
-  static constexpr float saturated = 20.f;    // tanh(saturated / 2) rounds to 1
+  static constexpr float smallest = -105.f;  // e^smallest rounds to 0
+  static constexpr float negligible =
+      40.f;  // 1 + e^-negligible rounds to 1, and 2^-64 e^-negligible is normal
+  static constexpr float saturated = 20.f;  // tanh(saturated / 2) rounds to 1
   static constexpr float p[] = {1.989108046399884e-4f, 1.393373071579208e-3f, 8.333310844647863e-3f,
                                 4.166646419740569e-2f, 1.666666668170422e-1f, 5.000000013538730e-1f};
 };

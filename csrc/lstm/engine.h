@@ -170,11 +170,11 @@ struct Products {
   // Workspace, the caller's, 64-byte aligned.
   scalar_t* packed_ih;                  // channels(I, M), for dx, or null: not packed
   OperandBuffer<scalar_t> dxw_operand;  // [threads, dx_rows] rows, K = M, for dx; without data: not copied
-  scalar_t* packed_rows[2];             // channels(I, KC) + channels(P, KC), x and h_{t-1}, for dW; may be one
-  OperandBuffer<scalar_t> da_operand;   // [threads, dweight_rows] rows, K = KC, for dW
-  acc_t<scalar_t>* sums_ih;             // [M, I], partial sums; of float32 and float64 dweight_ih itself
-  acc_t<scalar_t>* sums_hh;             // [M, P], the same for dweight_hh
-  ProductRow<scalar_t>* rows;           // [threads, KC]
+  scalar_t* packed_rows[2];            // channels(I, KC) + channels(P, KC), x and h_{t-1}, for dW; may be one
+  OperandBuffer<scalar_t> da_operand;  // [threads, dweight_rows] rows, K = KC, for dW
+  acc_t<scalar_t>* sums_ih;            // [M, I], partial sums; of float32 and float64 dweight_ih itself
+  acc_t<scalar_t>* sums_hh;            // [M, P], the same for dweight_hh
+  ProductRow<scalar_t>* rows;          // [threads, KC]
 };
 
 // The engine as compiled for one instruction set.

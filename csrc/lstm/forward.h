@@ -93,9 +93,8 @@ void compute_xw(const Forward<scalar_t>& args, const Slice& s, int64_t n, int64_
   s.sync();  // x_operand: other threads' rows, before the GEMM reads them
   const int64_t max_rows = tile_rows<scalar_t>(args.x_operand.bf16x3);
   for_macrotiles<scalar_t>(max_rows, 0, steps * rows, panel_begin, panel_end, false, [&](auto& macrotile) {
-    multiply_gates(macrotile, args, args.weight_ih, args.packed_ih, args.x_operand, [&](int64_t r) {
-      return args.x_operand.row(n + r / rows, s.row_begin + r % rows);
-    });
+    multiply_gates(macrotile, args, args.weight_ih, args.packed_ih, args.x_operand,
+                   [&](int64_t r) { return args.x_operand.row(n + r / rows, s.row_begin + r % rows); });
     for (int64_t i = 0; i < macrotile.count; ++i)
       store_gates(macrotile.tiles[i], args.H, [&](int64_t r) {
         return args.xw + (r / rows * args.sequence.B + s.row_begin + r % rows) * 4 * args.H;
@@ -134,8 +133,7 @@ void fill_inactive(const Forward<scalar_t>& args, const Slice& s, int64_t t, int
 // accumulators = the products of a_t that belong to this step: W_ih x where it is fused, and W_hh h_{t-1}
 // unless it is normalised first.
 template <class scalar_t>
-void multiply_step(const Forward<scalar_t>& args, const Row<scalar_t>* rows,
-                   MacroTile<scalar_t>& macrotile) {
+void multiply_step(const Forward<scalar_t>& args, const Row<scalar_t>* rows, MacroTile<scalar_t>& macrotile) {
   const bool x = args.x_steps == 1, h = !args.variant.gain_hh;
   const auto x_row = [&](int64_t r) { return rows[r].x; };
   const auto h_row = [&](int64_t r) { return rows[r].operand; };
@@ -168,8 +166,9 @@ template <class scalar_t>
     a += Gate::from(args.xw + ((n & (args.x_steps - 1)) * args.sequence.B + b) * 4 * H, H, j, H - j);
 }
 
-// The epilogue: the cell on the accumulators, a_t without bias. Stores o * tanh(c) to the operand, and to y [B, H]
-// unless that is null. Two loops over the rows: o * tanh(c) waits for c and would delay the next row's gates.
+// The epilogue: the cell on the accumulators, a_t without bias. Stores o * tanh(c) to the operand, and to y
+// [B, H] unless that is null. Two loops over the rows: o * tanh(c) waits for c and would delay the next row's
+// gates.
 template <bool HasVariant, class scalar_t>
 void cell_epilogue(const Forward<scalar_t>& args, int64_t n, int64_t t, const Row<scalar_t>* rows,
                    AccumulatorTile<scalar_t>& tile, scalar_t* y, const OperandBuffer<scalar_t>& operand) {

@@ -186,9 +186,9 @@ ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
   const auto packed = [&](bool wanted, int64_t N) {
     return wanted ? packing.channels(N, plan.KC, plan.dweight_bf16x3) * bytes_of<scalar_t> : 0;
   };
-  plan.double_buffer = plan.threads > 1 && sizes.K > plan.KC &&
-                       packed(sizes.dweight_ih, sizes.I) + packed(sizes.dweight_hh, sizes.P) <=
-                           max_double_buffer_bytes;
+  plan.double_buffer =
+      plan.threads > 1 && sizes.K > plan.KC &&
+      packed(sizes.dweight_ih, sizes.I) + packed(sizes.dweight_hh, sizes.P) <= max_double_buffer_bytes;
   plan.dx_rows = MC_tiles * tile_rows<scalar_t>(machine, plan.dx_bf16x3);
   plan.dweight_rows = MC_tiles * tile_rows<scalar_t>(machine, plan.dweight_bf16x3);
   return plan;

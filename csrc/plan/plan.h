@@ -46,7 +46,7 @@ struct ProductSizes {
 
 struct ProductsPlan {
   int threads;
-  int64_t KC;         // rows that are packed and multiplied at once
+  int64_t KC;          // rows that are packed and multiplied at once
   bool packs = true;   // W_ih is packed
   bool copies_dxw;     // dx multiplies copies of the rows of dxw
   bool double_buffer;  // of x and h_{t-1}

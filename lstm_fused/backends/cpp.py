@@ -15,7 +15,10 @@ _PLAN = (
     *("threads", "min_rows_per_thread", "packs", "streaming_stores", "x_steps"),
     *("x_bf16x3", "h_bf16x3", "da_bf16x3", "step_ns"),
 )
-_PRODUCTS_PLAN = ("threads", "KC", "packs", "dx_bf16x3", "dweight_bf16x3")
+_PRODUCTS_PLAN = (
+    *("threads", "KC", "packs", "copies_dxw", "double_buffer"),
+    *("dx_bf16x3", "dweight_bf16x3"),
+)
 
 
 def _load() -> tuple[str | None, str | None]:
