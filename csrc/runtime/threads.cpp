@@ -1,6 +1,10 @@
 // A spinning barrier, and the division of work among threads.
 #include "runtime/threads.h"
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include <thread>
 #include <vector>
 
@@ -31,15 +35,25 @@ void Barrier::wait(int threads) {
   --sleepers_;
 }
 
+namespace {
+
+// Cores that this thread may use. std::thread::hardware_concurrency() reads files, for 7 µs.
+int available_cores() {
+#ifdef __linux__
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
+#endif
+  return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+}  // namespace
+
 void run(int threads, const std::function<void(const Team&)>& body) {
+  if (threads <= 1) return body({0, 1, nullptr, nullptr});
   std::vector<Barrier> barriers(static_cast<size_t>(threads) + 1);
-  const bool cores_lack = threads > static_cast<int>(std::thread::hardware_concurrency());
-  for (Barrier& barrier : barriers) barrier.polls = cores_lack ? crowded_barrier_spins : barrier_spins;
-  const auto member = [&](int rank, int size) { body({rank, size, &barriers.back(), barriers.data()}); };
-  if (threads > 1)
-    run_together(threads, member);
-  else
-    member(0, 1);
+  const int polls = threads > available_cores() ? crowded_barrier_spins : barrier_spins;
+  for (Barrier& barrier : barriers) barrier.polls = polls;
+  run_together(threads, [&](int rank, int size) { body({rank, size, &barriers.back(), barriers.data()}); });
 }
 
 Slice slice(const Team& team, int64_t B, int64_t min_rows_per_thread) {

@@ -14,7 +14,7 @@ namespace lstm_fused {
 // not.
 class Barrier {
  public:
-  int polls;  // before it sleeps
+  int polls = 0;  // before it sleeps
 
   void wait(int threads);
 
@@ -30,8 +30,8 @@ class Barrier {
 struct Team {
   int rank;
   int size;           // threads that run, at most as many as were asked for
-  Barrier* everyone;  // of all threads
-  Barrier* groups;    // [size], one for each group of threads that share their rows
+  Barrier* everyone;  // of all threads; null: there is one
+  Barrier* groups;    // [size], one for each group of threads that share their rows, or null
 };
 
 // Runs the body on up to `threads` threads at the same time, and returns when all are done.
