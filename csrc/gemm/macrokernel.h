@@ -20,7 +20,7 @@ struct MacroTile {
   // Makes the next product fetch this line into L2 for the epilogue, which would wait for it: hardware does
   // not see pieces of rows coming that lie far apart.
   void prefetch(const void* line) {
-    if (line_count < max_lines) lines_[line_count++] = static_cast<const char*>(line);
+    if (line_count_ < max_lines) lines_[line_count_++] = static_cast<const char*>(line);
   }
 
   // accumulators += rows times packed weights; row_ptr(r) is the address of operand row r. With KMajor it is
@@ -48,7 +48,7 @@ struct MacroTile {
       add<false>(factors[1], false);
     } else {
       const FlushSubnormals flush;
-      LineQueue lines = queue(weights.k_groups + others.k_groups);
+      LineQueue lines = take_lines(weights.k_groups + others.k_groups);
       add_block<false>(factors, 2, 0, true, lines);
     }
   }
@@ -62,15 +62,16 @@ struct MacroTile {
  private:
   static constexpr int64_t max_lines = 2048;
   const char* lines_[max_lines];
-  int64_t line_count = 0;
+  int64_t line_count_ = 0;
 
-  // The lines, divided among the chains of a sum of so many k-groups.
-  LineQueue queue(int64_t k_groups) {
+  // Takes the lines and divides them among the chains of additions of a sum of so many k-groups.
+  LineQueue take_lines(int64_t k_groups) {
     int64_t chains = 0;
-    for (int64_t n = 0; n < count; ++n)
-      chains += ceil_div(tiles[n].rows, MR) * tiles[n].panels * ceil_div(k_groups, 128);
-    const int64_t lines = line_count;
-    line_count = 0;
+    for (int64_t n = 0; n < count && k_groups > 0; ++n)
+      chains +=
+          ceil_div(tiles[n].rows, MR) * tiles[n].panels * ceil_div(k_groups, chain_length(MR, k_groups));
+    const int64_t lines = line_count_;
+    line_count_ = 0;
     return {lines_, lines_ + lines, chains > 0 ? ceil_div(lines, chains) : 0};
   }
 
@@ -94,6 +95,7 @@ struct MacroTile {
   template <bool KMajor>
   void add(const Factors& factors, bool fresh) {
     const FlushSubnormals flush;
+    LineQueue lines = take_lines(factors.weights.k_groups);  // not fetched by AMX: that has not been timed
 #ifdef LSTM_FUSED_AMX
     if constexpr (!KMajor && k_pack<scalar_t> == 2)
       if (takes_amx(factors.weights)) return add_amx<1>(factors, fresh);
@@ -101,7 +103,6 @@ struct MacroTile {
       if (takes_amx(factors.weights)) return add_amx<bf16x3_terms>(factors, fresh);
 #endif
     if (fresh && factors.weights.k_groups == 0) zero();
-    LineQueue lines = queue(factors.weights.k_groups);
     for (int64_t k = 0; k < factors.weights.k_groups; k += KC)
       add_block<KMajor>(&factors, 1, k, fresh && k == 0, lines);
   }
