@@ -33,7 +33,7 @@ constexpr double team_start_us(int64_t n) { return n > 1 ? 10 * static_cast<doub
 // no barriers: 2 µs, what starting a spinning thread takes.
 constexpr int64_t min_products_per_thread = 50000;
 
-// [polls] Spinning of a barrier before it sleeps: 25 µs (Zen 5) to 45 µs (Intel), longer than a step's
+// [polls] Spinning of a barrier before it sleeps: 20 µs on Zen 3, 25 on Zen 5, longer than a step's
 // imbalance; and where a team has more threads than cores, 1.5 µs.
 constexpr int barrier_spins = 1000;
 constexpr int crowded_barrier_spins = 64;
@@ -95,9 +95,9 @@ constexpr int64_t products_kc = 512;
 // [bytes] Maximum size of the packed x and h_{t-1} of a block for a double buffer, which spares the second of
 // a block's two barriers. They and a thread's da have to stay in L2.
 constexpr int64_t max_double_buffer_bytes = 1 << 20;
-// [bytes] Rows whose distance is a multiple of this fall into the same sets of L1, whatever the processor,
-// and are copied before they are multiplied; for others that takes longer (dx of mnist 170 instead of 142
-// µs).
+// [bytes] Rows whose distance is a multiple of this fall into the same sets of L1 on x86, whose ways have 4
+// KB, and are copied before they are multiplied; for others that takes longer (dx of mnist 170 instead of 142
+// µs on Zen 5).
 constexpr int64_t l1_way_bytes = 4096;
 // [rows] Distance of the prefetching of da while it is packed. By trial.
 constexpr int64_t product_prefetch_distance = 8;
@@ -166,7 +166,7 @@ constexpr int64_t bf16x3_long_k = 1024;
 constexpr int64_t memory_bound_rows = 3;
 // [k-groups] What is summed in fresh accumulators before these are added to the tile's: shorter chains of
 // additions err less. Libraries take few rows as matrix-vector products with many short chains; 16 does too.
-// Other sums have equal chains of about 128, because ending one takes as long as multiplying 2 to 4 k-groups.
+// Other sums have equal chains of about 128; on Zen 5 such of 96 and of 256 take the same time.
 constexpr int64_t chain_length(int rows, int64_t k_groups) {
   if (rows <= memory_bound_rows) return 16;
   const int64_t chains = k_groups < 192 ? 1 : (k_groups + 64) / 128;
