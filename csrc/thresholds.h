@@ -99,8 +99,12 @@ constexpr int64_t max_double_buffer_bytes = 1 << 20;
 // KB, and are copied before they are multiplied; for others that takes longer (dx of mnist 170 instead of 142
 // µs on Zen 5).
 constexpr int64_t l1_way_bytes = 4096;
-// [rows] Distance of the prefetching of da while it is packed. By trial.
+// [rows] Distance of the prefetching of x and h_{t-1} while they are packed: wide's products 1.02 times as
+// fast (Zen 5).
 constexpr int64_t product_prefetch_distance = 8;
+// [k-groups] Rows of da that are packed panel by panel while the next ones are prefetched: wide's products
+// 1.04 times as fast as with all panels row by row (Zen 5).
+constexpr int64_t pack_da_k_groups = 16;
 // [columns] Minimum of a product's columns that pays for the bf16x3 split of da. Derived, not measured:
 // splitting 16 elements takes about 23 cycles, and AMX then saves an eighth of a cycle for each column (610
 // GFLOP/s of bf16x3 against 468 of vectors, docs/bench.md).
@@ -172,6 +176,13 @@ constexpr int64_t chain_length(int rows, int64_t k_groups) {
   const int64_t chains = k_groups < 192 ? 1 : (k_groups + 64) / 128;
   return (k_groups + chains - 1) / chains;
 }
+// Rows whose pointers the vector micro-kernel keeps in x86's 16 registers; the others it loads with every
+// k-group. Left to itself the compiler keeps up to three in vector registers, which costs 1 % each (Zen 5).
+constexpr int x86_row_pointers = 5;
+// [lines] Maximum of lines that a product is asked for and fetches at once; more would wait for each other.
+// wide's backward pass, which asks for 42 with each chain of additions, is 1.05 to 1.08 times as fast; mid's,
+// which asks for 16, is not cut: every 32 k-groups it took 1.05 times as long (Zen 5).
+constexpr int64_t max_line_burst = 16;
 // [bytes] Distance of the prefetching of weights while they are packed. By trial.
 constexpr int64_t pack_prefetch_bytes = 256;
 // [k-groups] Distance of the micro-kernel's prefetching of weights; hardware prefetching stops at the end of

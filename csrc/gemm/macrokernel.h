@@ -17,6 +17,12 @@ struct MacroTile {
   int64_t prefetch_panel;  // first panel of the next macro-tile, or of this one if it is the last
   int64_t thread_panels;   // panels of the thread's whole product
 
+  // Makes the next product prefetch these bytes into L2, evenly, in place of weights, which are there. Their
+  // depth has one block.
+  void stream(const void* from, int64_t bytes) {
+    streamed_ = static_cast<const char*>(from), streamed_bytes_ = bytes;
+  }
+
   // Makes the next product fetch this line into L2 for the epilogue, which would wait for it: hardware does
   // not see pieces of rows coming that lie far apart.
   void prefetch(const void* line) {
@@ -63,16 +69,19 @@ struct MacroTile {
   static constexpr int64_t max_lines = 2048;
   const char* lines_[max_lines];
   int64_t line_count_ = 0;
+  const char* streamed_ = nullptr;
+  int64_t streamed_bytes_ = 0;
 
   // Takes the lines and divides them among the chains of additions of a sum of so many k-groups.
   LineQueue take_lines(int64_t k_groups) {
+    const int64_t lines = line_count_, chain = chain_length(MR, k_groups);
     int64_t chains = 0;
-    for (int64_t n = 0; n < count && k_groups > 0; ++n)
-      chains +=
-          ceil_div(tiles[n].rows, MR) * tiles[n].panels * ceil_div(k_groups, chain_length(MR, k_groups));
-    const int64_t lines = line_count_;
+    for (int64_t n = 0; n < count && lines > 0 && k_groups > 0; ++n)
+      chains += ceil_div(tiles[n].rows, MR) * tiles[n].panels * ceil_div(k_groups, chain);
     line_count_ = 0;
-    return {lines_, lines_ + lines, chains > 0 ? ceil_div(lines, chains) : 0};
+    if (chains == 0) return {};
+    const int64_t each = ceil_div(lines, chains), bursts = ceil_div(each, max_line_burst);
+    return {lines_, lines_ + lines, ceil_div(each, bursts), ceil_div(chain, bursts)};
   }
 
   // Packed weights and the operand rows of each tile.
@@ -126,12 +135,20 @@ struct MacroTile {
     }
   }
 
-  // One product of a block. Meanwhile prefetches a share of what comes next, this tile's next block or the
-  // next macro-tile's first.
+  // One product of a block. Meanwhile prefetches a share of what comes next: this tile's next block of
+  // weights or the next macro-tile's first, or what is streamed.
   Product<scalar_t> product(const PackedWeights<scalar_t>& weights, const scalar_t* const* rows, int64_t k,
                             const AccumulatorTile<scalar_t>& tile, int64_t share, int64_t shares) const {
     constexpr int64_t size = sizeof(scalar_t), group = k_pack<scalar_t> * NR<scalar_t>;
     const int64_t k_end = min(weights.k_groups, k + KC);
+    const auto with = [&](const char* prefetch, int64_t bytes, int64_t stride) -> Product<scalar_t> {
+      return {rows,     k,     k_end, weights.at(tile.first_panel, 0), weights.panel_stride, weights.k_stride,
+              prefetch, bytes, stride};
+    };
+    if (streamed_bytes_ > 0) {
+      const int64_t bytes = streamed_bytes_ / (shares * tile.panels);  // during one panel of a tile
+      return with(streamed_ + share * tile.panels * bytes, bytes / (k_end - k), bytes);
+    }
     const bool last_block = k_end == weights.k_groups;
     const bool in_l2 =
         thread_panels * weights.k_groups * group * size <= l2_resident_bytes && has_few_rows(tile.rows);
@@ -139,14 +156,8 @@ struct MacroTile {
     const int64_t next = in_l2 || !weights.packed() ? 0 : min(weights.k_groups - next_k, KC);
     const int64_t bytes = k_end > k ? group * size * next / ((k_end - k) * shares) : 0;
     const scalar_t* from = weights.at(last_block ? prefetch_panel : tile.first_panel, next_k);
-    return {rows,
-            k,
-            k_end,
-            weights.at(tile.first_panel, 0),
-            weights.panel_stride,
-            weights.k_stride,
-            reinterpret_cast<const char*>(from) + (k_end - k) * share * bytes,
-            bytes};
+    return with(reinterpret_cast<const char*>(from) + (k_end - k) * share * bytes, bytes,
+                weights.panel_stride * size);
   }
 
 #ifdef LSTM_FUSED_AMX

@@ -19,9 +19,11 @@ constexpr int gate_panels = 2;  // i and f, g and o of one vector of channels
 #ifdef __x86_64__
 template <class scalar_t>
 constexpr int weight_passes = 1;
+constexpr int row_pointers = x86_row_pointers;
 #else
 template <class scalar_t>
 constexpr int weight_passes = KGroup<scalar_t>::passes;
+constexpr int row_pointers = MR;
 #endif
 template <class scalar_t>
 constexpr int panels_for(int rows) {
@@ -39,9 +41,9 @@ constexpr int max_tile_rows = static_cast<int>(tile_rows<scalar_t>(std::is_same_
 constexpr bool has_few_rows(int64_t rows) { return rows <= memory_bound_rows; }
 
 // One product of a sum, A times B over k-groups [k_begin, k_end). B is panels [K, NR] that are `panel_stride`
-// apart, their k-groups `k_stride`. Meanwhile `prefetch_bytes` from `prefetch` are prefetched into L2 for
-// each k-group and panel. With few rows, 0 means that the weights are in L2 already: all prefetching is then
-// left to the hardware.
+// apart, their k-groups `k_stride`. Meanwhile each k-group of a panel prefetches the next `prefetch_bytes`
+// into L2, beginning for each panel `prefetch_stride` bytes after the one before. With few rows, 0 means that
+// the weights are in L2 already: all prefetching is then left to the hardware.
 template <class scalar_t>
 struct Product {
   const scalar_t* const* rows;  // of A
@@ -49,14 +51,14 @@ struct Product {
   const scalar_t* weights;  // k-group 0 of the first panel
   int64_t panel_stride, k_stride;
   const char* prefetch;
-  int64_t prefetch_bytes;
+  int64_t prefetch_bytes, prefetch_stride;
 };
 
-// Cache lines that products fetch into L2 for what comes after them, `each` with every chain of additions;
+// Cache lines that products fetch into L2 for what comes after them, `each` with every `interval` k-groups;
 // with few rows none, as memory is busy then.
 struct LineQueue {
   const char *const *next = nullptr, *const *end = nullptr;
-  int64_t each = 0;
+  int64_t each = 0, interval = 0;
 
   void prefetch() {
     for (int64_t n = 0; n < each && next < end; ++n) __builtin_prefetch(*next++, 0, 2);
@@ -75,7 +77,7 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
   constexpr bool few = has_few_rows(Rows);  // chains are short, and end with a product
   int64_t k_groups = 0;
   for (int n = 0; n < count && !few; ++n) k_groups += products[n].k_end - products[n].k_begin;
-  const int64_t chain = chain_length(Rows, k_groups);
+  const int64_t chain = chain_length(Rows, k_groups), interval = lines.each > 0 ? lines.interval : chain;
   int64_t chain_left = chain;
   for (int r = 0; r < Rows && !fresh; ++r)
     for (int v = 0; v < V; ++v) __builtin_prefetch(acc + r * stride + v * lanes<scalar_t>, 1, 3);
@@ -83,16 +85,17 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
   for (int n = 0; n < count; ++n) {
     const Product<scalar_t> product = products[n];  // a copy: stores to acc might alias it
     const bool prefetches = !few || product.prefetch_bytes > 0;
+    const scalar_t* const* others = product.rows;  // loaded with every k-group
     const scalar_t* row[Rows];
     for (int r = 0; r < Rows; ++r) row[r] = product.rows[KMajor ? 0 : r];
     const scalar_t* weights =
         product.weights + panel * product.panel_stride + product.k_begin * product.k_stride;
-    const char* prefetch =
-        product.prefetch + panel * product.panel_stride * static_cast<int64_t>(sizeof(scalar_t));
+    const char* prefetch = product.prefetch + panel * product.prefetch_stride;
     for (int64_t k = product.k_begin; k < product.k_end;) {
-      const int64_t end = min(product.k_end, k + chain_left);
+      int64_t end = min(product.k_end, k + chain_left);
       if (!few) {
-        if (chain_left == chain) lines.prefetch();
+        lines.prefetch();
+        end = min(end, k + interval);
         chain_left -= end - k;
       }
       for (; k < end; ++k, weights += product.k_stride, prefetch += product.prefetch_bytes) {
@@ -101,11 +104,13 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
             __builtin_prefetch(reinterpret_cast<const char*>(weights + p * product.panel_stride +
                                                              prefetch_distance * product.k_stride) +
                                line);
-          __builtin_prefetch(prefetch + p * product.panel_stride * static_cast<int64_t>(sizeof(scalar_t)), 0,
-                             2);
+          __builtin_prefetch(prefetch + p * product.prefetch_stride, 0, 2);
         }
 #pragma GCC unroll 2
         for (int pass = 0; pass < G::passes; ++pass) {
+          // Without this the compiler keeps the other rows' pointers in vector registers, or wherever it
+          // likes.
+          if (!KMajor && Rows > row_pointers) asm("" : "+r"(others));
           // Load all weights before any element of A: in the other order the compiler keeps neither in
           // registers.
           typename G::Operand w[V];
@@ -115,14 +120,14 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
                 weights + v / 2 * product.panel_stride + v % 2 * lanes<scalar_t> * k_pack<scalar_t>, pass);
 #pragma GCC unroll 16
           for (int r = 0; r < Rows; ++r) {
-            const typename G::Operand a =
-                KMajor ? G::element(row[0], k * Rows + r, pass) : G::element(row[r], k, pass);
+            const typename G::Operand a = KMajor ? G::element(row[0], k * Rows + r, pass)
+                                                 : G::element(r < row_pointers ? row[r] : others[r], k, pass);
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) sum[r][v] = G::multiply_add(w[v], a, sum[r][v]);
           }
         }
       }
-      if (!few && chain_left > 0 && n + 1 < count) continue;  // in the next product
+      if (!few && chain_left > 0 && (k < product.k_end || n + 1 < count)) continue;
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8

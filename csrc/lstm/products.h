@@ -53,8 +53,16 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
     clear_padding(operand, 0, first_operand_row + r);
   }
   const int64_t panels = ceil_div(args.I, NR<scalar_t>);
+  // Hardware does not prefetch rows of da in time, because a tile reads MR of them at once: a tile's product
+  // prefetches the next tile's.
+  const int64_t row_bytes = args.M * static_cast<int64_t>(sizeof(scalar_t));
+  const bool streams = !operand.data && args.packed_ih && args.M <= KC &&
+                       panels * NR<scalar_t> * row_bytes <= l2_resident_bytes;
   for_macrotiles<scalar_t>(
       tile_rows<scalar_t>(operand.bf16x3), 0, count, 0, panels, false, [&](auto& macrotile) {
+        if (streams)
+          macrotile.stream(rows[0].dxw + macrotile.tiles[0].rows * args.M,
+                           macrotile.tiles[0].first_panel == 0 ? count * row_bytes : 0);
         macrotile.multiply(
             args.packed_ih ? packed_for(operand, args.packed_ih) : unpacked(args.weight_ih, args.M, args.I),
             [&](int64_t r) { return operand.data ? operand.row(0, first_operand_row + r) : rows[r].dxw; });
@@ -95,16 +103,25 @@ void pack_da(DaAt da, int64_t m, int64_t count, int64_t M, int64_t K, const Oper
   scalar_t* panel[MC_tiles];
   for (int64_t t = 0; t <= tiles; ++t) first[t] = count * t / tiles;
   for (int64_t t = 0; t < tiles; ++t) panel[t] = operand.row(0, first_operand_row + first[t]);
-  for (int64_t k = 0; k < K; k += k_pack<scalar_t>) {
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(scalar_t)),
+                    block = pack_da_k_groups * k_pack<scalar_t>;
+  for (int64_t k0 = 0; k0 < K; k0 += block) {
+    const int64_t k1 = min(k0 + block, K);
     // Hardware does not prefetch these pieces of rows, because they are M apart.
-    const scalar_t* ahead = da(min(k + product_prefetch_distance, K - 1)) + m;
-    for (int64_t j = 0; j < count; j += 64 / static_cast<int64_t>(sizeof(scalar_t)))
-      __builtin_prefetch(ahead + j);
-    const scalar_t *even = da(k) + m, *odd = k + 1 < K ? da(k + 1) + m : nullptr;
+    for (int64_t k = k1; k < min(k1 + block, K); ++k)
+      for (int64_t j = 0; j < count; j += line) __builtin_prefetch(da(k) + m + j);
     for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t width = first[t + 1] - first[t];
-      pack_k_major(even + first[t], odd ? odd + first[t] : nullptr, width, M - m - first[t],
-                   (padded - k) / k_pack<scalar_t> * width, panel[t] + k * width);
+      const int64_t width = first[t + 1] - first[t], column = m + first[t];
+      if (k_pack<scalar_t> == 1 && width <= lanes<scalar_t> && M - column >= lanes<scalar_t>) {
+        // By whole vectors. Those of the last row may not reach beyond the panel.
+        scalar_t* to = panel[t] + k0 * width;
+        for (int64_t k = k0; k < min(k1, K - 1); ++k, to += width) store(to, load(da(k) + column));
+        if (k1 == K) store(to, load(da(K - 1) + column), width);
+        continue;
+      }
+      for (int64_t k = k0; k < k1; k += k_pack<scalar_t>)
+        pack_k_major(da(k) + column, k + 1 < K ? da(k + 1) + column : nullptr, width, M - column,
+                     (padded - k) / k_pack<scalar_t> * width, panel[t] + k * width);
     }
   }
 }
