@@ -14,6 +14,7 @@ from lstm_fused import LSTM, LSTMCell, SequenceClassifier, lstm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:FutureWarning"),  # torch 2.15
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 DEEP = {"num_layers": 2, "bidirectional": True}
