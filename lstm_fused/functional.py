@@ -15,7 +15,7 @@ from lstm_fused.backends.choice import notice
 from lstm_fused.backends.table import DEFAULT_OPERATORS, select
 from lstm_fused.checks import States, check_layer
 from lstm_fused.contract import PLAIN, SAVE, Inputs, Variant, flatten, mapped
-from lstm_fused.interop.graph import PROXY, call_function, refuse_script
+from lstm_fused.interop.graph import call_function, proxy_in, refuse_script
 from lstm_fused.layers.layer_norm import layer_norm
 from lstm_fused.layers.options import bound, flag
 from lstm_fused.layers.parameters import Parameters, flat
@@ -83,8 +83,9 @@ def lstm(
         >>> y.shape, torch.equal(y[-1], h_n)
         (torch.Size([50, 3, 64]), True)
     """
-    if isinstance(input, PROXY):  # torch.fx records one node
-        return call_function(lstm, **locals())  # type: ignore[no-any-return]
+    given = locals()
+    if (proxy := proxy_in(hx, *given.values())) is not None:  # torch.fx records one node
+        return call_function(lstm, proxy, **given)  # type: ignore[no-any-return]
     variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, bound("cell_clip", cell_clip))
     if isinstance(peephole, Tensor) and peephole.shape[:-1] == (3,):
         peephole = flat(peephole)

@@ -124,3 +124,14 @@ def test_import_needs_only_torch():
     code = "import sys, lstm_fused; print([m for m in ('triton', 'numpy', 'onnx') if m in sys.modules])"
     bare = "import sys, torch; print([m for m in ('triton', 'numpy', 'onnx') if m in sys.modules])"
     assert run(["-c", code]) == run(["-c", bare])
+
+
+def test_in_a_clone_the_warning_says_that_python_did_not_take_the_installed_package(tmp_path):
+    shutil.copytree(
+        lstm_fused.__path__[0], tmp_path / "lstm_fused", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    (tmp_path / "setup.py").touch()
+    run = subprocess.run(
+        [sys.executable, "-c", "import lstm_fused"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert f"not built in the clone {tmp_path}; run Python in another folder" in run.stderr

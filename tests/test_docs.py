@@ -52,6 +52,15 @@ def test_code_on_pages_runs(name, tmp_path):
     runpy.run_path(str(file), run_name="page")
 
 
+def test_the_index_of_make_docs_lists_every_page():
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = {
+        (ROOT / "docs" / f"{name}.md").resolve() for name in re.findall(r"^([\w./]+)$", index, re.MULTILINE)
+    }
+    unlisted = {ROOT / "docs" / name for name in ("index.md", "README.md")}  # README.md is the list on GitHub
+    assert listed == {*PAGES, *ROOT.glob("docs/gpu/*.md")} - unlisted
+
+
 def test_named_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {

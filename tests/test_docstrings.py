@@ -8,10 +8,15 @@ import pytest
 import torch
 
 import lstm_fused
-from lstm_fused import convert, onnx, plot
+from lstm_fused import convert, onnx, plot, testing
 
 REFERENCE = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
-MODULES = {"lstm_fused": lstm_fused, "lstm_fused.onnx": onnx, "lstm_fused.convert": convert}
+MODULES = {
+    "lstm_fused": lstm_fused,
+    "lstm_fused.onnx": onnx,
+    "lstm_fused.convert": convert,
+    "lstm_fused.testing": testing,
+}
 PUBLIC = {
     f"{prefix}.{name}": getattr(module, name) for prefix, module in MODULES.items() for name in module.__all__
 }
@@ -19,15 +24,17 @@ PUBLIC |= {f"lstm_fused.plot.{name}": getattr(plot, name) for name in ("draw_gat
 # Those that users do not make themselves.
 WITHOUT_EXAMPLE = {
     *("lstm_fused.Gates", "lstm_fused.ArgumentError", "lstm_fused.SlowEngineWarning"),
-    *("lstm_fused.Choice", "lstm_fused.Report"),
+    *("lstm_fused.Choice", "lstm_fused.Report", "lstm_fused.testing.CASES", "lstm_fused.testing.Case"),
 }
 
 
+# Raised by PyTorch when forward mode is first used.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated")
 @pytest.mark.parametrize("name", PUBLIC)
 def test_examples_are_right(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = PUBLIC[name]
-    names = {"torch": torch, "lstm_fused": lstm_fused} | vars(inspect.getmodule(found))
+    names = {"torch": torch, "lstm_fused": lstm_fused} | vars(inspect.getmodule(found) or lstm_fused)
     tests = doctest.DocTestFinder(exclude_empty=True).find(found, name, globs=names)
     runner, tried = doctest.DocTestRunner(), 0
     for test in tests:

@@ -1,7 +1,5 @@
-"""Whole models that hold the layers: torch.jit.trace, torch.jit.script, torch.fx and add_graph."""
+"""Whole models that hold the layers: torch.jit.trace, torch.jit.script and add_graph."""
 
-import copy
-import pickle
 import re
 import subprocess
 import sys
@@ -12,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from lstm_fused import LSTM, ArgumentError, LSTMCell, SequenceClassifier, lstm
+from lstm_fused import LSTM, LSTMCell, SequenceClassifier, lstm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:FutureWarning"),  # torch 2.15
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 DEEP = {"num_layers": 2, "bidirectional": True}
@@ -227,69 +226,6 @@ def test_script_names_the_cure(name, what):
     message = rf"torch\.jit\.script cannot compile lstm_fused\.{name}, .* torch\.jit\.trace\(model\.layer"
     with pytest.raises(RuntimeError, match=message):
         torch.jit.script(what)
-
-
-class Whole(nn.Module):
-    """A model in which a layer is called twice, with states, beside a cell and a function."""
-
-    def __init__(self):
-        super().__init__()
-        self.before, self.lstm, self.cell = nn.Linear(3, 3), LSTM(3, 4, **DEEP), LSTMCell(8, 4)
-        self.weight_ih, self.weight_hh = nn.Parameter(torch.randn(16, 8)), nn.Parameter(torch.randn(16, 4))
-
-    def forward(self, x, lengths):
-        y, (h, c) = self.lstm(self.before(x), lengths=lengths)
-        y, (h, c) = self.lstm(x, (h, c))
-        h, c = self.cell(y[0])
-        return lstm(y, self.weight_ih, self.weight_hh, hx=(h, c), lengths=lengths, reverse=True)[0] + h
-
-
-def test_fx_records_a_call_of_a_layer_as_one_node():
-    model = Whole()
-    graph = torch.fx.symbolic_trace(model)
-    called = [(node.op, node.target) for node in graph.graph.nodes if node.op.startswith("call_module")]
-    assert called == [("call_module", name) for name in ("before", "lstm", "lstm", "cell")]
-    assert lstm in [node.target for node in graph.graph.nodes if node.op == "call_function"]
-    assert graph.lstm is model.lstm and "lstm_fused_functional_lstm(" in graph.code
-    for T, B in ((5, 2), (7, 3)):
-        x, lengths = torch.randn(T, B, 3), torch.arange(B) + 1
-        for program in (graph, copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
-            assert torch.equal(program(x, lengths), model(x, lengths))
-    names = [node.target for node in torch.fx.symbolic_trace(SequenceClassifier(3, 4, 1, 2)).graph.nodes]
-    assert "lstm" in names and "head" in names
-
-
-def test_fx_names_what_it_needs():
-    for layer in (LSTM(3, 4), LSTMCell(3, 4)):
-        with pytest.raises(
-            ArgumentError, match=r"symbolic_trace\(Sequential\(layer\)\), got the layer alone"
-        ):
-            torch.fx.symbolic_trace(layer)
-
-
-class Doubled(LSTM):
-    def forward(self, input, hx=None, lengths=None):
-        return super().forward(2 * input, hx, lengths)
-
-
-class Leaves(torch.fx.Tracer):
-    def is_leaf_module(self, module, name):
-        return isinstance(module, (LSTM, LSTMCell)) or super().is_leaf_module(module, name)
-
-
-@pytest.mark.parametrize("kind", ["hook", "pre_hook", "subclass", "cell"])
-def test_fx_refuses_what_it_would_run_twice(kind):
-    """Hooks and a subclass's own code are recorded, and run again in the recorded call; not in a leaf."""
-    layer = Doubled(3, 4) if kind == "subclass" else LSTMCell(3, 4) if kind == "cell" else LSTM(3, 4)
-    if kind == "pre_hook":
-        layer.register_forward_pre_hook(lambda module, arguments: (2 * arguments[0],))
-    elif kind != "subclass":
-        layer.register_forward_hook(lambda module, arguments, output: (2 * output[0], output[1]))
-    model, x = nn.Sequential(layer), torch.randn(2, 3) if kind == "cell" else torch.randn(5, 2, 3)
-    with pytest.raises(ArgumentError, match="is_leaf_module"):
-        torch.fx.symbolic_trace(model)
-    graph = torch.fx.GraphModule(model, Leaves().trace(model))
-    assert torch.equal(graph(x)[0], model(x)[0])
 
 
 def test_add_graph_of_tensorboard(tmp_path):

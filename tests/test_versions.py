@@ -19,7 +19,7 @@ if cpp.unavailable() is not None:
 
 
 def try_everything():
-    """Compare the engine with the reference, and look at its errors; run with another torch."""
+    """Compare the engine with the reference, compile, export, look at errors; run with another torch."""
     import torch
 
     import lstm_fused
@@ -47,6 +47,12 @@ def try_everything():
             for ours, exact in zip(found["cpp"], found["reference"], strict=True):
                 off = (ours - exact).abs().max() / exact.abs().max()
                 assert off <= bound, (dtype, B, float(off))
+    module, x = lstm_fused.LSTM(28, 96, 2, bidirectional=True), torch.randn(19, 3, 28)
+    expected = module(x, lengths=torch.tensor([19, 4, 0]))[0]
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    program = torch.export.export(module, (x, None, torch.tensor([1, 2, 3]))).module()
+    assert torch.equal(compiled(x, lengths=torch.tensor([19, 4, 0]))[0], expected)
+    assert torch.equal(program(x, None, torch.tensor([19, 4, 0]))[0], expected)
     zeros = torch.zeros
     arguments = [zeros(2, 3, 4), zeros(28, 4), zeros(28, 7), None, None, None, zeros(3, 7), zeros(3, 7), None]
     for n, wrong, text in (

@@ -5,25 +5,32 @@ from typing import Any, NoReturn
 
 from torch import nn
 from torch.fx import Proxy
+from torch.overrides import has_torch_function
 
 from lstm_fused.errors import bad
 
-PROXY: Any = Proxy  # what symbolic_trace passes instead of tensors, whatever the annotations say
+
+def proxy_in(hx: Any, *others: Any) -> Any:
+    """The first Proxy among a pair of states and other arguments; None if there is none."""
+    given = (*others, *hx) if isinstance(hx, (tuple, list)) else (*others, hx)
+    if not has_torch_function(given):  # asks for all in one call
+        return None
+    return next((each for each in given if isinstance(each, Proxy)), None)
 
 
-def call_module(module: nn.Module, input: Proxy, *more: Any) -> Any:
+def call_module(module: nn.Module, proxy: Proxy, *arguments: Any) -> Any:
     """Record a call of a module, as `torch.fx` does for modules of torch.nn.
 
     Args:
         module: the layer, which the traced model holds.
-        input: its input.
-        *more: its other arguments.
+        proxy: a Proxy among the arguments.
+        *arguments: those of the call.
 
     Raises:
         ArgumentError: the layer is itself the model that is traced, or code that is recorded around this call
             would run again in it.
     """
-    tracer: Any = input.tracer
+    tracer: Any = proxy.tracer
     hooked = module._forward_hooks or module._forward_pre_hooks
     if hooked or not type(module).forward.__module__.startswith("lstm_fused."):
         cure = "another layer only by a Tracer whose is_leaf_module returns True for it"
@@ -33,14 +40,13 @@ def call_module(module: nn.Module, input: Proxy, *more: Any) -> Any:
         raise bad(
             "input", "a model that holds the layer: symbolic_trace(Sequential(layer))", "the layer alone"
         )
-    name = tracer.path_of_module(module)
-    return tracer.create_proxy("call_module", name, (input, *more), {})
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
 
 
-def call_function(function: Callable[..., Any], input: Proxy, **options: Any) -> Any:
-    """Record a call of a function with these arguments, ``input`` among them."""
-    tracer: Any = input.tracer
-    return tracer.create_proxy("call_function", function, (), {"input": input, **options})
+def call_function(function: Callable[..., Any], proxy: Proxy, **arguments: Any) -> Any:
+    """Record a call of a function with these arguments, a Proxy among them."""
+    tracer: Any = proxy.tracer
+    return tracer.create_proxy("call_function", function, (), arguments)
 
 
 def refuse_script(name: str) -> NoReturn:

@@ -145,8 +145,8 @@ class LSTMCell(WithOptions):
             ArgumentError: an argument has the wrong rank, size, dtype or device.
             RuntimeError: the engine cannot serve this device or dtype; the message says why.
         """
-        if isinstance(input, graph.PROXY):
-            return graph.call_module(self, input, hx)  # type: ignore[no-any-return]
+        if (proxy := graph.proxy_in(hx, input)) is not None:
+            return graph.call_module(self, proxy, input, hx)  # type: ignore[no-any-return]
         check_input(input, (1, 2), "of 1 dimension (input_size,) or 2 (B, input_size)", self.input_size)
         single = input.dim() == 1
         if hx is not None:

@@ -203,10 +203,10 @@ class LSTM(TorchIdioms, WithOptions):
             ArgumentError: an argument has the wrong rank, size, dtype, device or value.
             RuntimeError: the engine cannot serve this device or dtype; the message says why.
         """
+        if (proxy := graph.proxy_in(hx, input, lengths)) is not None:
+            return graph.call_module(self, proxy, input, hx, lengths)  # type: ignore[no-any-return]
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths)
-        if isinstance(input, graph.PROXY):
-            return graph.call_module(self, input, hx, lengths)  # type: ignore[no-any-return]
         check_input(
             input,
             (2, 3),
