@@ -32,7 +32,7 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     """Every reason why a plan cannot run a layer on a card."""
     kernel = record(plan.kernel)
     reasons = kernel.why_not(plan, layer, card)
-    if layer.projection and not kernel.every_option:
+    if layer.P and not kernel.every_option:
         reasons.append("takes no projection")
     if layer.varied and not kernel.every_option:
         reasons.append("does the textbook's LSTM only")

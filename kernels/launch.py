@@ -60,8 +60,8 @@ def choose_plan(
 ) -> Plan:
     """The plan that `lstm_fused.kernels.choose` chooses; ``steps`` is a tensor of all steps, [T, B, ...]."""
     B, H = c0.shape
-    options = weight_hr is not None, bool(variant.names())
-    layer = Layer(direction, H, B, steps.dtype, precision(), *options)
+    P = 0 if weight_hr is None else weight_hr.shape[0]
+    layer = Layer(direction, H, B, steps.dtype, precision(), P, bool(variant.names()))
     return choose(layer, card_at(steps.device), named())
 
 
