@@ -150,10 +150,10 @@ def flatten(*records: tuple[Any, ...]) -> tuple[Any, ...]:
     for record in records:
         n = VARIANT_AT.get(type(record))
         if n is None:
-            flat += record
+            flat.extend(record)  # Dynamo in torch 2.11 cannot trace += of a named tuple
         else:
             flat += record[:n]
-            flat += record[n]
+            flat.extend(record[n])
             flat += record[n + 1 :]
     return tuple(flat)
 
