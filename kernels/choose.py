@@ -117,9 +117,9 @@ def named() -> str | None:
 
 @cache
 def card_at(device: torch.device) -> Card:
-    """The card of a device; for a CPU under Triton's interpreter, an H100 of capability INTERPRETER."""
+    """The card of a device; for a CPU, Triton's interpreter with the sizes of an H100."""
     if device.type == "cpu":
-        return CARDS[1]._replace(capability=INTERPRETER)
+        return CARDS[1]._replace(name="the interpreter", capability=INTERPRETER)
     p = torch.cuda.get_device_properties(device)
     arch = f"sm_{p.major}{p.minor}" if torch.version.hip is None else p.gcnArchName.split(":")[0]
     return Card(

@@ -133,7 +133,7 @@ def card_name(device: torch.device) -> str:
     """The name of the card."""
     if device.type == "mps":
         return torch.backends.mps.get_name()
-    return "the interpreter" if device.type == "cpu" else card_at(device).name
+    return card_at(device).name
 
 
 def driver() -> str:
