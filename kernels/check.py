@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lstm_fused.kernels.plan import Layer, Plan
-from lstm_fused.kernels.scratch import timed_out
+from lstm_fused.kernels.scratch import raise_if_timed_out, timed_out
 from lstm_fused.kernels.verdicts import Verdict
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,7 +33,12 @@ EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.n
 
 
 def check(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:
-    """Run a plan on the small problem; None if memory is insufficient, which is no verdict."""
+    """Run a plan on the small problem; None if memory is insufficient, which is no verdict.
+
+    Raises:
+        RuntimeError: a wait in a launch before the check timed out.
+    """
+    raise_if_timed_out(device)
     shares = []
     try:
         with torch.no_grad():
@@ -48,10 +53,14 @@ def check(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:
                 wide, by = all_mapped(widened, operands), unit(plan, layer)
                 exact, near = exact_run(*wide), exact_run(*all_mapped(partial(nudged, by=by), wide))
                 there = all_mapped(partial(Tensor.to, device=device), operands)
-                once, again = (poisoned(run, there, launched) for _ in range(2))
-                synchronize(device)
-                if timed_out(device):  # another process may occupy the card, so this verdict is not stored
-                    return Verdict(False, f"a program timed out waiting for others, {where}", lasting=False)
+                found_twice = []
+                for _ in range(2):
+                    found_twice.append(poisoned(run, there, launched))
+                    synchronize(device)
+                    if timed_out(device):  # another process may occupy the card: this verdict is not stored
+                        late = f"a program timed out waiting for others, {where}"
+                        return Verdict(False, late, lasting=False)
+                once, again = found_twice
                 for name, found, found_again, wanted, moved in zip(
                     exact._fields, once, again, exact, near, strict=True
                 ):

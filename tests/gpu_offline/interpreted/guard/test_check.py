@@ -148,11 +148,20 @@ def test_a_plan_that_waited_in_vain_is_no_verdict_for_others(monkeypatch):
     plan = choose.choose(layer, choose.card_at(CPU))
     late = scratch.timeout_flag_on(CPU)
     monkeypatch.setattr(
-        check, "poisoned", lambda run, operands, plan: [late.fill_(1), run(*operands, plan=plan)][1]
+        check, "poisoned", lambda run, operands, plan: [run(*operands, plan=plan), late.fill_(1)][0]
     )
     found = check.check(plan, layer, CPU)
     assert not found.right and not found.lasting and "timed out" in found.said
     assert not scratch.timed_out(CPU)
+
+
+def test_a_wait_in_vain_before_a_check_is_not_laid_to_the_plan(launched, checks):
+    module, x = small()
+    scratch.timeout_flag_on(CPU).fill_(1)
+    with pytest.raises(RuntimeError, match=r"^a program of an earlier LSTM launch"):
+        module(x)
+    check_right(module, x)
+    assert checks == ["forward resident", "forward resident", "backward resident"]
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
