@@ -2,7 +2,7 @@
 
 The problem has lengths, peepholes and every option of the layer, and one row more than a batch tile, so that
 there are two tiles. It runs in both time directions, and twice each to compare bits, in memory filled with
-NaN. The inputs are the same at every check, and so is the verdict. For Metal there are several sizes.
+NaN. The inputs are the same at every check, and so is the verdict. A plan names the sizes.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from itertools import product
 from typing import Any
 
 import torch
-from lstm_fused.kernels.plan import EXCHANGES, Layer, Plan
-from lstm_fused.kernels.scratch import timed_out
-from lstm_fused.kernels.verdicts import Verdict, whole_tiles
+from lstm_fused.kernels.plan import Layer, Plan
+from lstm_fused.kernels.scratch import raise_if_timed_out, timed_out
+from lstm_fused.kernels.verdicts import Verdict
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,8 +22,7 @@ from lstm_fused import reference
 from lstm_fused.contract import PLAIN, Inputs, OutputGradients, Saved, Variant, mapped
 from lstm_fused.reference import accumulation_dtype
 
-T, I = 4, 5
-LONG = 32  # steps; more than the slots of a persistent kernel's ring buffer
+I = 5
 # Largest allowed error by bytes of the dtype, in ulps of the largest element of a result, or in the change
 # that one ulp in every operand causes if that is larger. Half precision rounds only h and stored results,
 # half an ulp each; the other dtypes also round sums, 3 ulps, and the card's exponentials are less exact.
@@ -34,25 +33,34 @@ EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.n
 
 
 def check(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:
-    """Run a plan on the small problem; None if memory is insufficient, which is no verdict."""
+    """Run a plan on the small problem; None if memory is insufficient, which is no verdict.
+
+    Raises:
+        RuntimeError: a wait in a launch before the check timed out.
+    """
+    raise_if_timed_out(device)
     shares = []
     try:
         with torch.no_grad():
-            for (H, steps), reverse in product(sizes(plan, layer), (False, True)):
-                operands = problem(plan, layer._replace(H=H), steps, reverse)
-                where = f"T={steps}, reverse={reverse}" + (f", H={H}" if H != layer.H else "")
+            for (checked, steps), reverse in product(plan.problems(layer), (False, True)):
+                operands = problem(plan, checked, steps, reverse)
+                where = f"T={steps}, reverse={reverse}"
+                where += f", H={checked.H}" if checked.H != layer.H else ""
                 # Forward in time one launch runs both tiles and all steps. In reverse each tile has its own
                 # with Triton, and each step with Metal.
-                cut = reverse and (plan.at_once or not isinstance(plan, Plan))
-                launched = replace(plan, at_once=1) if cut else plan
+                launched = replace(plan, at_once=1) if reverse else plan
                 run, exact_run = (getattr(module, layer.direction) for module in (plan.launch, reference))
                 wide, by = all_mapped(widened, operands), unit(plan, layer)
                 exact, near = exact_run(*wide), exact_run(*all_mapped(partial(nudged, by=by), wide))
                 there = all_mapped(partial(Tensor.to, device=device), operands)
-                once, again = (poisoned(run, there, launched) for _ in range(2))
-                synchronize(device)
-                if timed_out(device):  # another process may occupy the card, so this verdict is not stored
-                    return Verdict(False, f"a program timed out waiting for others, {where}", lasting=False)
+                found_twice = []
+                for _ in range(2):
+                    found_twice.append(poisoned(run, there, launched))
+                    synchronize(device)
+                    if timed_out(device):  # another process may occupy the card: this verdict is not stored
+                        late = f"a program timed out waiting for others, {where}"
+                        return Verdict(False, late, lasting=False)
+                once, again = found_twice
                 for name, found, found_again, wanted, moved in zip(
                     exact._fields, once, again, exact, near, strict=True
                 ):
@@ -75,22 +83,9 @@ def check(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:
     return Verdict(True, max(shares)[1])
 
 
-def sizes(plan: Any, layer: Layer) -> list[tuple[int, int]]:
-    """H and T of the problems.
-
-    Metal's kernels take H and T as arguments, and a verdict is for every H of as many tiles and every T.
-    There the last tile of H is full, or has one channel, and so that of P is full in one of the two.
-    """
-    if isinstance(plan, Plan):
-        return [(layer.H, T), *([(layer.H, LONG)] if EXCHANGES[plan.kernel] == "flags" else [])]
-    whole = whole_tiles(plan, layer)
-    return list(product((whole, whole - plan.BH + 1), (T, 1)))
-
-
 def problem(plan: Any, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
     """The inputs of the layer's direction, on the CPU."""
-    B, H = plan.BB + 1, layer.H
-    P = max(1, H // 2) if layer.projection else H
+    B, H, P = plan.BB + 1, layer.H, layer.P or layer.H
     generator = torch.Generator().manual_seed(H)
 
     def uniform(*shape: int, low: float = -1, high: float = 1, wide: bool = False) -> Tensor:
@@ -102,7 +97,7 @@ def problem(plan: Any, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
 
     lengths = (T - 1 - torch.arange(B, device="cpu")) % (T + 1)  # 3 2 1 0 4 ...
     weight_hh, peephole = weights(4 * H, P), uniform(3 * H)
-    weight_hr = weights(P, H) if layer.projection else None
+    weight_hr = weights(P, H) if layer.P else None
     variant, hw = PLAIN, None
     if layer.varied:
         gain, h_mask = uniform(4 * H, low=0.5, high=1.5), uniform(B, P).sign().clamp(min=0)

@@ -32,7 +32,7 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     """Every reason why a plan cannot run a layer on a card."""
     kernel = record(plan.kernel)
     reasons = kernel.why_not(plan, layer, card)
-    if layer.projection and not kernel.every_option:
+    if layer.P and not kernel.every_option:
         reasons.append("takes no projection")
     if layer.varied and not kernel.every_option:
         reasons.append("does the textbook's LSTM only")
@@ -117,9 +117,9 @@ def named() -> str | None:
 
 @cache
 def card_at(device: torch.device) -> Card:
-    """The card of a device; for a CPU under Triton's interpreter, an H100 of capability INTERPRETER."""
+    """The card of a device; for a CPU, Triton's interpreter with the sizes of an H100."""
     if device.type == "cpu":
-        return CARDS[1]._replace(capability=INTERPRETER)
+        return CARDS[1]._replace(name="the interpreter", capability=INTERPRETER)
     p = torch.cuda.get_device_properties(device)
     arch = f"sm_{p.major}{p.minor}" if torch.version.hip is None else p.gcnArchName.split(":")[0]
     return Card(

@@ -78,7 +78,8 @@ def plan_for(
     if 0 in steps.shape[:2] or H == 0 or (weight_hr is not None and weight_hr.numel() == 0):
         return None  # nothing to launch
     guarded = GUARDED[engine]
-    kind = steps.dtype, guarded.precision(), weight_hr is not None, variant is not PLAIN
+    P = 0 if weight_hr is None else weight_hr.shape[0]
+    kind = steps.dtype, guarded.precision(), P, variant is not PLAIN
     key = engine, direction, H, B, *kind, steps.device, by_default, named(), os.environ.get("LSTM_FUSED_GPU")
     plan = _decided.get(key, UNDECIDED)
     if plan is UNDECIDED:
@@ -245,7 +246,7 @@ def triton_usual(device: torch.device, sizes: tuple[tuple[int, int], ...]) -> It
 def metal_usual(sizes: tuple[tuple[int, int], ...]) -> Iterator[tuple[Layer, Any]]:
     """The plans of Metal's kernels for usual sizes, without and with every option."""
     for (H, B), dtype, direction in product(sizes, metal.DTYPES, ("forward", "backward")):
-        for options in ((False, False), (True, True)):
+        for options in ((0, False), (H // 2, True)):
             layer = Layer(direction, H, B, dtype, "ieee", *options)
             for plan in metal_plans(layer):
                 yield layer, plan

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lstm_fused.kernels import sequence, steps
+from lstm_fused.kernels import scratch, sequence, steps
 from lstm_fused.kernels.choose import card_at, choose, named, plans, precision
 from lstm_fused.kernels.plan import KERNELS, Layer, Plan, record
 from torch import Tensor
@@ -21,6 +21,7 @@ PER_STEP = next(kernel for kernel in KERNELS[::-1] if record(kernel).per_step)
 def forward(inputs: Inputs, plan: Plan | None = None) -> Outputs:
     """Run one layer in one direction over the whole sequence, by this plan or the one that is chosen."""
     x, h0, c0, save = inputs.x, inputs.h0, inputs.c0, inputs.save
+    scratch.raise_if_timed_out(x.device)
     (T, B, _), H, P = x.shape, c0.shape[1], h0.shape[1]
     y = x.new_empty(T, B, P)
     c = x.new_empty((T, B, H) if save else (0,), dtype=accumulation_dtype(x.dtype))
@@ -38,6 +39,7 @@ def forward(inputs: Inputs, plan: Plan | None = None) -> Outputs:
 def backward(saved: Saved, douts: OutputGradients, plan: Plan | None = None) -> Gradients:
     """Carry the gradients of y, h_n and c_n back over the whole sequence."""
     gates, c0, variant = saved.gates, saved.c0, saved.variant
+    scratch.raise_if_timed_out(gates.device)
     B, H = c0.shape
     dxw = torch.empty_like(gates, memory_format=torch.contiguous_format)
     dhw = gates.new_empty(0) if saved.hw is None else torch.empty_like(dxw)
@@ -60,8 +62,8 @@ def choose_plan(
 ) -> Plan:
     """The plan that `lstm_fused.kernels.choose` chooses; ``steps`` is a tensor of all steps, [T, B, ...]."""
     B, H = c0.shape
-    options = weight_hr is not None, bool(variant.names())
-    layer = Layer(direction, H, B, steps.dtype, precision(), *options)
+    P = 0 if weight_hr is None else weight_hr.shape[0]
+    layer = Layer(direction, H, B, steps.dtype, precision(), P, bool(variant.names()))
     return choose(layer, card_at(steps.device), named())
 
 

@@ -29,6 +29,9 @@ WAITING = tuple(name for name, exchange in EXCHANGES.items() if exchange in ("fl
 # Of every launch: multiply-adds in one rounding, which Triton 3.10 no longer makes unless it is told to.
 FUSED = {"enable_fp_fusion": True}
 
+# Steps of the problems that a kernel is checked on; the second is more than the slots of a ring buffer.
+FEW_STEPS, MANY_STEPS = 4, 32
+
 # The most registers of a thread; asked for where ptxas would otherwise spill a few rather than take more.
 MAX_REGISTERS = 255
 
@@ -64,7 +67,7 @@ class Layer(NamedTuple):
     B: int
     dtype: torch.dtype
     precision: str  # of float32 products: "tf32" or "ieee"
-    projection: bool = False
+    P: int = 0  # size of a projected h; 0 without a projection
     varied: bool = False  # whether it has a `lstm_fused.contract.Variant`
 
 
@@ -93,6 +96,15 @@ class Plan:
     def NUM_WARPS(self) -> int:
         """The number of warps, by the name that Gluon kernels take it by."""
         return self.num_warps
+
+    def problems(self, layer: Layer) -> list[tuple[Layer, int]]:
+        """The layers and numbers of steps to check before this plan may run a layer.
+
+        Layers with the same problems have one verdict. H and P are compiled in, so that no other layer's
+        code is this one's.
+        """
+        flags = EXCHANGES[self.kernel] == "flags"
+        return [(layer, steps) for steps in (FEW_STEPS, MANY_STEPS)[: 2 if flags else 1]]
 
     def grid(self, B: int, N: int) -> tuple[int, int]:
         """Programs for B rows and N columns."""

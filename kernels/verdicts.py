@@ -100,16 +100,12 @@ def cache_folder() -> Path | None:
         return None
 
 
-def whole_tiles(plan: Plan, layer: Layer) -> int:
-    """H rounded up to a plan's tiles."""
-    return -(-layer.H // plan.BH) * plan.BH
-
-
 def name(plan: Plan, layer: Layer) -> str:
-    """The name of a plan: all that is compiled in, and H in whole tiles."""
+    """The name of a plan: all that is compiled in, and the size of the first layer that it is checked on."""
+    checked, _ = plan.problems(layer)[0]
     dtype = str(layer.dtype).removeprefix("torch.")
-    kind = [layer.direction, plan.kernel, dtype, f"H{whole_tiles(plan, layer)}"]
-    kind += ["projection"] * layer.projection + ["variant"] * layer.varied
+    kind = [layer.direction, plan.kernel, dtype, f"H{checked.H}"]
+    kind += [f"projection{checked.P}"] * (checked.P > 0) + ["variant"] * layer.varied
     # The number of tiles of a launch does not change the code, nor does the precision of float32 products in
     # other dtypes.
     other = {"kernel", "at_once"} if layer.dtype == torch.float32 else {"kernel", "at_once", "precision"}
@@ -137,7 +133,7 @@ def card_name(device: torch.device) -> str:
     """The name of the card."""
     if device.type == "mps":
         return torch.backends.mps.get_name()
-    return "the interpreter" if device.type == "cpu" else card_at(device).name
+    return card_at(device).name
 
 
 def driver() -> str:

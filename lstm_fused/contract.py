@@ -150,10 +150,10 @@ def flatten(*records: tuple[Any, ...]) -> tuple[Any, ...]:
     for record in records:
         n = VARIANT_AT.get(type(record))
         if n is None:
-            flat.extend(record)
+            flat.extend(record)  # Dynamo of torch 2.11 cannot add a NamedTuple to a list
         else:
             flat += record[:n]
-            flat.extend(record[n])  # Dynamo of torch 2.11 cannot add a NamedTuple to a list
+            flat.extend(record[n])
             flat += record[n + 1 :]
     return tuple(flat)
 

@@ -172,9 +172,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def layers(plan, direction):
     """Layers that take every kernel of a plan, through every barrier."""
-    options = (
-        [(False, False)] if plan.kernel == "resident" else [(False, False), (True, False), (False, True)]
-    )
+    options = [(0, False)] if plan.kernel == "resident" else [(0, False), (5, False), (0, True)]
     return [Layer(direction, 11, plan.BB + 1, torch.float32, "ieee", *o) for o in options]
 
 
@@ -183,7 +181,7 @@ def run_engine(plan, T=2, direction=None):
     results = []
     for way in (direction,) if direction else ("forward", "backward"):
         for layer in layers(plan, way):
-            for reverse in (False, True)[: 1 if layer.projection or layer.varied else 2]:
+            for reverse in (False, True)[: 1 if layer.P or layer.varied else 2]:
                 operands = check.problem(plan, layer, T, reverse)
                 with torch.no_grad():
                     results += getattr(launch, way)(*operands, plan=plan)

@@ -1,4 +1,4 @@
-"""The C++ engine's library in other versions of torch than the one it was built with.
+"""The C++ engine's library, and torch.compile, in other versions of torch than the one it was built with.
 
 `make test-versions` downloads them to build/torch/VERSION; without any, there is nothing to test.
 """
@@ -67,12 +67,33 @@ def try_everything():
         assert type(caught.value) is RuntimeError
 
 
+def compile_layers():
+    """Compile layers without a graph break, with and without every option; run with another torch."""
+    import torch
+
+    import lstm_fused
+
+    options = {"zoneout_h": 0.5, "cell_clip": 1.0, "layer_norm": True}
+    for module in (
+        lstm_fused.LSTM(3, 5, 2, bidirectional=True),
+        lstm_fused.LSTM(3, 5, proj_size=2, **options),
+    ):
+        compiled = torch.compile(module.eval(), fullgraph=True, backend="aot_eager")
+        x = torch.randn(4, 2, 3, requires_grad=True)
+        y, wanted = compiled(x)[0], module(x)[0]
+        torch.testing.assert_close(y, wanted)
+        grads = [torch.autograd.grad(outputs.sum(), x)[0] for outputs in (y, wanted)]
+        torch.testing.assert_close(*grads)
+    print(torch.__version__)
+
+
 @pytest.mark.skipif(not TORCHES, reason="there is no other torch: make test-versions")
+@pytest.mark.parametrize("what", ["try_everything", "compile_layers"])
 @pytest.mark.parametrize("folder", TORCHES, ids=lambda folder: folder.name)
-def test_the_library_runs_in_another_torch(folder):
+def test_it_runs_in_another_torch(folder, what):
     path = os.pathsep.join(map(str, (folder, ROOT, ROOT / "tests")))
     done = subprocess.run(
-        [sys.executable, "-c", "import test_versions; test_versions.try_everything()"],
+        [sys.executable, "-c", f"import test_versions; test_versions.{what}()"],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,

@@ -29,6 +29,8 @@ from bench.gpu.link import ROOT, link
 from bench.gpu.stages import Place, Stage
 
 SAVE = 5.0  # seconds between two savings
+# Seconds, by default. Both fit into a quarter of an hour, with 3 minutes to start the machine and to mend.
+FIRST, SECOND = 420.0, 300.0
 LEAST = 8.0  # seconds; with less no stage is begun
 COMPILED = (".ptx", ".ttgir", ".json")  # files of Triton's cache that are kept
 ENVIRONMENT = {
@@ -152,7 +154,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m bench.gpu.day", description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="the folder to write to")
-    add("--seconds", type=float, default=420, help="for all of it (default: 420)")
+    add("--seconds", type=float, help=f"for all of it (default: {FIRST:.0f}, a second command: {SECOND:.0f})")
     add("--only", nargs="+", metavar="STAGE", help="these stages alone")
     add("--second", choices=("green", "wrong", "hang"), help="what follows the first command, by its verdict")
     add("--failing", nargs="+", metavar="NAME", help="for wrong: jobs and tests, instead of the last day's")
@@ -160,7 +162,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="cuda", help="cuda, or cpu to rehearse under TRITON_INTERPRET=1")
     add("--small", action="store_true", help="the least that goes through everything")
     add("--work", type=Path, default=ROOT / "build/day", help="where logs and links go meanwhile")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    if given.seconds is None:
+        given.seconds = SECOND if given.second else FIRST
+    return given
 
 
 def planned(given: argparse.Namespace, place: Place) -> list[Stage]:

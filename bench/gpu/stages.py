@@ -191,7 +191,7 @@ def green(place: Place, seen: Mapping[str, Sequence[str]]) -> list[Stage]:
         place: where.
         seen: by job, the tests that it has run already.
     """
-    tune = ["bench.gpu", "tune", *place.options, "--seconds", "100", "--out", str(place.out)]
+    tune = ["bench.gpu", "tune", *place.options, "--seconds", "75", "--out", str(place.out)]
     parts = 2 if place.small else PARTS
     chosen = ("tests/test_errors.py",) if place.small else ("tests", "--ignore=tests/gpu")
     command = pytest(place.device, "-v", *ONE_TEST, *chosen)
@@ -208,10 +208,10 @@ def green(place: Place, seen: Mapping[str, Sequence[str]]) -> list[Stage]:
         if not job.advice:
             left[name] = replace(job, command=[*job.command, *done])
     return [
-        alone("tune", 125, Job([sys.executable, "-m", *tune], shown=True)),
-        alone("profile", 40, profile(place)),
-        Stage("tests", 120, left | {"engine": Job(build, {"MAX_JOBS": "8"}, advice=True)}),
-        Stage("rest", 90, rest),
+        alone("tune", 95, Job([sys.executable, "-m", *tune], shown=True)),
+        alone("profile", 30, profile(place)),
+        Stage("tests", 75, left | {"engine": Job(build, {"MAX_JOBS": "8"}, advice=True)}),
+        Stage("rest", 40, rest),
         alone("threads", 60, threads),
     ]
 

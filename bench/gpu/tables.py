@@ -1,4 +1,4 @@
-"""Makes a page of a day's numbers: python -m bench.gpu.tables out/day/day.json > docs/gpu/h100.md."""
+"""Makes a page of a day's numbers: python -m bench.gpu.tables out/day/day.json > docs/gpu/CARD-DATE.md."""
 
 import json
 import sys

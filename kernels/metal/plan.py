@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import product
 from typing import Any, ClassVar
 
-from lstm_fused.kernels.plan import Layer
+from lstm_fused.kernels.plan import FEW_STEPS, Layer
 
 from lstm_fused.errors import bad, shown
 
@@ -28,6 +29,16 @@ class Plan:
     def launch(self) -> Any:
         """The module that runs a layer with this plan."""
         return import_module("lstm_fused.kernels.metal.launch")
+
+    def problems(self, layer: Layer) -> list[tuple[Layer, int]]:
+        """The layers and numbers of steps to check before this plan may run a layer.
+
+        Kernels take H, P and T as arguments, so layers of as many tiles have one verdict. The last tile of H
+        is full, or has one channel, and so that of P is full in one of the two.
+        """
+        whole = -(-layer.H // self.BH) * self.BH
+        sizes = [(H, max(1, H // 2) if layer.P else 0) for H in (whole, whole - self.BH + 1)]
+        return [(layer._replace(H=H, P=P), steps) for (H, P), steps in product(sizes, (FEW_STEPS, 1))]
 
     def steps_at_once(self, B8: int, H8: int, P8: int) -> int:
         """The steps of one dispatch of a resident kernel, or of one command buffer of step kernels.
@@ -69,7 +80,7 @@ def plans(layer: Layer, kernel: str | None = None) -> list[Plan]:
     if kernel is not None and kernel not in KERNELS:
         raise bad("LSTM_FUSED_KERNEL", f"one of {', '.join(map(repr, KERNELS))}", shown(kernel))
     found = [Plan("step", next((rows for rows in ROWS if rows >= layer.B), ROWS[-1]))]
-    if WIDTHS[-1] >= layer.H and not layer.projection and not layer.varied:
+    if WIDTHS[-1] >= layer.H and not layer.P and not layer.varied:
         width = next(width for width in WIDTHS if width >= layer.H)
         found.insert(0, Plan("resident", 8, width))
     fitting = [plan for plan in found if kernel in (None, plan.kernel)]

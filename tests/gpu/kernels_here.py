@@ -18,7 +18,7 @@ def takes(kernel: str, case: Case, dtype: torch.dtype) -> bool:
     """Whether this kernel runs this case, forward and backward."""
     card = choose.card_at(torch.device("cuda", 0) if ON_GPU else torch.device("cpu"))
     layers = [
-        choose.Layer(direction, case.H, max(case.B, 1), dtype, "ieee", case.P > 0, case.varied)
+        choose.Layer(direction, case.H, max(case.B, 1), dtype, "ieee", case.P, case.varied)
         for direction in ("forward", "backward")
     ]
     return all(choose.fitting(kernel, layer, card) for layer in layers)

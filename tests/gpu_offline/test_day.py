@@ -18,7 +18,7 @@ from lstm_fused.kernels import choose
 from triton.experimental.gluon._runtime import GluonJITFunction
 
 from bench.gpu import jobs, looks, speed, stages, tables
-from bench.gpu.day import Day
+from bench.gpu.day import Day, parse, planned
 from bench.gpu.jobs import Ended, Job, judge
 from bench.gpu.stages import Place, Stage
 
@@ -205,6 +205,15 @@ def test_stages_name_what_there_is(place):
     assert set(stages.SIZES) <= {case.name for case in speed.SIZES}
     every = stages.first(Place("cuda", False, place.work, place.out))
     assert sum(stage.seconds for stage in every if stage.name != "tests") < 360  # of 420
+
+
+@pytest.mark.parametrize("verdict", ["green", "wrong"])
+def test_both_commands_fit_into_a_quarter_of_an_hour(verdict, tmp_path):
+    out = ["--out", str(tmp_path), "--work", str(tmp_path), "--failing", "smoke-step"]
+    first, second = parse(out), parse([*out, "--second", verdict])
+    assert first.seconds + second.seconds <= 12 * 60  # and 3 to start the machine and to mend something
+    stages = planned(second, Place("cuda", False, tmp_path, tmp_path))
+    assert sum(stage.seconds for stage in stages) <= second.seconds
 
 
 def test_after_a_hang_no_program_waits_for_another(place):

@@ -6,7 +6,7 @@ import approximate
 import numpy as np
 import torch
 
-from .program import TYPES, registers
+from .program import TYPES, Fault, registers
 
 WARP = 32
 
@@ -114,10 +114,28 @@ class Arithmetic:
         self.write(operands[0], value << (32 - first - width) >> (32 - width), active)
 
     def do_shfl(self, qualifiers, operands, active):
-        assert qualifiers[0] == "sync" and operands[3] == "31"
-        lane, here = self.value(operands[2], "u32") % WARP, np.arange(self.threads)
-        lanes = {"bfly": here ^ lane, "idx": here - here % WARP + lane}[qualifiers[1]]
-        self.write(operands[0], self.value(operands[1], "u32")[lanes], active)
+        """A register of another lane of the warp; of its own where that one is out of range."""
+        assert qualifiers[0] == "sync"
+        target, _, predicate = operands[0].partition("|")
+        offset, bounds, members = (self.value(o, "u32").astype(np.int64) for o in operands[2:])
+        lane, offset = np.arange(self.threads) % WARP, offset % WARP
+        within = bounds >> 8 & 31  # bits of the lane that no source may differ in
+        first = lane & within
+        last = first | bounds & 31 & ~within
+        source = {
+            **{"up": lane - offset, "down": lane + offset, "bfly": lane ^ offset},
+            "idx": first | offset & ~within,
+        }[qualifiers[1]]
+        in_range = source >= last if qualifiers[1] == "up" else source <= last
+        source = np.arange(self.threads) - lane + np.where(in_range, source, lane)
+        running = np.repeat(active.reshape(-1, WARP).any(1), WARP)  # warps
+        if ((members >> lane & 1 == 1) != active)[running].any():
+            raise Fault("a shuffle by other threads than those that it names")
+        if not active[source[active]].all():
+            raise Fault("a shuffle from a thread that takes no part")
+        self.write(target, self.value(operands[1], "u32")[source], active)
+        if predicate:
+            self.write(predicate, in_range, active)
 
     def do_mma(self, qualifiers, operands, active):
         """D = A B + C with A [16, K] by rows, B [K, 8] by columns, in fragments of four rows of registers."""

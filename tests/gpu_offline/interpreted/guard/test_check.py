@@ -10,8 +10,6 @@ from lstm_fused.kernels import check, choose, cooperative, resident, scratch
 from lstm_fused.kernels.choose import Layer
 from planting import planted
 
-from lstm_fused import LSTM
-
 
 def wrong_in_the_second_tile(run, arguments):
     run()
@@ -48,8 +46,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_the_problem_has_every_option(direction):
-    layer = SMALL._replace(direction=direction, projection=True, varied=True)
-    record, *_ = check.problem(choose.choose(layer, choose.card_at(CPU)), layer, check.T, False)
+    layer = SMALL._replace(direction=direction, P=2, varied=True)
+    record, *_ = check.problem(choose.choose(layer, choose.card_at(CPU)), layer, 4, False)
     assert all(value is not None for value in (*record, *record.variant))
 
 
@@ -63,7 +61,6 @@ def test_what_is_wrong_is_said_once_and_the_step_kernel_runs_instead(fault, said
     assert launched[-2:] == ["forward step"] * 2
     with torch.no_grad():
         assert torch.equal(module(x)[0], y)
-        LSTM(3, 6)(x)  # of the same plan
         module.engine = "reference"
         close(module(x)[0], y)
         module.engine = "triton"
@@ -151,11 +148,20 @@ def test_a_plan_that_waited_in_vain_is_no_verdict_for_others(monkeypatch):
     plan = choose.choose(layer, choose.card_at(CPU))
     late = scratch.timeout_flag_on(CPU)
     monkeypatch.setattr(
-        check, "poisoned", lambda run, operands, plan: [late.fill_(1), run(*operands, plan=plan)][1]
+        check, "poisoned", lambda run, operands, plan: [run(*operands, plan=plan), late.fill_(1)][0]
     )
     found = check.check(plan, layer, CPU)
     assert not found.right and not found.lasting and "timed out" in found.said
     assert not scratch.timed_out(CPU)
+
+
+def test_a_wait_in_vain_before_a_check_is_not_laid_to_the_plan(launched, checks):
+    module, x = small()
+    scratch.timeout_flag_on(CPU).fill_(1)
+    with pytest.raises(RuntimeError, match=r"^a program of an earlier LSTM launch"):
+        module(x)
+    check_right(module, x)
+    assert checks == ["forward resident", "forward resident", "backward resident"]
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

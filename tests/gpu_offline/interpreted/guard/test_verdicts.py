@@ -7,16 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from guarded import (
-    CPU,
-    SMALL,
-    cache_files,
-    fails,
-    forget,
-    small,
-    wrong_numbers,
-)
-from lstm_fused.kernels import check, choose, guard, steps, verdicts
+from guarded import CPU, SMALL, cache_files, check_right, fails, forget, small, wrong_numbers
+from lstm_fused.kernels import check, choose, guard, product, resident, steps, verdicts
+from planting import planted
+
+from lstm_fused import LSTM
 
 PROGRAM = """
 import os, sys, torch
@@ -40,6 +35,23 @@ def test_another_process_reads_what_this_one_found(launched):
     done = subprocess.run(command, cwd=Path(__file__).parents[1], text=True, capture_output=True)
     assert done.stdout.strip() == "torch.Size([2, 3, 5])", done.stderr
     assert "resident kernel was not right" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [(LSTM(3, 16), LSTM(3, 13)), (LSTM(3, 5, proj_size=2), LSTM(3, 5, proj_size=3))],
+    ids=["H", "P"],
+)
+def test_each_size_that_is_compiled_in_has_a_verdict_of_its_own(right, wrong, monkeypatch, tmp_path):
+    """A fault of one size is found, though the others have been right."""
+    broken = planted(resident, "m.to(h", "(m * (1 + (H % 16 > 0))).to(h", tmp_path)
+    monkeypatch.setattr(resident, "lstm_forward_resident_kernel", broken.lstm_forward_resident_kernel)
+    broken = planted(product, "t, t, B, P, H, ", "t, t, B, P, H - (P == 3), ", tmp_path, "projection")
+    monkeypatch.setattr(steps, "lstm_projection_step_kernel", broken.lstm_projection_step_kernel)
+    x = torch.randn(2, 3, 3)
+    check_right(right, x)
+    with pytest.warns(RuntimeWarning, match="kernel was not right"):
+        check_right(wrong, x)
 
 
 @pytest.mark.parametrize("what", ["kernels", "card", "driver"])
@@ -151,7 +163,7 @@ def test_the_record_is_printed_and_can_be_made_anew(monkeypatch, capsys, launche
     from lstm_fused import __main__
 
     monkeypatch.setattr(guard, "KINDS", ((torch.float32, "tf32"),))
-    monkeypatch.setattr(guard.check_usual, "__defaults__", (((5, 3), (6, 3)),))
+    monkeypatch.setattr(guard.check_usual, "__defaults__", (((5, 3), (5, 4)),))
     step_backward = steps.backward
 
     def wrong(plan, saved, douts, dxw, dhw):
