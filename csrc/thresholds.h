@@ -48,8 +48,9 @@ constexpr int64_t l2_budget(int64_t l2_bytes) { return l2_bytes / 4 * 3; }
 // [bytes] Assumed size of L2 where the system does not report it.
 constexpr int64_t default_l2_bytes = 1 << 20;
 // [bytes] Maximum size of a thread's packed weights that a memory-bound micro-kernel does not prefetch into
-// L2, because they are there. Without prefetching a core reads 165 instead of 117 GB/s (3964d43). A constant,
-// older than l2_budget; it affects speed, not results.
+// L2, because they are there. Without prefetching a core reads 165 instead of 117 GB/s (3964d43). Also of
+// those whose product prefetches rows of da instead (wide's dx 1.3 times as fast on Zen 5, mnist's 1.02). A
+// constant, older than l2_budget; it affects speed, not results.
 constexpr int64_t l2_resident_bytes = 1 << 20;
 
 // [rows] Maximum T × B of a call that multiplies by the weights in their own layout: packing an element takes
@@ -100,10 +101,10 @@ constexpr int64_t max_double_buffer_bytes = 1 << 20;
 // µs on Zen 5).
 constexpr int64_t l1_way_bytes = 4096;
 // [rows] Distance of the prefetching of x and h_{t-1} while they are packed: wide's products 1.02 times as
-// fast (Zen 5).
+// fast (Zen 5, one thread and two).
 constexpr int64_t product_prefetch_distance = 8;
-// [k-groups] Rows of da that are packed panel by panel while the next ones are prefetched: wide's products
-// 1.04 times as fast as with all panels row by row (Zen 5).
+// [k-groups] What is packed of da panel by panel, while the next rows are prefetched: wide's products
+// are 1.04 times as fast as with all panels row by row (Zen 5, one thread).
 constexpr int64_t pack_da_k_groups = 16;
 // [columns] Minimum of a product's columns that pays for the bf16x3 split of da. Derived, not measured:
 // splitting 16 elements takes about 23 cycles, and AMX then saves an eighth of a cycle for each column (610
@@ -176,8 +177,9 @@ constexpr int64_t chain_length(int rows, int64_t k_groups) {
   const int64_t chains = k_groups < 192 ? 1 : (k_groups + 64) / 128;
   return (k_groups + chains - 1) / chains;
 }
-// Rows whose pointers the vector micro-kernel keeps in x86's 16 registers; the others it loads with every
-// k-group. Left to itself the compiler keeps up to three in vector registers, which costs 1 % each (Zen 5).
+// [rows] Those whose pointers the vector micro-kernel keeps in x86's 16 registers; the others it loads for
+// every k-group. Left to itself the compiler keeps up to three in vector registers, which costs 1 % each (Zen
+// 5).
 constexpr int x86_row_pointers = 5;
 // [lines] Maximum of lines that a product is asked for and fetches at once; more would wait for each other.
 // wide's backward pass, which asks for 42 with each chain of additions, is 1.05 to 1.08 times as fast; mid's,

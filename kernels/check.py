@@ -38,6 +38,7 @@ def check(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:
     Raises:
         RuntimeError: a wait in a launch before the check timed out.
     """
+    synchronize(device)  # launches before the check may still be waiting
     raise_if_timed_out(device)
     shares = []
     try:

@@ -199,7 +199,7 @@ def warn(wrong: str, next_choice: str) -> None:
         _warned.add(wrong)
         warnings.warn(
             f"{wrong}. The {next_choice} runs instead. Please report this with what `python -m lstm_fused` "
-            "prints; after a repair, `python -m lstm_fused --check` checks again",
+            "prints. Another driver, torch, Triton or version of lstm_fused is checked anew",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -83,7 +83,7 @@ def lstm(
         >>> y.shape, torch.equal(y[-1], h_n)
         (torch.Size([50, 3, 64]), True)
     """
-    given = locals()
+    given = dict(locals())  # a copy: debuggers add to the original
     if (proxy := proxy_in(hx, *given.values())) is not None:  # torch.fx records one node
         return call_function(lstm, proxy, **given)  # type: ignore[no-any-return]
     variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, bound("cell_clip", cell_clip))

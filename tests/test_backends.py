@@ -130,7 +130,7 @@ def test_in_a_clone_the_warning_says_that_python_did_not_take_the_installed_pack
     shutil.copytree(
         lstm_fused.__path__[0], tmp_path / "lstm_fused", ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )
-    (tmp_path / "setup.py").touch()
+    (tmp_path / "csrc").mkdir()
     run = subprocess.run(
         [sys.executable, "-c", "import lstm_fused"], cwd=tmp_path, capture_output=True, text=True
     )

@@ -22,6 +22,8 @@ SIZES = (
     (1, 1, 4, 1, 1),
     (1, 8, 36, 9, 9),
     (3, 2, 28, 5, 3),
+    (16, 3, 64, 5, 3),  # panels of da without room between them, of whole vectors and of less
+    (24, 2, 28, 5, 3),
     (5, 37, 1, 33, 2),
     (19, 27, 148, 13, 37),
     (29, 53, 212, 65, 53),

@@ -29,7 +29,7 @@ from bench.gpu.link import ROOT, link
 from bench.gpu.stages import Place, Stage
 
 SAVE = 5.0  # seconds between two savings
-# Seconds, by default. Both fit into a quarter of an hour, with 3 minutes to start the machine and to mend.
+# Seconds, by default: 12 minutes, for a card that is there for a quarter of an hour.
 FIRST, SECOND = 420.0, 300.0
 LEAST = 8.0  # seconds; with less no stage is begun
 COMPILED = (".ptx", ".ttgir", ".json")  # files of Triton's cache that are kept

@@ -17,8 +17,8 @@ struct MacroTile {
   int64_t prefetch_panel;  // first panel of the next macro-tile, or of this one if it is the last
   int64_t thread_panels;   // panels of the thread's whole product
 
-  // Makes the next product prefetch these bytes into L2, evenly, in place of weights, which are there. Their
-  // depth has one block.
+  // Makes the next product, of one block, prefetch these bytes into L2, evenly, in place of weights, which
+  // are there.
   void stream(const void* from, int64_t bytes) {
     streamed_ = static_cast<const char*>(from), streamed_bytes_ = bytes;
   }
@@ -74,7 +74,7 @@ struct MacroTile {
 
   // Takes the lines and divides them among the chains of additions of a sum of so many k-groups.
   LineQueue take_lines(int64_t k_groups) {
-    const int64_t lines = line_count_, chain = chain_length(MR, k_groups);
+    const int64_t lines = line_count_, chain = chain_length(MR, min(k_groups, KC));
     int64_t chains = 0;
     for (int64_t n = 0; n < count && lines > 0 && k_groups > 0; ++n)
       chains += ceil_div(tiles[n].rows, MR) * tiles[n].panels * ceil_div(k_groups, chain);
@@ -114,6 +114,7 @@ struct MacroTile {
     if (fresh && factors.weights.k_groups == 0) zero();
     for (int64_t k = 0; k < factors.weights.k_groups; k += KC)
       add_block<KMajor>(&factors, 1, k, fresh && k == 0, lines);
+    streamed_bytes_ = 0;
   }
 
   // Adds by vectors the products of a block, k-groups [k, k + KC) of each. A tile as tall as AMX takes is
@@ -141,23 +142,25 @@ struct MacroTile {
                             const AccumulatorTile<scalar_t>& tile, int64_t share, int64_t shares) const {
     constexpr int64_t size = sizeof(scalar_t), group = k_pack<scalar_t> * NR<scalar_t>;
     const int64_t k_end = min(weights.k_groups, k + KC);
-    const auto with = [&](const char* prefetch, int64_t bytes, int64_t stride) -> Product<scalar_t> {
-      return {rows,     k,     k_end, weights.at(tile.first_panel, 0), weights.panel_stride, weights.k_stride,
-              prefetch, bytes, stride};
-    };
+    const char* prefetch;
+    int64_t bytes, stride;
     if (streamed_bytes_ > 0) {
-      const int64_t bytes = streamed_bytes_ / (shares * tile.panels);  // during one panel of a tile
-      return with(streamed_ + share * tile.panels * bytes, bytes / (k_end - k), bytes);
+      stride = streamed_bytes_ / (shares * tile.panels);  // during one panel of a tile
+      bytes = stride / (k_end - k);
+      prefetch = streamed_ + share * tile.panels * stride;
+    } else {
+      const bool last_block = k_end == weights.k_groups;
+      const bool in_l2 =
+          thread_panels * weights.k_groups * group * size <= l2_resident_bytes && has_few_rows(tile.rows);
+      const int64_t next_k = last_block ? 0 : k_end;
+      const int64_t next = in_l2 || !weights.packed() ? 0 : min(weights.k_groups - next_k, KC);
+      const scalar_t* from = weights.at(last_block ? prefetch_panel : tile.first_panel, next_k);
+      stride = weights.panel_stride * size;
+      bytes = k_end > k ? group * size * next / ((k_end - k) * shares) : 0;
+      prefetch = reinterpret_cast<const char*>(from) + (k_end - k) * share * bytes;
     }
-    const bool last_block = k_end == weights.k_groups;
-    const bool in_l2 =
-        thread_panels * weights.k_groups * group * size <= l2_resident_bytes && has_few_rows(tile.rows);
-    const int64_t next_k = last_block ? 0 : k_end;
-    const int64_t next = in_l2 || !weights.packed() ? 0 : min(weights.k_groups - next_k, KC);
-    const int64_t bytes = k_end > k ? group * size * next / ((k_end - k) * shares) : 0;
-    const scalar_t* from = weights.at(last_block ? prefetch_panel : tile.first_panel, next_k);
-    return with(reinterpret_cast<const char*>(from) + (k_end - k) * share * bytes, bytes,
-                weights.panel_stride * size);
+    return {rows,     k,     k_end, weights.at(tile.first_panel, 0), weights.panel_stride, weights.k_stride,
+            prefetch, bytes, stride};
   }
 
 #ifdef LSTM_FUSED_AMX

@@ -147,13 +147,13 @@ void pack_rows(RowAt row, int64_t N, int64_t first, int64_t last, int64_t K, boo
   const int64_t panel_stride = packed_k<scalar_t>(K, bf16x3) * NR<scalar_t>;
   const int64_t vectors = 2 * ceil_div(N, NR<scalar_t>);
   const auto load_row = [&](int64_t k, int64_t j) {
+    if (j < N && k + product_prefetch_distance < K)
+      __builtin_prefetch(row(k + product_prefetch_distance) + j);
     return j < N && k < K ? load(row(k) + j, N - j) : Vec<scalar_t>{};
   };
   for (int64_t k = first; k < last; k += bf16x3 ? 2 : k_pack<scalar_t>)
     for (int64_t v = 0; v < vectors; ++v) {
       const int64_t j = v * lanes<scalar_t>, at = v % 2 * lanes<scalar_t>;
-      if (j < N && k + product_prefetch_distance < K)
-        __builtin_prefetch(row(k + product_prefetch_distance) + j);
       scalar_t* panel = packed + v / 2 * panel_stride;
       if constexpr (has_amx && std::is_same_v<scalar_t, float>)
         if (bf16x3) {

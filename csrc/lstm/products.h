@@ -56,8 +56,9 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
   // Hardware does not prefetch rows of da in time, because a tile reads MR of them at once: a tile's product
   // prefetches the next tile's.
   const int64_t row_bytes = args.M * static_cast<int64_t>(sizeof(scalar_t));
-  const bool streams = !operand.data && args.packed_ih && args.M <= KC &&
-                       panels * NR<scalar_t> * row_bytes <= l2_resident_bytes;
+  const bool streams = !operand.data && args.packed_ih && args.M <= KC && !has_few_rows(count) &&
+                       panels * NR<scalar_t> * row_bytes <= l2_resident_bytes &&
+                       rows[count - 1].dxw == rows[0].dxw + (count - 1) * args.M;
   for_macrotiles<scalar_t>(
       tile_rows<scalar_t>(operand.bf16x3), 0, count, 0, panels, false, [&](auto& macrotile) {
         if (streams)
@@ -112,8 +113,10 @@ void pack_da(DaAt da, int64_t m, int64_t count, int64_t M, int64_t K, const Oper
       for (int64_t j = 0; j < count; j += line) __builtin_prefetch(da(k) + m + j);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t width = first[t + 1] - first[t], column = m + first[t];
-      if (k_pack<scalar_t> == 1 && width <= lanes<scalar_t> && M - column >= lanes<scalar_t>) {
-        // By whole vectors. Those of the last row may not reach beyond the panel.
+      // By whole vectors: a store reaches into the next row, which is packed later. Those of the last row but
+      // one end within the last, whose own may not reach beyond the panel.
+      constexpr int64_t L = lanes<scalar_t>;
+      if (k_pack<scalar_t> == 1 && width <= L && L <= 2 * width && column + L <= M) {
         scalar_t* to = panel[t] + k0 * width;
         for (int64_t k = k0; k < min(k1, K - 1); ++k, to += width) store(to, load(da(k) + column));
         if (k1 == K) store(to, load(da(K - 1) + column), width);

@@ -27,8 +27,9 @@ def _load() -> tuple[str | None, str | None]:
         if sys.platform == "win32":
             return "not built on Windows (MSVC lacks the vector types that it is written in)", None
         clone = _LIBRARY.parents[1]
-        if (clone / "setup.py").exists():  # Python prefers the folder it runs in to what is installed
-            return f"not built in the clone {clone}", "run Python in another folder, or pip install -e ."
+        if (clone / "csrc").exists():  # Python prefers the folder it runs in to what is installed
+            cure = "run Python in another folder, or pip install -e ., which needs a C++20 compiler"
+            return f"not built in the clone {clone}", cure
         return "not built (no C++ compiler when lstm_fused was installed)", f"get one, {_REINSTALL}"
     try:
         torch.ops.load_library(_LIBRARY)

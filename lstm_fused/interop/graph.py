@@ -43,7 +43,7 @@ def call_module(module: nn.Module, proxy: Proxy, *arguments: Any) -> Any:
     return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
 
 
-def call_function(function: Callable[..., Any], proxy: Proxy, **arguments: Any) -> Any:
+def call_function(function: Callable[..., Any], proxy: Proxy, /, **arguments: Any) -> Any:
     """Record a call of a function with these arguments, a Proxy among them."""
     tracer: Any = proxy.tracer
     return tracer.create_proxy("call_function", function, (), arguments)

@@ -207,13 +207,14 @@ def test_stages_name_what_there_is(place):
     assert sum(stage.seconds for stage in every if stage.name != "tests") < 360  # of 420
 
 
-@pytest.mark.parametrize("verdict", ["green", "wrong"])
+@pytest.mark.parametrize("verdict", ["green", "wrong", "hang"])
 def test_both_commands_fit_into_a_quarter_of_an_hour(verdict, tmp_path):
     out = ["--out", str(tmp_path), "--work", str(tmp_path), "--failing", "smoke-step"]
     first, second = parse(out), parse([*out, "--second", verdict])
     assert first.seconds + second.seconds <= 12 * 60  # and 3 to start the machine and to mend something
     stages = planned(second, Place("cuda", False, tmp_path, tmp_path))
-    assert sum(stage.seconds for stage in stages) <= second.seconds
+    least = {"tests": 80}  # seconds; it takes what is left
+    assert sum(least.get(stage.name, stage.seconds) for stage in stages) <= second.seconds
 
 
 def test_after_a_hang_no_program_waits_for_another(place):

@@ -164,6 +164,19 @@ def test_a_wait_in_vain_before_a_check_is_not_laid_to_the_plan(launched, checks)
     assert checks == ["forward resident", "forward resident", "backward resident"]
 
 
+def test_a_wait_in_vain_that_ends_while_a_check_begins_is_not_laid_to_the_plan(launched, checks, monkeypatch):
+    module, x = small()
+    waited_for = check.synchronize
+
+    def ends(device):
+        monkeypatch.setattr(check, "synchronize", waited_for)
+        scratch.timeout_flag_on(CPU).fill_(1)
+
+    monkeypatch.setattr(check, "synchronize", ends)
+    with pytest.raises(RuntimeError, match=r"^a program of an earlier LSTM launch"):
+        module(x)
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_kernels_that_wait_are_checked_in_one_launch_and_in_several(direction, monkeypatch):
     layer = Layer(direction, 19, 17, torch.float32, "tf32")
