@@ -159,7 +159,7 @@ def main() -> None:
         rows, columns = plan.grid(layer.B, layer.H)
         count = launches(plan, layer)
         print(
-            f"{card.name:<7} {direction:<9} {str(dtype)[6:]:<8} {products:<5} {plan.kernel:<12} "
+            f"{card.name:<8} {direction:<9} {str(dtype)[6:]:<8} {products:<5} {plan.kernel:<12} "
             f"{rows} x {columns} programs of {plan.BB} x {plan.BH}, {plan.num_warps} warps"
             + (f", in {count} launches" if count > 1 else "")
         )

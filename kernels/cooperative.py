@@ -27,7 +27,7 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
-from lstm_fused.kernels.plan import MAX_REGISTERS, Card, Kernel, Layer, Plan, Sizes, Tensors
+from lstm_fused.kernels.plan import FLOAT64_BY_FMA, MAX_REGISTERS, Card, Kernel, Layer, Plan, Sizes, Tensors
 from lstm_fused.kernels.scratch import timeout_flag, zero_counters
 from lstm_fused.kernels.sums import add_step, finish
 
@@ -265,12 +265,16 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
         reasons.append("has no matrix instruction as narrow as that")
     backward, H, BB, BH = layer.direction == "backward", layer.H, plan.BB, plan.BH
     half, double = layer.dtype.itemsize == 2, layer.dtype == torch.float64
+    if double and card.capability in FLOAT64_BY_FMA:
+        reasons.append("takes float64 products that tensor cores form")
     spills = (
         (backward and (BB > 16 or (BH > 8 and (double or H > 128))))
         or (backward and H > 768 and (BEFORE_3_8 or not half))
         or (half and H > 512 and (BB > 32 or card.capability == "sm_100"))
         or (double and (H > 256 or (H > 128 and BB * BH > 128)))
         or (card.capability == "sm_80" and not half and H > 256 and BB + BH > 24)
+        or (card.capability == "sm_89" and half and not backward and H > 384 and (BB, BH) == (16, 16))
+        or (card.capability == "sm_89" and half and backward and 512 < H <= 768)
     )
     if spills:
         reasons.append("would spill registers")

@@ -51,12 +51,15 @@ CARDS = (
     Card("A100", "sm_80", 108, 163 << 10, 164 << 10),
     Card("H100", "sm_90", 132, 227 << 10, 228 << 10),
     Card("B200", "sm_100", 148, 227 << 10, 228 << 10),
+    Card("RTX 4090", "sm_89", 128, 99 << 10, 100 << 10),
     Card("MI300X", "gfx942", 304, 64 << 10, 64 << 10),
 )
 
 
 # The cards with a maximum of two 16-bit numbers in one instruction.
 NATIVE_MAXIMUM = ("sm_90", "sm_100", "sm_103", "sm_120")
+# The cards on which Triton forms float64 products without tensor cores.
+FLOAT64_BY_FMA = ("sm_86", "sm_87", "sm_89", "sm_120", "sm_121")
 
 
 class Layer(NamedTuple):

@@ -21,7 +21,7 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
-from lstm_fused.kernels.plan import MAX_REGISTERS, Card, Kernel, Layer, Plan, Sizes, Tensors
+from lstm_fused.kernels.plan import FLOAT64_BY_FMA, MAX_REGISTERS, Card, Kernel, Layer, Plan, Sizes, Tensors
 from lstm_fused.kernels.scratch import zero_counters
 from lstm_fused.kernels.sums import add_step, finish
 
@@ -167,7 +167,8 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     reasons = []
     if layer.H * layer.dtype.itemsize > 256:
         reasons.append(f"takes H up to {256 // layer.dtype.itemsize} in this dtype")
-    if card.capability.startswith("gfx"):
+    by_fma = layer.dtype.itemsize == 8 and card.capability in FLOAT64_BY_FMA
+    if card.capability.startswith("gfx") or (by_fma and layer.direction == "forward" and plan.BH > 16):
         reasons.append("would spill registers")
     return reasons
 

@@ -5,6 +5,7 @@ addresses are in a table in device memory, and the step is the table's base step
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import triton
@@ -24,7 +25,8 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
-from lstm_fused.kernels.plan import Kernel, Layer, Plan
+from lstm_fused.kernels.cooperative import BEFORE_3_8
+from lstm_fused.kernels.plan import MAX_REGISTERS, Card, Kernel, Layer, Plan
 from lstm_fused.kernels.table import (
     BACKWARD,
     FORWARD,
@@ -256,11 +258,25 @@ def lstm_backward_step_kernel(
 
 
 def plans(layer: Layer) -> Iterator[Plan]:
-    """The one tile for a dtype and batch."""
+    """The tile for a dtype and batch; where that would spill, fewer rows or the most registers."""
     half = layer.dtype.itemsize == 2
     few = layer.B <= 16 or layer.dtype == torch.float64
     BB = 16 if few else 64 if half and layer.B > 64 else 32
-    yield Plan("step", layer.precision, BB, 16, 64 if half else 32, 4, 3 if half else 2)
+    plan = Plan("step", layer.precision, BB, 16, 64 if half else 32, 4, 3 if half else 2)
+    yield plan
+    yield replace(plan, BB=32) if BB > 32 else replace(plan, maxnreg=MAX_REGISTERS)
+
+
+def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
+    """Reasons why a plan cannot run a layer on a card."""
+    backward, tf32 = layer.direction == "backward", layer.dtype == torch.float32 and layer.precision == "tf32"
+    terms = layer.P or (4 * layer.H if backward else layer.H)
+    unrolled = 768 if BEFORE_3_8 else 512  # the most terms whose loop Triton unrolls
+    spills = card.capability == "sm_89" and (
+        (not backward and plan.BB == 64 and 448 < terms <= unrolled)
+        or (backward and tf32 and plan.BB == 16 and plan.maxnreg is None and 256 < terms <= 512)
+    )
+    return ["would spill registers"] if spills else []
 
 
 KERNEL = Kernel(
@@ -268,4 +284,5 @@ KERNEL = Kernel(
     function=lambda direction: globals()[f"lstm_{direction}_step_kernel"],
     constants=("BK",),
     every_option=True,
+    why_not=why_not,
 )

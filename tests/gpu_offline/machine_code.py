@@ -9,7 +9,7 @@ from typing import Any
 
 import triton
 from builds import OWN, Build
-from lstm_fused.kernels.plan import EXCHANGES, WAITING, Card, Plan
+from lstm_fused.kernels.plan import EXCHANGES, FLOAT64_BY_FMA, WAITING, Card, Plan
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # The instructions worth counting, as nvdisasm spells them.
@@ -80,7 +80,8 @@ def faults(build: Build, compiled: Any, found: Resources) -> list[str]:
     exchange = EXCHANGES[build.kernel]
     if exchange != "launches" and found.shared > plan.shared(build.layer):
         wrong.append(f"takes {found.shared} bytes of shared memory, planned are {plan.shared(build.layer)}")
-    if not found.mix["tensor"] and build.kind not in OWN:
+    by_fma = build.kind in OWN or (build.kind == "fp64" and card.capability in FLOAT64_BY_FMA)
+    if not found.mix["tensor"] and not by_fma:
         wrong.append("does not use the tensor cores")
     if build.kernel in WAITING:
         programs = max(at_once(served) for served in build.batches())
@@ -105,10 +106,11 @@ def at_once(build: Build) -> int:
 def programs_per_sm(found: Resources, plan: Plan, card: Card) -> int:
     """Occupancy in programs of a multiprocessor, by registers, shared memory and threads."""
     threads = plan.num_warps * (64 if card.capability.startswith("gfx") else 32)
+    resident = 1536 if card.capability == "sm_89" else 2048
     registers = -(-max(found.registers, 1) // 8) * 8 * threads
     available = 4 * 512 * 64 if card.capability.startswith("gfx") else 65536
     reserved = 0 if card.capability.startswith("gfx") else 1024
-    return min(available // registers, card.shared_per_sm // (found.shared + reserved), 2048 // threads)
+    return min(available // registers, card.shared_per_sm // (found.shared + reserved), resident // threads)
 
 
 def loop_faults(ttgir: str) -> list[str]:

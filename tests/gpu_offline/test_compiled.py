@@ -8,13 +8,13 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from builds import BATCHES, CARDS, Build, compile_kernel, layers, matrix  # noqa: E402
+from builds import BATCHES, CARDS, SPILLS, Build, compile_kernel, layers, matrix  # noqa: E402
 from compiled import RESOURCES, differs, measure  # noqa: E402
 from lstm_fused.kernels import choose, cooperative, persistent_forward, product, resident, variant  # noqa: E402
 from machine_code import faults, resources  # noqa: E402
 from planting import planted  # noqa: E402
 
-A100, H100, B200, MI300X = CARDS
+A100, H100, B200, RTX4090, MI300X = CARDS
 SAMPLE = (
     Build("step", "forward", "bf16", 256, H100),
     Build("step", "forward", "tf32", 512, H100),
@@ -28,11 +28,26 @@ SAMPLE = (
     Build("persistent", "backward", "fp16", 256, A100),
     Build("persistent", "backward", "fp16", 650, A100),
     Build("persistent", "backward", "fp16", 650, H100),
+    Build("step", "forward", "fp16", 512, RTX4090, B=64),
+    Build("step", "backward", "tf32", 128, RTX4090),
+    Build("step", "backward", "fp64", 64, RTX4090),
+    Build("resident", "forward", "tf32", 64, RTX4090),
+    Build("cooperative", "forward", "fp16", 512, RTX4090, B=64),
+    Build("persistent", "backward", "fp16", 650, RTX4090),
 )
-# PyTorch's default precision.
+# PyTorch's default precision, and float64 by multiply-adds.
 OWN_PRECISION = (
     Build("cooperative", "forward", "fp32", 512, A100),
     Build("resident", "backward", "fp32", 64, H100),
+    Build("resident", "backward", "fp64", 32, RTX4090),
+)
+# Whose fastest plan, or the next, is refused.
+REFUSED = (
+    Build("step", "forward", "fp16", 512, RTX4090, B=256),
+    Build("step", "backward", "tf32", 128, RTX4090),
+    Build("resident", "forward", "fp64", 32, RTX4090),
+    Build("cooperative", "forward", "fp16", 512, RTX4090, B=64),
+    Build("cooperative", "backward", "bf16", 768, RTX4090),
 )
 
 
@@ -56,7 +71,7 @@ def test_the_largest_padded_tile_does_not_spill():  # which is not in resources.
 
 
 @pytest.mark.parametrize("build", OWN_PRECISION, ids=lambda b: b.name)
-def test_products_in_the_precision_of_float32_compile(build):
+def test_products_without_tensor_cores_compile(build):
     _, wrong = measure(build)
     assert not wrong
 
@@ -97,6 +112,14 @@ def test_spills_are_found():
     build = SAMPLE[6]
     tight = replace(build, tiles=replace(build.plan(), maxnreg=40))
     _, wrong = measure(tight)
+    assert any(fault.startswith("spills") for fault in wrong)
+
+
+@pytest.mark.parametrize("build", REFUSED, ids=lambda b: b.name)
+def test_what_is_refused_for_spills_spills(build):
+    every = choose.plans(build.kernel, build.layer)
+    refused = [plan for plan in every if choose.why_not(plan, build.layer, build.card) == [SPILLS]]
+    _, wrong = measure(replace(build, tiles=refused[0]))
     assert any(fault.startswith("spills") for fault in wrong)
 
 
