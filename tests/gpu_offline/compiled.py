@@ -19,6 +19,9 @@ from machine_code import faults, resources
 
 RESOURCES = Path(__file__).with_name("resources.json")
 WRITTEN_WITH = "3.8.0"  # the Triton whose code resources.json describes
+# Growth of registers that is allowed with another Triton: with 3.6.0 three plans for sm_89 take 1.52 to 1.6
+# times as many.
+GROWTH = {"sm_89": 1.75}
 
 
 def measure(build: Build) -> tuple[dict[str, Any], list[str]]:
@@ -28,14 +31,15 @@ def measure(build: Build) -> tuple[dict[str, Any], list[str]]:
     return asdict(found), faults(build, compiled, found)
 
 
-def differs(row: dict[str, Any], known: dict[str, Any] | None) -> list[str]:
+def differs(row: dict[str, Any], known: dict[str, Any] | None, card: str) -> list[str]:
     """How a row differs from the known one; with another Triton than WRITTEN_WITH it need only come close."""
     if known is None:
         return [f"is not in {RESOURCES.name}"]
     if triton.__version__ == WRITTEN_WITH:
         near = row == known
     else:
-        near = row["registers"] <= 1.75 * known["registers"] and row["shared"] <= 1.25 * known["shared"]
+        registers = GROWTH.get(card, 1.5) * known["registers"]
+        near = row["registers"] <= registers and row["shared"] <= 1.25 * known["shared"]
     return [] if near else [f"differs from {RESOURCES.name}: {known}"]
 
 
@@ -64,7 +68,7 @@ def main() -> None:
                 spills = any(reason.startswith("spills") for reason in bad)
                 bad = [] if spills else ["does not spill, and is refused"]
             elif not arguments.write:
-                bad += differs(row, known.get(build.name))
+                bad += differs(row, known.get(build.name), build.card.capability)
             wrong += [f"{build.name}: {reason}" for reason in bad]
             print(build.name, row, *bad, flush=True)
     if arguments.write and not arguments.refused:
