@@ -213,8 +213,8 @@ def test_both_commands_fit_into_a_quarter_of_an_hour(verdict, tmp_path):
     first, second = parse(out), parse([*out, "--second", verdict])
     assert first.seconds + second.seconds <= 12 * 60  # and 3 to start the machine and to mend something
     stages = planned(second, Place("cuda", False, tmp_path, tmp_path))
-    least = {"tests": 80}  # seconds; it takes what is left
-    assert sum(least.get(stage.name, stage.seconds) for stage in stages) <= second.seconds
+    least = {"tests": 75.0}  # seconds; after a hang they take what is left
+    assert sum(min(stage.seconds, least.get(stage.name, stage.seconds)) for stage in stages) <= second.seconds
 
 
 def test_after_a_hang_no_program_waits_for_another(place):
