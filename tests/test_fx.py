@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
@@ -89,6 +90,22 @@ def test_fx_records_a_call_wherever_the_proxies_are(kind, call):
     for _ in range(2):
         args = torch.randn(5, 2, 3), torch.randn(1, 2, 4), torch.randn(1, 2, 4), torch.randint(6, (2,))
         assert torch.equal(graph(*args)[0], model(*args)[0])
+
+
+def test_fx_records_a_function_under_a_debugger():
+    """A debugger reads every frame's locals, which adds names to the dict that locals() has returned."""
+
+    def read(frame, event, argument):
+        frame.f_locals  # noqa: B018
+        return read
+
+    before = sys.gettrace()
+    sys.settrace(read)
+    try:
+        graph = torch.fx.symbolic_trace(Whole())
+    finally:
+        sys.settrace(before)
+    assert lstm in [node.target for node in graph.graph.nodes]
 
 
 def test_fx_names_what_it_needs():

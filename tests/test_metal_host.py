@@ -166,5 +166,5 @@ def test_plans():
     layer = Layer("forward", 128, 16, torch.float32, "ieee")
     assert plans(layer) == [Plan("resident", 8, 128), Plan("step", 16)]
     assert plans(layer._replace(H=129, B=17)) == [Plan("step", 32)]
-    for option in ("varied", "P"):
-        assert plans(layer._replace(**{option: True}, B=8)) == [Plan("step", 8)]
+    for other in (layer._replace(varied=True), layer._replace(P=5)):
+        assert plans(other._replace(B=8)) == [Plan("step", 8)]

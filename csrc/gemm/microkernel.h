@@ -108,8 +108,7 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
         }
 #pragma GCC unroll 2
         for (int pass = 0; pass < G::passes; ++pass) {
-          // Without this the compiler keeps the other rows' pointers in vector registers, or wherever it
-          // likes.
+          // Without this the compiler spills the other rows' pointers to vector registers.
           if (!KMajor && Rows > row_pointers) asm("" : "+r"(others));
           // Load all weights before any element of A: in the other order the compiler keeps neither in
           // registers.
