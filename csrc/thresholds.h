@@ -53,11 +53,14 @@ constexpr int64_t default_l2_bytes = 1 << 20;
 // constant, older than l2_budget; it affects speed, not results.
 constexpr int64_t l2_resident_bytes = 1 << 20;
 
-// [rows] Maximum T × B of a call that multiplies by the weights in their own layout: packing an element takes
-// as long as multiplying it by 10 rows. On Zen 3 the forward operator takes 29 to 42 instead of 80 µs for one
-// row of H = 128, 100 to 110 instead of 146 for 8, as long as before for 16; the backward one 32 to 37
-// instead of 55 to 63, and 67 to 75 instead of 91 to 97.
-constexpr int64_t max_unpacked_rows = 12;
+// [rows] Maximum T × B of a pass that multiplies by the weights in their own layout, because packing them
+// takes longer. At T = 1, B = 16, H = 128, one thread of Zen 5, the forward operator takes 37 instead of 44
+// µs (avx2 69 and 67), the backward one 23 instead of 28 (avx2 35 and 41); at T = 16, B = 1, which reads them
+// 16 times, both as long as packed, but avx2 backward 1.1 times.
+constexpr int64_t max_unpacked_rows = 16;
+// [rows] The same for dx, whose rows are multiplied at once: 20 instead of 24 µs for 32 rows (avx2 38 and
+// 45).
+constexpr int64_t max_unpacked_dx_rows = 32;
 
 // ---- The input GEMM, W_ih x: fused into each step, or hoisted and computed for several steps at once
 

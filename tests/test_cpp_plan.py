@@ -156,13 +156,15 @@ def test_the_operator_refuses_what_has_no_plan():
         plan(cpp.isa(), "float32", "forward", [1, 1, 1, 1], 1)
 
 
-# T, B, I, H, P: 12 rows in all, then 13. W_hh and W_ih are read as they are if they consist of whole panels.
+# T, B, I, H, P. Up to 16 rows in all, for dx up to 32; W_hh and W_ih are read as they are if they consist of whole panels.
 @pytest.mark.parametrize(
     ("sizes", "dtype", "packed"),
     [
-        ([1, 12, 64, 64, 64], "float32", ""),
-        ([12, 1, 64, 64, 64], "float32", ""),
-        ([1, 13, 64, 64, 64], "float32", "fbp"),
+        ([1, 16, 64, 64, 64], "float32", ""),
+        ([16, 1, 64, 64, 64], "float32", ""),
+        ([1, 17, 64, 64, 64], "float32", "fb"),
+        ([1, 32, 64, 64, 64], "float32", "fb"),
+        ([1, 33, 64, 64, 64], "float32", "fbp"),
         ([1, 12, 60, 64, 64], "float32", "p"),
         ([1, 12, 64, 60, 60], "float32", "b"),
         ([1, 12, 64, 64, 64], "float64", "f"),

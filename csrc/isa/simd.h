@@ -235,6 +235,39 @@ inline void transpose(Vec<Real>* v) {
   exchange_blocks<Real, 1>(v);
 }
 
+// sum_lanes in two parts, a transpose that adds on the way and so takes half of its shuffles. The first: v[k]
+// becomes, in each block of 128 bits, the sums within the blocks of the vectors v[k * block ...].
+template <class Real, int Count>
+inline void sum_in_blocks(Vec<Real>* v) {
+  constexpr int block = 16 / sizeof(Real);
+  constexpr std::make_integer_sequence<int, lanes<Real>> all;
+#pragma GCC unroll 2
+  for (int apart = block / 2; apart > 0; apart /= 2)
+#pragma GCC unroll 8
+    for (int k = 0; k < Count * apart / block; ++k) {
+      const Vec<Real> a = v[k / apart * 2 * apart + k % apart],
+                      b = v[k / apart * 2 * apart + k % apart + apart];
+      v[k] = shuffle<Real>(a, b, Interleaved<Real, 0>{}, all) +
+             shuffle<Real>(a, b, Interleaved<Real, block / 2>{}, all);
+    }
+}
+
+// The second: block k of the result is the sum of the blocks of v[k].
+template <class Real, int Bit = 1>
+inline Vec<Real> sum_blocks(Vec<Real>* v) {
+  constexpr int L = lanes<Real>, block = 16 / sizeof(Real);
+  constexpr std::make_integer_sequence<int, L> all;
+  if constexpr (Bit * block == L)
+    return v[0];
+  else {
+#pragma GCC unroll 4
+    for (int k = 0; k < L / block / 2 / Bit; ++k)
+      v[k] = shuffle<Real>(v[2 * k], v[2 * k + 1], Exchanged<Real, Bit, 0>{}, all) +
+             shuffle<Real>(v[2 * k], v[2 * k + 1], Exchanged<Real, Bit, 1>{}, all);
+    return sum_blocks<Real, 2 * Bit>(v);
+  }
+}
+
 template <class Real>
 inline Vec<Real> broadcast(Real value) {
   return value - Vec<Real>{};  // value + 0 would lose the sign of -0

@@ -65,11 +65,7 @@ void copy_x(const Forward<scalar_t>& args, const Slice& s, int64_t n, int64_t st
 template <class scalar_t, class RowPtr>
 void multiply_gates(MacroTile<scalar_t>& macrotile, const Forward<scalar_t>& args, const scalar_t* weight,
                     const scalar_t* packed, const OperandBuffer<scalar_t>& operand, RowPtr row_ptr) {
-  if constexpr (std::is_same_v<scalar_t, float>)
-    if (!packed) {
-      macrotile.zero();
-      return add_gate_dots(macrotile, weight, args.H, operand.K, row_ptr);
-    }
+  if (!packed) return multiply_unpacked_gates(macrotile, args.H, UnpackedProduct{weight, operand.K, row_ptr});
   macrotile.multiply(packed_for(operand, packed), row_ptr);
 }
 
@@ -137,20 +133,19 @@ void multiply_step(const Forward<scalar_t>& args, const Row<scalar_t>* rows, Mac
   const bool x = args.x_steps == 1, h = !args.variant.gain_hh;
   const auto x_row = [&](int64_t r) { return rows[r].x; };
   const auto h_row = [&](int64_t r) { return rows[r].operand; };
-  if (x && h && args.packed_hh) {
-    // h first: its terms are the smaller ones, and a sum's rounding errors grow with what it has come to.
+  // h first: its terms are the smaller ones, and a sum's rounding errors grow with what it has come to.
+  if (x && h && args.packed_hh)
     macrotile.multiply(packed_for(args.h_operand, args.packed_hh), h_row,
                        packed_for(args.x_operand, args.packed_ih), x_row);
-    return;
-  }
-  if (x)
+  else if (x && h)
+    multiply_unpacked_gates(macrotile, args.H, UnpackedProduct{args.weight_hh, args.h_operand.K, h_row},
+                            UnpackedProduct{args.weight_ih, args.x_operand.K, x_row});
+  else if (x)
     multiply_gates(macrotile, args, args.weight_ih, args.packed_ih, args.x_operand, x_row);
   else if (h)
-    return multiply_gates(macrotile, args, args.weight_hh, args.packed_hh, args.h_operand, h_row);
+    multiply_gates(macrotile, args, args.weight_hh, args.packed_hh, args.h_operand, h_row);
   else
-    return macrotile.zero();
-  if constexpr (std::is_same_v<scalar_t, float>)
-    if (h) add_gate_dots(macrotile, args.weight_hh, args.H, args.h_operand.K, h_row);
+    macrotile.zero();
 }
 
 // The other terms of a_t in one row of the batch: bias, and W_ih x unless it is fused.

@@ -72,9 +72,9 @@ int32_t min_rows_per_thread(const Machine& machine, int64_t elements, bool bf16x
 
 // Whether weights are packed for so many rows in all. Those that are not are [K, N] with N in whole panels.
 template <class scalar_t>
-bool packs(const Machine& machine, int64_t rows, int64_t N) {
+bool packs(const Machine& machine, int64_t rows, int64_t max_unpacked, int64_t N) {
   const int64_t NR = 2 * machine.isa.vector_bytes / bytes_of<scalar_t>;
-  return k_pack<scalar_t> > 1 || rows > max_unpacked_rows || N % NR != 0;
+  return k_pack<scalar_t> > 1 || rows > max_unpacked || N % NR != 0;
 }
 
 // Steps of about so many rows in all, a power of two.
@@ -129,7 +129,7 @@ Plan plan_forward_on(int threads, const Machine& machine, const Sizes& sizes, bo
   plan_input_gemm<scalar_t>(machine, sizes, save, plan);
   if (!sizes.weight_ih) plan.x_steps = 0;
   // float64 always packs: a sequence in pieces then equals the whole one bit for bit.
-  plan.packs = !is_float32<scalar_t> || packs<scalar_t>(machine, T * B, 0);
+  plan.packs = !is_float32<scalar_t> || packs<scalar_t>(machine, T * B, max_unpacked_rows, 0);
   const int64_t depth =
       packed_k<scalar_t>(P, plan.h_bf16x3) + (plan.x_steps == 1 ? packed_k<scalar_t>(I, plan.x_bf16x3) : 0);
   plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, 4 * H * depth, plan.h_bf16x3);
@@ -151,7 +151,7 @@ Plan plan_backward_on(int threads, const Machine& machine, const Sizes& sizes) {
       !sizes.gain_hh && T * B >= bf16x3_min_total_rows && bf16x3_pays<scalar_t>(machine, B, elements);
   const int64_t depth = packed_k<scalar_t>(4 * H, plan.da_bf16x3);
   plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, P * depth, plan.da_bf16x3);
-  plan.packs = plan.da_bf16x3 || packs<scalar_t>(machine, T * B, P);
+  plan.packs = plan.da_bf16x3 || packs<scalar_t>(machine, T * B, max_unpacked_rows, P);
   const int64_t panels = (P + 2 * packing.lanes - 1) / (2 * packing.lanes);
   plan.step_us = step_us(plan, sizes, 4 * H * P / k_pack<scalar_t>, panels, plan.packs ? 4 * H * P : 0);
   return plan;
@@ -179,7 +179,7 @@ ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
   plan.KC = std::clamp<int64_t>(sizes.K, 1, products_kc);
   plan.dx_bf16x3 = split && sizes.I >= bf16x3_min_columns;
   plan.dweight_bf16x3 = split && columns >= bf16x3_min_columns;
-  plan.packs = plan.dx_bf16x3 || packs<scalar_t>(machine, sizes.K, sizes.I);
+  plan.packs = plan.dx_bf16x3 || packs<scalar_t>(machine, sizes.K, max_unpacked_dx_rows, sizes.I);
   plan.copies_dxw =
       k_pack<scalar_t> > 1 || plan.dx_bf16x3 || sizes.M * bytes_of<scalar_t> % l1_way_bytes == 0;
   const Packing<scalar_t> packing{machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>};
