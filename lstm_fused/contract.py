@@ -163,7 +163,7 @@ def unflatten(flat: Sequence[Any], *records: Kind) -> tuple[Any, ...]:
     result: list[Any] = []
     start = 0
     for record in records:
-        n, end = VARIANT_AT.get(record), start + len(specs(record))
+        n, end = VARIANT_AT.get(record), start + length(record)
         values = flat[start:end]
         if n is not None and n < len(values):
             after = n + len(Variant._fields)
@@ -196,6 +196,12 @@ def hints(*records: Kind) -> dict[str, Any]:
 def specs(*records: Kind) -> tuple[Spec | None, ...]:
     """The spec of each field in `flatten`'s order; None for fields that are not tensors."""
     return tuple(next(iter(getattr(hint, "__metadata__", ())), None) for hint in hints(*records).values())
+
+
+@cache
+def length(record: Kind) -> int:
+    """The number of arguments that a record takes."""
+    return len(specs(record))
 
 
 def batch_axes(*records: Kind) -> tuple[int | None, ...]:

@@ -68,7 +68,8 @@ def store(ctx: Any, operands: Sequence[Any], settings: Sequence[int], *more: Ten
         tensors[n] = None
     ctx.settings = [(n, operands[n]) for n in settings]
     ctx.save_for_backward(*tensors, *more)
-    ctx.save_for_forward(*tensors)
+    if tracing.under_transform():
+        ctx.save_for_forward(*tensors)
 
 
 def not_tensors(*records: Kind) -> tuple[int, ...]:

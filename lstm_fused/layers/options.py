@@ -231,7 +231,7 @@ class WithOptions(nn.Module):
                     and parameter.layout is torch.strided
                     and not parameter.is_nested
                     and parameter.shape == shape
-                    and parameter.dtype == dtype
+                    and parameter.dtype is dtype
                     and parameter.device == device
                 ):
                     check_parameter(name, parameter, shape, input)
