@@ -156,7 +156,8 @@ def test_the_operator_refuses_what_has_no_plan():
         plan(cpp.isa(), "float32", "forward", [1, 1, 1, 1], 1)
 
 
-# T, B, I, H, P. Up to 16 rows in all, for dx up to 32; W_hh and W_ih are read as they are if they consist of whole panels.
+# T, B, I, H, P: up to 16 rows in all, for dx up to 32. W_hh and W_ih are read as they are if they consist of
+# whole panels.
 @pytest.mark.parametrize(
     ("sizes", "dtype", "packed"),
     [
