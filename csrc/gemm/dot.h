@@ -28,7 +28,7 @@ template <int Rows, int Channels, class Real, class RowPtr>
   for (int r = 0; r < Rows; ++r) a[r] = product.row(first + r);
 #pragma GCC unroll 8
   for (int n = 0; n < Channels; ++n) w[n] = product.W + min(channel + n, last) * K;
-  const auto add = [&](auto load_at) [[gnu::always_inline]] {
+  const auto add = [&](auto load_at) __attribute__((always_inline)) {
     Vec<Real> factors[Rows];
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) factors[r] = load_at(a[r]);
