@@ -258,8 +258,7 @@ def test_backward_refuses_a_forward_pass_that_saved_nothing():
 
 
 def fastest(*calls):
-    """The least processor time of each call, in turn, so that other processes change neither much."""
-    torch.set_num_threads(1)
+    """The least processor time of this thread in each call, in turn, which other processes hardly change."""
     times = [[] for _ in calls]
     for _ in range(15):
         for call, of_call in zip(calls, times, strict=True):
@@ -270,6 +269,7 @@ def fastest(*calls):
 
 
 def test_subnormal_states_are_fast(threads):
+    threads(1)
     # A cell state that halves at every step is subnormal in most of 1,000 steps.
     T, B, H = 1000, 4, 256
     w_ih, w_hh, bias = torch.zeros(4 * H, 1), torch.zeros(4 * H, H), torch.zeros(4 * H)
@@ -284,6 +284,7 @@ def test_subnormal_states_are_fast(threads):
 
 
 def test_subnormal_inputs_and_gradients_are_fast(threads):
+    threads(1)
     t = make_tensors(replace(PLAIN, T=50, B=16, I=64, H=64, bias=False), torch.float32)
     weights = (t["weight_ih"], t["weight_hh"], None, t["peephole"], None)
 

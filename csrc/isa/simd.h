@@ -235,8 +235,9 @@ inline void transpose(Vec<Real>* v) {
   exchange_blocks<Real, 1>(v);
 }
 
-// sum_lanes in two parts, a transpose that adds on the way and so takes half of its shuffles. The first: v[k]
-// becomes, in each block of 128 bits, the sums within the blocks of the vectors v[k * block ...].
+// Sums of the lanes of each of many vectors, in two parts: a transpose that adds on the way, and so takes
+// half the shuffles. The first: each block of 128 bits of v[k] becomes the sums of that block of the vectors
+// from v[k * block] on, as many as the block has lanes.
 template <class Real, int Count>
 inline void sum_in_blocks(Vec<Real>* v) {
   constexpr int block = 16 / sizeof(Real);
@@ -252,7 +253,7 @@ inline void sum_in_blocks(Vec<Real>* v) {
     }
 }
 
-// The second: block k of the result is the sum of the blocks of v[k].
+// The second: block k of the result is the sum of the blocks of v[k], of as many vectors as blocks.
 template <class Real, int Bit = 1>
 inline Vec<Real> sum_blocks(Vec<Real>* v) {
   constexpr int L = lanes<Real>, block = 16 / sizeof(Real);

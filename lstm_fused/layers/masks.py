@@ -17,8 +17,6 @@ def draw(
     training: bool,
 ) -> Masks:
     """The masks of one layer in one direction; in eval mode their expected values."""
-    if recurrent_dropout == zoneout_h == zoneout_c == 0:
-        return None, None, None
     h_mask = None
     if training and recurrent_dropout > 0:
         h_mask = F.dropout(torch.ones(x.shape[1], P, dtype=x.dtype, device=x.device), recurrent_dropout)
