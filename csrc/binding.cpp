@@ -115,7 +115,7 @@ ForwardOutputs forward_as(const Sizes& sizes, const Tensor& x, const MaybeTensor
   Forward<scalar_t> args{};
   args.sequence = sequence_of(sizes, reverse, lengths);
   args.I = I, args.H = H, args.P = P;
-  args.x_steps = plan.x_steps, args.streaming_stores = plan.streaming_stores;
+  args.x_steps = plan.x_steps, args.packs = plan.packs, args.streaming_stores = plan.streaming_stores;
   args.min_rows_per_thread = plan.min_rows_per_thread;
   args.x = strided_rows<scalar_t>(x);
   args.weight_ih = data<scalar_t>(weight_ih), args.weight_hh = data<scalar_t>(weight_hh);
@@ -192,7 +192,8 @@ BackwardOutputs backward_as(const Sizes& sizes, const MaybeTensor& dy, const May
   Backward<scalar_t> args{};
   args.sequence = sequence_of(sizes, reverse, lengths);
   args.H = H, args.P = P;
-  args.streaming_stores = plan.streaming_stores, args.min_rows_per_thread = plan.min_rows_per_thread;
+  args.packs = plan.packs, args.streaming_stores = plan.streaming_stores;
+  args.min_rows_per_thread = plan.min_rows_per_thread;
   args.dy = strided_rows<scalar_t>(dy);
   args.dh_n = data<scalar_t>(dh_n), args.dc_n = data<scalar_t>(dc_n);
   args.c = data<scalar_t>(c), args.gates = data<scalar_t>(gates), args.c0 = data<scalar_t>(c0);
@@ -273,7 +274,8 @@ ProductsOutputs products_as(const Sizes& sizes, int64_t M, const Tensor& dxw, co
   Products<scalar_t> args{};
   args.sequence = {T, B, reverse, data<int64_t>(lengths)};
   args.M = M, args.I = I, args.P = P;
-  args.KC = plan.KC, args.dx_rows = plan.dx_rows, args.dweight_rows = plan.dweight_rows;
+  args.packs = plan.packs, args.KC = plan.KC, args.dx_rows = plan.dx_rows,
+  args.dweight_rows = plan.dweight_rows;
   args.dxw = data<scalar_t>(dxw), args.dhw = data<scalar_t>(dhw);
   if (weight_ih) {
     args.weight_ih = data<scalar_t>(weight_ih), args.dx = mutable_data<scalar_t>(dx);

@@ -13,7 +13,7 @@ template <class scalar_t>
 void pack(const Backward<scalar_t>& args, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
   const int64_t p = ceil_div(args.P, NR<scalar_t>), h = ceil_div(args.H, NR<scalar_t>);
-  if (args.packed_hh)
+  if (args.packs)
     pack_channels(args.weight_hh, 1, args.P, args.P, 4 * args.H, args.da_operand.bf16x3, all.begin(p),
                   all.end(p), args.packed_hh);
   if (args.weight_hr)
@@ -73,8 +73,8 @@ template <class scalar_t>
 void recurrent_gradient(const Backward<scalar_t>& args, const Row<scalar_t>* rows,
                         MacroTile<scalar_t>& macrotile) {
   if (rows[macrotile.tiles[0].first_row].operand)
-    return macrotile.multiply(args.packed_hh ? packed_for(args.da_operand, args.packed_hh)
-                                             : unpacked(args.weight_hh, 4 * args.H, args.P),
+    return macrotile.multiply(args.packs ? packed_for(args.da_operand, args.packed_hh)
+                                         : unpacked(args.weight_hh, 4 * args.H, args.P),
                               [&](int64_t r) { return rows[r].operand; });
   for (int64_t i = 0; i < macrotile.count; ++i) {
     AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];

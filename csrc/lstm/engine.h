@@ -63,7 +63,7 @@ struct Forward {
   int64_t I, H, P;
   // As in Plan.
   int64_t x_steps;
-  bool streaming_stores;
+  bool packs, streaming_stores;
   int32_t min_rows_per_thread;
 
   // Inputs, the caller's. All but x are contiguous.
@@ -85,8 +85,8 @@ struct Forward {
   scalar_t* gates;  // [T, B, 4H], or null with c
 
   // Workspace, the caller's, 64-byte aligned. Sizes of packed weights are those of Packing.
-  scalar_t* packed_ih;                // gates(H, I), unused without weight_ih; null: not packed
-  scalar_t* packed_hh;                // gates(H, P), or null: not packed
+  scalar_t* packed_ih;                // gates(H, I), unused without weight_ih or packs
+  scalar_t* packed_hh;                // gates(H, P), unused without packs
   scalar_t* packed_hr;                // channels(P, H), unused without weight_hr
   OperandBuffer<scalar_t> x_operand;  // K = I, max(x_steps, 2) slots, unused without weight_ih
   acc_t<scalar_t>* xw;                // [x_steps, B, 4H], W_ih x, unused where x_steps < 2
@@ -102,7 +102,7 @@ struct Backward {
   Sequence sequence;
   int64_t H, P;
   // As in Plan.
-  bool streaming_stores;
+  bool packs, streaming_stores;
   int32_t min_rows_per_thread;
 
   // Inputs, the caller's. All but dy are contiguous.
@@ -127,7 +127,7 @@ struct Backward {
   scalar_t* dpeephole;  // [3H], zero without peephole
 
   // Workspace, the caller's, 64-byte aligned.
-  scalar_t* packed_hh;                 // channels(P, 4H), or null: not packed
+  scalar_t* packed_hh;                 // channels(P, 4H), unused without packs
   scalar_t* packed_hr;                 // channels(H, P), unused without weight_hr
   OperandBuffer<scalar_t> da_operand;  // K = 4H
   OperandBuffer<scalar_t> dh_operand;  // K = P, unused without weight_hr
@@ -152,6 +152,7 @@ struct Products {
   Sequence sequence;
   int64_t M, I, P;  // M = 4H
   // As in ProductsPlan.
+  bool packs;
   int64_t KC, dx_rows, dweight_rows;
 
   // Inputs, the caller's.
@@ -168,7 +169,7 @@ struct Products {
   scalar_t* dweight_hh;  // [M, P]
 
   // Workspace, the caller's, 64-byte aligned.
-  scalar_t* packed_ih;                  // channels(I, M), for dx, or null: not packed
+  scalar_t* packed_ih;                  // channels(I, M), for dx, unused without packs
   OperandBuffer<scalar_t> dxw_operand;  // [threads, dx_rows] rows, K = M, for dx; without data: not copied
   scalar_t* packed_rows[2];            // channels(I, KC) + channels(P, KC), x and h_{t-1}, for dW; may be one
   OperandBuffer<scalar_t> da_operand;  // [threads, dweight_rows] rows, K = KC, for dW

@@ -14,7 +14,8 @@ void pack(const Forward<scalar_t>& args, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
   const int64_t vectors = ceil_div(args.H, lanes<scalar_t>), panels = ceil_div(args.P, NR<scalar_t>);
   const auto gates = [&](const scalar_t* weight, const OperandBuffer<scalar_t>& operand, scalar_t* to) {
-    if (to) pack_gates(weight, args.H, operand.K, operand.bf16x3, all.begin(vectors), all.end(vectors), to);
+    if (args.packs)
+      pack_gates(weight, args.H, operand.K, operand.bf16x3, all.begin(vectors), all.end(vectors), to);
   };
   if (args.weight_ih) gates(args.weight_ih, args.x_operand, args.packed_ih);
   gates(args.weight_hh, args.h_operand, args.packed_hh);
@@ -61,11 +62,12 @@ void copy_x(const Forward<scalar_t>& args, const Slice& s, int64_t n, int64_t st
   }
 }
 
-// accumulators = rows of A times W [4H, K], by packed weights unless these are null.
+// accumulators = rows of A times W [4H, K].
 template <class scalar_t, class RowPtr>
 void multiply_gates(MacroTile<scalar_t>& macrotile, const Forward<scalar_t>& args, const scalar_t* weight,
                     const scalar_t* packed, const OperandBuffer<scalar_t>& operand, RowPtr row_ptr) {
-  if (!packed) return multiply_unpacked_gates(macrotile, args.H, UnpackedProduct{weight, operand.K, row_ptr});
+  if (!args.packs)
+    return multiply_unpacked_gates(macrotile, args.H, UnpackedProduct{weight, operand.K, row_ptr});
   macrotile.multiply(packed_for(operand, packed), row_ptr);
 }
 
@@ -134,7 +136,7 @@ void multiply_step(const Forward<scalar_t>& args, const Row<scalar_t>* rows, Mac
   const auto x_row = [&](int64_t r) { return rows[r].x; };
   const auto h_row = [&](int64_t r) { return rows[r].operand; };
   // h first: its terms are the smaller ones, and a sum's rounding errors grow with what it has come to.
-  if (x && h && args.packed_hh)
+  if (x && h && args.packs)
     macrotile.multiply(packed_for(args.h_operand, args.packed_hh), h_row,
                        packed_for(args.x_operand, args.packed_ih), x_row);
   else if (x && h)

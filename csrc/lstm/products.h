@@ -56,7 +56,7 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
   // Hardware does not prefetch rows of da in time, because a tile reads MR of them at once: a tile's product
   // prefetches the next tile's.
   const int64_t row_bytes = args.M * static_cast<int64_t>(sizeof(scalar_t));
-  const bool streams = !operand.data && args.packed_ih && args.M <= KC && !has_few_rows(count) &&
+  const bool streams = !operand.data && args.packs && args.M <= KC && !has_few_rows(count) &&
                        panels * NR<scalar_t> * row_bytes <= l2_resident_bytes &&
                        rows[count - 1].dxw == rows[0].dxw + (count - 1) * args.M;
   for_macrotiles<scalar_t>(
@@ -65,7 +65,7 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
           macrotile.stream(rows[0].dxw + macrotile.tiles[0].rows * args.M,
                            macrotile.tiles[0].first_panel == 0 ? count * row_bytes : 0);
         macrotile.multiply(
-            args.packed_ih ? packed_for(operand, args.packed_ih) : unpacked(args.weight_ih, args.M, args.I),
+            args.packs ? packed_for(operand, args.packed_ih) : unpacked(args.weight_ih, args.M, args.I),
             [&](int64_t r) { return operand.data ? operand.row(0, first_operand_row + r) : rows[r].dxw; });
         for (int64_t i = 0; i < macrotile.count; ++i) {
           AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
@@ -177,7 +177,7 @@ void products(const Products<scalar_t>& args, const Team& team) {
     for (int64_t b = 0; b < q.B; ++b) valid += q.lengths[b];
   if (args.dx) {
     const int64_t i = ceil_div(args.I, NR<scalar_t>);
-    if (args.packed_ih)
+    if (args.packs)
       pack_channels(args.weight_ih, 1, args.I, args.I, args.M, args.dxw_operand.bf16x3, all.begin(i),
                     all.end(i), args.packed_ih);
     if (q.lengths)
