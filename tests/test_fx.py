@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lstm_fused import LSTM, ArgumentError, LSTMCell, SequenceClassifier, lstm
 
@@ -54,12 +54,14 @@ class Calls(nn.Module):
         self.call, self.layer = call, layer
         self.register_buffer("x", torch.randn(5, 2, 3))
         self.register_buffer("zeros", torch.zeros(1, 2, 4))
+        self.packed = pack_sequence([self.x[:3, 1], self.x[:, 0]], enforce_sorted=False)
 
     def forward(self, x, h, c, lengths):
         return self.call(self, x, h, c, lengths)
 
 
 WEIGHTS = torch.randn(16, 3), torch.randn(16, 4)
+ONES = torch.ones(5, dtype=torch.int64)  # batch_sizes of one sequence
 MIXED = {
     "all": (LSTM, lambda m, x, h, c, n: m.layer(x, (h, c), n)),
     "by_name": (LSTM, lambda m, x, h, c, n: m.layer(hx=(h, c), lengths=n, input=x)),
@@ -68,7 +70,10 @@ MIXED = {
     "c": (LSTM, lambda m, x, h, c, n: m.layer(m.x, (m.zeros, c))),
     "pair": (LSTM, lambda m, x, h, c, n: m.layer(m.x, m.layer(x)[1])),
     "lengths": (LSTM, lambda m, x, h, c, n: m.layer(m.x, lengths=n)),
-    "packed": (LSTM, lambda m, x, h, c, n: m.layer(pack_sequence([m.x[:, 0], m.x[:3, 1]]), (h, c))[1]),
+    "packed_states": (LSTM, lambda m, x, h, c, n: m.layer(m.packed, (h, c))[1]),
+    "packed_c": (LSTM, lambda m, x, h, c, n: m.layer(m.packed, (m.zeros, c))[1]),
+    "packed_data": (LSTM, lambda m, x, h, c, n: m.layer(m.packed._replace(data=x[:4].flatten(0, 1)))[0]),
+    "packed_all": (LSTM, lambda m, x, h, c, n: m.layer(PackedSequence(x[:, 0], ONES))[0]),
     "cell_all": (LSTMCell, lambda m, x, h, c, n: m.layer(x[0], (h[0], c[0]))),
     "cell_by_name": (LSTMCell, lambda m, x, h, c, n: m.layer(hx=(h[0], c[0]), input=x[0])),
     "cell_states": (LSTMCell, lambda m, x, h, c, n: m.layer(m.x[0], (h[0], c[0]))),
@@ -114,6 +119,29 @@ def test_fx_names_what_it_needs():
             ArgumentError, match=r"symbolic_trace\(Sequential\(layer\)\), got the layer alone"
         ):
             torch.fx.symbolic_trace(layer)
+        graph = torch.fx.symbolic_trace(nn.Sequential(layer)).graph
+        with pytest.raises(ArgumentError, match=r"input: expected .* graph\.call_module"):
+            layer(torch.fx.Proxy(next(iter(graph.nodes))))
+
+
+WRONG = {
+    "lengths": (LSTM, lambda m, x, h, c, n: m.layer(m.x, lengths=[n, n]), r"lengths: expected .* got list"),
+    "states": (LSTM, lambda m, x, h, c, n: m.layer(m.x, {"h": h}), r"hx: expected a pair .* got dict"),
+    "h": (LSTM, lambda m, x, h, c, n: m.layer(m.x, ((h,), m.zeros)), r"hx\[0\]: expected .* got tuple"),
+    "cell_states": (LSTMCell, lambda m, x, h, c, n: m.layer(m.x[0], {h, c}), r"hx: .* pair .* got set"),
+    "cell_c": (LSTMCell, lambda m, x, h, c, n: m.layer(m.x[0], (m.zeros[0], [c])), r"hx\[1\]: .* got list"),
+    "function_n": (None, lambda m, x, h, c, n: lstm(m.x, *WEIGHTS, lengths=[n]), "lengths: .* got list"),
+    "function_h": (None, lambda m, x, h, c, n: lstm(m.x, *WEIGHTS, hx=([h], c[0])), r"hx\[0\]: .* got list"),
+}
+
+
+@pytest.mark.parametrize(("kind", "call", "message"), WRONG.values(), ids=WRONG)
+def test_fx_names_what_is_wrong_among_states_and_lengths(kind, call, message):
+    """At the latest when the program runs: what fx records is checked there."""
+    model = Calls(call, kind and kind(3, 4))
+    args = torch.randn(5, 2, 3), torch.randn(1, 2, 4), torch.randn(1, 2, 4), torch.tensor([5, 2])
+    with pytest.raises(ArgumentError, match=message):
+        torch.fx.symbolic_trace(model)(*args)
 
 
 class Doubled(LSTM):

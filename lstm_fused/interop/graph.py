@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from torch import nn
-from torch.fx import Proxy
+from torch.fx import Proxy, Tracer
 from torch.overrides import has_torch_function
 
 from lstm_fused.errors import bad
@@ -27,10 +27,13 @@ def call_module(module: nn.Module, proxy: Proxy, *arguments: Any) -> Any:
         *arguments: those of the call.
 
     Raises:
-        ArgumentError: the layer is itself the model that is traced, or code that is recorded around this call
-            would run again in it.
+        ArgumentError: the layer is itself the model that is traced, code that is recorded around this call
+            would run again in it, or no model is traced.
     """
     tracer: Any = proxy.tracer
+    if not isinstance(tracer, Tracer):
+        cure = "for a node of a graph, graph.call_module with the layer's name"
+        raise bad("input", f"a Proxy of a model that is traced; {cure}", "a Proxy of a graph")
     hooked = module._forward_hooks or module._forward_pre_hooks
     if hooked or not type(module).forward.__module__.startswith("lstm_fused."):
         cure = "another layer only by a Tracer whose is_leaf_module returns True for it"

@@ -230,6 +230,8 @@ class LSTM(TorchIdioms, WithOptions):
         self, input: PackedSequence, hx: States | None, lengths: Tensor | None
     ) -> tuple[PackedSequence, States]:
         """Run over padded sequences in the packed order; states keep the user's order."""
+        if (proxy := graph.proxy_in(None, *input)) is not None:
+            return graph.call_module(self, proxy, input, hx, lengths)  # type: ignore[no-any-return]
         if lengths is not None:
             raise bad("lengths", "None with a PackedSequence, which contains lengths", "a tensor")
         check_packed(input)
