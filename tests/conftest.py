@@ -2,6 +2,8 @@
 
 import os
 import re
+import warnings
+from importlib import import_module
 
 import pytest
 import torch
@@ -46,6 +48,11 @@ def pytest_configure(config):
     os.environ["LSTM_FUSED_TEST_DEVICE"] = device  # read by cases.py on import
     if device not in ("cpu", "mps"):  # MPS has no float64, in which most modules of tests create tensors
         torch.set_default_device(device)  # for tensors that tests create without a device
+    # PyTorch imports this when a process first uses forward mode. The import calls torch.jit.script, which is
+    # deprecated: a DeprecationWarning, and from torch 2.15 on a FutureWarning.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import_module("torch._decomp.decompositions_for_jvp")
     # Required by cuBLAS for deterministic algorithms.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

@@ -29,8 +29,6 @@ OPTIONS_OF_A_LAYER = {
     "gains": {"gain_ih": torch.ones(12, dtype=F64), "gain_hh": torch.ones(12, dtype=F64)},
 }
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-# Raised by PyTorch when forward mode is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 
 
 def make(engine, dtype=F64, **options):

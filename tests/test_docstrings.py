@@ -28,8 +28,6 @@ WITHOUT_EXAMPLE = {
 }
 
 
-# Raised by PyTorch when forward mode is first used.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated")
 @pytest.mark.parametrize("name", PUBLIC)
 def test_examples_are_right(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

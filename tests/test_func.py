@@ -78,8 +78,6 @@ def stacked(dicts):
 
 
 OPTIONS = [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 2}, {"bias": False, "peephole": False}]
-# Raised by PyTorch when forward mode is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 each_option = pytest.mark.parametrize("options", OPTIONS, ids=["plain", "busy", "bare"])
 each_engine = pytest.mark.parametrize("engine", ALL)
 

@@ -6,8 +6,6 @@ from fuzz import search
 from oracle import EXTENDED
 
 DRAWS = 25  # for each seed
-# Raised by PyTorch's forward mode.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the search draws CPU engines")

@@ -15,8 +15,6 @@ from lstm_fused import LSTM, LSTMCell
 F64 = torch.float64
 ALL = [engine.name for engine in ENGINES_HERE]
 each_engine = pytest.mark.parametrize("engine", ALL)
-# Raised by PyTorch when forward mode is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 CASES = [
     Case("plain", T=3, B=2, I=2, H=3),
     Case("busy", T=3, B=3, I=2, H=3, P=2, lengths=(2, 0, 3), reverse=True),

@@ -17,8 +17,6 @@ from lstm_fused.testing import (
     derivatives,
 )
 
-# Raised by PyTorch when forward mode is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated")
 F64 = torch.float64
 HERE = [
     e.name
