@@ -156,7 +156,9 @@ def test_wheel(sdist, tmp_path):
     check_installed(python, wheel)
     (trap,) = python.parents[1].glob("lib/python*/site-packages/triton.py")
     trap.unlink()  # PyTorch's forward mode imports Triton itself
+    start = os.times().children_user
     said = run(python, "-I", "-m", "lstm_fused", "--check", "--engine", "cpp", cwd=tmp_path)
+    assert os.times().children_user - start < 60, "seconds of processor time"
     assert "not built" not in said and said.count("ready") == 2, said  # cpp and reference
     check_that_it_says_why_it_does_not_load(python, tmp_path)
     assert "\ncpp on cpu: passed " in said

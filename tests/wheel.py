@@ -1,5 +1,6 @@
 """The wheel for other machines that `make wheel` has built: its tag, what its library links to, and a run."""
 
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -45,5 +46,7 @@ def test_it_runs_outside_the_repository(wheel, tmp_path):
     check_installed(python, wheel)
     (trap,) = python.parents[1].glob("lib/python*/site-packages/triton.py")
     trap.unlink()  # PyTorch's forward mode imports Triton itself
+    start = os.times().children_user
     said = run(python, "-I", "-m", "lstm_fused", "--check", cwd=tmp_path)
+    assert os.times().children_user - start < 60, "seconds of processor time"
     assert "\ncpp on cpu: passed " in said and "failed" not in said, said
