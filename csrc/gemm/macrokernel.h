@@ -48,7 +48,7 @@ struct MacroTile {
   void multiply(const PackedWeights<scalar_t>& weights, RowPtr row_ptr, const PackedWeights<scalar_t>& others,
                 OtherPtr other_ptr) {
     const Factors factors[] = {{*this, weights, row_ptr}, {*this, others, other_ptr}};
-    if (takes_amx() || others.k_groups == 0 || weights.k_groups + others.k_groups > KC) {
+    if (others.k_groups == 0 || weights.k_groups + others.k_groups > KC) {
       add<false>(factors[0], true);
       add<false>(factors[1], false);
     } else {
@@ -100,21 +100,21 @@ struct MacroTile {
   template <bool KMajor>
   void add(const Factors& factors, bool fresh) {
     const FlushSubnormals flush;
-    LineQueue lines = take_lines(factors.weights.k_groups);  // not fetched by AMX: that has not been timed
-#ifdef LSTM_FUSED_AMX
-    if constexpr (!KMajor && by_amx<scalar_t>)
-      if (takes_amx()) return add_amx(factors, fresh);
-#endif
+    LineQueue lines = take_lines(factors.weights.k_groups);
     if (fresh && factors.weights.k_groups == 0) zero();
     for (int64_t k = 0; k < factors.weights.k_groups; k += KC)
       add_block<KMajor>(&factors, 1, k, fresh && k == 0, lines);
     streamed_bytes_ = 0;
   }
 
-  // Adds by vectors the products of a block, k-groups [k, k + KC) of each. A tile as tall as AMX takes is
+  // Adds the products of a block, k-groups [k, k + KC) of each. By vectors a tile as tall as AMX takes is
   // more than MR rows, and is divided into chunks.
   template <bool KMajor>
   void add_block(const Factors* factors, int products, int64_t k, bool fresh, LineQueue& lines) {
+#ifdef LSTM_FUSED_AMX
+    if constexpr (!KMajor && by_amx<scalar_t>)
+      if (takes_amx()) return add_block_by_amx(factors, products, k, fresh);
+#endif
     for (int64_t n = 0; n < count; ++n) {
       AccumulatorTile<scalar_t>& tile = tiles[n];
       const int64_t chunks = ceil_div(tile.rows, MR);
@@ -161,30 +161,34 @@ struct MacroTile {
   AmxTileConfig config_;
 
   // The same by AMX. Four independent accumulators hide the latency of a tile multiplication: two register
-  // tiles by one panel, where each load of weights is used twice, or an odd last tile by two panels.
-  void add_amx(const Factors& factors, bool fresh) {
-    if (fresh) zero();
-    const PackedWeights<scalar_t>& weights = factors.weights;
-    const int64_t k_groups = weights.panel_stride / weights.k_stride;  // in whole AMX tiles
-    alignas(64) BFloat16 copies[2][amx_tile_rows * KC * 2];
-    for (int64_t k = 0; k < k_groups; k += KC) {
-      const int64_t kc = min(k_groups - k, KC);
-      for (int64_t n = 0; n < count; n += 2) {
-        const bool two_tiles = n + 1 < count;
-        AccumulatorTile<scalar_t>&tile = tiles[n], &other = tiles[two_tiles ? n + 1 : n];
-        AmxBlock block0 = amx_block(factors.rows[n], tile.rows, k, kc, copies[0]), block1 = block0;
-        if (two_tiles) block1 = amx_block(factors.rows[n + 1], other.rows, k, kc, copies[1]);
-        config_.set(tile.rows, other.rows);
-        for (int64_t p = 0; p < tile.panels;) {
-          const bool two_panels = !two_tiles && p + 1 < tile.panels;
-          block0.acc = tile.at(0, p), block1.acc = two_panels ? tile.at(0, p + 1) : other.at(0, p);
-          const auto multiply = two_tiles    ? microkernel_amx<2, 1>
-                                : two_panels ? microkernel_amx<1, 2>
-                                             : microkernel_amx<1, 1>;
-          multiply(block0, block1, kc, weights.at(tile.first_panel + p, k), weights.panel_stride,
-                   tile.stride);
-          p += two_panels ? 2 : 1;
-        }
+  // tiles by one panel, where each load of weights is used twice, or an odd last tile by two panels. Fetches
+  // no lines for the epilogue: backward passes took as long with them.
+  void add_block_by_amx(const Factors* factors, int products, int64_t k, bool fresh) {
+    alignas(64) BFloat16 copies[2][2 * amx_tile_rows * (KC + 2 * amx_tile_k_groups)];
+    for (int64_t n = 0; n < count; n += 2) {
+      const bool two_tiles = n + 1 < count;
+      AccumulatorTile<scalar_t>&tile = tiles[n], &other = tiles[two_tiles ? n + 1 : n];
+      config_.set(tile.rows, other.rows);
+      AmxProduct sum[2];
+      int64_t copied = 0;
+      for (int i = 0; i < products; ++i) {
+        const PackedWeights<scalar_t>& weights = factors[i].weights;
+        const int64_t kc = min(weights.panel_stride / weights.k_stride - k, KC);
+        const auto rows = [&](int64_t t) {
+          return amx_rows(factors[i].rows[n + t], tiles[n + t].rows, k, kc, copies[t] + copied);
+        };
+        sum[i] = {{rows(0), two_tiles ? rows(1) : AmxRows{}}, kc, nullptr, weights.panel_stride};
+        copied += 2 * amx_tile_rows * kc;
+      }
+      for (int64_t p = 0; p < tile.panels;) {
+        const bool two_panels = !two_tiles && p + 1 < tile.panels;
+        for (int i = 0; i < products; ++i) sum[i].weights = factors[i].weights.at(tile.first_panel + p, k);
+        const auto multiply = two_tiles    ? microkernel_amx<2, 1>
+                              : two_panels ? microkernel_amx<1, 2>
+                                           : microkernel_amx<1, 1>;
+        multiply(sum, products, tile.at(0, p), two_panels ? tile.at(0, p + 1) : other.at(0, p), tile.stride,
+                 fresh);
+        p += two_panels ? 2 : 1;
       }
     }
   }

@@ -8,25 +8,32 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// A block of operand rows at equal distances, as tile loads need them, and its accumulators.
-struct AmxBlock {
+// Operand rows at equal distances, as tile loads need them.
+struct AmxRows {
   const BFloat16* data;
   int64_t stride;  // elements from one row to the next
-  float* acc;
 };
 
 // K-groups [k, k + k_groups) of `count` rows. Where lengths have left gaps between the rows, copies them.
-inline AmxBlock amx_block(const BFloat16* const* rows, int64_t count, int64_t k, int64_t k_groups,
-                          BFloat16* copy) {
+inline AmxRows amx_rows(const BFloat16* const* rows, int64_t count, int64_t k, int64_t k_groups,
+                        BFloat16* copy) {
   const auto at = [&](int64_t r) { return rows[r] + 2 * k; };
   const int64_t stride = count > 1 ? at(1) - at(0) : 0, elements = 2 * k_groups;
   bool equidistant = true;
   for (int64_t r = 2; r < count; ++r) equidistant = equidistant && at(r) - at(r - 1) == stride;
-  if (equidistant) return {at(0), stride, nullptr};
+  if (equidistant) return {at(0), stride};
   for (int64_t r = 0; r < count; ++r)
     __builtin_memcpy(copy + r * elements, at(r), static_cast<size_t>(elements) * sizeof(BFloat16));
-  return {copy, elements, nullptr};
+  return {copy, elements};
 }
+
+// One product of a sum: A, of one or two row blocks, times B, panels that are `panel_stride` apart.
+struct AmxProduct {
+  AmxRows rows[2];
+  int64_t k_groups;  // in whole AMX tiles
+  const BFloat16* weights;
+  int64_t panel_stride;
+};
 
 // Configures the eight tile registers and releases them at the end of the scope. Registers 0 to 3 accumulate
 // two row blocks × two vectors, or one row block × four vectors. 4 and 5 hold the row blocks of A, 6 and 7
@@ -60,50 +67,59 @@ class AmxTileConfig {
   int64_t rows_[2] = {0, 0};
 };
 
-// Adds A times B to the accumulators of two row blocks by one panel, or of one row block by two panels that
-// are `panel_stride` apart; `block1` is the second row block, or the first one with the accumulators of the
-// second panel. `stride` is the leading dimension of all accumulators. K is `k_groups` k-groups, in whole AMX
-// tiles.
+// Adds the sum of products to accumulators with leading dimension `stride`, or stores it if they are `fresh`:
+// of two row blocks by a panel, or of one row block by two panels, at acc0 and acc1.
 template <int RowBlocks, int Panels>
-[[gnu::noinline]] void microkernel_amx(const AmxBlock& block0, const AmxBlock& block1, int64_t k_groups,
-                                       const BFloat16* weights, int64_t panel_stride, int64_t stride) {
+[[gnu::noinline]] void microkernel_amx(const AmxProduct* products, int count, float* acc0, float* acc1,
+                                       int64_t stride, bool fresh) {
   constexpr int64_t group = 2 * 2 * lanes<BFloat16>, group_bytes = group * sizeof(BFloat16);
   constexpr int64_t vector_bytes = group_bytes / 2;
   const int64_t acc_bytes = stride * static_cast<int64_t>(sizeof(float));
-  const int64_t a0_bytes = block0.stride * static_cast<int64_t>(sizeof(BFloat16));
-  const int64_t a1_bytes = block1.stride * static_cast<int64_t>(sizeof(BFloat16));
-  _tile_loadd(0, block0.acc, acc_bytes);
-  _tile_loadd(1, block0.acc + lanes<float>, acc_bytes);
-  if constexpr (RowBlocks * Panels == 2) {
-    _tile_loadd(2, block1.acc, acc_bytes);
-    _tile_loadd(3, block1.acc + lanes<float>, acc_bytes);
-  }
-  for (int64_t k = 0; k < k_groups; k += amx_tile_k_groups) {
-    const BFloat16 *a0 = block0.data + 2 * k, *a1 = block1.data + 2 * k;
-    const char* b0 = reinterpret_cast<const char*>(weights + k * group);
-    const char* b1 = b0 + panel_stride * static_cast<int64_t>(sizeof(BFloat16));
-    _tile_loadd(6, b0, group_bytes);
-    _tile_loadd(4, a0, a0_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, b0 + vector_bytes, group_bytes);
-    _tile_dpbf16ps(1, 4, 7);
-    if constexpr (RowBlocks == 2) {
-      _tile_loadd(5, a1, a1_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-    if constexpr (Panels == 2) {
-      _tile_loadd(6, b1, group_bytes);
-      _tile_dpbf16ps(2, 4, 6);
-      _tile_loadd(7, b1 + vector_bytes, group_bytes);
-      _tile_dpbf16ps(3, 4, 7);
+  if (fresh) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, acc0, acc_bytes);
+    _tile_loadd(1, acc0 + lanes<float>, acc_bytes);
+    if constexpr (RowBlocks * Panels == 2) {
+      _tile_loadd(2, acc1, acc_bytes);
+      _tile_loadd(3, acc1 + lanes<float>, acc_bytes);
     }
   }
-  _tile_stored(0, block0.acc, acc_bytes);
-  _tile_stored(1, block0.acc + lanes<float>, acc_bytes);
+  for (const AmxProduct* product = products; product < products + count; ++product) {
+    const auto [row0, row1] = product->rows;
+    const int64_t a0_bytes = row0.stride * static_cast<int64_t>(sizeof(BFloat16));
+    const int64_t a1_bytes = row1.stride * static_cast<int64_t>(sizeof(BFloat16));
+    const int64_t panel_bytes = product->panel_stride * static_cast<int64_t>(sizeof(BFloat16));
+    for (int64_t k = 0; k < product->k_groups; k += amx_tile_k_groups) {
+      const BFloat16 *a0 = row0.data + 2 * k, *a1 = row1.data + 2 * k;
+      const char* b0 = reinterpret_cast<const char*>(product->weights + k * group);
+      const char* b1 = b0 + panel_bytes;
+      _tile_loadd(6, b0, group_bytes);
+      _tile_loadd(4, a0, a0_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, b0 + vector_bytes, group_bytes);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (RowBlocks == 2) {
+        _tile_loadd(5, a1, a1_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      if constexpr (Panels == 2) {
+        _tile_loadd(6, b1, group_bytes);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_loadd(7, b1 + vector_bytes, group_bytes);
+        _tile_dpbf16ps(3, 4, 7);
+      }
+    }
+  }
+  _tile_stored(0, acc0, acc_bytes);
+  _tile_stored(1, acc0 + lanes<float>, acc_bytes);
   if constexpr (RowBlocks * Panels == 2) {
-    _tile_stored(2, block1.acc, acc_bytes);
-    _tile_stored(3, block1.acc + lanes<float>, acc_bytes);
+    _tile_stored(2, acc1, acc_bytes);
+    _tile_stored(3, acc1 + lanes<float>, acc_bytes);
   }
 }
 

@@ -74,9 +74,12 @@ inline void pack_vector(const BFloat16* weights, int64_t n_stride, int64_t k_str
   }
 }
 
-// Stores two vectors of bfloat16 as VNNI pairs, the first n of them.
+// Two vectors of bfloat16 as VNNI pairs.
+inline Bits vnni_pairs(Vec<float> even, Vec<float> odd) { return (Bits)even >> 16 | (Bits)odd; }
+
+// Stores them, the first n.
 inline void store_pairs(Vec<float> even, Vec<float> odd, BFloat16* to, int64_t n = lanes<float>) {
-  const Bits pairs = (Bits)even >> 16 | (Bits)odd;
+  const Bits pairs = vnni_pairs(even, odd);
   if (n >= lanes<float>)
     __builtin_memcpy(to, &pairs, sizeof pairs);
   else

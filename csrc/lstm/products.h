@@ -72,21 +72,28 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
   });
 }
 
-// Packs channels [m, m + count) of da, of K rows, as operand rows for AMX.
-template <class scalar_t, class DaAt>
-void transpose_da(DaAt da, int64_t m, int64_t count, int64_t K, const OperandBuffer<scalar_t>& operand,
+// Packs channels [m, m + count) of da, of K rows, as operand rows for AMX: VNNI pairs along K, which then
+// move as floats do.
+template <class DaAt>
+void transpose_da(DaAt da, int64_t m, int64_t count, int64_t K, const OperandBuffer<BFloat16>& operand,
                   int64_t first_operand_row) {
-  constexpr int64_t L = lanes<scalar_t>;
-  for (int64_t k = 0; k < K; k += L)
+  constexpr int64_t L = lanes<float>, depth = 2 * L, line = 64 / sizeof(BFloat16);
+  for (int64_t k = 0; k < padded_k<BFloat16>(K); k += depth) {
+    // Hardware does not prefetch these pieces of rows, because they are M apart.
+    for (int64_t next = k + depth; next < min(k + 2 * depth, K); ++next)
+      for (int64_t j = 0; j < count; j += line) __builtin_prefetch(da(next) + m + j);
     for (int64_t r = 0; r < count; r += L) {
-      Vec<scalar_t> block[L];
+      const auto load_da = [&](int64_t at) {
+        return at < K ? load(da(at) + m + r, count - r) : Vec<BFloat16>{};
+      };
+      Vec<float> pairs[L];
       for (int64_t n = 0; n < L; ++n)
-        block[n] = k + n < K ? load(da(k + n) + m + r, count - r) : Vec<scalar_t>{};
-      transpose<acc_t<scalar_t>>(block);
+        pairs[n] = (Vec<float>)vnni_pairs(load_da(k + 2 * n), load_da(k + 2 * n + 1));
+      transpose<float>(pairs);
       for (int64_t n = 0; n < min(L, count - r); ++n)
-        store(operand.row(0, first_operand_row + r + n) + k, block[n], K - k);
+        __builtin_memcpy(operand.row(0, first_operand_row + r + n) + k, pairs + n, sizeof *pairs);
     }
-  for (int64_t r = 0; r < count; ++r) operand.clear_padding(0, first_operand_row + r);
+  }
 }
 
 // Packs channels [m, m + count) of da [K, M] as k-major panels, one for each tile of for_macrotiles, at its
@@ -211,7 +218,7 @@ void products(const Products<scalar_t>& args, const Team& team) {
           for_vectors(macrotile.tiles[i], m, weight, [&](acc_t<scalar_t>* acc, int64_t at, int64_t left) {
             store(acc, load(weight.sums + at, left));
           });
-        if (by_amx<scalar_t>)
+        if constexpr (by_amx<scalar_t>)
           n == 0 ? macrotile.multiply(packed, row) : macrotile.add_product(packed, row);
         else
           n == 0 ? macrotile.template multiply<true>(packed, row)
@@ -231,7 +238,7 @@ void products(const Products<scalar_t>& args, const Team& team) {
     for (int64_t m = m0; m < m1; m += args.rows_at_once) {
       const int64_t count = min(args.rows_at_once, m1 - m), first_row = team.rank * args.rows_at_once;
       const auto pack = [&](auto da) {
-        if (by_amx<scalar_t>)
+        if constexpr (by_amx<scalar_t>)
           transpose_da(da, m, count, K, operand, first_row);
         else
           pack_da(da, m, count, args.M, K, operand, first_row);
