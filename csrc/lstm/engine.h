@@ -169,11 +169,10 @@ struct Products {
   scalar_t* dweight_hh;  // [M, P]
 
   // Workspace, the caller's, 64-byte aligned.
-  scalar_t* packed_ih;  // channels(I, M), for dx, unused without packs
-  OperandBuffer<scalar_t>
-      dxw_operand;           // [threads, rows_at_once] rows, K = M, for dx; without data: not copied
-  scalar_t* packed_rows[2];  // channels(I, KC) + channels(P, KC), x and h_{t-1}, for dW; may be one
-  OperandBuffer<scalar_t> da_operand;  // [threads, rows_at_once] rows, K = KC, for dW
+  scalar_t* packed_ih;                  // channels(I, M), for dx, unused without packs
+  OperandBuffer<scalar_t> dxw_operand;  // threads * rows_at_once rows, K = M, for dx; no data: not copied
+  scalar_t* packed_rows[2];            // channels(I, KC) + channels(P, KC), x and h_{t-1}, for dW; may be one
+  OperandBuffer<scalar_t> da_operand;  // threads * rows_at_once rows, K = KC, for dW
   acc_t<scalar_t>* sums_ih;            // [M, I], partial sums; of float32 and float64 dweight_ih itself
   acc_t<scalar_t>* sums_hh;            // [M, P], the same for dweight_hh
   ProductRow<scalar_t>* rows;          // [threads, KC]
