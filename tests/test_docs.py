@@ -40,6 +40,7 @@ def test_named_paths_and_symbols_exist(name):
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated:FutureWarning")  # torch 2.15
 @pytest.mark.filterwarnings("ignore:.*feature will be removed:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

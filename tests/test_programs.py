@@ -14,6 +14,7 @@ each_engine = pytest.mark.parametrize("engine", [engine.name for engine in ENGIN
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),  # raised by Dynamo
     pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated:FutureWarning"),  # torch 2.15
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 
