@@ -90,7 +90,7 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     exchange = EXCHANGES[plan.kernel]
     rows, columns = plan.grid(B, H)
     programs = rows * columns
-    per_sm = -(-programs // card.sms)
+    per_sm = -(-programs // (card.sms // layer.streams))
     width = min(plan.BH, H)
     weights = 4 * H * width * size  # bytes that a program multiplies by in each step
     flops = 2 * 4 * H * width * plan.BB
@@ -103,10 +103,10 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     sync = speed.sync * (2 if exchange == "flags" else barriers(plan, layer, card))
     # Forward xw in, gates, c and y out; backward gates, c and dy in, dxw out.
     streamed = B * H * (4 + (16 + 5 * size if layer.direction == "forward" else 9 * size))
-    traffic = streamed / speed.memory
+    traffic = layer.streams * streamed / speed.memory
     if not exchange:
         return Prediction(LOAD + GATES + sync + 4 * matrix, on_chip, traffic)
-    traffic += programs * operand / speed.l2
+    traffic += layer.streams * programs * operand / speed.l2
     if exchange == "flags":  # with the weights in registers
         chain = speed.flagged + SKEW * max(0, log2(columns / 8)) + GATES + sync + matrix
         return Prediction(chain, 0, traffic)
@@ -114,7 +114,7 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
         return Prediction(speed.exchange + GATES + sync + matrix, on_chip, traffic)
     tiles = H * (1 if layer.direction == "forward" else 4) / plan.BK
     chain = speed.launch + 2 * LOAD + GATES + sync + TILE * tiles
-    return Prediction(chain, on_chip, traffic + programs * weights / speed.l2)
+    return Prediction(chain, on_chip, traffic + layer.streams * programs * weights / speed.l2)
 
 
 def barriers(plan: Plan, layer: Layer, card: Card) -> int:
