@@ -136,6 +136,11 @@ def predict_all(plan: Plan, layer: Layer, card: Card) -> float:
     )
 
 
+def both_directions(plan: Plan, in_turn: Plan, layer: Layer, card: Card) -> tuple[float, float]:
+    """Microseconds per step of both directions, one after the other; and at once, half of the card each."""
+    return 2 * predict_all(in_turn, layer, card), predict_all(plan, layer._replace(streams=2), card)
+
+
 def products(layer: Layer, T: int, card: Card) -> float:
     """Milliseconds for the products outside the time loop, half of the card's rate assumed, I = H."""
     count = 1 if layer.direction == "forward" else 3
@@ -163,11 +168,13 @@ def main() -> None:
         card = PREDICTED[name]
         for H in (64, 128, 256, 512, 768, 1024):
             layer = Layer(direction, H, B, torch.bfloat16, "tf32")
-            plan = choose(layer, card)
+            plan, halved = choose(layer, card), choose(layer._replace(streams=2), card)
             p = predict(plan, layer, card)
+            in_turn, at_once = both_directions(halved, plan, layer, card)
             print(
                 f"{name} {direction:<8} H {H:<5} {plan.kernel:<12} {p.step:5.2f} us per step: "
-                f"chain {p.chain:.2f}, product {p.on_chip:.2f}, traffic {p.traffic:.2f}"
+                f"chain {p.chain:.2f}, product {p.on_chip:.2f}, traffic {p.traffic:.2f}; both directions "
+                f"{in_turn:.2f}, at once {at_once:.2f} by {halved.kernel}"
             )
     ours = sequence(768, 16, 1024, PREDICTED["H100"], torch.bfloat16)
     print("\nH 768, B 16, T 1024, bf16, H100: ms forward, ms with backward")
