@@ -28,6 +28,7 @@ SAMPLE = (
     Build("persistent", "backward", "fp16", 256, A100),
     Build("persistent", "backward", "fp16", 650, A100),
     Build("persistent", "backward", "fp16", 650, H100),
+    Build("persistent", "forward", "fp16", 128, H100, B=256, streams=2),
     Build("step", "forward", "fp16", 512, RTX4090, B=64),
     Build("step", "backward", "tf32", 128, RTX4090),
     Build("step", "backward", "fp64", 64, RTX4090),
@@ -104,8 +105,11 @@ def test_the_known_resources_are_complete():
 
 def test_the_known_resources_serve_every_batch():
     served = {other.name for build in matrix() for other in build.batches()}
-    picked = {b.name for layer in layers() for B in BATCHES if (b := replace(layer, B=B)).plan() is not None}
-    assert served == picked
+    every = [
+        replace(layer, B=B, streams=streams)
+        for layer, B, streams in itertools.product(layers(), BATCHES, (1, 2))
+    ]
+    assert served == {build.name for build in every if build.plan() is not None}
 
 
 def test_spills_are_found():
@@ -123,11 +127,15 @@ def test_what_is_refused_for_spills_spills(build):
     assert any(fault.startswith("spills") for fault in wrong)
 
 
-def test_programs_that_are_not_on_the_card_at_once_are_found(monkeypatch):
+@pytest.mark.parametrize(("streams", "sms"), [(1, 30), (2, 60)])
+def test_programs_that_are_not_on_the_card_at_once_are_found(streams, sms, monkeypatch):
     monkeypatch.setattr(choose, "tiles_at_once", lambda *_: 1)  # the launcher believes that they are
-    build = replace(SAMPLE[5], card=H100._replace(sms=30))
+    build = replace(SAMPLE[5], card=H100._replace(sms=sms), streams=streams)
     compiled = compile_kernel(build)
-    assert faults(build, compiled, resources(compiled)) == ["96 programs are not on the card at once"]
+    programs = streams * 96
+    assert faults(build, compiled, resources(compiled)) == [
+        f"{programs} programs are not on the card at once"
+    ]
 
 
 def test_a_release_without_a_barrier_is_found(tmp_path):
