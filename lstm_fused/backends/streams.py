@@ -139,7 +139,7 @@ def partner(stream: torch.cuda.Stream) -> torch.cuda.Stream:
         found = torch.cuda.Stream(stream.device, priority=stream.priority)
         while found == stream:  # both are of PyTorch's pool
             found = torch.cuda.Stream(stream.device, priority=stream.priority)
-        _partners[key] = found
+        _partners.setdefault(key, found)  # another thread may have come first
     return _partners[key]
 
 

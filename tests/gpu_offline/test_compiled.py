@@ -49,6 +49,8 @@ REFUSED = (
     Build("resident", "forward", "fp64", 32, RTX4090),
     Build("cooperative", "forward", "fp16", 512, RTX4090, B=64),
     Build("cooperative", "backward", "bf16", 768, RTX4090),
+    Build("cooperative", "forward", "fp64", 128, A100),
+    Build("cooperative", "backward", "tf32", 64, A100),
 )
 
 
