@@ -56,9 +56,8 @@ Packing<scalar_t> packing_of(const Isa& isa) {
 }
 
 template <class scalar_t>
-OperandBuffer<scalar_t> operand_buffer(Workspace& space, int64_t B, int64_t K, bool bf16x3 = false,
-                                       int64_t slots = 2) {
-  OperandBuffer<scalar_t> result{nullptr, B, K, slots, bf16x3};
+OperandBuffer<scalar_t> operand_buffer(Workspace& space, int64_t B, int64_t K, int64_t slots = 2) {
+  OperandBuffer<scalar_t> result{nullptr, B, K, slots};
   result.data = space.take<scalar_t>(result.size());
   return result;
 }
@@ -127,14 +126,14 @@ ForwardOutputs forward_as(const Sizes& sizes, const Tensor& x, const MaybeTensor
   if (save) args.c = mutable_data<scalar_t>(c), args.gates = mutable_data<scalar_t>(gates);
   args.variant = variant.as<scalar_t>();
   if (weight_ih) {
-    if (plan.packs) args.packed_ih = space.take<scalar_t>(packing.gates(H, I, plan.x_bf16x3));
+    if (plan.packs) args.packed_ih = space.take<scalar_t>(packing.gates(H, I));
     const int64_t slots = std::max<int64_t>(plan.x_steps, 2);
-    args.x_operand = operand_buffer<scalar_t>(space, B, I, plan.x_bf16x3, slots);
+    args.x_operand = operand_buffer<scalar_t>(space, B, I, slots);
   }
-  if (plan.packs) args.packed_hh = space.take<scalar_t>(packing.gates(H, P, plan.h_bf16x3));
+  if (plan.packs) args.packed_hh = space.take<scalar_t>(packing.gates(H, P));
   args.packed_hr = space.take<scalar_t>(weight_hr ? packing.channels(P, H) : 0);
   args.xw = space.take<acc_t<scalar_t>>(plan.x_steps > 1 ? plan.x_steps * B * 4 * H : 0);
-  args.h_operand = operand_buffer<scalar_t>(space, B, P, plan.h_bf16x3);
+  args.h_operand = operand_buffer<scalar_t>(space, B, P);
   if (weight_hr) args.m_operand = operand_buffer<scalar_t>(space, B, H);
   args.c_state = space.take<acc_t<scalar_t>>(B * H);
   args.hw = space.take<acc_t<scalar_t>>(variant.gain_hh ? B * 4 * H : 0);
@@ -155,7 +154,7 @@ ForwardOutputs forward(const Tensor& x, const MaybeTensor& weight_ih, const Tens
                    "x, h0 and c0 must have 3, 2 and 2 dimensions, got ", of_x.size(), ", ", of_h0.size(),
                    " and ", of_c0.size());
   const int64_t T = of_x[0], B = of_x[1], I = of_x[2], H = of_c0[1], P = of_h0[1];
-  const Sizes sizes{T, B, I, H, P, weight_ih.has_value(), gain_hh.has_value()};
+  const Sizes sizes{T, B, I, H, P, weight_ih.has_value()};
   check_sizes(sizes, dtype);
   LSTM_FUSED_CHECK(weight_hr || P == H, "without weight_hr, h0 must be as wide as c0, ", H, ", got ", P);
   LSTM_FUSED_CHECK(weight_ih || I == 4 * H, "without weight_ih, x must be [T, B, 4H], got ", written(of_x));
@@ -204,9 +203,9 @@ BackwardOutputs backward_as(const Sizes& sizes, const MaybeTensor& dy, const May
   args.dxw = mutable_data<scalar_t>(dxw);
   args.dh0 = mutable_data<scalar_t>(dh0), args.dc0 = mutable_data<scalar_t>(dc0);
   args.dbias = mutable_data<scalar_t>(dbias), args.dpeephole = mutable_data<scalar_t>(dpeephole);
-  if (plan.packs) args.packed_hh = space.take<scalar_t>(packing.channels(P, 4 * H, plan.da_bf16x3));
+  if (plan.packs) args.packed_hh = space.take<scalar_t>(packing.channels(P, 4 * H));
   args.packed_hr = space.take<scalar_t>(weight_hr ? packing.channels(H, P) : 0);
-  args.da_operand = operand_buffer<scalar_t>(space, B, 4 * H, plan.da_bf16x3);
+  args.da_operand = operand_buffer<scalar_t>(space, B, 4 * H);
   if (weight_hr) args.dh_operand = operand_buffer<scalar_t>(space, B, P);
   args.dc_state = space.take<acc_t<scalar_t>>(B * H);
   args.dh_zoneout = space.take<acc_t<scalar_t>>(variant.zoneout_h ? B * P : 0);
@@ -231,7 +230,7 @@ BackwardOutputs backward(const MaybeTensor& dy, const MaybeTensor& dh_n, const M
                    "c and weight_hh must have 3 and 2 dimensions, got ", of_c.size(), " and ",
                    of_weight_hh.size(), "; was the forward pass asked to save?");
   const int64_t T = of_c[0], B = of_c[1], H = of_c[2], P = of_weight_hh[1];
-  const Sizes sizes{T, B, 0, H, P, false, gain_hh.has_value()};
+  const Sizes sizes{T, B, 0, H, P, false};
   check_sizes(sizes, dtype);
   LSTM_FUSED_CHECK(weight_hr || P == H, "without weight_hr, weight_hh must be [4H, H], got ",
                    written(of_weight_hh));
@@ -274,14 +273,13 @@ ProductsOutputs products_as(const Sizes& sizes, int64_t M, const Tensor& dxw, co
   Products<scalar_t> args{};
   args.sequence = {T, B, reverse, data<int64_t>(lengths)};
   args.M = M, args.I = I, args.P = P;
-  args.packs = plan.packs, args.KC = plan.KC, args.dx_rows = plan.dx_rows,
-  args.dweight_rows = plan.dweight_rows;
+  args.packs = plan.packs, args.KC = plan.KC, args.rows_at_once = plan.rows_at_once;
   args.dxw = data<scalar_t>(dxw), args.dhw = data<scalar_t>(dhw);
   if (weight_ih) {
     args.weight_ih = data<scalar_t>(weight_ih), args.dx = mutable_data<scalar_t>(dx);
-    if (plan.packs) args.packed_ih = space.take<scalar_t>(packing.channels(I, M, plan.dx_bf16x3));
+    if (plan.packs) args.packed_ih = space.take<scalar_t>(packing.channels(I, M));
     if (plan.copies_dxw)
-      args.dxw_operand = operand_buffer<scalar_t>(space, plan.threads * plan.dx_rows, M, plan.dx_bf16x3, 1);
+      args.dxw_operand = operand_buffer<scalar_t>(space, plan.threads * plan.rows_at_once, M, 1);
   }
   if (has_x) args.x = strided_rows<scalar_t>(x), args.dweight_ih = mutable_data<scalar_t>(dweight_ih);
   if (has_y) {
@@ -289,13 +287,12 @@ ProductsOutputs products_as(const Sizes& sizes, int64_t M, const Tensor& dxw, co
     args.dweight_hh = mutable_data<scalar_t>(dweight_hh);
   }
   if (has_x || has_y) {
-    const int64_t size = (has_x ? packing.channels(I, plan.KC, plan.dweight_bf16x3) : 0) +
-                         (has_y ? packing.channels(P, plan.KC, plan.dweight_bf16x3) : 0);
+    const int64_t size =
+        (has_x ? packing.channels(I, plan.KC) : 0) + (has_y ? packing.channels(P, plan.KC) : 0);
     for (int slot = 0; slot < 2; ++slot)
       args.packed_rows[slot] =
           slot == 0 || plan.double_buffer ? space.take<scalar_t>(size) : args.packed_rows[0];
-    args.da_operand =
-        operand_buffer<scalar_t>(space, plan.threads * plan.dweight_rows, plan.KC, plan.dweight_bf16x3, 1);
+    args.da_operand = operand_buffer<scalar_t>(space, plan.threads * plan.rows_at_once, plan.KC, 1);
   }
   if constexpr (std::is_same_v<scalar_t, real>) {
     args.sums_ih = args.dweight_ih, args.sums_hh = args.dweight_hh;
@@ -347,23 +344,16 @@ std::vector<int64_t> plan_of(const std::string& isa, DType dtype, const std::vec
       const ProductSizes all{sizes.T * sizes.B, 4 * sizes.H, sizes.I, sizes.P, true, true, true};
       return plan_products<decltype(element)>(machine, all);
     });
-    return {plan.threads,       plan.KC,        plan.packs,         plan.copies_dxw,
-            plan.double_buffer, plan.dx_bf16x3, plan.dweight_bf16x3};
+    return {plan.threads, plan.KC, plan.packs, plan.copies_dxw, plan.double_buffer};
   }
   const Plan plan = by_dtype(dtype, "dtype", [&](auto element) {
     using scalar_t = decltype(element);
     return call == "backward" ? plan_backward<scalar_t>(machine, sizes)
                               : plan_forward<scalar_t>(machine, sizes, call == "saving forward");
   });
-  return {plan.threads,
-          plan.min_rows_per_thread,
-          plan.packs,
-          plan.streaming_stores,
-          plan.x_steps,
-          plan.x_bf16x3,
-          plan.h_bf16x3,
-          plan.da_bf16x3,
-          static_cast<int64_t>(plan.step_us * 1000)};
+  return {plan.threads, plan.min_rows_per_thread,
+          plan.packs,   plan.streaming_stores,
+          plan.x_steps, static_cast<int64_t>(plan.step_us * 1000)};
 }
 
 std::string isa() { return engine().isa.name; }

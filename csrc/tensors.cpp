@@ -146,7 +146,7 @@ Tensor empty(DType dtype, Sized shape) {
 }
 
 void check_sizes(const Sizes& sizes, DType dtype) {
-  const auto& [T, B, I, H, P, weight_ih, gain_hh] = sizes;
+  const auto& [T, B, I, H, P, weight_ih] = sizes;
   const auto padded = [](int64_t n) { return static_cast<double>(n) + 128; };  // at most, in workspaces
   const double rows = static_cast<double>(std::max<int64_t>(T, 2)) * static_cast<double>(B);
   const double gates = 4 * padded(H), inner = padded(I) + padded(P);

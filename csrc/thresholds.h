@@ -73,24 +73,6 @@ constexpr int64_t hoisted_rows = 64;
 constexpr int64_t hoisted_rows_amx = 128;
 constexpr int64_t min_hoisted_steps_amx = 4;
 
-// ---- The bf16x3 split of float32. AMX multiplies bfloat16 at 16 times the rate of float32 FMA, and the
-// split takes six products: the GEMM is at most 16 / 6 times as fast, a derived bound (d3e034d). An element
-// of packed weights takes 6 instead of 4 bytes
-
-// [rows] Minimum B for the split, if a thread's packed weights fit in l2_budget, if half of them fit, or
-// otherwise. With 24 for the second, one thread runs mid's forward pass in 14.8 instead of 20.5 ms, and two
-// threads the backward pass of B = 32, H = 420 in 11.1 instead of 15.5 ms (d1c854e). The others by trial
-// (5305332, d3e034d).
-constexpr int64_t bf16x3_min_rows_l2 = 12;
-constexpr int64_t bf16x3_min_rows_half_l2 = 24;
-constexpr int64_t bf16x3_min_rows_beyond_l2 = 48;
-// [rows] Minimum T × B that pays for the slower packing. By trial (d3e034d).
-constexpr int64_t bf16x3_min_total_rows = 128;
-// [elements] Maximum growth of packed weights by the split, given the size of y. Without gradients, half of y
-// keeps the peak below that of torch.nn.LSTM, which holds a second y. A pass that saves holds five y more and
-// may take two: without a limit, ptb's training step peaked a quarter higher for 2 % of its time (382aa03).
-constexpr int64_t bf16x3_max_extra(int64_t y, bool save) { return save ? 2 * y : y / 2; }
-
 // ---- The products after the recurrence, dx, dW_ih and dW_hh
 
 // KC [rows]: steps × B whose da, x and h_{t-1} are packed at once and multiplied before the next, a multiple
@@ -109,11 +91,6 @@ constexpr int64_t product_prefetch_distance = 8;
 // [k-groups] What is packed of da panel by panel, while the next rows are prefetched: wide's products
 // are 1.04 times as fast as with all panels row by row (Zen 5, one thread).
 constexpr int64_t pack_da_k_groups = 16;
-// [columns] Minimum of a product's columns that pays for the bf16x3 split of da. Derived, not measured:
-// splitting 16 elements takes about 23 cycles, and AMX then saves an eighth of a cycle for each column (610
-// GFLOP/s of bf16x3 against 468 of vectors, docs/bench.md).
-constexpr int64_t bf16x3_min_columns = 256;
-
 // ---- Memory
 
 // [bytes] Maximum size of gates (forward) or dxw (backward) that is stored through the caches; larger ones
@@ -163,12 +140,6 @@ constexpr int MC_tiles = 8;
 // KC [k-groups]: depth of a block, which all tiles of a macro-tile multiply before the next, so that the
 // block of its panels, at most 512 KB, stays in L2. By trial (970d529).
 constexpr int64_t KC = 1024;
-// KC of bf16x3 [k-groups], short for K below bf16x3_long_k [elements]: rows then stay in L1 while all panels
-// of the macro-tile pass. For longer sums, storing accumulators that often costs more: with the long KC big's
-// backward pass takes 98 instead of 138 ms (5305332).
-constexpr int64_t bf16x3_short_kc = 32;
-constexpr int64_t bf16x3_long_kc = 512;
-constexpr int64_t bf16x3_long_k = 1024;
 // [rows] Maximum of a memory-bound micro-kernel: reading weights takes longer than multiplying them
 // (3964d43).
 constexpr int64_t memory_bound_rows = 3;

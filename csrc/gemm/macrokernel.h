@@ -48,8 +48,7 @@ struct MacroTile {
   void multiply(const PackedWeights<scalar_t>& weights, RowPtr row_ptr, const PackedWeights<scalar_t>& others,
                 OtherPtr other_ptr) {
     const Factors factors[] = {{*this, weights, row_ptr}, {*this, others, other_ptr}};
-    if (takes_amx(weights) || takes_amx(others) || others.k_groups == 0 ||
-        weights.k_groups + others.k_groups > KC) {
+    if (others.k_groups == 0 || weights.k_groups + others.k_groups > KC) {
       add<false>(factors[0], true);
       add<false>(factors[1], false);
     } else {
@@ -87,7 +86,7 @@ struct MacroTile {
   // Packed weights and the operand rows of each tile.
   struct Factors {
     PackedWeights<scalar_t> weights;
-    const scalar_t* rows[MC_tiles][max_tile_rows<scalar_t>];
+    const scalar_t* rows[MC_tiles][tile_rows<scalar_t>];
 
     template <class RowPtr>
     Factors(const MacroTile& to, const PackedWeights<scalar_t>& packed, RowPtr row_ptr) : weights(packed) {
@@ -96,31 +95,26 @@ struct MacroTile {
     }
   };
 
-  bool takes_amx(const PackedWeights<scalar_t>& weights) const {
-    if constexpr (!has_amx) return false;
-    return k_pack<scalar_t> == 2 ? count > 1 || tiles[0].rows >= amx_min_rows : weights.bf16x3;
-  }
+  bool takes_amx() const { return by_amx<scalar_t> && (count > 1 || tiles[0].rows >= amx_min_rows); }
 
   template <bool KMajor>
   void add(const Factors& factors, bool fresh) {
     const FlushSubnormals flush;
-    LineQueue lines = take_lines(factors.weights.k_groups);  // not fetched by AMX: that has not been timed
-#ifdef LSTM_FUSED_AMX
-    if constexpr (!KMajor && k_pack<scalar_t> == 2)
-      if (takes_amx(factors.weights)) return add_amx<1>(factors, fresh);
-    if constexpr (!KMajor && std::is_same_v<scalar_t, float>)
-      if (takes_amx(factors.weights)) return add_amx<bf16x3_terms>(factors, fresh);
-#endif
+    LineQueue lines = take_lines(factors.weights.k_groups);
     if (fresh && factors.weights.k_groups == 0) zero();
     for (int64_t k = 0; k < factors.weights.k_groups; k += KC)
       add_block<KMajor>(&factors, 1, k, fresh && k == 0, lines);
     streamed_bytes_ = 0;
   }
 
-  // Adds by vectors the products of a block, k-groups [k, k + KC) of each. A tile as tall as AMX takes is
+  // Adds the products of a block, k-groups [k, k + KC) of each. By vectors a tile as tall as AMX takes is
   // more than MR rows, and is divided into chunks.
   template <bool KMajor>
   void add_block(const Factors* factors, int products, int64_t k, bool fresh, LineQueue& lines) {
+#ifdef LSTM_FUSED_AMX
+    if constexpr (!KMajor && by_amx<scalar_t>)
+      if (takes_amx()) return add_block_by_amx(factors, products, k, fresh);
+#endif
     for (int64_t n = 0; n < count; ++n) {
       AccumulatorTile<scalar_t>& tile = tiles[n];
       const int64_t chunks = ceil_div(tile.rows, MR);
@@ -167,37 +161,34 @@ struct MacroTile {
   AmxTileConfig config_;
 
   // The same by AMX. Four independent accumulators hide the latency of a tile multiplication: two register
-  // tiles by one panel, where each load of weights is used twice, or an odd last tile by two panels.
-  template <int Terms>
-  void add_amx(const Factors& factors, bool fresh) {
-    if (fresh) zero();
-    const PackedWeights<scalar_t>& weights = factors.weights;
-    constexpr int64_t group = Terms * 2 * NR<BFloat16>, max_kc = Terms == 1 ? KC : bf16x3_long_kc;
-    const int64_t block_kc = Terms == 1 || weights.k_groups >= bf16x3_long_k ? max_kc : bf16x3_short_kc;
-    const int64_t panel_stride =
-        weights.panel_stride * static_cast<int64_t>(sizeof(scalar_t) / sizeof(BFloat16));
-    const int64_t k_groups = panel_stride / group, term_stride = row_stride<BFloat16>(weights.k_groups);
-    alignas(64) BFloat16 copies[2][Terms * amx_tile_rows * max_kc * 2];
-    for (int64_t k = 0; k < k_groups; k += block_kc) {
-      const int64_t kc = min(k_groups - k, block_kc);
-      for (int64_t n = 0; n < count; n += 2) {
-        const bool two_tiles = n + 1 < count;
-        AccumulatorTile<scalar_t>&tile = tiles[n], &other = tiles[two_tiles ? n + 1 : n];
-        AmxBlock block0 = amx_block<Terms>(factors.rows[n], tile.rows, k, kc, term_stride, copies[0]),
-                 block1 = block0;
-        if (two_tiles)
-          block1 = amx_block<Terms>(factors.rows[n + 1], other.rows, k, kc, term_stride, copies[1]);
-        config_.set(tile.rows, other.rows, Terms == 1 || two_tiles ? amx_tile_k_groups : tile.rows);
-        for (int64_t p = 0; p < tile.panels;) {
-          const bool two_panels = !two_tiles && p + 1 < tile.panels;
-          block0.acc = tile.at(0, p), block1.acc = two_panels ? tile.at(0, p + 1) : other.at(0, p);
-          const auto multiply = two_tiles    ? microkernel_amx<Terms, 2, 1>
-                                : two_panels ? microkernel_amx<Terms, 1, 2>
-                                             : microkernel_amx<Terms, 1, 1>;
-          const auto* from = reinterpret_cast<const BFloat16*>(weights.at(tile.first_panel + p, 0));
-          multiply(block0, block1, kc, from + k * group, panel_stride, tile.stride);
-          p += two_panels ? 2 : 1;
-        }
+  // tiles by one panel, where each load of weights is used twice, or an odd last tile by two panels. Fetches
+  // no lines for the epilogue: backward passes took as long with them.
+  void add_block_by_amx(const Factors* factors, int products, int64_t k, bool fresh) {
+    alignas(64) BFloat16 copies[2][2 * amx_tile_rows * (KC + 2 * amx_tile_k_groups)];
+    for (int64_t n = 0; n < count; n += 2) {
+      const bool two_tiles = n + 1 < count;
+      AccumulatorTile<scalar_t>&tile = tiles[n], &other = tiles[two_tiles ? n + 1 : n];
+      config_.set(tile.rows, other.rows);
+      AmxProduct sum[2];
+      int64_t copied = 0;
+      for (int i = 0; i < products; ++i) {
+        const PackedWeights<scalar_t>& weights = factors[i].weights;
+        const int64_t kc = min(weights.panel_stride / weights.k_stride - k, KC);
+        const auto rows = [&](int64_t t) {
+          return amx_rows(factors[i].rows[n + t], tiles[n + t].rows, k, kc, copies[t] + copied);
+        };
+        sum[i] = {{rows(0), two_tiles ? rows(1) : AmxRows{}}, kc, nullptr, weights.panel_stride};
+        copied += 2 * amx_tile_rows * kc;
+      }
+      for (int64_t p = 0; p < tile.panels;) {
+        const bool two_panels = !two_tiles && p + 1 < tile.panels;
+        for (int i = 0; i < products; ++i) sum[i].weights = factors[i].weights.at(tile.first_panel + p, k);
+        const auto multiply = two_tiles    ? microkernel_amx<2, 1>
+                              : two_panels ? microkernel_amx<1, 2>
+                                           : microkernel_amx<1, 1>;
+        multiply(sum, products, tile.at(0, p), two_panels ? tile.at(0, p + 1) : other.at(0, p), tile.stride,
+                 fresh);
+        p += two_panels ? 2 : 1;
       }
     }
   }
@@ -205,18 +196,18 @@ struct MacroTile {
 };
 
 // Visits rows [row0, row1) × panels [panel_begin, panel_end) by macro-tiles. Rows are divided into tiles of
-// equal height, at most `max_rows`. Panels are the outer loop: their weights stay in cache while all rows
+// equal height, at most tile_rows. Panels are the outer loop: their weights stay in cache while all rows
 // pass. With AMX, which loads the rows again for each panel, a macro-tile has as many panels as fit.
 // `reverse_panels`, every other step, visits panels from last to first, to begin with those that the step
 // before has left in the cache.
 template <class scalar_t, class Visit>
-inline void for_macrotiles(int64_t max_rows, int64_t row0, int64_t row1, int64_t panel_begin,
-                           int64_t panel_end, bool reverse_panels, Visit visit) {
+inline void for_macrotiles(int64_t row0, int64_t row1, int64_t panel_begin, int64_t panel_end,
+                           bool reverse_panels, Visit visit) {
   const int64_t rows = row1 - row0;
-  const int64_t tiles = (rows + max_rows - 1) / max_rows;
+  const int64_t tiles = ceil_div(rows, tile_rows<scalar_t>);
   if (tiles == 0) return;
   const int64_t panels = panels_for<scalar_t>(static_cast<int>((rows + tiles - 1) / tiles));
-  const int64_t nc = max_rows > MR ? max_nc : panels > min_nc ? panels : min_nc;
+  const int64_t nc = by_amx<scalar_t> ? max_nc : panels > min_nc ? panels : min_nc;
   const int64_t m_blocks = (tiles + MC_tiles - 1) / MC_tiles;
   const int64_t n_blocks = ceil_div(panel_end - panel_begin, nc);
   const auto panel_at = [&](int64_t j) { return panel_begin + (reverse_panels ? n_blocks - 1 - j : j) * nc; };

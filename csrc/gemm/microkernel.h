@@ -32,11 +32,9 @@ constexpr int panels_for(int rows) {
 
 // Rows of the tallest tile: of an AMX tile, where AMX multiplies this type.
 template <class scalar_t>
-constexpr int64_t tile_rows(bool bf16x3) {
-  return has_amx && (bf16x3 || k_pack<scalar_t> == 2) ? amx_tile_rows : MR;
-}
+constexpr bool by_amx = has_amx && k_pack<scalar_t> == 2;
 template <class scalar_t>
-constexpr int max_tile_rows = static_cast<int>(tile_rows<scalar_t>(std::is_same_v<scalar_t, float>));
+constexpr int64_t tile_rows = by_amx<scalar_t> ? amx_tile_rows : MR;
 
 constexpr bool has_few_rows(int64_t rows) { return rows <= memory_bound_rows; }
 
@@ -146,8 +144,7 @@ template <class scalar_t>
 struct PackedWeights {
   const scalar_t* data;
   int64_t k_groups;
-  int64_t panel_stride;  // in elements
-  bool bf16x3;
+  int64_t panel_stride;                                // in elements
   int64_t k_stride = k_pack<scalar_t> * NR<scalar_t>;  // in elements
 
   bool packed() const { return k_stride == k_pack<scalar_t> * NR<scalar_t>; }
@@ -184,11 +181,11 @@ inline void multiply_rows(int64_t rows, const Product<scalar_t>* products, int c
 // Accumulators, for at most max_nc panels, and their place in the output.
 template <class scalar_t>
 struct AccumulatorTile {
-  int64_t first_row, rows;  // at most max_tile_rows<scalar_t>
+  int64_t first_row, rows;  // at most tile_rows<scalar_t>
   int64_t first_panel, panels;
   acc_t<scalar_t>* acc;  // [rows, panels * NR], `own` or a part of the output
   int64_t stride;        // leading dimension of acc
-  alignas(64) acc_t<scalar_t> own[max_tile_rows<scalar_t> * max_nc * NR<scalar_t>];
+  alignas(64) acc_t<scalar_t> own[tile_rows<scalar_t> * max_nc * NR<scalar_t>];
 
   acc_t<scalar_t>* at(int64_t r, int64_t p) { return acc + r * stride + p * NR<scalar_t>; }
 };

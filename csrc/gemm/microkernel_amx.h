@@ -1,55 +1,59 @@
-// The AMX micro-kernel: bfloat16, or float32 by the bf16x3 split. All AMX intrinsics are in this file.
+// The AMX micro-kernel, of bfloat16. All AMX intrinsics are in this file.
 #pragma once
 
-#include "gemm/bf16x3.h"
+#include "gemm/layout.h"
+#include "isa/simd.h"
 
 #ifdef LSTM_FUSED_AMX
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// A block of operand rows at equal distances, as tile loads need them, and its accumulators.
-struct AmxBlock {
+// Operand rows at equal distances, as tile loads need them.
+struct AmxRows {
   const BFloat16* data;
-  int64_t stride;       // elements from one row to the next
-  int64_t term_stride;  // elements from one bf16x3 term to the next
-  float* acc;
+  int64_t stride;  // elements from one row to the next
 };
 
 // K-groups [k, k + k_groups) of `count` rows. Where lengths have left gaps between the rows, copies them.
-template <int Terms, class scalar_t>
-AmxBlock amx_block(const scalar_t* const* rows, int64_t count, int64_t k, int64_t k_groups,
-                   int64_t term_stride, BFloat16* copy) {
-  const auto at = [&](int64_t r) { return reinterpret_cast<const BFloat16*>(rows[r]) + 2 * k; };
+inline AmxRows amx_rows(const BFloat16* const* rows, int64_t count, int64_t k, int64_t k_groups,
+                        BFloat16* copy) {
+  const auto at = [&](int64_t r) { return rows[r] + 2 * k; };
   const int64_t stride = count > 1 ? at(1) - at(0) : 0, elements = 2 * k_groups;
   bool equidistant = true;
   for (int64_t r = 2; r < count; ++r) equidistant = equidistant && at(r) - at(r - 1) == stride;
-  if (equidistant) return {at(0), stride, term_stride, nullptr};
-  for (int64_t term = 0; term < Terms; ++term)
-    for (int64_t r = 0; r < count; ++r)
-      __builtin_memcpy(copy + (term * count + r) * elements, at(r) + term * term_stride,
-                       static_cast<size_t>(elements) * sizeof(BFloat16));
-  return {copy, elements, count * elements, nullptr};
+  if (equidistant) return {at(0), stride};
+  for (int64_t r = 0; r < count; ++r)
+    __builtin_memcpy(copy + r * elements, at(r), static_cast<size_t>(elements) * sizeof(BFloat16));
+  return {copy, elements};
 }
+
+// One product of a sum: A, of one or two row blocks, times B, panels that are `panel_stride` apart.
+struct AmxProduct {
+  AmxRows rows[2];
+  int64_t k_groups;  // in whole AMX tiles
+  const BFloat16* weights;
+  int64_t panel_stride;
+};
 
 // Configures the eight tile registers and releases them at the end of the scope. Registers 0 to 3 accumulate
 // two row blocks × two vectors, or one row block × four vectors. 4 and 5 hold the row blocks of A, 6 and 7
-// the two vectors of B; with bf16x3 and one row block, 4 to 6 hold the terms of A.
+// the two vectors of B.
 class AmxTileConfig {
  public:
   ~AmxTileConfig() {
     if (rows_[0]) _tile_release();
   }
-  // Rows of registers 0, 1 and 4; of 2, 3 and 5; and of 6.
-  void set(int64_t first, int64_t second, int64_t third) {
-    if (rows_[0] == first && rows_[1] == second && rows_[2] == third) return;
-    rows_[0] = first, rows_[1] = second, rows_[2] = third;
+  // Rows of registers 0, 1 and 4, and of 2, 3 and 5.
+  void set(int64_t first, int64_t second) {
+    if (rows_[0] == first && rows_[1] == second) return;
+    rows_[0] = first, rows_[1] = second;
     struct alignas(64) {
       uint8_t palette, start, reserved[14];
       uint16_t row_bytes[16];
       uint8_t rows[16];
     } config = {1, 0, {}, {}, {}};
     for (int n = 0; n < 8; ++n) {
-      const int64_t rows = n == 7 ? 16 : rows_[n < 4 ? n / 2 : n - 4];
+      const int64_t rows = n > 5 ? amx_tile_k_groups : rows_[n < 4 ? n / 2 : n - 4];
       config.rows[n] = static_cast<uint8_t>(rows);
       config.row_bytes[n] = 64;
     }
@@ -60,37 +64,39 @@ class AmxTileConfig {
   // Never inlined, like the micro-kernel: the compiler does not know which memory these instructions read.
   [[gnu::noinline]] static void load(const void* config) { _tile_loadconfig(config); }
 
-  int64_t rows_[3] = {0, 0, 0};
+  int64_t rows_[2] = {0, 0};
 };
 
-// Adds A times B to the accumulators of two row blocks by one panel, or of one row block by two panels that
-// are `panel_stride` apart; `block1` is the second row block, or the first one with the accumulators of the
-// second panel. `stride` is the leading dimension of all accumulators. K is `k_groups` k-groups, in whole AMX
-// tiles.
-//
-// With bf16x3 it forms the six of the nine products of terms that reach into the 24 bits of float32, in the
-// same order for every shape; the other three are below 2^-21 of the whole. G. Henry, P. T. P. Tang and
-// A. Heinecke, Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations,
-// ARITH 2019.
-template <int Terms, int RowBlocks, int Panels>
-[[gnu::noinline]] void microkernel_amx(const AmxBlock& block0, const AmxBlock& block1, int64_t k_groups,
-                                       const BFloat16* weights, int64_t panel_stride, int64_t stride) {
+// Adds the sum of products to accumulators with leading dimension `stride`, or stores it if they are `fresh`:
+// of two row blocks by a panel, or of one row block by two panels, at acc0 and acc1.
+template <int RowBlocks, int Panels>
+[[gnu::noinline]] void microkernel_amx(const AmxProduct* products, int count, float* acc0, float* acc1,
+                                       int64_t stride, bool fresh) {
   constexpr int64_t group = 2 * 2 * lanes<BFloat16>, group_bytes = group * sizeof(BFloat16);
-  constexpr int64_t term_bytes = amx_tile_k_groups * group_bytes, vector_bytes = group_bytes / 2;
+  constexpr int64_t vector_bytes = group_bytes / 2;
   const int64_t acc_bytes = stride * static_cast<int64_t>(sizeof(float));
-  const int64_t a0_bytes = block0.stride * static_cast<int64_t>(sizeof(BFloat16));
-  const int64_t a1_bytes = block1.stride * static_cast<int64_t>(sizeof(BFloat16));
-  _tile_loadd(0, block0.acc, acc_bytes);
-  _tile_loadd(1, block0.acc + lanes<float>, acc_bytes);
-  if constexpr (RowBlocks * Panels == 2) {
-    _tile_loadd(2, block1.acc, acc_bytes);
-    _tile_loadd(3, block1.acc + lanes<float>, acc_bytes);
+  if (fresh) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, acc0, acc_bytes);
+    _tile_loadd(1, acc0 + lanes<float>, acc_bytes);
+    if constexpr (RowBlocks * Panels == 2) {
+      _tile_loadd(2, acc1, acc_bytes);
+      _tile_loadd(3, acc1 + lanes<float>, acc_bytes);
+    }
   }
-  for (int64_t k = 0; k < k_groups; k += amx_tile_k_groups) {
-    const BFloat16 *a0 = block0.data + 2 * k, *a1 = block1.data + 2 * k;
-    const char* b0 = reinterpret_cast<const char*>(weights + k * Terms * group);
-    const char* b1 = b0 + panel_stride * static_cast<int64_t>(sizeof(BFloat16));
-    if constexpr (Terms == 1) {
+  for (const AmxProduct* product = products; product < products + count; ++product) {
+    const auto [row0, row1] = product->rows;
+    const int64_t a0_bytes = row0.stride * static_cast<int64_t>(sizeof(BFloat16));
+    const int64_t a1_bytes = row1.stride * static_cast<int64_t>(sizeof(BFloat16));
+    const int64_t panel_bytes = product->panel_stride * static_cast<int64_t>(sizeof(BFloat16));
+    for (int64_t k = 0; k < product->k_groups; k += amx_tile_k_groups) {
+      const BFloat16 *a0 = row0.data + 2 * k, *a1 = row1.data + 2 * k;
+      const char* b0 = reinterpret_cast<const char*>(product->weights + k * group);
+      const char* b1 = b0 + panel_bytes;
       _tile_loadd(6, b0, group_bytes);
       _tile_loadd(4, a0, a0_bytes);
       _tile_dpbf16ps(0, 4, 6);
@@ -107,63 +113,13 @@ template <int Terms, int RowBlocks, int Panels>
         _tile_loadd(7, b1 + vector_bytes, group_bytes);
         _tile_dpbf16ps(3, 4, 7);
       }
-    } else if constexpr (RowBlocks == 2) {
-      const auto load_weights = [&](int64_t term) {
-        _tile_loadd(6, b0 + term * term_bytes, group_bytes);
-        _tile_loadd(7, b0 + term * term_bytes + vector_bytes, group_bytes);
-      };
-      const auto load_rows = [&](int64_t term) {
-        _tile_loadd(4, a0 + term * block0.term_stride, a0_bytes);
-        _tile_loadd(5, a1 + term * block1.term_stride, a1_bytes);
-      };
-      const auto add_products = [] {
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      };
-      load_weights(2), load_rows(0), add_products();
-      load_weights(1), add_products();
-      load_rows(1), add_products();
-      load_weights(0), add_products();
-      load_rows(2), add_products();
-      load_rows(0), add_products();
-    } else {
-      _tile_loadd(4, a0, a0_bytes);
-      _tile_loadd(5, a0 + block0.term_stride, a0_bytes);
-      _tile_loadd(6, a0 + 2 * block0.term_stride, a0_bytes);
-      // Macros, because tile registers are numbered by literals. Each multiplies one term of B.
-#define LSTM_FUSED_TERM_2(acc, from)                    \
-  _tile_loadd(7, (from) + 2 * term_bytes, group_bytes); \
-  _tile_dpbf16ps(acc, 4, 7);
-#define LSTM_FUSED_TERM_1(acc, from)                \
-  _tile_loadd(7, (from) + term_bytes, group_bytes); \
-  _tile_dpbf16ps(acc, 4, 7);                        \
-  _tile_dpbf16ps(acc, 5, 7);
-#define LSTM_FUSED_TERM_0(acc, from) \
-  _tile_loadd(7, from, group_bytes); \
-  _tile_dpbf16ps(acc, 5, 7);         \
-  _tile_dpbf16ps(acc, 6, 7);         \
-  _tile_dpbf16ps(acc, 4, 7);
-#define LSTM_FUSED_EACH_VECTOR(term)       \
-  term(0, b0) term(1, b0 + vector_bytes);  \
-  if constexpr (Panels == 2) {             \
-    term(2, b1) term(3, b1 + vector_bytes) \
-  }
-      LSTM_FUSED_EACH_VECTOR(LSTM_FUSED_TERM_2)
-      LSTM_FUSED_EACH_VECTOR(LSTM_FUSED_TERM_1)
-      LSTM_FUSED_EACH_VECTOR(LSTM_FUSED_TERM_0)
-#undef LSTM_FUSED_TERM_2
-#undef LSTM_FUSED_TERM_1
-#undef LSTM_FUSED_TERM_0
-#undef LSTM_FUSED_EACH_VECTOR
     }
   }
-  _tile_stored(0, block0.acc, acc_bytes);
-  _tile_stored(1, block0.acc + lanes<float>, acc_bytes);
+  _tile_stored(0, acc0, acc_bytes);
+  _tile_stored(1, acc0 + lanes<float>, acc_bytes);
   if constexpr (RowBlocks * Panels == 2) {
-    _tile_stored(2, block1.acc, acc_bytes);
-    _tile_stored(3, block1.acc + lanes<float>, acc_bytes);
+    _tile_stored(2, acc1, acc_bytes);
+    _tile_stored(3, acc1 + lanes<float>, acc_bytes);
   }
 }
 

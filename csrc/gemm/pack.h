@@ -1,8 +1,7 @@
-// Packs weights in the order in which the micro-kernels read them: panels [K, NR], in VNNI pairs of bfloat16
-// or bf16x3 terms, zero past K and past the last channel.
+// Packs weights in the order in which the micro-kernels read them: panels [K, NR], of bfloat16 in VNNI
+// pairs, zero past K and past the last channel.
 #pragma once
 
-#include "gemm/bf16x3.h"
 #include "gemm/microkernel.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
@@ -75,92 +74,59 @@ inline void pack_vector(const BFloat16* weights, int64_t n_stride, int64_t k_str
   }
 }
 
-// Stores two vectors of bfloat16 as VNNI pairs, the first n of them.
+// Two vectors of bfloat16 as VNNI pairs.
+inline Bits vnni_pairs(Vec<float> even, Vec<float> odd) { return (Bits)even >> 16 | (Bits)odd; }
+
+// Stores them, the first n.
 inline void store_pairs(Vec<float> even, Vec<float> odd, BFloat16* to, int64_t n = lanes<float>) {
-  const Bits pairs = (Bits)even >> 16 | (Bits)odd;
+  const Bits pairs = vnni_pairs(even, odd);
   if (n >= lanes<float>)
     __builtin_memcpy(to, &pairs, sizeof pairs);
   else
     __builtin_memcpy(to, &pairs, static_cast<size_t>(n) * sizeof(uint32_t));
 }
 
-// Stores k = 2u and 2u + 1 of a vector as VNNI pairs of bf16x3: [AMX tiles, terms, k-groups of a tile, NR,
-// 2].
-inline void store_bf16x3_pairs(Vec<float> even, Vec<float> odd, int64_t u, BFloat16* to) {
-  constexpr int64_t group = 2 * NR<BFloat16>, term_size = amx_tile_k_groups * group;
-  const Bf16x3 low(even), high(odd);
-  BFloat16* at = to + u / amx_tile_k_groups * bf16x3_terms * term_size + u % amx_tile_k_groups * group;
-  for (int64_t t = 0; t < bf16x3_terms; ++t) store_pairs(low.term[t], high.term[t], at + t * term_size);
-}
-
-// As pack_vector, in bf16x3.
-inline void pack_vector_bf16x3(const float* weights, int64_t n_stride, int64_t k_stride, int64_t n, int64_t K,
-                               BFloat16* to) {
-  constexpr int64_t L = lanes<float>;
-  for (int64_t first = 0; first < padded_k<BFloat16>(K); first += L) {
-    const TransposedBlock<float> block(weights + first * k_stride, n_stride, k_stride, n, K - first);
-    for (int64_t k = 0; k < L; k += 2)
-      store_bf16x3_pairs(block.row[k], block.row[k + 1], (first + k) / 2, to);
-  }
-}
-
-// Packs vector 0 or 1 of a panel, in either form.
-template <class scalar_t>
-inline void pack_panel_vector(const scalar_t* weights, int64_t n_stride, int64_t k_stride, int64_t n,
-                              int64_t K, bool bf16x3, int64_t vector, scalar_t* panel) {
-  if constexpr (has_amx && std::is_same_v<scalar_t, float>)
-    if (bf16x3)
-      return pack_vector_bf16x3(weights, n_stride, k_stride, n, K,
-                                reinterpret_cast<BFloat16*>(panel) + vector * 2 * lanes<float>);
-  pack_vector(weights, n_stride, k_stride, n, K, panel + vector * lanes<scalar_t> * k_pack<scalar_t>);
-}
-
 // Packs W [4H, K] into two panels for each vector of channels, i and f, g and o; vectors [first, last) only.
 template <class scalar_t>
-void pack_gates(const scalar_t* W, int64_t H, int64_t K, bool bf16x3, int64_t first, int64_t last,
-                scalar_t* packed) {
-  const int64_t panel_stride = packed_k<scalar_t>(K, bf16x3) * NR<scalar_t>;
+void pack_gates(const scalar_t* W, int64_t H, int64_t K, int64_t first, int64_t last, scalar_t* packed) {
+  const int64_t panel_stride = padded_k<scalar_t>(K) * NR<scalar_t>,
+                vector = lanes<scalar_t> * k_pack<scalar_t>;
   for (int64_t n = first; n < last; ++n)
     for (int64_t gate = 0; gate < 4; ++gate) {
       const int64_t j = n * lanes<scalar_t>;
-      pack_panel_vector(W + (gate * H + j) * K, K, 1, H - j, K, bf16x3, gate % 2,
-                        packed + (gate_panels * n + gate / 2) * panel_stride);
+      pack_vector(W + (gate * H + j) * K, K, 1, H - j, K,
+                  packed + (gate_panels * n + gate / 2) * panel_stride + gate % 2 * vector);
     }
 }
 
 // Packs the weights W[n * n_stride + k * k_stride] of N channels by K; panels [first, last) only.
 template <class scalar_t>
-void pack_channels(const scalar_t* W, int64_t n_stride, int64_t k_stride, int64_t N, int64_t K, bool bf16x3,
-                   int64_t first, int64_t last, scalar_t* packed) {
-  const int64_t panel_stride = packed_k<scalar_t>(K, bf16x3) * NR<scalar_t>;
+void pack_channels(const scalar_t* W, int64_t n_stride, int64_t k_stride, int64_t N, int64_t K, int64_t first,
+                   int64_t last, scalar_t* packed) {
+  const int64_t panel_stride = padded_k<scalar_t>(K) * NR<scalar_t>,
+                vector = lanes<scalar_t> * k_pack<scalar_t>;
   for (int64_t p = first; p < last; ++p)
     for (int64_t v = 0; v < 2; ++v) {
       const int64_t j = p * NR<scalar_t> + v * lanes<scalar_t>;
-      pack_panel_vector(W + j * n_stride, n_stride, k_stride, N - j, K, bf16x3, v, packed + p * panel_stride);
+      pack_vector(W + j * n_stride, n_stride, k_stride, N - j, K, packed + p * panel_stride + v * vector);
     }
 }
 
 // Packs rows that lie apart, row(k) for k in [first, last), as k of panels: columns [0, N), zero for other
 // columns of the last panel and for k >= K. `first` is a multiple of an AMX tile's depth.
 template <class scalar_t, class RowAt>
-void pack_rows(RowAt row, int64_t N, int64_t first, int64_t last, int64_t K, bool bf16x3, scalar_t* packed) {
-  const int64_t panel_stride = packed_k<scalar_t>(K, bf16x3) * NR<scalar_t>;
+void pack_rows(RowAt row, int64_t N, int64_t first, int64_t last, int64_t K, scalar_t* packed) {
+  const int64_t panel_stride = padded_k<scalar_t>(K) * NR<scalar_t>;
   const int64_t vectors = 2 * ceil_div(N, NR<scalar_t>);
   const auto load_row = [&](int64_t k, int64_t j) {
     if (j < N && k + product_prefetch_distance < K)
       __builtin_prefetch(row(k + product_prefetch_distance) + j);
     return j < N && k < K ? load(row(k) + j, N - j) : Vec<scalar_t>{};
   };
-  for (int64_t k = first; k < last; k += bf16x3 ? 2 : k_pack<scalar_t>)
+  for (int64_t k = first; k < last; k += k_pack<scalar_t>)
     for (int64_t v = 0; v < vectors; ++v) {
       const int64_t j = v * lanes<scalar_t>, at = v % 2 * lanes<scalar_t>;
       scalar_t* panel = packed + v / 2 * panel_stride;
-      if constexpr (has_amx && std::is_same_v<scalar_t, float>)
-        if (bf16x3) {
-          store_bf16x3_pairs(load_row(k, j), load_row(k + 1, j), k / 2,
-                             reinterpret_cast<BFloat16*>(panel) + 2 * at);
-          continue;
-        }
       if constexpr (k_pack<scalar_t> == 1)
         store(panel + k * NR<scalar_t> + at, load_row(k, j));
       else
@@ -183,17 +149,16 @@ inline void pack_k_major(const scalar_t* even, const scalar_t* odd, int64_t widt
   }
 }
 
-// The packed weights that multiply rows of the buffer, in its form.
+// The packed weights that multiply rows of the buffer.
 template <class scalar_t>
 PackedWeights<scalar_t> packed_for(const OperandBuffer<scalar_t>& rows, const scalar_t* weights) {
-  return {weights, ceil_div(rows.K, k_pack<scalar_t>), packed_k<scalar_t>(rows.K, rows.bf16x3) * NR<scalar_t>,
-          rows.bf16x3};
+  return {weights, ceil_div(rows.K, k_pack<scalar_t>), padded_k<scalar_t>(rows.K) * NR<scalar_t>};
 }
 
 // The same of W [K, N] itself, for few rows; N is a multiple of NR.
 template <class scalar_t>
 PackedWeights<scalar_t> unpacked(const scalar_t* W, int64_t K, int64_t N) {
-  return {W, K, NR<scalar_t>, false, N};
+  return {W, K, NR<scalar_t>, N};
 }
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA

@@ -9,7 +9,7 @@ struct Isa {
   const char* name;
   int64_t vector_bytes;
   int mr;        // rows of the vector micro-kernel
-  bool has_amx;  // AMX tiles multiply bfloat16, and float32 by the bf16x3 split
+  bool has_amx;  // AMX tiles multiply bfloat16
 };
 
 }  // namespace lstm_fused

@@ -14,10 +14,9 @@ void pack(const Backward<scalar_t>& args, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
   const int64_t p = ceil_div(args.P, NR<scalar_t>), h = ceil_div(args.H, NR<scalar_t>);
   if (args.packs)
-    pack_channels(args.weight_hh, 1, args.P, args.P, 4 * args.H, args.da_operand.bf16x3, all.begin(p),
-                  all.end(p), args.packed_hh);
+    pack_channels(args.weight_hh, 1, args.P, args.P, 4 * args.H, all.begin(p), all.end(p), args.packed_hh);
   if (args.weight_hr)
-    pack_channels(args.weight_hr, 1, args.H, args.H, args.P, false, all.begin(h), all.end(h), args.packed_hr);
+    pack_channels(args.weight_hr, 1, args.H, args.H, args.P, all.begin(h), all.end(h), args.packed_hr);
   all.sync();  // packed weights, dc_state and padding that other threads have written
 }
 
@@ -31,8 +30,8 @@ void init_state(const Backward<scalar_t>& args, const Slice& s) {
             n);
     }
     for (int64_t slot = 0; slot < 2 && s.rank == 0; ++slot) {
-      clear_padding(args.da_operand, slot, b);
-      if (args.weight_hr) clear_padding(args.dh_operand, slot, b);
+      args.da_operand.clear_padding(slot, b);
+      if (args.weight_hr) args.dh_operand.clear_padding(slot, b);
     }
   }
 }
@@ -174,10 +173,10 @@ void cell_epilogue(const Backward<scalar_t>& args, int64_t n, int64_t t, const R
       if (HasVariant) dc += dc_zoneout;
       da.to(args.dxw + tb * 4 * H, H, j, left, args.streaming_stores);
       scalar_t* next = args.da_operand.row(n, b);
-      store_operand(args.da_operand, next, j, da.i, left);
-      store_operand(args.da_operand, next, H + j, da.f, left);
-      store_operand(args.da_operand, next, 2 * H + j, da.g, left);
-      store_operand(args.da_operand, next, 3 * H + j, da.o, left);
+      store(next + j, da.i, left);
+      store(next + H + j, da.f, left);
+      store(next + 2 * H + j, da.g, left);
+      store(next + 3 * H + j, da.o, left);
       store(args.dc_state + b * H + j, dc, left);
       sum[0] += da.i, sum[1] += da.f, sum[2] += da.g, sum[3] += da.o;
       if (peephole.present) sum[4] += da.i * c_prev, sum[5] += da.f * c_prev, sum[6] += da.o * c;
@@ -230,7 +229,6 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
   const FlushSubnormals flush;
   const Sequence& q = args.sequence;
   const int64_t H = args.H, P = args.P;
-  const int64_t max_rows = tile_rows<scalar_t>(args.da_operand.bf16x3);
   const Slice s = slice(team, q.B, args.min_rows_per_thread);
   const int64_t h_panels = ceil_div(H, NR<scalar_t>), p_panels = ceil_div(P, NR<scalar_t>);
   const int64_t h0 = s.begin(h_panels), h1 = s.end(h_panels), p0 = s.begin(p_panels), p1 = s.end(p_panels);
@@ -247,8 +245,8 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
     const Count count = active_rows(args, s, n, t, rows);
     // Rows that end here have no product, so they must not share a tile with those that continue.
     const auto for_rows = [&](int64_t panel_begin, int64_t panel_end, auto visit) {
-      for_macrotiles<scalar_t>(max_rows, 0, count.continuing, panel_begin, panel_end, n & 1, visit);
-      for_macrotiles<scalar_t>(max_rows, count.continuing, count.all, panel_begin, panel_end, n & 1, visit);
+      for_macrotiles<scalar_t>(0, count.continuing, panel_begin, panel_end, n & 1, visit);
+      for_macrotiles<scalar_t>(count.continuing, count.all, panel_begin, panel_end, n & 1, visit);
     };
     if (!args.weight_hr) {
       for_rows(h0, h1, [&](auto& macrotile) {
@@ -266,7 +264,7 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
         store_dh(args, rows, macrotile, t, true, [&](int64_t b) { return args.dh_operand.row(n, b); });
       });
       s.sync();  // dh_operand: all channels
-      for_macrotiles<scalar_t>(tile_rows<scalar_t>(false), 0, count.all, h0, h1, n & 1, [&](auto& macrotile) {
+      for_macrotiles<scalar_t>(0, count.all, h0, h1, n & 1, [&](auto& macrotile) {
         macrotile.multiply(packed_for(args.dh_operand, args.packed_hr),
                            [&](int64_t r) { return args.dh_operand.row(n, rows[r].b); });
         for (int64_t i = 0; i < macrotile.count; ++i)
@@ -296,8 +294,8 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
     recurrent_gradient(args, rows, macrotile);
     store_dh(args, rows, macrotile, 0, false, [&](int64_t b) { return args.dh0 + b * P; });
   };
-  for_macrotiles<scalar_t>(max_rows, 0, with_steps, p0, p1, false, to_dh0);
-  for_macrotiles<scalar_t>(max_rows, with_steps, count, p0, p1, false, to_dh0);
+  for_macrotiles<scalar_t>(0, with_steps, p0, p1, false, to_dh0);
+  for_macrotiles<scalar_t>(with_steps, count, p0, p1, false, to_dh0);
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
     for (int64_t j = j0; j < j1; j += lanes<scalar_t>)
       store(args.dc0 + b * H + j, load(args.dc_state + b * H + j, j1 - j), j1 - j);

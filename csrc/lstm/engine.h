@@ -153,7 +153,7 @@ struct Products {
   int64_t M, I, P;  // M = 4H
   // As in ProductsPlan.
   bool packs;
-  int64_t KC, dx_rows, dweight_rows;
+  int64_t KC, rows_at_once;
 
   // Inputs, the caller's.
   const scalar_t* dxw;        // [T, B, M]
@@ -170,9 +170,9 @@ struct Products {
 
   // Workspace, the caller's, 64-byte aligned.
   scalar_t* packed_ih;                  // channels(I, M), for dx, unused without packs
-  OperandBuffer<scalar_t> dxw_operand;  // [threads, dx_rows] rows, K = M, for dx; without data: not copied
+  OperandBuffer<scalar_t> dxw_operand;  // threads * rows_at_once rows, K = M, for dx; no data: not copied
   scalar_t* packed_rows[2];            // channels(I, KC) + channels(P, KC), x and h_{t-1}, for dW; may be one
-  OperandBuffer<scalar_t> da_operand;  // [threads, dweight_rows] rows, K = KC, for dW
+  OperandBuffer<scalar_t> da_operand;  // threads * rows_at_once rows, K = KC, for dW
   acc_t<scalar_t>* sums_ih;            // [M, I], partial sums; of float32 and float64 dweight_ih itself
   acc_t<scalar_t>* sums_hh;            // [M, P], the same for dweight_hh
   ProductRow<scalar_t>* rows;          // [threads, KC]

@@ -14,13 +14,12 @@ void pack(const Forward<scalar_t>& args, const Team& team) {
   const Slice all{0, 0, team.rank, team.size, team.everyone};
   const int64_t vectors = ceil_div(args.H, lanes<scalar_t>), panels = ceil_div(args.P, NR<scalar_t>);
   const auto gates = [&](const scalar_t* weight, const OperandBuffer<scalar_t>& operand, scalar_t* to) {
-    if (args.packs)
-      pack_gates(weight, args.H, operand.K, operand.bf16x3, all.begin(vectors), all.end(vectors), to);
+    if (args.packs) pack_gates(weight, args.H, operand.K, all.begin(vectors), all.end(vectors), to);
   };
   if (args.weight_ih) gates(args.weight_ih, args.x_operand, args.packed_ih);
   gates(args.weight_hh, args.h_operand, args.packed_hh);
   if (args.weight_hr)
-    pack_channels(args.weight_hr, args.H, 1, args.P, args.H, false, all.begin(panels), all.end(panels),
+    pack_channels(args.weight_hr, args.H, 1, args.P, args.H, all.begin(panels), all.end(panels),
                   args.packed_hr);
   all.sync();  // packed weights, c_state and operand rows that other threads have written
 }
@@ -38,8 +37,8 @@ void init_state(const Forward<scalar_t>& args, const Slice& s) {
         store_h_operand(args, args.h0 + b * args.P + j, slot, b, j, min(lanes<scalar_t>, s.end(args.P) - j),
                         args.h_operand);
       if (s.rank == 0) {
-        clear_padding(args.h_operand, slot, b);
-        if (args.weight_hr) clear_padding(args.m_operand, slot, b);
+        args.h_operand.clear_padding(slot, b);
+        if (args.weight_hr) args.m_operand.clear_padding(slot, b);
       }
     }
   }
@@ -53,12 +52,8 @@ void copy_x(const Forward<scalar_t>& args, const Slice& s, int64_t n, int64_t st
     const int64_t b = s.row_begin + r % rows;
     const scalar_t* x = args.x.at(args.sequence.step(n + r / rows), b);
     scalar_t* to = args.x_operand.row(n + r / rows, b);
-    if (args.x_operand.bf16x3)
-      for (int64_t i = 0; i < args.I; i += lanes<scalar_t>)
-        store_operand(args.x_operand, to, i, load(x + i, args.I - i), args.I - i);
-    else
-      __builtin_memcpy(to, x, static_cast<size_t>(args.I) * sizeof(scalar_t));
-    clear_padding(args.x_operand, n + r / rows, b);
+    __builtin_memcpy(to, x, static_cast<size_t>(args.I) * sizeof(scalar_t));
+    args.x_operand.clear_padding(n + r / rows, b);
   }
 }
 
@@ -89,8 +84,7 @@ void compute_xw(const Forward<scalar_t>& args, const Slice& s, int64_t n, int64_
   const int64_t rows = s.row_end - s.row_begin, steps = min(args.x_steps, args.sequence.T - n);
   copy_x(args, s, n, steps);
   s.sync();  // x_operand: other threads' rows, before the GEMM reads them
-  const int64_t max_rows = tile_rows<scalar_t>(args.x_operand.bf16x3);
-  for_macrotiles<scalar_t>(max_rows, 0, steps * rows, panel_begin, panel_end, false, [&](auto& macrotile) {
+  for_macrotiles<scalar_t>(0, steps * rows, panel_begin, panel_end, false, [&](auto& macrotile) {
     multiply_gates(macrotile, args, args.weight_ih, args.packed_ih, args.x_operand,
                    [&](int64_t r) { return args.x_operand.row(n + r / rows, s.row_begin + r % rows); });
     for (int64_t i = 0; i < macrotile.count; ++i)
@@ -176,7 +170,7 @@ void cell_epilogue(const Forward<scalar_t>& args, int64_t n, int64_t t, const Ro
     const int64_t j = (tile.first_panel + p) / gate_panels * lanes<scalar_t>, left = H - j;
     const Peephole<acc_t<scalar_t>> peephole(args.peephole, H, j, left);
     const Gate bias = args.bias ? Gate::from(args.bias, H, j, left) : Gate{};
-    Vec<scalar_t> c[max_tile_rows<scalar_t>];
+    Vec<scalar_t> c[tile_rows<scalar_t>];
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t b = rows[tile.first_row + r].b, tb = t * args.sequence.B + b;
       Gate gates = Gate::from(tile.at(r, p), stride, 0, stride);
@@ -199,7 +193,7 @@ void cell_epilogue(const Forward<scalar_t>& args, int64_t n, int64_t t, const Ro
         store(y + b * H + j, zone_out_h(args, t, b, j, left, m), left);
         store_h_operand(args, y + b * H + j, n, b, j, left, operand);
       } else {
-        store_operand(operand, operand.row(n, b), j, m, left);
+        store(operand.row(n, b) + j, m, left);
         if (y) store(y + b * H + j, m, left);
       }
     }
@@ -225,7 +219,7 @@ void project(const Forward<scalar_t>& args, int64_t n, int64_t t, const Row<scal
           store_h_operand(args, y + b * args.P + j, n, b, j, args.P - j, args.h_operand);
         } else {
           store(y + b * args.P + j, h, args.P - j);
-          store_operand(args.h_operand, args.h_operand.row(n, b), j, h, args.P - j);
+          store(args.h_operand.row(n, b) + j, h, args.P - j);
         }
       }
   }
@@ -235,7 +229,6 @@ template <class scalar_t>
 void forward(const Forward<scalar_t>& args, const Team& team) {
   const auto& [T, B, reverse, lengths] = args.sequence;
   const int64_t H = args.H, P = args.P;
-  const int64_t max_rows = tile_rows<scalar_t>(args.h_operand.bf16x3);
   const Slice s = slice(team, B, args.min_rows_per_thread);
   const int64_t vectors = ceil_div(H, lanes<scalar_t>), panels = ceil_div(P, NR<scalar_t>);
   const int64_t panel_begin = gate_panels * s.begin(vectors), panel_end = gate_panels * s.end(vectors);
@@ -256,7 +249,7 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
     if (args.x_steps == 1 && n + 1 < T) copy_x(args, s, n + 1, 1);
     if (args.x_steps > 1 && (n & (args.x_steps - 1)) == 0) compute_xw(args, s, n, panel_begin, panel_end);
     if (args.variant.gain_hh) {
-      for_macrotiles<scalar_t>(max_rows, 0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
+      for_macrotiles<scalar_t>(0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
         multiply_gates(macrotile, args, args.weight_hh, args.packed_hh, args.h_operand,
                        [&](int64_t r) { return rows[r].operand; });
         for (int64_t i = 0; i < macrotile.count; ++i)
@@ -266,7 +259,7 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
       normalize(args, s, rows, count);
       s.sync();  // hw: normalised rows, before each thread reads its channels
     }
-    for_macrotiles<scalar_t>(max_rows, 0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
+    for_macrotiles<scalar_t>(0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
       multiply_step(args, rows, macrotile);
       for (int64_t i = 0; i < macrotile.count; ++i) {
         AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
@@ -282,7 +275,7 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
     if (lengths) fill_inactive(args, s, t, j0, j1, y0, y1);
     s.sync();  // m_operand with a projection, else h_operand: all channels; x_operand: the next step's rows
     if (args.weight_hr) {
-      for_macrotiles<scalar_t>(tile_rows<scalar_t>(false), 0, count, s.begin(panels), s.end(panels), n & 1,
+      for_macrotiles<scalar_t>(0, count, s.begin(panels), s.end(panels), n & 1,
                                [&](auto& macrotile) { project(args, n, t, rows, macrotile, y); });
       s.sync();  // h_operand: all channels
     }

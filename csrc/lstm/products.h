@@ -45,12 +45,8 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
   operand.K = args.M;
   for (int64_t r = 0; r < count && operand.data; ++r) {
     scalar_t* to = operand.row(0, first_operand_row + r);
-    if (operand.bf16x3)
-      for (int64_t j = 0; j < args.M; j += lanes<scalar_t>)
-        store_operand(operand, to, j, load(rows[r].dxw + j, args.M - j), args.M - j);
-    else
-      __builtin_memcpy(to, rows[r].dxw, static_cast<size_t>(args.M) * sizeof(scalar_t));
-    clear_padding(operand, 0, first_operand_row + r);
+    __builtin_memcpy(to, rows[r].dxw, static_cast<size_t>(args.M) * sizeof(scalar_t));
+    operand.clear_padding(0, first_operand_row + r);
   }
   const int64_t panels = ceil_div(args.I, NR<scalar_t>);
   // Hardware does not prefetch rows of da in time, because a tile reads MR of them at once: a tile's product
@@ -59,39 +55,45 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
   const bool streams = !operand.data && args.packs && args.M <= KC && !has_few_rows(count) &&
                        panels * NR<scalar_t> * row_bytes <= l2_resident_bytes &&
                        rows[count - 1].dxw == rows[0].dxw + (count - 1) * args.M;
-  for_macrotiles<scalar_t>(
-      tile_rows<scalar_t>(operand.bf16x3), 0, count, 0, panels, false, [&](auto& macrotile) {
-        if (streams)
-          macrotile.stream(rows[0].dxw + macrotile.tiles[0].rows * args.M,
-                           macrotile.tiles[0].first_panel == 0 ? count * row_bytes : 0);
-        macrotile.multiply(
-            args.packs ? packed_for(operand, args.packed_ih) : unpacked(args.weight_ih, args.M, args.I),
-            [&](int64_t r) { return operand.data ? operand.row(0, first_operand_row + r) : rows[r].dxw; });
-        for (int64_t i = 0; i < macrotile.count; ++i) {
-          AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
-          for (int64_t r = 0; r < tile.rows; ++r)
-            for (int64_t j = tile.first_panel * NR<scalar_t>, v = 0; v < 2 * tile.panels && j < args.I;
-                 ++v, j += lanes<scalar_t>)
-              store(rows[tile.first_row + r].dx + j, load(tile.at(r, 0) + v * lanes<scalar_t>), args.I - j);
-        }
-      });
+  for_macrotiles<scalar_t>(0, count, 0, panels, false, [&](auto& macrotile) {
+    if (streams)
+      macrotile.stream(rows[0].dxw + macrotile.tiles[0].rows * args.M,
+                       macrotile.tiles[0].first_panel == 0 ? count * row_bytes : 0);
+    macrotile.multiply(
+        args.packs ? packed_for(operand, args.packed_ih) : unpacked(args.weight_ih, args.M, args.I),
+        [&](int64_t r) { return operand.data ? operand.row(0, first_operand_row + r) : rows[r].dxw; });
+    for (int64_t i = 0; i < macrotile.count; ++i) {
+      AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
+      for (int64_t r = 0; r < tile.rows; ++r)
+        for (int64_t j = tile.first_panel * NR<scalar_t>, v = 0; v < 2 * tile.panels && j < args.I;
+             ++v, j += lanes<scalar_t>)
+          store(rows[tile.first_row + r].dx + j, load(tile.at(r, 0) + v * lanes<scalar_t>), args.I - j);
+    }
+  });
 }
 
-// Packs channels [m, m + count) of da, of K rows, as operand rows for AMX.
-template <class scalar_t, class DaAt>
-void transpose_da(DaAt da, int64_t m, int64_t count, int64_t K, const OperandBuffer<scalar_t>& operand,
+// Packs channels [m, m + count) of da, of K rows, as operand rows for AMX: VNNI pairs along K, which then
+// move as floats do.
+template <class DaAt>
+void transpose_da(DaAt da, int64_t m, int64_t count, int64_t K, const OperandBuffer<BFloat16>& operand,
                   int64_t first_operand_row) {
-  constexpr int64_t L = lanes<scalar_t>;
-  for (int64_t k = 0; k < K; k += L)
+  constexpr int64_t L = lanes<float>, depth = 2 * L, line = 64 / sizeof(BFloat16);
+  for (int64_t k = 0; k < padded_k<BFloat16>(K); k += depth) {
+    // Hardware does not prefetch these pieces of rows, because they are M apart.
+    for (int64_t next = k + depth; next < min(k + 2 * depth, K); ++next)
+      for (int64_t j = 0; j < count; j += line) __builtin_prefetch(da(next) + m + j);
     for (int64_t r = 0; r < count; r += L) {
-      Vec<scalar_t> block[L];
+      const auto load_da = [&](int64_t at) {
+        return at < K ? load(da(at) + m + r, count - r) : Vec<BFloat16>{};
+      };
+      Vec<float> pairs[L];
       for (int64_t n = 0; n < L; ++n)
-        block[n] = k + n < K ? load(da(k + n) + m + r, count - r) : Vec<scalar_t>{};
-      transpose<acc_t<scalar_t>>(block);
+        pairs[n] = (Vec<float>)vnni_pairs(load_da(k + 2 * n), load_da(k + 2 * n + 1));
+      transpose<float>(pairs);
       for (int64_t n = 0; n < min(L, count - r); ++n)
-        store_operand(operand, operand.row(0, first_operand_row + r + n), k, block[n], K - k);
+        __builtin_memcpy(operand.row(0, first_operand_row + r + n) + k, pairs + n, sizeof *pairs);
     }
-  for (int64_t r = 0; r < count; ++r) clear_padding(operand, 0, first_operand_row + r);
+  }
 }
 
 // Packs channels [m, m + count) of da [K, M] as k-major panels, one for each tile of for_macrotiles, at its
@@ -160,9 +162,6 @@ template <class scalar_t>
 void products(const Products<scalar_t>& args, const Team& team) {
   const Sequence& q = args.sequence;
   const Slice all{0, 0, team.rank, team.size, team.everyone};
-  const bool bf16x3 = args.da_operand.bf16x3;
-  const bool amx = has_amx && (bf16x3 || k_pack<scalar_t> == 2);
-  const int64_t max_rows = tile_rows<scalar_t>(bf16x3);
   const int64_t i_panels = args.dweight_ih ? ceil_div(args.I, NR<scalar_t>) : 0;
   const int64_t p_panels = args.dweight_hh ? ceil_div(args.P, NR<scalar_t>) : 0;
   const WeightGradient<scalar_t> ih{0, i_panels, args.I, args.sums_ih, args.dweight_ih},
@@ -178,8 +177,7 @@ void products(const Products<scalar_t>& args, const Team& team) {
   if (args.dx) {
     const int64_t i = ceil_div(args.I, NR<scalar_t>);
     if (args.packs)
-      pack_channels(args.weight_ih, 1, args.I, args.I, args.M, args.dxw_operand.bf16x3, all.begin(i),
-                    all.end(i), args.packed_ih);
+      pack_channels(args.weight_ih, 1, args.I, args.I, args.M, all.begin(i), all.end(i), args.packed_ih);
     if (q.lengths)
       for (int64_t tb = all.begin(q.T * q.B); tb < all.end(q.T * q.B); ++tb)
         if (tb / q.B >= q.lengths[tb % q.B])
@@ -192,8 +190,8 @@ void products(const Products<scalar_t>& args, const Team& team) {
   for (int64_t n = 0; n < blocks; ++n) {
     const int64_t K = valid * (n + 1) / blocks - valid * n / blocks;
     steps.list(args, K, rows);
-    for (int64_t r = all.begin(K); args.dx && r < all.end(K); r += args.dx_rows)
-      multiply_dx(args, rows + r, min(args.dx_rows, all.end(K) - r), team.rank * args.dx_rows);
+    for (int64_t r = all.begin(K); args.dx && r < all.end(K); r += args.rows_at_once)
+      multiply_dx(args, rows + r, min(args.rows_at_once, all.end(K) - r), team.rank * args.rows_at_once);
     if (i_panels + p_panels == 0) continue;
 
     OperandBuffer<scalar_t> operand = args.da_operand;
@@ -201,19 +199,18 @@ void products(const Products<scalar_t>& args, const Team& team) {
     scalar_t* packed_rows = args.packed_rows[n & 1];
     const PackedWeights<scalar_t> packed = packed_for(operand, packed_rows);
     constexpr int64_t depth = k_pack<BFloat16> * amx_tile_k_groups;
-    const int64_t padded = bf16x3 ? padded_k<BFloat16>(K) : padded_k<scalar_t>(K),
-                  parts = ceil_div(padded, depth);
+    const int64_t padded = padded_k<scalar_t>(K), parts = ceil_div(padded, depth);
     const int64_t first = all.begin(parts) * depth, last = min(all.end(parts) * depth, padded);
-    pack_rows([&](int64_t k) { return rows[k].x; }, args.dweight_ih ? args.I : 0, first, last, K, bf16x3,
+    pack_rows([&](int64_t k) { return rows[k].x; }, args.dweight_ih ? args.I : 0, first, last, K,
               packed_rows);
-    pack_rows([&](int64_t k) { return rows[k].h; }, args.dweight_hh ? args.P : 0, first, last, K, bf16x3,
+    pack_rows([&](int64_t k) { return rows[k].h; }, args.dweight_hh ? args.P : 0, first, last, K,
               packed_rows + i_panels * packed.panel_stride);
     all.sync();  // packed_rows
-    const auto row = [&](int64_t r) { return operand.row(0, team.rank * args.dweight_rows + r); };
+    const auto row = [&](int64_t r) { return operand.row(0, team.rank * args.rows_at_once + r); };
     // Adds this block's products with rows [m, m + count) of da to one weight's gradient.
     const auto multiply = [&](int64_t m, int64_t count, const WeightGradient<scalar_t>& weight) {
       const int64_t end = weight.first_panel + weight.panels;
-      for_macrotiles<scalar_t>(max_rows, 0, count, weight.first_panel, end, false, [&](auto& macrotile) {
+      for_macrotiles<scalar_t>(0, count, weight.first_panel, end, false, [&](auto& macrotile) {
         bool in_place = true;
         for (int64_t i = 0; i < macrotile.count; ++i)
           in_place = place_in_sums(macrotile.tiles[i], m, weight) && in_place;
@@ -221,7 +218,7 @@ void products(const Products<scalar_t>& args, const Team& team) {
           for_vectors(macrotile.tiles[i], m, weight, [&](acc_t<scalar_t>* acc, int64_t at, int64_t left) {
             store(acc, load(weight.sums + at, left));
           });
-        if (amx)
+        if constexpr (by_amx<scalar_t>)
           n == 0 ? macrotile.multiply(packed, row) : macrotile.add_product(packed, row);
         else
           n == 0 ? macrotile.template multiply<true>(packed, row)
@@ -238,10 +235,10 @@ void products(const Products<scalar_t>& args, const Team& team) {
       });
     };
     const bool one_da = args.dhw == args.dxw;
-    for (int64_t m = m0; m < m1; m += args.dweight_rows) {
-      const int64_t count = min(args.dweight_rows, m1 - m), first_row = team.rank * args.dweight_rows;
+    for (int64_t m = m0; m < m1; m += args.rows_at_once) {
+      const int64_t count = min(args.rows_at_once, m1 - m), first_row = team.rank * args.rows_at_once;
       const auto pack = [&](auto da) {
-        if (amx)
+        if constexpr (by_amx<scalar_t>)
           transpose_da(da, m, count, K, operand, first_row);
         else
           pack_da(da, m, count, args.M, K, operand, first_row);

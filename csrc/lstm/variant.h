@@ -2,7 +2,6 @@
 // plain layer runs only store_h_operand, for h0.
 #pragma once
 
-#include "gemm/bf16x3.h"
 #include "gemm/microkernel.h"
 #include "lstm/cell.h"
 
@@ -32,7 +31,7 @@ void store_h_operand(const Forward<scalar_t>& args, const scalar_t* h, int64_t s
                      int64_t n, const OperandBuffer<scalar_t>& operand) {
   Vec<scalar_t> v = load(h, n);
   if (args.variant.h_mask) v *= load(args.variant.h_mask + b * args.P + j, n);
-  store_operand(operand, operand.row(step, b), j, v, n);
+  store(operand.row(step, b) + j, v, n);
 }
 
 // Completes the gradient of h_t, given da_{t+1} W_hh: adds dy_t and the share that skipped the next step by

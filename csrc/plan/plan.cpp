@@ -47,27 +47,16 @@ bool fits_l2(const Machine& machine, int64_t elements) {
   return elements * bytes_of<scalar_t> <= l2_budget(machine.l2_bytes);
 }
 
-// Whether bf16x3 is faster for B rows, given the packed elements that one thread reads at every step.
-template <class scalar_t>
-bool bf16x3_pays(const Machine& machine, int64_t B, int64_t elements) {
-  const int64_t min_rows = fits_l2<scalar_t>(machine, elements)       ? bf16x3_min_rows_l2
-                           : fits_l2<scalar_t>(machine, elements / 2) ? bf16x3_min_rows_half_l2
-                                                                      : bf16x3_min_rows_beyond_l2;
-  return is_float32<scalar_t> && machine.isa.has_amx && B >= min_rows;
-}
-
 // Rows of the tallest accumulator tile.
 template <class scalar_t>
-int64_t tile_rows(const Machine& machine, bool bf16x3) {
-  const bool amx = machine.isa.has_amx && (bf16x3 || k_pack<scalar_t> == 2);
-  return amx ? amx_tile_rows : machine.isa.mr;
+int64_t tile_rows(const Machine& machine) {
+  return machine.isa.has_amx && k_pack<scalar_t> == 2 ? amx_tile_rows : machine.isa.mr;
 }
 
 // Splitting rows pays while all packed weights fit in L2 and each thread's rows fill a register tile.
 template <class scalar_t>
-int32_t min_rows_per_thread(const Machine& machine, int64_t elements, bool bf16x3) {
-  return fits_l2<scalar_t>(machine, elements) ? static_cast<int32_t>(tile_rows<scalar_t>(machine, bf16x3))
-                                              : 0;
+int32_t min_rows_per_thread(const Machine& machine, int64_t elements) {
+  return fits_l2<scalar_t>(machine, elements) ? static_cast<int32_t>(tile_rows<scalar_t>(machine)) : 0;
 }
 
 // Whether weights are packed for so many rows in all. Those that are not are [K, N] with N in whole panels.
@@ -83,40 +72,19 @@ int64_t steps_of(int64_t rows, const Sizes& sizes) {
   return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(steps)));
 }
 
-// Sets x_steps, x_bf16x3 and h_bf16x3; plan.threads is set.
+// Steps whose W_ih x is computed at once.
 template <class scalar_t>
-void plan_input_gemm(const Machine& machine, const Sizes& sizes, bool save, Plan& plan) {
-  const int64_t T = sizes.T, B = sizes.B, H = sizes.H, P = sizes.P, I = sizes.weight_ih ? sizes.I : 0;
-  plan.x_steps = 1;
+int64_t hoisted_steps(int threads, const Machine& machine, const Sizes& sizes) {
+  if (!sizes.weight_ih) return 0;
   // float64 is always fused: a sequence in pieces then equals the whole one bit for bit.
-  if (std::is_same_v<scalar_t, double> || T * B == 0) return;
-
+  if (std::is_same_v<scalar_t, double> || sizes.T * sizes.B == 0) return 1;
+  if (sizes.B < min_fused_rows) return steps_of(hoisted_rows, sizes);
+  if (!machine.isa.has_amx || k_pack<scalar_t> == 1) return 1;
   const Packing<scalar_t> packing{machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>};
-  const auto extra = [&](int64_t K) {
-    return is_float32<scalar_t> ? packing.gates(H, K, true) - packing.gates(H, K) : 0;
-  };
-  const int64_t max_extra = T * B < bf16x3_min_total_rows ? 0 : bf16x3_max_extra(T * B * P, save);
-  const int64_t split_elements = packing.gates(H, I) + extra(I) + packing.gates(H, P) + extra(P);
-  const int64_t elements = split_elements / plan.threads;
-
-  const bool split_h = bf16x3_pays<scalar_t>(machine, B, elements) && extra(P) <= max_extra;
-  const bool amx_x = machine.isa.has_amx && extra(I) + (split_h ? extra(P) : 0) <= max_extra;
-  const bool split_x = amx_x && is_float32<scalar_t>;
-  if (B < min_fused_rows) {
-    plan.x_steps = steps_of(hoisted_rows, sizes);
-    plan.x_bf16x3 = split_x;
-    return;
-  }
-  plan.h_bf16x3 = split_h;
-  // Split weights stay fused if half of them fit in L2: they are read fast enough.
-  const bool in_l2 = fits_l2<scalar_t>(machine, split_h ? elements / 2 : elements);
-  const bool enough_rows = T * B >= hoisted_rows_amx && B <= hoisted_rows_amx / min_hoisted_steps_amx;
-  if (amx_x && !in_l2 && enough_rows) {
-    plan.x_steps = steps_of(hoisted_rows_amx, sizes);
-    plan.x_bf16x3 = split_x;
-  } else {
-    plan.x_bf16x3 = split_x && split_h;
-  }
+  const int64_t elements = (packing.gates(sizes.H, sizes.I) + packing.gates(sizes.H, sizes.P)) / threads;
+  const bool enough_rows =
+      sizes.T * sizes.B >= hoisted_rows_amx && sizes.B <= hoisted_rows_amx / min_hoisted_steps_amx;
+  return enough_rows && !fits_l2<scalar_t>(machine, elements) ? steps_of(hoisted_rows_amx, sizes) : 1;
 }
 
 template <class scalar_t>
@@ -126,13 +94,11 @@ Plan plan_forward_on(int threads, const Machine& machine, const Sizes& sizes, bo
   Plan plan{};
   plan.threads = threads;
   plan.streaming_stores = save && T * B * 4 * H * bytes_of<scalar_t> > streaming_min_bytes;
-  plan_input_gemm<scalar_t>(machine, sizes, save, plan);
-  if (!sizes.weight_ih) plan.x_steps = 0;
+  plan.x_steps = hoisted_steps<scalar_t>(threads, machine, sizes);
   // float64 always packs: a sequence in pieces then equals the whole one bit for bit.
   plan.packs = !is_float32<scalar_t> || packs<scalar_t>(machine, T * B, max_unpacked_rows, 0);
-  const int64_t depth =
-      packed_k<scalar_t>(P, plan.h_bf16x3) + (plan.x_steps == 1 ? packed_k<scalar_t>(I, plan.x_bf16x3) : 0);
-  plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, 4 * H * depth, plan.h_bf16x3);
+  const int64_t depth = padded_k<scalar_t>(P) + (plan.x_steps == 1 ? padded_k<scalar_t>(I) : 0);
+  plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, 4 * H * depth);
   plan.step_us = step_us(plan, sizes, 4 * H * (P + I) / k_pack<scalar_t>, (H + lanes - 1) / lanes,
                          plan.packs ? 4 * H * (P + I) : 0);
   return plan;
@@ -145,13 +111,8 @@ Plan plan_backward_on(int threads, const Machine& machine, const Sizes& sizes) {
   Plan plan{};
   plan.threads = threads;
   plan.streaming_stores = T * B * 4 * H * bytes_of<scalar_t> > streaming_min_bytes;
-  // The backward pass of layer norm reads da back as float32, so it cannot be stored split.
-  const int64_t elements = packing.channels(P, 4 * H, true) / plan.threads;
-  plan.da_bf16x3 =
-      !sizes.gain_hh && T * B >= bf16x3_min_total_rows && bf16x3_pays<scalar_t>(machine, B, elements);
-  const int64_t depth = packed_k<scalar_t>(4 * H, plan.da_bf16x3);
-  plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, P * depth, plan.da_bf16x3);
-  plan.packs = plan.da_bf16x3 || packs<scalar_t>(machine, T * B, max_unpacked_rows, P);
+  plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, P * padded_k<scalar_t>(4 * H));
+  plan.packs = packs<scalar_t>(machine, T * B, max_unpacked_rows, P);
   const int64_t panels = (P + 2 * packing.lanes - 1) / (2 * packing.lanes);
   plan.step_us = step_us(plan, sizes, 4 * H * P / k_pack<scalar_t>, panels, plan.packs ? 4 * H * P : 0);
   return plan;
@@ -173,24 +134,19 @@ template <class scalar_t>
 ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
   const int64_t columns = (sizes.dweight_ih ? sizes.I : 0) + (sizes.dweight_hh ? sizes.P : 0);
   const int64_t multiply_adds = sizes.M * ((sizes.dx ? sizes.I : 0) + columns) / k_pack<scalar_t>;
-  const bool split = is_float32<scalar_t> && machine.isa.has_amx && sizes.K >= bf16x3_min_total_rows;
   ProductsPlan plan{};
   plan.threads = threads_for(machine, static_cast<double>(sizes.K) * static_cast<double>(multiply_adds));
   plan.KC = std::clamp<int64_t>(sizes.K, 1, products_kc);
-  plan.dx_bf16x3 = split && sizes.I >= bf16x3_min_columns;
-  plan.dweight_bf16x3 = split && columns >= bf16x3_min_columns;
-  plan.packs = plan.dx_bf16x3 || packs<scalar_t>(machine, sizes.K, max_unpacked_dx_rows, sizes.I);
-  plan.copies_dxw =
-      k_pack<scalar_t> > 1 || plan.dx_bf16x3 || sizes.M * bytes_of<scalar_t> % l1_way_bytes == 0;
+  plan.packs = packs<scalar_t>(machine, sizes.K, max_unpacked_dx_rows, sizes.I);
+  plan.copies_dxw = k_pack<scalar_t> > 1 || sizes.M * bytes_of<scalar_t> % l1_way_bytes == 0;
   const Packing<scalar_t> packing{machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>};
   const auto packed = [&](bool wanted, int64_t N) {
-    return wanted ? packing.channels(N, plan.KC, plan.dweight_bf16x3) * bytes_of<scalar_t> : 0;
+    return wanted ? packing.channels(N, plan.KC) * bytes_of<scalar_t> : 0;
   };
   plan.double_buffer =
       plan.threads > 1 && sizes.K > plan.KC &&
       packed(sizes.dweight_ih, sizes.I) + packed(sizes.dweight_hh, sizes.P) <= max_double_buffer_bytes;
-  plan.dx_rows = MC_tiles * tile_rows<scalar_t>(machine, plan.dx_bf16x3);
-  plan.dweight_rows = MC_tiles * tile_rows<scalar_t>(machine, plan.dweight_bf16x3);
+  plan.rows_at_once = MC_tiles * tile_rows<scalar_t>(machine);
   return plan;
 }
 

@@ -1,4 +1,4 @@
-// Decides how one call runs: threads, hoisting of W_ih x, the bf16x3 split, streaming stores.
+// Decides how one call runs: threads, hoisting of W_ih x, packing, streaming stores.
 //
 // Decisions are functions of sizes and machine alone, so that the same call gives the same bits every time.
 // Their thresholds are in thresholds.h.
@@ -20,7 +20,6 @@ struct Machine {
 struct Sizes {
   int64_t T, B, I, H, P;
   bool weight_ih = true;  // false: x holds W_ih x, and I is unused
-  bool gain_hh = false;   // layer norm of W_hh h
 };
 
 struct Plan {
@@ -28,13 +27,10 @@ struct Plan {
   // Threads split the batch if each gets at least so many rows, else they split the channels; 0: always the
   // latter. Splitting rows needs no barrier, but every core reads all weights at every step.
   int32_t min_rows_per_thread;
-  bool packs = true;       // W_ih and W_hh are packed
-  bool streaming_stores;   // gates or dxw are stored past the caches
-  int64_t x_steps = 0;     // forward: steps whose W_ih x is computed at once; 1: fused, 0: no weight_ih
-  bool x_bf16x3 = false;   // forward: W_ih x by the bf16x3 split
-  bool h_bf16x3 = false;   // forward: W_hh h by the bf16x3 split
-  bool da_bf16x3 = false;  // backward: da W_hh by the bf16x3 split
-  double step_us = 0;      // by the model that chooses the threads, not measured
+  bool packs = true;      // W_ih and W_hh are packed
+  bool streaming_stores;  // gates or dxw are stored past the caches
+  int64_t x_steps = 0;    // forward: steps whose W_ih x is computed at once; 1: fused, 0: no weight_ih
+  double step_us = 0;     // by the model that chooses the threads, not measured
 };
 
 // The products after the recurrence.
@@ -46,12 +42,11 @@ struct ProductSizes {
 
 struct ProductsPlan {
   int threads;
-  int64_t KC;          // rows that are packed and multiplied at once
-  bool packs = true;   // W_ih is packed
-  bool copies_dxw;     // dx multiplies copies of the rows of dxw
-  bool double_buffer;  // of x and h_{t-1}
-  bool dx_bf16x3, dweight_bf16x3;
-  int64_t dx_rows, dweight_rows;  // operand rows that a thread multiplies at once, a macro-tile's
+  int64_t KC;            // rows that are packed and multiplied at once
+  bool packs = true;     // W_ih is packed
+  bool copies_dxw;       // dx multiplies copies of the rows of dxw
+  bool double_buffer;    // of x and h_{t-1}
+  int64_t rows_at_once;  // operand rows that a thread multiplies at once, a macro-tile's
 };
 
 // `save`: the pass stores c and gates for the backward pass.

@@ -11,14 +11,8 @@ from lstm_fused.contract import SCHEMAS
 _LIBRARY = Path(__file__).parents[1] / "_cpp.so"
 _REINSTALL = "then install lstm_fused again: pip install --force-reinstall --no-deps --no-cache-dir ..."
 # What cpp_plan returns.
-_PLAN = (
-    *("threads", "min_rows_per_thread", "packs", "streaming_stores", "x_steps"),
-    *("x_bf16x3", "h_bf16x3", "da_bf16x3", "step_ns"),
-)
-_PRODUCTS_PLAN = (
-    *("threads", "KC", "packs", "copies_dxw", "double_buffer"),
-    *("dx_bf16x3", "dweight_bf16x3"),
-)
+_PLAN = ("threads", "min_rows_per_thread", "packs", "streaming_stores", "x_steps", "step_ns")
+_PRODUCTS_PLAN = ("threads", "KC", "packs", "copies_dxw", "double_buffer")
 
 
 def _load() -> tuple[str | None, str | None]:
