@@ -90,7 +90,7 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     exchange = EXCHANGES[plan.kernel]
     rows, columns = plan.grid(B, H)
     programs = rows * columns
-    per_sm = -(-programs // card.sms)
+    per_sm = -(-programs // (card.sms // layer.streams))
     width = min(plan.BH, H)
     weights = 4 * H * width * size  # bytes that a program multiplies by in each step
     flops = 2 * 4 * H * width * plan.BB
@@ -103,10 +103,10 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     sync = speed.sync * (2 if exchange == "flags" else barriers(plan, layer, card))
     # Forward xw in, gates, c and y out; backward gates, c and dy in, dxw out.
     streamed = B * H * (4 + (16 + 5 * size if layer.direction == "forward" else 9 * size))
-    traffic = streamed / speed.memory
+    traffic = layer.streams * streamed / speed.memory
     if not exchange:
         return Prediction(LOAD + GATES + sync + 4 * matrix, on_chip, traffic)
-    traffic += programs * operand / speed.l2
+    traffic += layer.streams * programs * operand / speed.l2
     if exchange == "flags":  # with the weights in registers
         chain = speed.flagged + SKEW * max(0, log2(columns / 8)) + GATES + sync + matrix
         return Prediction(chain, 0, traffic)
@@ -114,7 +114,7 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
         return Prediction(speed.exchange + GATES + sync + matrix, on_chip, traffic)
     tiles = H * (1 if layer.direction == "forward" else 4) / plan.BK
     chain = speed.launch + 2 * LOAD + GATES + sync + TILE * tiles
-    return Prediction(chain, on_chip, traffic + programs * weights / speed.l2)
+    return Prediction(chain, on_chip, traffic + layer.streams * programs * weights / speed.l2)
 
 
 def barriers(plan: Plan, layer: Layer, card: Card) -> int:
@@ -134,6 +134,11 @@ def predict_all(plan: Plan, layer: Layer, card: Card) -> float:
     return sum(
         predict(plan, layer._replace(B=min(tiles * plan.BB, layer.B)), card).step for _, tiles in waves
     )
+
+
+def both_directions(plan: Plan, in_turn: Plan, layer: Layer, card: Card) -> tuple[float, float]:
+    """Microseconds per step of both directions, one after the other; and at once, half of the card each."""
+    return 2 * predict_all(in_turn, layer, card), predict_all(plan, layer._replace(streams=2), card)
 
 
 def products(layer: Layer, T: int, card: Card) -> float:
@@ -163,11 +168,13 @@ def main() -> None:
         card = PREDICTED[name]
         for H in (64, 128, 256, 512, 768, 1024):
             layer = Layer(direction, H, B, torch.bfloat16, "tf32")
-            plan = choose(layer, card)
+            plan, halved = choose(layer, card), choose(layer._replace(streams=2), card)
             p = predict(plan, layer, card)
+            in_turn, at_once = both_directions(halved, plan, layer, card)
             print(
                 f"{name} {direction:<8} H {H:<5} {plan.kernel:<12} {p.step:5.2f} us per step: "
-                f"chain {p.chain:.2f}, product {p.on_chip:.2f}, traffic {p.traffic:.2f}"
+                f"chain {p.chain:.2f}, product {p.on_chip:.2f}, traffic {p.traffic:.2f}; both directions "
+                f"{in_turn:.2f}, at once {at_once:.2f} by {halved.kernel}"
             )
     ours = sequence(768, 16, 1024, PREDICTED["H100"], torch.bfloat16)
     print("\nH 768, B 16, T 1024, bf16, H100: ms forward, ms with backward")

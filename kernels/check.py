@@ -2,7 +2,8 @@
 
 The problem has lengths, peepholes and every option of the layer, and one row more than a batch tile, so that
 there are two tiles. It runs in both time directions, and twice each to compare bits, in memory filled with
-NaN. The inputs are the same at every check, and so is the verdict. A plan names the sizes.
+NaN. A plan for half of the card runs once and then twice at the same time. The inputs are the same at every
+check, and so is the verdict. A plan names the sizes.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_fused import reference
+from lstm_fused.backends.streams import DEVICE, side_by_side
 from lstm_fused.contract import PLAIN, Inputs, OutputGradients, Saved, Variant, mapped
 from lstm_fused.reference import accumulation_dtype
 
@@ -28,6 +30,7 @@ I = 5
 # half an ulp each; the other dtypes also round sums, 3 ulps, and the card's exponentials are less exact.
 ALLOWED = {2: 4, 4: 16, 8: 16}
 TF32 = 2**-10
+HELD = 20_000_000  # cycles, about 10 ms
 aten = torch.ops.aten
 EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 
@@ -54,24 +57,21 @@ def check(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:
                 wide, by = all_mapped(widened, operands), unit(plan, layer)
                 exact, near = exact_run(*wide), exact_run(*all_mapped(partial(nudged, by=by), wide))
                 there = all_mapped(partial(Tensor.to, device=device), operands)
-                found_twice = []
-                for _ in range(2):
-                    found_twice.append(poisoned(run, there, launched))
+                runs = []
+                for streams in (1, layer.streams):
+                    runs += run_at_once(streams, run, there, launched, device)
                     synchronize(device)
                     if timed_out(device):  # another process may occupy the card: this verdict is not stored
                         late = f"a program timed out waiting for others, {where}"
                         return Verdict(False, late, lasting=False)
-                once, again = found_twice
-                for name, found, found_again, wanted, moved in zip(
-                    exact._fields, once, again, exact, near, strict=True
-                ):
+                for name, wanted, moved, found, *again in zip(exact._fields, exact, near, *runs, strict=True):
                     off, largest = difference(found, wanted), difference(wanted, torch.zeros_like(wanted))
                     size = max(unit(plan, layer) * largest, difference(moved, wanted))
                     allowed = ALLOWED[layer.dtype.itemsize] * size
                     said = f"{name} is off by {off:.2g} where {allowed:.2g} is allowed, {where}"
                     if off > allowed:
                         return Verdict(False, said)
-                    if not torch.equal(found, found_again):
+                    if not all(torch.equal(found, other) for other in again):
                         return Verdict(False, f"{name} differs from run to run, {where}")
                     shares.append((off / allowed if allowed else 0.0, said))
     except torch.OutOfMemoryError:
@@ -82,6 +82,16 @@ def check(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:
         said = " ".join(f"{type(error).__name__}: {error}".split())
         return Verdict(False, said[:500], lasting=broken(device))
     return Verdict(True, max(shares)[1])
+
+
+def run_at_once(
+    streams: int, run: Any, operands: tuple[Any, ...], plan: Plan, device: torch.device
+) -> list[Any]:
+    """The results of a run; of two that are on the card at the same time if there are two streams."""
+    if streams == 1 or device.type != DEVICE:
+        return [poisoned(run, operands, plan) for _ in range(streams)]
+    torch.cuda._sleep(HELD)  # both are launched meanwhile
+    return side_by_side(device, poisoned, *[(run, operands, plan)] * 2)
 
 
 def problem(plan: Any, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:

@@ -44,8 +44,8 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
 
 
 def tiles_at_once(plan: Plan, layer: Layer, card: Card) -> int:
-    """How many batch tiles are resident on the card at once."""
-    programs = card.sms * record(plan.kernel).programs_per_sm(plan, layer, card)
+    """How many batch tiles of a launch are resident at once, on its share of the card."""
+    programs = card.sms // layer.streams * record(plan.kernel).programs_per_sm(plan, layer, card)
     return programs // plan.grid(layer.B, layer.H)[1]
 
 

@@ -273,6 +273,8 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
         or (half and H > 512 and (BB > 32 or card.capability == "sm_100"))
         or (double and (H > 256 or (H > 128 and BB * BH > 128)))
         or (card.capability == "sm_80" and not half and H > 256 and BB + BH > 24)
+        or (card.capability == "sm_80" and double and not backward and H > 64 and BB * BH > 512)
+        or (card.capability == "sm_80" and layer.dtype == torch.float32 and backward and H <= 64 and BH > 8)
         or (card.capability == "sm_89" and half and not backward and H > 384 and (BB, BH) == (16, 16))
         or (card.capability == "sm_89" and half and backward and 512 < H <= 768)
     )

@@ -29,14 +29,14 @@ from torch import Tensor
 
 from lstm_fused import reference
 from lstm_fused.autograd import tracing
-from lstm_fused.backends import metal, triton
+from lstm_fused.backends import metal, streams, triton
 from lstm_fused.contract import PLAIN, Gradients, Inputs, OutputGradients, Outputs, Saved, Variant
 from lstm_fused.errors import bad, shown
 
 SETTINGS = ("auto", "off", "step", "unchecked")
 UNDECIDED = object()
 # Decisions of earlier calls.
-_decided: dict[Hashable, Plan | None] = {}
+_decided: dict[Hashable, Any] = {}
 _warned: set[str] = set()
 
 
@@ -79,7 +79,7 @@ def plan_for(
         return None  # nothing to launch
     guarded = GUARDED[engine]
     P = 0 if weight_hr is None else weight_hr.shape[0]
-    kind = steps.dtype, guarded.precision(), P, variant is not PLAIN
+    kind = steps.dtype, guarded.precision(), P, variant is not PLAIN, streams.STATE.launches
     key = engine, direction, H, B, *kind, steps.device, by_default, named(), os.environ.get("LSTM_FUSED_GPU")
     plan = _decided.get(key, UNDECIDED)
     if plan is UNDECIDED:
@@ -127,13 +127,18 @@ def decide(layer: Layer, device: torch.device, by_default: bool, engine: Guarded
         elif verdict.right:
             return plan, not unknown
         else:
-            card = verdicts.card_name(device)
-            wrong = f"{engine.name.title()}'s {plan.kernel} kernel was not right on {card}: "
-            wrong += f"{verdict.said} ({verdicts.name(plan, layer)})"
+            wrong = complaint(engine.name, plan, layer, device, verdict)
             if not replaceable:
                 raise RuntimeError(wrong)
-            warn(wrong, "reference" if then is None else f"{then.kernel} kernel")
+            warn(wrong, f"The {'reference' if then is None else f'{then.kernel} kernel'} runs instead")
     return None, not unknown
+
+
+def complaint(engine: str, plan: Any, layer: Layer, device: torch.device, verdict: Verdict) -> str:
+    """What is wrong with a plan."""
+    said = f"{engine.title()}'s {plan.kernel} kernel was not right on {verdicts.card_name(device)}"
+    twice = " when it ran twice at the same time" if layer.streams > 1 else ""
+    return f"{said}{twice}: {verdict.said} ({verdicts.name(plan, layer)})"
 
 
 def candidates(layer: Layer, card: Card, replaceable: bool) -> list[Plan]:
@@ -193,12 +198,12 @@ def capturing(device: torch.device) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
-def warn(wrong: str, next_choice: str) -> None:
-    """Warn once about a failed check and name what runs instead."""
+def warn(wrong: str, instead: str) -> None:
+    """Warn once about a failed check and say what runs instead."""
     if wrong not in _warned:
         _warned.add(wrong)
         warnings.warn(
-            f"{wrong}. The {next_choice} runs instead. Please report this with what `python -m lstm_fused` "
+            f"{wrong}. {instead}. Please report this with what `python -m lstm_fused` "
             "prints. Another driver, torch, Triton or version of lstm_fused is checked anew",
             RuntimeWarning,
             stacklevel=2,

@@ -72,6 +72,7 @@ class Layer(NamedTuple):
     precision: str  # of float32 products: "tf32" or "ieee"
     P: int = 0  # size of a projected h; 0 without a projection
     varied: bool = False  # whether it has a `lstm_fused.contract.Variant`
+    streams: int = 1  # launches that share the card: 2 where both directions run at the same time
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ def name(plan: Plan, layer: Layer) -> str:
     dtype = str(layer.dtype).removeprefix("torch.")
     kind = [layer.direction, plan.kernel, dtype, f"H{checked.H}"]
     kind += [f"projection{checked.P}"] * (checked.P > 0) + ["variant"] * layer.varied
+    kind += [f"streams{layer.streams}"] * (layer.streams > 1)
     # The number of tiles of a launch does not change the code, nor does the precision of float32 products in
     # other dtypes.
     other = {"kernel", "at_once"} if layer.dtype == torch.float32 else {"kernel", "at_once", "precision"}

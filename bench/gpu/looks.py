@@ -22,16 +22,25 @@ from torch import Tensor
 import lstm_fused
 from bench.cases import Setting
 from bench.check import in_tf32, relative_error
-from bench.gpu import rows, speed
+from bench.gpu import directions, rows, speed
 from bench.gpu.kernels import Calls, kernel_named, kernel_times, mend_interpreter, operators, tf32, timed
+from bench.gpu.looking import (
+    REPEATS,
+    Differing,
+    Tensors,
+    captured,
+    judge,
+    not_run,
+    repeated,
+    say,
+    two_at_once,
+)
 from bench.host.machine import describe_gpu
 from bench.peers.modules import torch_lstm
 from bench.race import measure
 from lstm_fused.backends.table import select, short
 from tests.cases import Case, make_lengths, make_tensors
 
-# In units of the reference's own error: rounding gives a few, the smallest mistake thousands.
-WRONG = 30
 BF16, FP16 = torch.bfloat16, torch.float16
 DTYPES = (torch.float32, FP16, BF16, torch.float64)
 # H, B, dtype and rows of a tile (None: as chosen): many programs, and more rows than fit at once.
@@ -48,14 +57,6 @@ GRIDS = {
     "wide": (768, 256, BF16, None),
     "rows": (128, 500, BF16, None),
 }
-REPEATS = 200
-Tensors = list[Tensor]
-Differing = Callable[[Callable[[], Tensors], Tensors], int]
-
-
-def say(*text: object) -> None:
-    """Print a line at once."""
-    print(*text, flush=True)
 
 
 def probe(device: str) -> bool:
@@ -90,30 +91,6 @@ def smoke(kernel: str, device: str, small: bool) -> bool:
             for case, dtype in problems
         ]
     return all(right)
-
-
-def judge(name: str, error: Callable[[], float], limit: float = WRONG) -> bool:
-    """Say how far off it is; False if that is too far, or if it cannot be told."""
-    try:
-        found = error()
-    except Exception as problem:  # the next one may run
-        if isinstance(problem, RuntimeError) and "cannot run" in str(problem):
-            return not_run(name, problem)
-        text = f"{type(problem).__name__}: {str(problem)[:500]}"
-        say(f"BAD {name}: {text}")
-        rows.add("look", name=name, right=False, problem=text)
-        return False
-    right = found <= limit
-    say(f"{'ok ' if right else 'BAD'} {name}: off by {found:.3g} times the reference's own error")
-    rows.add("look", name=name, right=right, error=found)
-    return right
-
-
-def not_run(name: str, refusal: RuntimeError) -> bool:
-    """Say that a kernel takes no such layer, which is no fault."""
-    say(f"-- {name}: not run: {str(refusal)[:300]}")
-    rows.add("look", name=name, right=None, problem=str(refusal)[:300])
-    return True
 
 
 def error_of(engine: str | None, case: Case, dtype: torch.dtype, device: str) -> float:
@@ -192,42 +169,6 @@ def count(differing: Differing, calls: Calls) -> float:
     return float(total)
 
 
-def repeated(repeats: int, call: Callable[[], Tensors], wanted: Tensors) -> int:
-    """How many of several calls differ."""
-    return sum(not all(map(torch.equal, wanted, call())) for _ in range(repeats))
-
-
-def captured(call: Callable[[], Tensors], wanted: Tensors) -> int:
-    """Whether a graph of the user's differs."""
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    try:
-        with torch.cuda.graph(graph):
-            found = call()
-    except RuntimeError as refusal:  # a driver may not capture launches of one whole grid
-        say(f"not captured: {refusal}")
-        return 0
-    for _ in range(20):
-        graph.replay()
-    torch.cuda.synchronize()
-    return not all(map(torch.equal, found, wanted))
-
-
-def two_at_once(call: Callable[[], Tensors], wanted: Tensors) -> int:
-    """How many launches on two streams differ: those that wait for their own programs must get along."""
-    differing = 0
-    streams = [torch.cuda.Stream() for _ in range(2)]
-    torch.cuda.synchronize()
-    for _ in range(50):
-        found = []
-        for stream in streams:
-            with torch.cuda.stream(stream):
-                found.append(call())
-        torch.cuda.synchronize()
-        differing += sum(not all(map(torch.equal, one, wanted)) for one in found)
-    return differing
-
-
 @tf32()
 def numbers(
     name: str, dtype: torch.dtype, device: str, small: bool, once: bool, without: Collection[str]
@@ -297,7 +238,8 @@ def exchange(program: str) -> bool:
 def main() -> None:
     """Run one of the programs."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.looks", description=__doc__)
-    parser.add_argument("what", choices=("probe", "smoke", "grid", "numbers", "exchange", "profile"))
+    whats = ("probe", "smoke", "grid", "numbers", "directions", "exchange", "profile")
+    parser.add_argument("what", choices=whats)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--device", default="cuda")
     for flag in ("--small", "--once", "--plain"):
@@ -316,6 +258,7 @@ def main() -> None:
             numbers(name, dtype, device, small, given.once, given.without)
             for name, dtype in product(names, dtypes)
         ],
+        "directions": lambda: [directions.run(name, device, small, given.once) for name in names],
         "exchange": lambda: [exchange(*names)],
         "profile": lambda: [profile(device, small, given.plain)],
     }

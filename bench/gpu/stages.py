@@ -34,6 +34,8 @@ GRIDS = {**dict.fromkeys(WAITING, MANY), "step": (("wide", "graph"),), "resident
 if lacking := set(KERNELS) - GRIDS.keys():
     raise ValueError(f"bench/gpu/stages.py: GRIDS lacks {', '.join(lacking)} of kernels/plan.py")
 SIZES = ("H768_B16", "H256_B64", "H512_B64", "H128_B16")  # of `bench.gpu.speed`, what matters most first
+LAST_SIZES = 2  # the sizes that get less time
+DIRECTIONS = ("H768_B16", "H256_B16")  # sizes at which both directions of a layer run at the same time
 DTYPES = ("bfloat16", "float16")
 PARTS = 14  # processes of tests, which leaves two processors of sixteen to the tools
 ONE_TEST = limited(45)
@@ -109,11 +111,11 @@ def first(place: Place, kernels: Sequence[str] = KERNELS) -> list[Stage]:
         f"warm-{size}-{dtype}": numbers(place, waiting, size, "--once", "--dtypes", dtype)
         for size in place.sizes
         for dtype in place.dtypes
-    }
+    } | {"warm-directions": directions(place, waiting, "--once")}
     timed = [
         alone(
             f"numbers-{size}",
-            120 if place.small else 40,
+            120 if place.small else 30 if size in SIZES[-LAST_SIZES:] else 40,
             replace(numbers(place, waiting, size, "--dtypes", *place.dtypes), shown=True),
         )
         for size in place.sizes
@@ -125,6 +127,7 @@ def first(place: Place, kernels: Sequence[str] = KERNELS) -> list[Stage]:
         Stage("smoke", 45, smoke),
         Stage("grids", 60, grids | warm),
         *timed,
+        alone("directions", 60 if place.small else 20, replace(directions(place, waiting), shown=True)),
         *exchange(place),
         tests(place, waiting, left_out),
         *([alone("past-31", 40, past_31)] if place.device == "cuda" else []),
@@ -140,6 +143,12 @@ def numbers(place: Place, waiting: bool, *arguments: str) -> Job:
     """Times of everyone at a size."""
     without, variables = ([], UNCHECKED) if waiting else (["--without", *WAITING], NO_WAITING)
     return look(place, "numbers", *arguments, *without, variables=variables)
+
+
+def directions(place: Place, waiting: bool, *arguments: str) -> Job:
+    """Both directions of a layer at the same time, and one after the other."""
+    sizes = place.sizes if place.small else DIRECTIONS
+    return look(place, "directions", *sizes, *arguments, variables=UNCHECKED if waiting else NO_WAITING)
 
 
 def on_gpu(place: Place, *arguments: str) -> list[str]:
@@ -251,6 +260,6 @@ def hang(place: Place) -> list[Stage]:
 
     Without what the first command has done already, or has to leave: it has less time.
     """
-    rest = ("numbers-H512_B64", "numbers-H128_B16", "exchange", "past-31")
+    rest = ("numbers-H512_B64", "numbers-H128_B16", "directions", "exchange", "past-31")
     stages = first(place, [kernel for kernel in KERNELS if kernel not in WAITING])
     return [stage for stage in stages if stage.name not in rest]

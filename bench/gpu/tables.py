@@ -14,7 +14,8 @@ OURS, CUDNN = "lstm_fused", "nn.LSTM"
 def page(day: Row) -> str:
     """Where and when, then a table of each kind that the day has rows of."""
     rows: list[Row] = day["rows"]
-    parts = [*head(day, rows), *layers(rows), *kernels(rows), *exchange(rows), *state(day["jobs"])]
+    parts = [*head(day, rows), *layers(rows), *kernels(rows), *directions(rows)]
+    parts += [*exchange(rows), *state(day["jobs"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -68,6 +69,21 @@ def kernels(rows: list[Row]) -> list[str]:
         lines.append([str((B, H)), row["dtype"], row["direction"], *cells])
     text = "Microseconds of a step in one direction, with the input's product in forward."
     return ["## Kernels", text, markdown(["(B, H)", "dtype", "", *names], lines)]
+
+
+def directions(rows: list[Row]) -> list[str]:
+    """Times of both directions of a layer, one after the other and at once."""
+    chosen = [row for row in rows if row["kind"] == "directions"]
+    if not chosen:
+        return []
+    lines = []
+    for row in chosen:
+        in_turn, at_once = (row["milliseconds"][how] for how in ("in turn", "at once"))
+        cells = f"{in_turn:.3f}", f"{at_once:.3f}", f"{in_turn / at_once:.2f}"
+        lines.append([str(tuple(row["shape"])), row["dtype"], row["what"], *cells])
+    text = "Milliseconds of a layer in both directions, one after the other on the whole card, and at once."
+    head = ["(T, B, I, H)", "dtype", "", "in turn", "at once", "in turn ÷ at once"]
+    return ["## Both directions", text, markdown(head, lines)]
 
 
 def exchange(rows: list[Row]) -> list[str]:

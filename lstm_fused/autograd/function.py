@@ -14,6 +14,7 @@ from lstm_fused.autograd.autocast import NO_CONTEXT
 from lstm_fused.autograd.gradients import Kept, input_gradients, recurrent_products
 from lstm_fused.autograd.operators import backward_op, below_autograd, forward_op
 from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, at, differentiable, put
+from lstm_fused.backends import streams
 from lstm_fused.contract import (
     DIFFERENTIABLE,
     INPUTS,
@@ -108,6 +109,7 @@ class LSTMFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         ctx.engine, *operands = inputs
+        ctx.launches = streams.STATE.launches
         y, _, _, c, gates = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(c, gates)
@@ -126,7 +128,8 @@ class LSTMFunction(Function):
         positions = [n for n in DIFFERENTIABLE if needs[n + 1]]
         needed = at(positions, INPUTS)
         *operands, y, c, gates = load(ctx)
-        with autocast.off(gates.device):
+        share = streams.sharing(ctx.launches) if ctx.launches > 1 else NO_CONTEXT
+        with autocast.off(gates.device), share:
             if ctx.version is not None and ctx.version.changed():
                 with torch.no_grad():
                     y = LSTMFunction.forward(ctx.engine, *operands)[0]

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from lstm_fused.backends import streams
 from lstm_fused.checks import (
     States,
     check_input,
@@ -262,17 +263,20 @@ class LSTM(TorchIdioms, WithOptions):
         for layer, params_of in enumerate(own):
             if layer > 0 and self.dropout > 0:
                 x = F.dropout(x, self.dropout, self.training)
-            ys = []
+            calls: list[tuple[Any, ...]] = []
             for suffix, params in params_of.items():
-                row = len(h_n)
+                row = len(h_n) + len(calls)
                 h0_c0 = None if hx is None else (hx[0][row], hx[1][row])
                 p = parameters.uncoupled(params) if self.coupled else params
                 variant = Variant.of(p.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
-                reverse = suffix.endswith("_reverse")
-                y, (h, c) = run_layer(x, p, h0_c0, lengths, reverse, self.engine, variant)
-                ys.append(y)
-                h_n.append(h)
-                c_n.append(c)
+                calls.append((x, p, h0_c0, lengths, suffix.endswith("_reverse"), self.engine, variant))
+            if len(calls) == 2 and streams.pay(self.engine, x, H, self.proj_size, variant):
+                results = streams.side_by_side(x.device, run_layer, *calls)
+            else:
+                results = [run_layer(*call) for call in calls]
+            ys, states = zip(*results, strict=True)
+            h_n += [h for h, _ in states]
+            c_n += [c for _, c in states]
             x = ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
         return x, (torch.stack(h_n), torch.stack(c_n))
 

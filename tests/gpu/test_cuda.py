@@ -11,6 +11,7 @@ from lstm_fused.kernels import choose, cooperative, replay, resident
 
 from lstm_fused import LSTM
 from lstm_fused.autograd.operators import backward_op, forward_op
+from lstm_fused.backends import streams
 
 NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
 
@@ -174,6 +175,47 @@ def test_on_a_stream_of_the_user(kernel, monkeypatch):
             found = forward("triton", t)[:3]
         torch.cuda.synchronize()
     assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("kernel", choose.KERNELS)
+def test_both_directions_at_the_same_time(kernel, monkeypatch):
+    module = LSTM(8, 64, 2, bidirectional=True, device="cuda", dtype=torch.float16, engine="triton")
+    x = torch.randn(96, 16, 8, device="cuda", dtype=torch.float16, requires_grad=True)
+    used = []
+    plain = streams.side_by_side
+    monkeypatch.setattr(streams, "side_by_side", lambda *given: used.append(1) or plain(*given))
+
+    def outcome():
+        y, states = module(x)
+        loss = y.float().square().sum() + sum(state.float().sum() for state in states)
+        return y.detach(), *torch.autograd.grad(loss, [x, *module.parameters()])
+
+    with running(kernel, monkeypatch):
+        with monkeypatch.context() as patch, streams.sharing(2):  # one after the other, by the same plans
+            patch.setattr(streams, "pay", lambda *_: False)
+            wanted = outcome()
+        for turn in range(20):
+            found = outcome()
+            # What was freed too early would be written over.
+            litter = [torch.full_like(tensor, torch.nan) for tensor in found for _ in range(3)]
+            assert all(map(torch.equal, found, wanted)), turn
+            del litter
+        assert len(used) == 2 * 20
+
+
+def test_both_directions_within_a_graph_of_the_user():
+    module = LSTM(8, 64, bidirectional=True, device="cuda", dtype=torch.float16, engine="triton")
+    x = torch.randn(96, 16, 8, device="cuda", dtype=torch.float16)
+    with torch.no_grad():
+        wanted = module(x)[0].clone()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            found = module(x)[0]
+    for _ in range(20):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

@@ -53,17 +53,20 @@ class Build:
     P: int = 0  # size of h, if it is not H
     B: int = BATCHES[0]
     tiles: Plan | None = None  # None: those that are chosen
+    streams: int = 1  # launches that share the card
 
     @property
     def name(self) -> str:
         batch = "" if self.B in BATCHES[:1] else f" B={self.B}"
+        batch += " half" * (self.streams == 2)
         tiles = "" if self.tiles is None else f" {self.tiles.BB}x{self.tiles.BH}"
         return f"{self.kernel} {self.direction} {self.kind} H={self.H}{batch}{tiles} {self.card.capability}"
 
     @property
     def layer(self) -> Layer:
         precision = "tf32" if self.kind == "tf32" else "ieee"
-        return Layer(self.direction, self.H, self.B, (KINDS | OWN)[self.kind], precision)
+        dtype = (KINDS | OWN)[self.kind]
+        return Layer(self.direction, self.H, self.B, dtype, precision, streams=self.streams)
 
     @property
     def function(self) -> Any:
@@ -80,8 +83,8 @@ class Build:
         return None if plan is None else plan.options
 
     def batches(self) -> list["Build"]:
-        """This build for every batch that it serves."""
-        others = [replace(self, B=B) for B in BATCHES]
+        """This build for every batch that it serves, on the whole card and on half of it."""
+        others = [replace(self, B=B, streams=streams) for streams, B in product((1, 2), BATCHES)]
         return [other for other in others if other.options == self.options]
 
 
@@ -95,10 +98,10 @@ def layers() -> Iterator[Build]:
 
 
 def matrix() -> Iterator[Build]:
-    """Everything that may be chosen, each once."""
+    """Everything that may be chosen, for the whole card and for half of it, each once."""
     for layer in layers():
         seen: list[Any] = [None]
-        for build in (replace(layer, B=B) for B in BATCHES):
+        for build in (replace(layer, B=B, streams=streams) for streams, B in product((1, 2), BATCHES)):
             if build.options not in seen:
                 seen.append(build.options)
                 yield build

@@ -96,11 +96,11 @@ def faults(build: Build, compiled: Any, found: Resources) -> list[str]:
 
 
 def at_once(build: Build) -> int:
-    """The most programs of one launch."""
+    """The most programs of the launches that share the card."""
     plan = build.plan()
     assert plan is not None
     rows, columns = plan.grid(build.B, build.H)
-    return columns * max(tiles for _, tiles in plan.waves(rows))
+    return build.streams * columns * max(tiles for _, tiles in plan.waves(rows))
 
 
 def programs_per_sm(found: Resources, plan: Plan, card: Card) -> int:

@@ -28,6 +28,7 @@ SAMPLE = (
     Build("persistent", "backward", "fp16", 256, A100),
     Build("persistent", "backward", "fp16", 650, A100),
     Build("persistent", "backward", "fp16", 650, H100),
+    Build("persistent", "forward", "fp16", 128, H100, B=256, streams=2),
     Build("step", "forward", "fp16", 512, RTX4090, B=64),
     Build("step", "backward", "tf32", 128, RTX4090),
     Build("step", "backward", "fp64", 64, RTX4090),
@@ -48,6 +49,8 @@ REFUSED = (
     Build("resident", "forward", "fp64", 32, RTX4090),
     Build("cooperative", "forward", "fp16", 512, RTX4090, B=64),
     Build("cooperative", "backward", "bf16", 768, RTX4090),
+    Build("cooperative", "forward", "fp64", 128, A100),
+    Build("cooperative", "backward", "tf32", 64, A100),
 )
 
 
@@ -104,8 +107,11 @@ def test_the_known_resources_are_complete():
 
 def test_the_known_resources_serve_every_batch():
     served = {other.name for build in matrix() for other in build.batches()}
-    picked = {b.name for layer in layers() for B in BATCHES if (b := replace(layer, B=B)).plan() is not None}
-    assert served == picked
+    every = [
+        replace(layer, B=B, streams=streams)
+        for layer, B, streams in itertools.product(layers(), BATCHES, (1, 2))
+    ]
+    assert served == {build.name for build in every if build.plan() is not None}
 
 
 def test_spills_are_found():
@@ -125,9 +131,9 @@ def test_what_is_refused_for_spills_spills(build):
 
 def test_programs_that_are_not_on_the_card_at_once_are_found(monkeypatch):
     monkeypatch.setattr(choose, "tiles_at_once", lambda *_: 1)  # the launcher believes that they are
-    build = replace(SAMPLE[5], card=H100._replace(sms=30))
+    build = replace(SAMPLE[5], card=H100._replace(sms=60))  # 96 fit, those of two launches do not
     compiled = compile_kernel(build)
-    assert faults(build, compiled, resources(compiled)) == ["96 programs are not on the card at once"]
+    assert faults(build, compiled, resources(compiled)) == ["192 programs are not on the card at once"]
 
 
 def test_a_release_without_a_barrier_is_found(tmp_path):

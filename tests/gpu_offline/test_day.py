@@ -166,7 +166,17 @@ def test_a_day_that_is_told_to_end_keeps_what_it_has(tmp_path):
 def test_numbers_become_a_page(tmp_path):
     out, work = tmp_path / "out", tmp_path / "work"
     command = [sys.executable, "-m", "bench.gpu.day", "--device", "cpu", "--small", "--commit", "abc123"]
-    command += ["--only", "probe", "grids", "numbers-tiny", "--out", str(out), "--work", str(work)]
+    command += [
+        "--only",
+        "probe",
+        "grids",
+        "numbers-tiny",
+        "directions",
+        "--out",
+        str(out),
+        "--work",
+        str(work),
+    ]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
@@ -180,6 +190,8 @@ def test_numbers_become_a_page(tmp_path):
     for name in ("lstm_fused", "nn.LSTM", *(f"lstm_fused, {kernel}" for kernel in interpreted)):
         assert f"| {name} |" in page
     assert "| (3, 5) | bfloat16 | backward |" in page
+    for what in ("forward", "training"):
+        assert f"| (2, 3, 3, 5) | bfloat16 | {what} | 0." in page.partition("## Both directions")[2]
     assert not [path for path in out.iterdir() if path.is_dir()] and len(list(out.iterdir())) <= 8
 
 
@@ -202,7 +214,7 @@ def test_stages_name_what_there_is(place):
     assert looks.GRIDS.keys() == {
         name for kernel in stages.GRIDS for names in stages.GRIDS[kernel] for name in names
     }
-    assert set(stages.SIZES) <= {case.name for case in speed.SIZES}
+    assert {*stages.SIZES, *stages.DIRECTIONS} <= {case.name for case in speed.SIZES}
     every = stages.first(Place("cuda", False, place.work, place.out))
     assert sum(stage.seconds for stage in every if stage.name != "tests") < 360  # of 420
 
@@ -225,7 +237,8 @@ def test_after_a_hang_no_program_waits_for_another(place):
             for kernel in stages.WAITING:  # all that names the kernel leaves it out
                 assert kernel not in name
                 assert kernel not in text or f"not {kernel}" in text or "--without" in text, name
-            if name.startswith(("numbers", "warm", "tests-", "smoke-default")) and not job.advice:
+            names = ("numbers", "warm", "directions", "tests-", "smoke-default")
+            if name.startswith(names) and not job.advice:
                 assert job.variables["LSTM_FUSED_GPU"] == "step", name
 
 

@@ -5,8 +5,9 @@ from itertools import product
 import pytest
 import torch
 from lstm_fused.kernels.choose import KERNELS, Layer, choose, fitting, launches
+from lstm_fused.kernels.side_by_side import pays_side_by_side
 
-from bench.roofline import PREDICTED, PUBLIC, predict_all, sequence
+from bench.roofline import PREDICTED, PUBLIC, both_directions, predict_all, sequence
 
 H100, H200 = PREDICTED["H100"], PREDICTED["H200"]
 
@@ -45,6 +46,25 @@ def test_a_batch_too_large_at_once_comes_in_several_launches():
         assert [first for first, _ in waves] == list(range(0, tiles, waves[0][1]))
         assert sum(n for _, n in waves) == tiles
         assert all(n * columns <= 2 * H100.sms for _, n in waves)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("card", PREDICTED.values(), ids=list(PREDICTED))
+def test_directions_run_at_the_same_time_where_that_is_faster(card, direction):
+    gains = {}
+    for H, B in product((32, 64, 128, 256, 512, 650, 768, 1024, 1500), (1, 16, 32, 64, 128, 256, 512, 1024)):
+        for dtype in (torch.bfloat16, torch.float32):
+            layer = Layer(direction, H, B, dtype, "tf32")
+            plan, in_turn = choose(layer._replace(streams=2), card), choose(layer, card)
+            one_after_the_other, at_once = both_directions(plan, in_turn, layer, card)
+            if pays_side_by_side(plan, in_turn, layer, card):
+                gains[layer] = one_after_the_other / at_once
+            else:
+                # The same tile in as many waves: no prediction says that much is lost.
+                assert plan.kernel != in_turn.kernel or one_after_the_other < 1.5 * at_once, layer
+    assert all(gain > 1.1 for gain in gains.values()), min(gains, key=gains.__getitem__)
+    small = [gain for layer, gain in gains.items() if layer.B <= 16 and layer.H <= 256]
+    assert len(small) == 2 * 2 * 4 and min(small) > 1.5
 
 
 # Microseconds of a step on an H200, docs/gpu/h200.md: H, B, forward, backward.

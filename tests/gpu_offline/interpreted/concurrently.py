@@ -13,6 +13,8 @@ import inspect
 import random
 import threading
 from contextlib import contextmanager
+from functools import partial
+from itertools import product
 
 import numpy as np
 from triton.runtime import interpreter
@@ -163,8 +165,9 @@ def touched(pointers, mask):
 
 
 @contextmanager
-def concurrently(seed):
-    """Within this, every launch runs its programs concurrently."""
+def concurrently(seed, launches=1):
+    """Within this, every launch runs its programs concurrently; so many launches, alike, together."""
+    held = []
     plain = {
         name: getattr(InterpreterBuilder, name) for name in ("create_masked_load", "create_masked_store")
     }
@@ -204,13 +207,18 @@ def concurrently(seed):
                 for name, value in raw.items()
             }
             grid = (*self.grid, 1, 1)[:3]
+            held.append((partial(self.fn, **converted), tensors))
+            if len(held) < launches:
+                return
+            bodies, tensors = zip(*held, strict=True)
+            held.clear()
             interpreter.interpreter_builder.set_grid_dim(*grid)
-            launch = Launch(int(np.prod(grid)), tensors, seed)
+            indices = list(np.ndindex(grid))
+            every = [tensor for of in tensors for tensor in of]
+            launch = Launch(len(bodies) * len(indices), every, seed)
             threads = [
-                threading.Thread(
-                    target=launch.run, args=(lambda: self.fn(**converted), program, index), daemon=True
-                )
-                for program, index in enumerate(np.ndindex(grid))
+                threading.Thread(target=launch.run, args=(body, program, index), daemon=True)
+                for program, (body, index) in enumerate(product(bodies, indices))
             ]
             for thread in threads:
                 thread.start()

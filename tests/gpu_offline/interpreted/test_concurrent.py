@@ -81,6 +81,33 @@ def test_a_batch_in_several_launches(direction, monkeypatch):
     check(direction, replace(SIX, B=65, H=9), 0)  # more than the largest tile has
 
 
+def check_both(direction, seed):
+    """Two launches whose programs run together, as those of both directions of a layer do."""
+    case = replace(CASE, T=2)
+    given = [(forward_inputs if direction == "forward" else backward_inputs)(case) for _ in range(2)]
+    with concurrently(seed, launches=2):
+        found = [getattr(launch, direction)(*inputs) for inputs in given]
+    for inputs, results in zip(given, found, strict=True):
+        wanted = getattr(reference, direction)(*inputs)
+        torch.testing.assert_close(tuple(results), tuple(wanted), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("seed", range(2))
+def test_two_launches_do_not_disturb_each_other(direction, seed):
+    check_both(direction, seed)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_counters_that_two_launches_share_are_found(direction, monkeypatch):
+    shared = torch.zeros(100, dtype=torch.int32)
+    monkeypatch.setattr(cooperative, "zero_counters", lambda like, number: shared)
+    monkeypatch.setattr("concurrently.SWITCHES", 3000)
+    with pytest.raises((Race, Deadlock, AssertionError)):
+        check_both(direction, 0)
+    scratch.timed_out(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_sums_of_resident_programs(seed, monkeypatch):
     monkeypatch.setenv("LSTM_FUSED_KERNEL", "resident")
