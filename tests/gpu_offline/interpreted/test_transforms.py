@@ -10,7 +10,6 @@ CALLS = {
     "ensemble": lambda: test_func.test_ensembles("triton", BARE),
     "forward mode": lambda: test_func.test_forward_mode_by_func_and_by_dual_numbers("triton", PLAIN),
 }
-pytestmark = test_func.pytestmark
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
