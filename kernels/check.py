@@ -90,7 +90,8 @@ def run_at_once(
     """The results of a run; of two that are on the card at the same time if there are two streams."""
     if streams == 1 or device.type != DEVICE:
         return [poisoned(run, operands, plan) for _ in range(streams)]
-    torch.cuda._sleep(HELD)  # both are launched meanwhile
+    with torch.cuda.stream(torch.cuda.current_stream(device)):  # of this card
+        torch.cuda._sleep(HELD)  # both are launched meanwhile
     return side_by_side(device, poisoned, *[(run, operands, plan)] * 2)
 
 
