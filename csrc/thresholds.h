@@ -91,6 +91,7 @@ constexpr int64_t product_prefetch_distance = 8;
 // [k-groups] What is packed of da panel by panel, while the next rows are prefetched: wide's products
 // are 1.04 times as fast as with all panels row by row (Zen 5, one thread).
 constexpr int64_t pack_da_k_groups = 16;
+
 // ---- Memory
 
 // [bytes] Maximum size of gates (forward) or dxw (backward) that is stored through the caches; larger ones
@@ -125,7 +126,8 @@ constexpr int64_t amx_tile_k_groups = 16;
 constexpr int64_t amx_min_rows = 4;
 // NC [panels]: width of a macro-tile, whose rows are loaded once for all its panels: with at least two, the
 // backward passes of long and big are 5 to 10 % faster (eb4bf23). Two panels also hold the gates of a vector
-// of channels. AMX takes max_nc; mid's forward pass then takes 7.7 instead of 8.5 ms (5305332).
+// of channels. AMX takes max_nc: mid's forward pass took 7.7 instead of 8.5 ms (5305332), but in float32,
+// which no longer uses it; bfloat16 alone was not measured.
 constexpr int min_nc = 2;
 constexpr int max_nc = 4;
 // [panels] Width of the vector micro-kernel, at most NC: more panels for fewer rows, to keep enough
