@@ -163,7 +163,7 @@ def reset_bank(
     """Once in BANK steps, reset this program's numbers in the last BANK slots that all have gathered.
 
     Args:
-        own: this program's numbers in slot 0.
+        own: this program's numbers in slot 0, of each of its batch tiles.
         step: the current step.
         BEHIND: how many steps back the last slot is that all programs have gathered.
         slot: numbers of a slot.
@@ -171,11 +171,12 @@ def reset_bank(
         WIDTH: the distance between them.
         NUM_WARPS: the number of warps.
     """
-    WORD: gl.constexpr = gl.int16 if own.dtype.element_ty.primitive_bitwidth == 16 else gl.int32
+    WORD: gl.constexpr = gl.int16 if own[0].dtype.element_ty.primitive_bitwidth == 16 else gl.int32
     if (step % BANK == BEHIND - 1) & (step >= BEHIND):
-        for back in gl.static_range(BEHIND, BANK + BEHIND):
-            for gate in gl.static_range(GATES):
-                pointers = own + (step - back) % RING * slot + gate * WIDTH
-                words = pointers.to(gl.pointer_type(WORD), bitcast=True)
-                gl.store(words, gl.full_like(words, -1, dtype=WORD))
+        for n in gl.static_range(len(own)):
+            for back in gl.static_range(BEHIND, BANK + BEHIND):
+                for gate in gl.static_range(GATES):
+                    pointers = own[n] + (step - back) % RING * slot + gate * WIDTH
+                    words = pointers.to(gl.pointer_type(WORD), bitcast=True)
+                    gl.store(words, gl.full_like(words, -1, dtype=WORD))
         fence(NUM_WARPS)

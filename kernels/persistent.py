@@ -139,10 +139,10 @@ def ring_buffer(plan: Plan, like: Tensor, layer: Layer) -> Tensor:
     """The ring buffer, [RING, batch tiles * BB, gates, columns]: not published, but padding columns zero."""
     from lstm_fused.kernels.exchange import RING
 
-    tiles, columns = plan.grid(layer.B, layer.H)
+    groups, columns = plan.grid(layer.B, layer.H)
     gates, published = 1 if layer.direction == "forward" else 4, columns * plan.BH
     width = plan.num_warps * terms(plan, layer) // gates
-    shape = RING.value, tiles * plan.BB, gates, width
+    shape = RING.value, groups * plan.TILES * plan.BB, gates, width
     words = -(-prod(shape) * like.itemsize // 4)
     ring = torch.full((words,), -1, dtype=torch.int32, device=like.device).view(like.dtype).view(shape)
     if width > published:
@@ -153,7 +153,7 @@ def ring_buffer(plan: Plan, like: Tensor, layer: Layer) -> Tensor:
 KERNEL = Kernel(
     plans=plans,
     function=function,
-    constants=("BK", "PIECES", "NATIVE", "NUM_WARPS"),
+    constants=("BK", "PIECES", "NATIVE", "NUM_WARPS", "TILES"),
     why_not=why_not,
     shared=shared,
     programs_per_sm=lambda *_: 1,

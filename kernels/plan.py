@@ -89,7 +89,8 @@ class Plan:
     maxnreg: int | None = None
     PIECES: int | None = None  # blocks of BK terms that a warp of a persistent kernel gathers at once
     NATIVE: bool = False  # whether the card has a maximum of two 16-bit numbers in one instruction
-    at_once: int | None = None  # batch tiles of one launch; None: all of them
+    TILES: int = 1  # batch tiles that a program of a persistent kernel takes in turn within each step
+    at_once: int | None = None  # rows of programs of one launch; None: all of them
 
     @property
     def launch(self) -> Any:
@@ -112,7 +113,7 @@ class Plan:
 
     def grid(self, B: int, N: int) -> tuple[int, int]:
         """Programs for B rows and N columns."""
-        return -(-B // self.BB), -(-N // self.BH)
+        return -(-B // (self.BB * self.TILES)), -(-N // self.BH)
 
     def waves(self, tiles: int) -> list[tuple[int, int]]:
         """The launches that so many batch tiles take, one full wave of programs each: (first tile, tiles)."""

@@ -33,7 +33,7 @@ POINTERS = {
     "table": "*i64",
 }
 WIDE_POINTERS = ("xw", "c_all", "partials")
-INTEGERS = ("T", "B", "node", "first", "tiles", "steps")
+INTEGERS = ("T", "B", "node", "first", "tiles", "groups", "steps")
 # Tensors of the step kernels: in the accumulation dtype, of variants, of a projection.
 STEP_TENSORS = {"forward": ForwardTensors, "backward": BackwardTensors}
 WIDE_STEP_TENSORS = ("xw", "c_state", "dh_state", "dc_state", "c_all", "hw", "kept")
