@@ -158,25 +158,28 @@ def fence(NUM_WARPS: gl.constexpr):
 
 @gluon.jit
 def reset_bank(
-    own, step, BEHIND: gl.constexpr, slot, GATES: gl.constexpr, WIDTH: gl.constexpr, NUM_WARPS: gl.constexpr
-):
+    own, step, BEHIND: gl.constexpr, slot, GATES: gl.constexpr, WIDTH: gl.constexpr, TILES: gl.constexpr,
+    TILE: gl.constexpr, NUM_WARPS: gl.constexpr,
+):  # fmt: skip
     """Once in BANK steps, reset this program's numbers in the last BANK slots that all have gathered.
 
     Args:
-        own: this program's numbers in slot 0, of each of its batch tiles.
+        own: this program's numbers in slot 0, of its first batch tile.
         step: the current step.
         BEHIND: how many steps back the last slot is that all programs have gathered.
         slot: numbers of a slot.
         GATES: tensors of a slot.
         WIDTH: the distance between them.
+        TILES: batch tiles of this program.
+        TILE: the distance between them.
         NUM_WARPS: the number of warps.
     """
-    WORD: gl.constexpr = gl.int16 if own[0].dtype.element_ty.primitive_bitwidth == 16 else gl.int32
+    WORD: gl.constexpr = gl.int16 if own.dtype.element_ty.primitive_bitwidth == 16 else gl.int32
     if (step % BANK == BEHIND - 1) & (step >= BEHIND):
-        for n in gl.static_range(len(own)):
+        for n in gl.static_range(TILES):
             for back in gl.static_range(BEHIND, BANK + BEHIND):
                 for gate in gl.static_range(GATES):
-                    pointers = own[n] + (step - back) % RING * slot + gate * WIDTH
+                    pointers = own + (step - back) % RING * slot + gate * WIDTH + n * TILE
                     words = pointers.to(gl.pointer_type(WORD), bitcast=True)
                     gl.store(words, gl.full_like(words, -1, dtype=WORD))
         fence(NUM_WARPS)

@@ -5,6 +5,9 @@ the product over K: each holds its slice of the weights as operands of its mma i
 of h (backward: da) from L2 straight into the other operands, and accumulates a partial sum; the partial sums
 of the warps are added up through shared memory. `lstm_fused.kernels.exchange` describes how h gets from one
 program to another. Written in Gluon, where layouts are explicit.
+
+Where a batch does not fit on the card at once, a program takes `TILES` batch tiles in turn within each step:
+while h of one tile is on its way through L2, it computes the next one.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +20,7 @@ from typing import Any
 import torch
 from lstm_fused.kernels import launcher
 from lstm_fused.kernels.plan import (
+    IN_TURN,
     MAX_REGISTERS,
     NATIVE_MAXIMUM,
     Card,
@@ -44,7 +48,7 @@ LIMITS_SM_90 = {("forward", 32, 16, 2): (96, 256)}
 
 # Up to this many launches a sequence is still faster than step by step; where the cooperative kernel takes
 # the batch forward in one launch, up to the second number (bench/roofline.py).
-LAUNCHES, LAUNCHES_BESIDE_COOPERATIVE = 5, 3
+LAUNCHES, LAUNCHES_BESIDE_COOPERATIVE = 6, 3
 
 
 def terms(plan: Plan, layer: Layer) -> int:
@@ -68,13 +72,15 @@ def plans(layer: Layer) -> Iterator[Plan]:
     In one round only where a warp has few blocks of BK terms: one, backward two.
     """
     most_at_once = 2 if layer.direction == "backward" else 1
-    for (BB, BH, num_warps), rounds in product(TILES[layer.direction], (1, 2, 3)):
+    for (BB, BH, num_warps), rounds, turns in product(TILES[layer.direction], (1, 2, 3), IN_TURN):
+        if turns > 1 and (BB > 16 or layer.B <= turns // 2 * BB):
+            continue
         plan = Plan("persistent", layer.precision, BB, BH, 32, num_warps, maxnreg=MAX_REGISTERS)
         if layer.dtype.itemsize == 2 and terms(plan, layer) % 64 == 0:
             plan = replace(plan, BK=64)  # so that a thread loads 16 bytes at once
         pieces = terms(plan, layer) // plan.BK
         if rounds > 1 or pieces <= most_at_once:
-            yield replace(plan, PIECES=-(-pieces // rounds))
+            yield replace(plan, PIECES=-(-pieces // rounds), TILES=turns)
 
 
 def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
@@ -112,14 +118,14 @@ def function(direction: str) -> Any:
 
 
 def forward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
-    """Launch the forward kernel, once for each wave of batch tiles."""
+    """Launch the forward kernel, once for each wave of programs."""
     y = tensors[9]
     ring = ring_buffer(plan, y, Layer("forward", sizes[2], sizes[1], y.dtype, plan.precision))
     launch(plan, "forward", (*tensors, ring, timeout_flag(y)), sizes, reverse)
 
 
 def backward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
-    """Launch the backward kernel, once for each wave of batch tiles."""
+    """Launch the backward kernel, once for each wave of programs."""
     dxw, columns = tensors[9], plan.grid(*sizes[1:])[1]
     ring = ring_buffer(plan, dxw, Layer("backward", sizes[2], sizes[1], dxw.dtype, plan.precision))
     scratch = ring, zero_counters(dxw, columns), timeout_flag(dxw)
@@ -127,16 +133,16 @@ def backward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
 
 
 def launch(plan: Plan, direction: str, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
-    """Launch a kernel once for each wave of batch tiles."""
+    """Launch a kernel once for each wave of programs."""
     T, B, H = sizes
-    rows, columns = plan.grid(B, H)
-    for first, tiles in plan.waves(rows):
-        numbers = T, B, first, rows
-        launcher.launch(plan, function(direction), (tiles, columns), tensors, numbers, (H, reverse))
+    groups, columns = plan.grid(B, H)
+    for first, rows in plan.waves(groups):
+        numbers = T, B, first, groups
+        launcher.launch(plan, function(direction), (rows, columns), tensors, numbers, (H, reverse))
 
 
 def ring_buffer(plan: Plan, like: Tensor, layer: Layer) -> Tensor:
-    """The ring buffer, [RING, batch tiles * BB, gates, columns]: not published, but padding columns zero."""
+    """The ring buffer, [RING, rows, gates, columns]: not published, but padding columns zero."""
     from lstm_fused.kernels.exchange import RING
 
     groups, columns = plan.grid(layer.B, layer.H)

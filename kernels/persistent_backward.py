@@ -17,20 +17,21 @@ finish = gluon.jit(sums.finish.fn)
 
 @gluon.jit
 def load_saved(
-    dy, c_all, c0, gates_all, step, T, B, rows, cols, mask, H: gl.constexpr, REVERSE: gl.constexpr
-):
-    """The tensors of a step, counted from the last: dy, the c before it, the gates."""
+    dy, c_all, c0, gates_all, step, T, B, rows, cols, mask, H: gl.constexpr, REVERSE: gl.constexpr,
+    BELOW: gl.constexpr,
+):  # fmt: skip
+    """The tensors of a step, counted from the last, so many rows below: dy, the c before it, the gates."""
     t = step if REVERSE else T - 1 - step
     before = t + 1 if REVERSE else t - 1
     first = step == T - 1
     state = rows[:, None].to(gl.int64) * H + cols[None, :]
     dy_t = gl.zeros_like(state).to(gl.float32)
     if dy is not None:
-        dy_t = gl.load(dy + (t.to(gl.int64) * B * H + state), mask, other=0).to(gl.float32)
-    c = gl.load(c_all + (before.to(gl.int64) * B * H + state), mask & (not first), other=0)
-    c += gl.load(c0 + state, mask & first, other=0).to(gl.float32)
+        dy_t = gl.load(dy + (t.to(gl.int64) * B * H + state) + BELOW * H, mask, other=0).to(gl.float32)
+    c = gl.load(c_all + (before.to(gl.int64) * B * H + state) + BELOW * H, mask & (not first), other=0)
+    c += gl.load(c0 + state + BELOW * H, mask & first, other=0).to(gl.float32)
     at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
-    i, f, g, o = load_gates(gates_all + at_gates, mask, H, gl.float32)
+    i, f, g, o = load_gates(gates_all + at_gates + BELOW * (4 * H), mask, H, gl.float32)
     return dy_t, c, i, f, g, o
 
 
@@ -85,13 +86,13 @@ def lstm_backward_persistent_kernel(
 
     group = first + gl.program_id(0)
     tile = group * TILES
-    rows, masks, states, own = (), (), (), ()  # of each batch tile
-    for n in gl.static_range(TILES):
-        rows += ((tile + n) * BB + gl.arange(0, BB, gl.SliceLayout(1, cells)),)
+    rows = tile * BB + gl.arange(0, BB, gl.SliceLayout(1, cells))
     cols = gl.program_id(1) * BH + gl.arange(0, BH, gl.SliceLayout(0, cells))
+    # Pointers of other tiles are those of the first and a constant, so that they take no registers.
+    mask = ()
     for n in gl.static_range(TILES):
-        masks += ((rows[n] < B)[:, None] & (cols < H)[None, :],)
-        states += (rows[n][:, None].to(gl.int64) * H + cols[None, :],)
+        mask += ((rows + n * BB < B)[:, None] & (cols < H)[None, :],)
+    state = rows[:, None].to(gl.int64) * H + cols[None, :]
     p = load_peephole(peephole, cols, H, gl.float32)
 
     column = gl.arange(0, BH, gl.SliceLayout(0, gl.SliceLayout(1, right)))[None, None, :]
@@ -110,8 +111,7 @@ def lstm_backward_persistent_kernel(
     unit_a = unit_a + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
     slot = groups.to(gl.int64) * (TILES * BB * 4 * WIDTH)
     da_at = m * (4 * WIDTH) + warp_a // (NUM_WARPS // 4) * WIDTH + unit_a
-    for n in gl.static_range(TILES):
-        own += (exchange + (rows[n][:, None] * (4 * WIDTH) + cols[None, :]),)
+    own = exchange + (rows[:, None] * (4 * WIDTH) + cols[None, :])
 
     shared: gl.constexpr = gl.SwizzledSharedLayout(8, 2, 2, [2, 1, 0])
     partial = gl.allocate_shared_memory(gl.float32, [NUM_WARPS, BB, BH], shared)
@@ -121,56 +121,59 @@ def lstm_backward_persistent_kernel(
     stop, dh, dc, c, saved = (), (), (), (), ()  # of each batch tile
     for n in gl.static_range(TILES):
         if lengths is not None:
-            stop += (gl.load(lengths + rows[n], rows[n] < B, other=0),)
+            stop += (gl.load(lengths + rows + n * BB, rows + n * BB < B, other=0),)
         else:
             stop += (gl.full([BB], T, gl.int64, gl.SliceLayout(1, cells)),)
         if dh_n is not None:
-            dh += (gl.load(dh_n + states[n], masks[n], other=0).to(gl.float32),)
+            dh += (gl.load(dh_n + state + n * (BB * H), mask[n], other=0).to(gl.float32),)
         else:
             dh += (zero,)
         if dc_n is not None:
-            dc += (gl.load(dc_n + states[n], masks[n], other=0).to(gl.float32),)
+            dc += (gl.load(dc_n + state + n * (BB * H), mask[n], other=0).to(gl.float32),)
         else:
             dc += (zero,)
-        c += (gl.load(c_all + (gl.to_tensor(last).to(gl.int64) * B * H + states[n]), masks[n], other=0),)
+        at = gl.to_tensor(last).to(gl.int64) * B * H + state
+        c += (gl.load(c_all + at + n * (BB * H), mask[n], other=0),)
         saved += (
             load_saved(
-                dy, c_all, c0, gates_all, gl.to_tensor(0), T, B, rows[n], cols, masks[n], H, REVERSE
+                dy, c_all, c0, gates_all, gl.to_tensor(0), T, B, rows, cols, mask[n], H, REVERSE, n * BB
             ),
         )
     sums = (zero, zero, zero, zero, zero, zero, zero)  # over all of its batch tiles
     for step in range(T):
         t = step if REVERSE else T - 1 - step
-        dc_next, c_next, saved_next = (), (), ()
+        dc_next, c_next = (), ()
         for n in gl.static_range(TILES):
-            valid = ((t < stop[n]) & (rows[n] < B))[:, None]
+            valid = ((t < stop[n]) & (rows + n * BB < B))[:, None]
             dy_t, c_prev, i, f, g, o = saved[n]
             da, dc_prev = cell_backward(
                 dh[n] + dy_t, dc[n], (i, f, g, o), c[n], c_prev, p, peephole is not None, EXACT=False
             )
             da_i, da_f, da_g, da_o = da
-            there = own[n] + step % RING * slot
+            there = own + step % RING * slot + n * (BB * 4 * WIDTH)
             publish(there, gl.where(valid, da_i, 0.0).to(KIND))
             publish(there + WIDTH, gl.where(valid, da_f, 0.0).to(KIND))
             publish(there + 2 * WIDTH, gl.where(valid, da_g, 0.0).to(KIND))
             publish(there + 3 * WIDTH, gl.where(valid, da_o, 0.0).to(KIND))
             if n == TILES - 1:
                 # This program has gathered slot t - 1, so all have published it and have gathered slot t - 2.
-                reset_bank(own, step, 2, slot, 4, WIDTH, NUM_WARPS)
-            at_gates = (t.to(gl.int64) * B + rows[n][:, None]) * (4 * H) + cols[None, :]
-            store_gates(dxw + at_gates, da, valid, masks[n], H)
+                reset_bank(own, step, 2, slot, 4, WIDTH, TILES, BB * 4 * WIDTH, NUM_WARPS)
+            at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
+            store_gates(dxw + at_gates + n * (BB * 4 * H), da, valid, mask[n], H)
             sums = add_step(sums, da, valid, c[n], c_prev, peephole is not None)
             dc_next += (gl.where(valid, dc_prev, dc[n]),)
             c_next += (c_prev,)
-            # The loads of the next step overlap with the wait of this one.
-            mask = masks[n] & (step + 1 < T)
-            saved_next += (
-                load_saved(dy, c_all, c0, gates_all, step + 1, T, B, rows[n], cols, mask, H, REVERSE),
-            )
-        dc, c, saved = dc_next, c_next, saved_next
-        dh_next = ()
+        dc, c = dc_next, c_next
+        dh_next, saved_next = (), ()
         for n in gl.static_range(TILES):
-            valid = ((t < stop[n]) & (rows[n] < B))[:, None]
+            # The loads of the next step overlap with the wait of this one.
+            saved_next += (
+                load_saved(
+                    dy, c_all, c0, gates_all, step + 1, T, B, rows, cols, mask[n] & (step + 1 < T),
+                    H, REVERSE, n * BB,
+                ),
+            )  # fmt: skip
+            valid = ((t < stop[n]) & (rows + n * BB < B))[:, None]
             now = exchange + step % RING * slot + n * (BB * 4 * WIDTH)
             none = gl.zeros([NUM_WARPS, BB, BH], gl.float32, mma)
             even, odd = none, none
@@ -184,8 +187,8 @@ def lstm_backward_persistent_kernel(
             partial.store(even + odd)
             total = gl.convert_layout(gl.sum(partial.load(sums_of), 0), cells)
             dh_next += (gl.where(valid, total, dh[n]),)
-        dh = dh_next
+        dh, saved = dh_next, saved_next
     for n in gl.static_range(TILES):
-        gl.store(dh0 + states[n], dh[n].to(KIND), masks[n])
-        gl.store(dc0 + states[n], dc[n].to(KIND), masks[n])
+        gl.store(dh0 + state + n * (BB * H), dh[n].to(KIND), mask[n])
+        gl.store(dc0 + state + n * (BB * H), dc[n].to(KIND), mask[n])
     finish(sums, partials, counters + gl.program_id(1), dbias, dpeephole, group, groups, cols, H)

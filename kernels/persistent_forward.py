@@ -14,11 +14,10 @@ store_gates = gluon.jit(cell.store_gates.fn)
 
 
 @gluon.jit
-def load_inputs(xw, step, T, B, rows, cols, mask, H: gl.constexpr, REVERSE: gl.constexpr):
-    """W_ih x of a step, without the bias."""
+def gates_at(step, T, B, rows, cols, H: gl.constexpr, REVERSE: gl.constexpr):
+    """Offsets of a step's gates in a tensor [T, B, 4H]."""
     t = T - 1 - step if REVERSE else step
-    at = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
-    return load_gates(xw + at, mask, H, gl.float32)
+    return (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
 
 
 @gluon.jit(do_not_specialize=["T", "B", "first", "groups"])
@@ -65,13 +64,13 @@ def lstm_forward_persistent_kernel(
     PADDED: gl.constexpr = WIDTH > (H + BH - 1) // BH * BH
 
     tile = (first + gl.program_id(0)) * TILES
-    rows, masks, states, own = (), (), (), ()  # of each batch tile
-    for n in gl.static_range(TILES):
-        rows += ((tile + n) * BB + gl.arange(0, BB, gl.SliceLayout(1, cells)),)
+    rows = tile * BB + gl.arange(0, BB, gl.SliceLayout(1, cells))
     cols = gl.program_id(1) * BH + gl.arange(0, BH, gl.SliceLayout(0, cells))
+    # Pointers of other tiles are those of the first and a constant, so that they take no registers.
+    mask = ()
     for n in gl.static_range(TILES):
-        masks += ((rows[n] < B)[:, None] & (cols < H)[None, :],)
-        states += (rows[n][:, None].to(gl.int64) * H + cols[None, :],)
+        mask += ((rows + n * BB < B)[:, None] & (cols < H)[None, :],)
+    state = rows[:, None].to(gl.int64) * H + cols[None, :]
     p = load_peephole(peephole, cols, H, gl.float32)
 
     gate_of = gl.arange(0, 4 * BH, gl.SliceLayout(0, gl.SliceLayout(1, right)))[None, None, :]
@@ -88,8 +87,7 @@ def lstm_forward_persistent_kernel(
     ka = ka + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
     slot = groups.to(gl.int64) * (TILES * BB * WIDTH)
     h_at = m * WIDTH + ka
-    for n in gl.static_range(TILES):
-        own += (exchange + (rows[n][:, None] * WIDTH + cols[None, :]),)
+    own = exchange + (rows[:, None] * WIDTH + cols[None, :])
 
     shared: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8 if BH >= 16 else 4, [2, 1, 0])
     partial = gl.allocate_shared_memory(gl.float32, [NUM_WARPS, BB, 4 * BH], shared)
@@ -101,29 +99,33 @@ def lstm_forward_persistent_kernel(
     stop, h, c = (), (), ()  # of each batch tile
     for n in gl.static_range(TILES):
         if lengths is not None:
-            stop += (gl.load(lengths + rows[n], rows[n] < B, other=0),)
+            stop += (gl.load(lengths + rows + n * BB, rows + n * BB < B, other=0),)
         else:
             stop += (gl.full([BB], T, gl.int64, gl.SliceLayout(1, cells)),)
-        h += (gl.load(h0 + states[n], masks[n], other=0),)
-        c += (gl.load(c0 + states[n], masks[n], other=0).to(gl.float32),)
-        publish(own[n], h[n])
+        h += (gl.load(h0 + state + n * (BB * H), mask[n], other=0),)
+        c += (gl.load(c0 + state + n * (BB * H), mask[n], other=0).to(gl.float32),)
+        publish(own + n * (BB * WIDTH), h[n])
     if TILES > 1:
-        ahead = load_inputs(xw, gl.to_tensor(0), T, B, rows[0], cols, masks[0], H, REVERSE)
+        ahead = load_gates(
+            xw + gates_at(gl.to_tensor(0), T, B, rows, cols, H, REVERSE), mask[0], H, gl.float32
+        )
     for step in range(T):
         t = T - 1 - step if REVERSE else step
+        at = t.to(gl.int64) * B * H + state
+        at_gates = gates_at(step, T, B, rows, cols, H, REVERSE)
         h_next, c_next = (), ()
         for n in gl.static_range(TILES):
-            at = t.to(gl.int64) * B * H + states[n]
-            at_gates = (t.to(gl.int64) * B + rows[n][:, None]) * (4 * H) + cols[None, :]
             if TILES == 1:
-                x = load_gates(xw + at_gates, masks[n], H, gl.float32)
-            else:  # a tile ahead, so that they overlap with the tile before: its h may be there at once
-                after = step + (n + 1) // TILES
-                mask = masks[(n + 1) % TILES] & (after < T)
+                x = load_gates(xw + at_gates, mask[n], H, gl.float32)
+            elif n < TILES - 1:  # a tile ahead: h may be there at once, and then no wait hides a load
                 x = ahead
-                ahead = load_inputs(xw, after, T, B, rows[(n + 1) % TILES], cols, mask, H, REVERSE)
+                ahead = load_gates(xw + at_gates + (n + 1) * (BB * 4 * H), mask[n + 1], H, gl.float32)
+            else:
+                x = ahead
+                after = gates_at(step + 1, T, B, rows, cols, H, REVERSE)
+                ahead = load_gates(xw + after, mask[0] & (step + 1 < T), H, gl.float32)
             x_i, x_f, x_g, x_o = x
-            valid = ((t < stop[n]) & (rows[n] < B))[:, None]
+            valid = ((t < stop[n]) & (rows + n * BB < B))[:, None]
             now = exchange + step % RING * slot + n * (BB * WIDTH)
             product = gl.zeros([NUM_WARPS, BB, 4 * BH], gl.float32, mma)
             for first_k in gl.static_range(0, len(weights), PIECES):
@@ -147,15 +149,15 @@ def lstm_forward_persistent_kernel(
             h_t, c_t, gates = cell_forward(a, c[n], p, peephole is not None, EXACT=False)
             h_next += (gl.where(valid, h_t.to(KIND), h[n]),)
             c_next += (gl.where(valid, c_t, c[n]),)
-            publish(own[n] + (step + 1) % RING * slot, h_next[n])
+            publish(own + (step + 1) % RING * slot + n * (BB * WIDTH), h_next[n])
             if n == TILES - 1:
                 # This program has gathered slot t, so all have published it and have gathered slot t - 1.
-                reset_bank(own, step, 1, slot, 1, WIDTH, NUM_WARPS)
-            gl.store(y + at, gl.where(valid, h_next[n], 0.0).to(KIND), masks[n])
+                reset_bank(own, step, 1, slot, 1, WIDTH, TILES, BB * WIDTH, NUM_WARPS)
+            gl.store(y + at + n * (BB * H), gl.where(valid, h_next[n], 0.0).to(KIND), mask[n])
             if c_all is not None:
-                gl.store(c_all + at, c_next[n], masks[n])
-                store_gates(gates_all + at_gates, gates, valid, masks[n], H)
+                gl.store(c_all + at + n * (BB * H), c_next[n], mask[n])
+                store_gates(gates_all + at_gates + n * (BB * 4 * H), gates, valid, mask[n], H)
         h, c = h_next, c_next
     for n in gl.static_range(TILES):
-        gl.store(h_n + states[n], h[n], masks[n])
-        gl.store(c_n + states[n], c[n].to(c_n.dtype.element_ty), masks[n])
+        gl.store(h_n + state + n * (BB * H), h[n], mask[n])
+        gl.store(c_n + state + n * (BB * H), c[n].to(c_n.dtype.element_ty), mask[n])

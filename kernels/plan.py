@@ -35,6 +35,10 @@ FEW_STEPS, MANY_STEPS = 4, 32
 # The most registers of a thread; asked for where ptxas would otherwise spill a few rather than take more.
 MAX_REGISTERS = 255
 
+# The time of a step in which a program takes so many batch tiles in turn, in that of a step with one tile:
+# predicted for an H100 (bench/roofline.py), not measured.
+IN_TURN = {1: 1.0, 2: 1.4}
+
 
 class Card(NamedTuple):
     """What the choice depends on; sizes in bytes."""
@@ -102,6 +106,11 @@ class Plan:
         """The number of warps, by the name that Gluon kernels take it by."""
         return self.num_warps
 
+    @property
+    def rows(self) -> int:
+        """The batch rows of a program."""
+        return self.BB * self.TILES
+
     def problems(self, layer: Layer) -> list[tuple[Layer, int]]:
         """The layers and numbers of steps to check before this plan may run a layer.
 
@@ -113,12 +122,12 @@ class Plan:
 
     def grid(self, B: int, N: int) -> tuple[int, int]:
         """Programs for B rows and N columns."""
-        return -(-B // (self.BB * self.TILES)), -(-N // self.BH)
+        return -(-B // self.rows), -(-N // self.BH)
 
-    def waves(self, tiles: int) -> list[tuple[int, int]]:
-        """The launches that so many batch tiles take, one full wave of programs each: (first tile, tiles)."""
-        most = self.at_once or tiles
-        return [(first, min(most, tiles - first)) for first in range(0, tiles, most)]
+    def waves(self, rows: int) -> list[tuple[int, int]]:
+        """The launches that so many rows of programs take, a full wave each: (first row, rows)."""
+        most = self.at_once or rows
+        return [(first, min(most, rows - first)) for first in range(0, rows, most)]
 
     @cached_property
     def launched(self) -> dict[tuple[Any, ...], Any]:
@@ -160,9 +169,9 @@ class Kernel:
     why_not: Callable[[Plan, Layer, Card], list[str]] = lambda *_: []  # reasons why a plan cannot run a layer
     shared: Callable[[Plan, Layer], int] = lambda *_: 0  # bytes
     programs_per_sm: Callable[[Plan, Layer, Card], int] = two_programs_per_sm
-    # The most launches of a sequence in which it is still faster than the kernels after it, given whether
-    # another kernel takes the batch in one launch.
-    most_launches: Callable[[Layer, Callable[[str], bool]], int] = lambda *_: 1
+    # The most launches of a sequence, or a single one that takes as long, in which it is still faster than the
+    # kernels after it, given whether another kernel takes the batch in one launch.
+    most_launches: Callable[[Layer, Callable[[str], bool]], float] = lambda *_: 1
     # Launchers of whole sequences; None if `lstm_fused.kernels.steps` launches each step.
     forward: Callable[[Plan, Tensors, Sizes, bool], None] | None = None
     backward: Callable[[Plan, Tensors, Sizes, bool], None] | None = None

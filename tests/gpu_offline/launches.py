@@ -28,9 +28,12 @@ class Launcher:
     """Launches one compiled kernel in the machine, which holds every tensor it is given."""
 
     def __init__(
-        self, card, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None, projected=False
-    ):
+        self, card, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None, projected=False,
+        TILES=1,
+    ):  # fmt: skip
         build = Build(kernel, direction, kind, H, card, P)
+        if TILES > 1:
+            build = replace(build, tiles=replace(build.plan(), TILES=TILES))
         self.compiled = compile_kernel(build, function, projected=projected)
         self.plan, self.machine = build.plan(), Machine(seed)
         self.program = Program(self.compiled.asm["ptx"])

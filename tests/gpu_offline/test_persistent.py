@@ -29,9 +29,9 @@ def all_ones(kind, *shape):
     return torch.full(shape, -1, dtype=word).view(kind)
 
 
-def launcher(card, direction, kind, H, modules=MODULES, seed=0):
+def launcher(card, direction, kind, H, modules=MODULES, seed=0, TILES=1):
     function = getattr(modules[direction], f"lstm_{direction}_persistent_kernel")
-    return Launcher(card, "persistent", direction, kind, H, seed=seed, function=function)
+    return Launcher(card, "persistent", direction, kind, H, seed=seed, function=function, TILES=TILES)
 
 
 @pytest.mark.parametrize("kind", KINDS)
