@@ -1,9 +1,9 @@
 """Checks a plan on this card: compares a small problem with the reference in float64.
 
-The problem has lengths, peepholes and every option of the layer, and one row more than the batch tile of a
-program, or than all that it takes in turn, so that there are two rows of programs. It runs in both time directions, and twice each to compare bits, in memory filled with
-NaN. A plan for half of the card runs once and then twice at the same time. The inputs are the same at every
-check, and so is the verdict. A plan names the sizes.
+The problem has lengths, peepholes and every option of the layer, and one row more than a program takes, so
+that there are two rows of programs. It runs in both time directions, and twice each to compare bits, in
+memory filled with NaN. A plan for half of the card runs once and then twice at the same time. The inputs are
+the same at every check, and so is the verdict. A plan names the sizes.
 """
 
 from collections.abc import Callable

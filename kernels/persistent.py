@@ -45,6 +45,8 @@ LIMITS = {"forward": (128, 208), "backward": (96, 176)}
 LIMITS_OLDER_BACKWARD = (96, 152)
 # Plans past those limits that do not spill on sm_90: direction, BB, BH, PIECES.
 LIMITS_SM_90 = {("forward", 32, 16, 2): (96, 256)}
+# The most registers for weights beside two batch tiles in turn: direction, warps.
+LIMITS_IN_TURN = {("forward", 4): 64, ("forward", 8): 128, ("backward", 8): 88}
 
 # Up to this many launches a sequence is still faster than step by step; where the cooperative kernel takes
 # the batch forward in one launch, up to the second number (bench/roofline.py).
@@ -73,7 +75,7 @@ def plans(layer: Layer) -> Iterator[Plan]:
     """
     most_at_once = 2 if layer.direction == "backward" else 1
     for (BB, BH, num_warps), rounds, turns in product(TILES[layer.direction], (1, 2, 3), IN_TURN):
-        if turns > 1 and (BB > 16 or layer.B <= turns // 2 * BB):
+        if turns > 1 and (BB > 16 or layer.B <= BB):
             continue
         plan = Plan("persistent", layer.precision, BB, BH, 32, num_warps, maxnreg=MAX_REGISTERS)
         if layer.dtype.itemsize == 2 and terms(plan, layer) % 64 == 0:
@@ -95,7 +97,8 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     if card.capability == "sm_90":
         most = LIMITS_SM_90.get((layer.direction, plan.BB, plan.BH, plan.PIECES), most)
     weights, every = registers(plan, layer)
-    if weights > most[0] or every > most[1] or (older and weights > 64 and plan.BB > 16):
+    in_turn = LIMITS_IN_TURN[layer.direction, plan.num_warps] if plan.TILES > 1 else weights
+    if weights > min(most[0], in_turn) or every > most[1] or (older and weights > 64 and plan.BB > 16):
         reasons.append("would spill registers")
     return reasons
 

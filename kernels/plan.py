@@ -169,8 +169,8 @@ class Kernel:
     why_not: Callable[[Plan, Layer, Card], list[str]] = lambda *_: []  # reasons why a plan cannot run a layer
     shared: Callable[[Plan, Layer], int] = lambda *_: 0  # bytes
     programs_per_sm: Callable[[Plan, Layer, Card], int] = two_programs_per_sm
-    # The most launches of a sequence, or a single one that takes as long, in which it is still faster than the
-    # kernels after it, given whether another kernel takes the batch in one launch.
+    # The most launches of a sequence, or of what takes as long, in which it is still faster than the kernels
+    # after it, given whether another kernel takes the batch in one launch.
     most_launches: Callable[[Layer, Callable[[str], bool]], float] = lambda *_: 1
     # Launchers of whole sequences; None if `lstm_fused.kernels.steps` launches each step.
     forward: Callable[[Plan, Tensors, Sizes, bool], None] | None = None

@@ -15,8 +15,8 @@ from lstm_fused.kernels.plan import NATIVE_MAXIMUM, Card, Layer, Plan
 # same time, so that they run so where nobody asks for it: none yet. `python3 -m bench.gpu.day` measures it.
 SIDE_BY_SIDE_TESTED: tuple[str, ...] = ()
 
-# Up to this H programs for half of an A100 may take more batch tiles in turn than those for the whole card and
-# still gain by it: predicted, not measured.
+# Up to this H programs for half of an A100 may take more batch tiles in turn than those for the whole card
+# and still gain by it: predicted, not measured.
 MOST_IN_TURN = 64
 
 

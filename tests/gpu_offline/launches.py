@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 from builds import Build, compile_kernel
-from cases import layer_inputs, layer_saved, make_tensors
+from cases import layer_inputs, layer_saved, make_lengths, make_tensors
 from lstm_fused.kernels import launcher, scratch, sequence
 from lstm_fused.kernels.plan import EXCHANGES
 from lstm_fused.kernels.table import HEAD, NUMBERS, BackwardTensors, ForwardTensors
@@ -29,12 +29,12 @@ class Launcher:
 
     def __init__(
         self, card, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None, projected=False,
-        TILES=1,
+        TILES=1, lengths=False,
     ):  # fmt: skip
         build = Build(kernel, direction, kind, H, card, P)
         if TILES > 1:
             build = replace(build, tiles=replace(build.plan(), TILES=TILES))
-        self.compiled = compile_kernel(build, function, projected=projected)
+        self.compiled = compile_kernel(build, function, projected=projected, lengths=lengths)
         self.plan, self.machine = build.plan(), Machine(seed)
         self.program = Program(self.compiled.asm["ptx"])
         self.barriers = [n for n, (_, _, name, *_) in enumerate(self.program.instructions) if name == "bar"]
@@ -81,10 +81,10 @@ class Launcher:
 
 
 def forward(launch, kernel, kind, case, programs=None, **changes):
-    """The outputs of the compiled kernel for a case, one batch tile a launch, and the reference's."""
+    """The outputs of the compiled kernel for a case, one row of programs a launch, and the reference's."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind]) | changes
-    inputs = layer_inputs(t)
+    inputs = layer_inputs(t, make_lengths(case, "cpu"))
     wanted = reference.forward(inputs)
     weights = (t["weight_hh"], t["bias_ih"], t["peephole"])
     wide = reference.accumulation_dtype(DTYPES[kind])
@@ -107,7 +107,7 @@ def backward(launch, kernel, kind, case, programs=None):
     """The same for the backward pass."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind])
-    inputs = layer_inputs(t)
+    inputs = layer_inputs(t, make_lengths(case, "cpu"))
     out = reference.forward(inputs)
     saved, douts = layer_saved(inputs, out), OutputGradients(*out[:3])
     wanted = reference.backward(saved, douts)[:5]  # but for dhw
