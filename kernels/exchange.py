@@ -101,7 +101,7 @@ def repeated(kind, times):
 @gluon.jit
 def gather(
     slot, offsets, timed_out, FIRST: gl.constexpr, LAST: gl.constexpr, BK: gl.constexpr,
-    PADDED: gl.constexpr, ELEMENTS: gl.constexpr, NATIVE: gl.constexpr,
+    ONE_POINTER: gl.constexpr, ELEMENTS: gl.constexpr, NATIVE: gl.constexpr,
 ):  # fmt: skip
     """Load mma operands that other programs publish, polling until all of their numbers are there.
 
@@ -112,7 +112,7 @@ def gather(
         FIRST: the first piece.
         LAST: one past the last piece.
         BK: columns of a piece, of which a thread has BK / 8 contiguous ones.
-        PADDED: whether there are padding columns.
+        ONE_POINTER: whether all pieces share a pointer, which takes fewer registers.
         ELEMENTS: numbers of a piece in one thread.
         NATIVE: whether the card has a maximum of two 16-bit numbers in one instruction.
     """
@@ -120,10 +120,9 @@ def gather(
     SIZE: gl.constexpr = KIND.primitive_bitwidth // 8
     operands = ()
     for k in gl.static_range(FIRST, LAST):
-        if PADDED:
-            # One pointer for all pieces, so that constants become immediate offsets: otherwise ptxas spills.
+        if ONE_POINTER:  # so that constants become immediate offsets
             operands += ((slot + (offsets + FIRST * BK)).to(gl.int64) + (k - FIRST) * (BK * SIZE),)
-        else:  # the form that was measured on GPUs, where it does not spill
+        else:  # the form that was measured on GPUs
             operands += ((slot + (offsets + k * BK)).to(gl.int64),)
     TEXT: gl.constexpr = poll_asm(LAST - FIRST, ELEMENTS, BK // 8, SIZE, NATIVE)
     CONSTRAINTS: gl.constexpr = poll_constraints(LAST - FIRST, ELEMENTS, SIZE)

@@ -46,7 +46,7 @@ LIMITS_OLDER_BACKWARD = (96, 152)
 # Plans past those limits that do not spill on sm_90: direction, BB, BH, PIECES.
 LIMITS_SM_90 = {("forward", 32, 16, 2): (96, 256)}
 # The most registers for weights beside two batch tiles in turn: direction, warps.
-LIMITS_IN_TURN = {("forward", 4): 64, ("forward", 8): 128, ("backward", 8): 88}
+LIMITS_IN_TURN = {("forward", 4): 64, ("forward", 8): 128, ("backward", 8): 96}
 
 # Up to this many launches a sequence is still faster than step by step; where the cooperative kernel takes
 # the batch forward in one launch, up to the second number (bench/roofline.py).

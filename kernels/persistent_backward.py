@@ -82,7 +82,8 @@ def lstm_backward_persistent_kernel(
     cells: gl.constexpr = gl.BlockedLayout([1, 1], [32 // BH, BH], [NUM_WARPS, 1], [1, 0])
     PIECE: gl.constexpr = (4 * H + NUM_WARPS * BK - 1) // (NUM_WARPS * BK) * BK  # terms of one warp
     WIDTH: gl.constexpr = PIECE * NUM_WARPS // 4  # columns of a gate
-    PADDED: gl.constexpr = WIDTH > (H + BH - 1) // BH * BH
+    # With padded columns, or several batch tiles, ptxas spills otherwise.
+    ONE_POINTER: gl.constexpr = WIDTH > (H + BH - 1) // BH * BH or TILES > 1
 
     group = first + gl.program_id(0)
     tile = group * TILES
@@ -179,7 +180,7 @@ def lstm_backward_persistent_kernel(
             even, odd = none, none
             for first_k in gl.static_range(0, len(weights), PIECES):
                 da_all = gather(
-                    now, da_at, timed_out, first_k, min(first_k + PIECES, len(weights)), BK, PADDED,
+                    now, da_at, timed_out, first_k, min(first_k + PIECES, len(weights)), BK, ONE_POINTER,
                     BB * BK // 32, NATIVE,
                 )  # fmt: skip
                 for k in gl.static_range(len(da_all)):

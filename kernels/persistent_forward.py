@@ -61,7 +61,8 @@ def lstm_forward_persistent_kernel(
     cells: gl.constexpr = gl.BlockedLayout([1, 1], [32 // BH, BH], [NUM_WARPS, 1], [1, 0])
     PIECE: gl.constexpr = (H + NUM_WARPS * BK - 1) // (NUM_WARPS * BK) * BK  # terms of one warp
     WIDTH: gl.constexpr = PIECE * NUM_WARPS
-    PADDED: gl.constexpr = WIDTH > (H + BH - 1) // BH * BH
+    # With padded columns, or several batch tiles, ptxas spills otherwise.
+    ONE_POINTER: gl.constexpr = WIDTH > (H + BH - 1) // BH * BH or TILES > 1
 
     tile = (first + gl.program_id(0)) * TILES
     rows = tile * BB + gl.arange(0, BB, gl.SliceLayout(1, cells))
@@ -130,7 +131,7 @@ def lstm_forward_persistent_kernel(
             product = gl.zeros([NUM_WARPS, BB, 4 * BH], gl.float32, mma)
             for first_k in gl.static_range(0, len(weights), PIECES):
                 h_all = gather(
-                    now, h_at, timed_out, first_k, min(first_k + PIECES, len(weights)), BK, PADDED,
+                    now, h_at, timed_out, first_k, min(first_k + PIECES, len(weights)), BK, ONE_POINTER,
                     BB * BK // 32, NATIVE,
                 )  # fmt: skip
                 for k in gl.static_range(len(h_all)):
