@@ -110,9 +110,9 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     traffic += layer.streams * programs * operand / speed.l2
     if exchange == "flags":  # with the weights in registers
         chain = speed.flagged + SKEW * max(0, log2(columns / 8)) + GATES + sync + matrix
-        # Several batch tiles in turn: while one waits, the program computes the others.
-        busy = plan.TILES * (READ + GATES + sync + max(matrix, flops / rate))
-        return Prediction(max(chain, busy) if plan.TILES > 1 else chain, 0, traffic)
+        # Of several batch tiles in turn a program computes the others while one is on its way.
+        busy = min(chain, READ + GATES + sync + max(matrix, flops / rate))
+        return Prediction(max(chain, plan.TILES * busy), 0, traffic)
     if exchange == "counters":  # its loads from memory overlap with the wait
         return Prediction(speed.exchange + GATES + sync + matrix, on_chip, traffic)
     tiles = H * (1 if layer.direction == "forward" else 4) / plan.BK
