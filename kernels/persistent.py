@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from lstm_fused.kernels import launcher
+from lstm_fused.kernels.launcher import BEFORE_3_8
 from lstm_fused.kernels.plan import (
     IN_TURN,
     MAX_REGISTERS,
@@ -45,8 +46,12 @@ LIMITS = {"forward": (128, 208), "backward": (96, 176)}
 LIMITS_OLDER_BACKWARD = (96, 152)
 # Plans past those limits that do not spill on sm_90: direction, BB, BH, PIECES.
 LIMITS_SM_90 = {("forward", 32, 16, 2): (96, 256)}
-# The most registers for weights beside two batch tiles in turn: direction, warps.
-LIMITS_IN_TURN = {("forward", 4): 64, ("forward", 8): 128, ("backward", 8): 96}
+# The most registers for weights beside two batch tiles in turn: direction, warps, bytes of a number.
+LIMITS_IN_TURN = {
+    **{("forward", warps, size): most for warps, most in ((4, 64), (8, 128)) for size in (2, 4)},
+    **{("backward", 8, 2): 88, ("backward", 8, 4): 64},
+}
+LIMITS_IN_TURN_SM_90 = LIMITS_IN_TURN | {("backward", 8, 2): 96}
 
 # Up to this many launches a sequence is still faster than step by step; where the cooperative kernel takes
 # the batch forward in one launch, up to the second number (bench/roofline.py).
@@ -97,8 +102,11 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     if card.capability == "sm_90":
         most = LIMITS_SM_90.get((layer.direction, plan.BB, plan.BH, plan.PIECES), most)
     weights, every = registers(plan, layer)
-    in_turn = LIMITS_IN_TURN[layer.direction, plan.num_warps] if plan.TILES > 1 else weights
-    if weights > min(most[0], in_turn) or every > most[1] or (older and weights > 64 and plan.BB > 16):
+    if plan.TILES > 1:
+        hopper = card.capability == "sm_90" and not BEFORE_3_8
+        beside = LIMITS_IN_TURN_SM_90 if hopper else LIMITS_IN_TURN
+        most = min(most[0], beside[layer.direction, plan.num_warps, layer.dtype.itemsize]), most[1]
+    if weights > most[0] or every > most[1] or (older and weights > 64 and plan.BB > 16):
         reasons.append("would spill registers")
     return reasons
 
