@@ -105,7 +105,7 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     if plan.TILES > 1:
         hopper = card.capability == "sm_90" and not BEFORE_3_8
         beside = LIMITS_IN_TURN_SM_90 if hopper else LIMITS_IN_TURN
-        most = min(most[0], beside[layer.direction, plan.num_warps, layer.dtype.itemsize]), most[1]
+        most = min(most[0], beside.get((layer.direction, plan.num_warps, layer.dtype.itemsize), 0)), most[1]
     if weights > most[0] or every > most[1] or (older and weights > 64 and plan.BB > 16):
         reasons.append("would spill registers")
     return reasons
