@@ -36,7 +36,7 @@ FEW_STEPS, MANY_STEPS = 4, 32
 MAX_REGISTERS = 255
 
 # The time of a step in which a program takes so many batch tiles in turn, in that of a step with one tile:
-# predicted for an H100 (bench/roofline.py), not measured.
+# predicted for an H100 (bench/roofline.py), not measured. More than two would take as long as more launches.
 IN_TURN = {1: 1.0, 2: 1.4}
 
 
