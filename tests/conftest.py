@@ -22,6 +22,8 @@ SLOW = (
     "test_notebook",
     "test_packaging",
 )
+# Modules whose fixtures take seconds: all of one runs in the same part.
+UNDIVIDED = ("test_without_python", "test_pool", "test_distributed", "test_example")
 # Independent of the device: skipped with --device.
 DEVICE_INDEPENDENT = (
     *("test_bench", "test_convert", "test_cpp", "test_cpp_hostile", "test_cpp_memory", "test_cpp_plan"),
@@ -65,7 +67,10 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: SLOW.index(item.module.__name__) + 1 if item.module.__name__ in SLOW else 0)
     k, n = map(int, config.getoption("part").split("/"))
-    items[:] = items[k::n]
+    undivided = [item for item in items if item.module.__name__ in UNDIVIDED]
+    divided = [item for item in items if item.module.__name__ not in UNDIVIDED]
+    kept = {*divided[k::n], *(item for item in undivided if UNDIVIDED.index(item.module.__name__) % n == k)}
+    items[:] = [item for item in items if item in kept]
 
 
 def without_float64(item):
