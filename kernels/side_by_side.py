@@ -4,6 +4,7 @@
 """
 
 import os
+from collections.abc import Hashable
 from math import ceil, inf
 
 import torch
@@ -18,6 +19,9 @@ SIDE_BY_SIDE_TESTED: tuple[str, ...] = ()
 # Up to this H programs for half of an A100 may take more batch tiles in turn than those for the whole card
 # and still gain by it: predicted, not measured.
 MOST_IN_TURN = 64
+
+# Decisions of earlier calls.
+_decided: dict[Hashable, bool] = {}
 
 
 def side_by_side(
@@ -40,14 +44,14 @@ def side_by_side(
     """
     H, B, P = sizes
     kind = dtype, precision(), P, varied
-    key = side_by_side, by_default, device, H, B, *kind, backward, named(), os.environ.get("LSTM_FUSED_GPU")
-    if (known := guard._decided.get(key)) is not None:
-        return bool(known)
+    key = by_default, device, H, B, *kind, backward, named(), os.environ.get("LSTM_FUSED_GPU")
+    if (known := _decided.get(key)) is not None:
+        return known
     directions = ("forward", "backward")[: 2 if backward else 1]
     layers = [Layer(direction, H, B, *kind) for direction in directions]
     found, for_good = decide(layers, device, by_default)
     if for_good:
-        guard._decided[key] = found
+        _decided[key] = found
     return found
 
 
