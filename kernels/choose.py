@@ -13,12 +13,25 @@ from itertools import product
 from math import log
 
 import torch
-from lstm_fused.kernels.plan import CARDS, KERNELS, NATIVE_MAXIMUM, WAITING, Card, Layer, Plan, record
+from lstm_fused.kernels.plan import (
+    CARDS,
+    KERNELS,
+    NATIVE_MAXIMUM,
+    UNMEASURED,
+    WAITING,
+    Card,
+    Layer,
+    Plan,
+    record,
+)
 from lstm_fused.kernels.tuned import TUNED
 
 # The cards, by name or capability, on which kernels whose programs wait for one another have been measured
 # to be right, so that they may run where nobody asks for them: an H100 and an H200, docs/gpu/h200.md.
 WAITING_TESTED: tuple[str, ...] = ("sm_90",)
+
+# The kernels that a choice is made from.
+MEASURED = tuple(kernel for kernel in KERNELS if kernel not in UNMEASURED)
 
 INTERPRETER = "interpreter"  # the capability of a CPU under Triton's interpreter
 
@@ -64,7 +77,7 @@ def launches(plan: Plan, layer: Layer) -> int:
 
 
 @cache
-def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str, ...] = KERNELS) -> Plan:
+def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str, ...] = MEASURED) -> Plan:
     """The kernel to run a layer with.
 
     Args:
