@@ -1,10 +1,11 @@
 """The cluster kernel: each batch tile is a thread-block cluster, whose blocks exchange h in shared memory.
 
-The card keeps the blocks of a cluster resident together, so they may wait for one another in any launch: no
-cooperative launch, no limit on the batch. A block has BH hidden columns and BB batch rows of the sequence. Its
-warps hold the weights in registers, 16 rows of W_hh each, and multiply them by all of h, which
-`lstm_fused.kernels.cluster_exchange` brings into the block's shared memory. It runs forward only: backward,
-four times as many numbers are exchanged. Not measured on a card yet, so it runs by name only.
+The card keeps the blocks of a cluster resident together, so they may wait for one another in any launch, and
+further clusters may follow later. A block has BH hidden columns and BB batch rows for all steps. Its warps
+hold 16 rows of W_hh each in registers and multiply them by all of h, which
+`lstm_fused.kernels.cluster_exchange` brings into the shared memory. Forward only: backward, four times as
+many numbers are exchanged, and the exchange is bound by its bytes. Not measured on a card yet, so it runs by
+name only.
 """
 
 from collections.abc import Iterator
@@ -59,10 +60,9 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
 
 
 def shared(plan: Plan, layer: Layer) -> int:
-    """Bytes of shared memory: h of two steps, its own h rearranged, and two barriers."""
+    """Bytes of shared memory: h of two steps, barriers, and what Triton takes to rearrange h."""
     assert plan.CTAS is not None
-    own = plan.BB * plan.BH * layer.dtype.itemsize
-    return 2 * plan.CTAS * own + 2 * own + 1024
+    return 3 * plan.CTAS * plan.BB * plan.BH * layer.dtype.itemsize + 1024
 
 
 def function(direction: str) -> Any:

@@ -40,11 +40,10 @@ def setup_asm(size):
 
 
 # One thread tells the barrier how many bytes come. All wait until they are there.
-WAIT = gl.constexpr(
-    """{
+WAIT = gl.constexpr(f"""{{
 .reg .pred first, ready, more;
 .reg .b32 thread, polls, rest;
-mov.u32 thread, %%tid.x;
+mov.u32 thread, %tid.x;
 setp.eq.u32 first, thread, 0;
 @first mbarrier.arrive.expect_tx.shared::cta.b64 _, [$1], $3;
 mov.b32 polls, 0;
@@ -58,14 +57,12 @@ setp.ne.u32 more, rest, 0;
 ld.relaxed.sys.global.b32 rest, [$4];
 setp.ne.u32 more, rest, 0;
 @more bra done;
-setp.lt.u32 more, polls, %d;
+setp.lt.u32 more, polls, {POLLS.value};
 @more bra poll;
 st.relaxed.sys.global.b32 [$4], 1;
 done:
 mov.b32 $0, 0;
-}"""
-    % POLLS.value
-)
+}}""")
 REMOTE = gl.constexpr("mapa.shared::cluster.u32 $0, $1, $2;")
 
 
@@ -111,12 +108,6 @@ def alone(kind):
 
 
 @constexpr_function
-def layout_of_all(CTAS, NUM_WARPS):
-    """A number for each thread, the same in every block."""
-    return gl.BlockedLayout([1], [32], [NUM_WARPS], [0], [[0]] * (CTAS.bit_length() - 1))
-
-
-@constexpr_function
 def layout_sent(CTAS, NUM_WARPS, BB, BH, SIZE):
     """[receiver, row, column]: every thread has `CHUNK` bytes of this block's columns, for some receivers."""
     across = BH * SIZE // CHUNK.value
@@ -135,12 +126,10 @@ def address(row, column, BB: gl.constexpr, SIZE: gl.constexpr):
 
 
 @gluon.jit
-def set_up(STEP: gl.constexpr, CTAS: gl.constexpr, NUM_WARPS: gl.constexpr):
+def set_up(STEP: gl.constexpr):
     """The address of the shared memory for h, ``STEP`` bytes each step; the barriers come after it."""
     TEXT: gl.constexpr = setup_asm(2 * STEP)
-    zeros = gl.zeros([32 * NUM_WARPS], gl.int32, layout_of_all(CTAS, NUM_WARPS))
-    found = gl.inline_asm_elementwise(TEXT, "=r,r", [zeros], gl.int32, is_pure=False, pack=1)
-    return gl.max(found, 0)
+    return gl.inline_asm_elementwise(TEXT, "=r,r", [gl.to_tensor(0)], gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
@@ -148,7 +137,7 @@ def receivers(
     place, STEP: gl.constexpr, CTAS: gl.constexpr, NUM_WARPS: gl.constexpr, BB: gl.constexpr,
     BH: gl.constexpr, SIZE: gl.constexpr,
 ):  # fmt: skip
-    """The addresses, in every block of the cluster, of the numbers that are sent, and of the first barrier."""
+    """The addresses, in every block of the cluster, of the numbers sent and of the first barrier."""
     sent: gl.constexpr = layout_sent(CTAS, NUM_WARPS, BB, BH, SIZE)
     block = gl.arange(0, CTAS, gl.SliceLayout(1, gl.SliceLayout(2, sent)))[:, None, None]
     row = gl.arange(0, BB, gl.SliceLayout(0, gl.SliceLayout(2, sent)))[None, :, None]
@@ -181,11 +170,10 @@ def send(h, there, ready, step, STEP: gl.constexpr):
 
 
 @gluon.jit
-def wait(place, step, timed_out, STEP: gl.constexpr, CTAS: gl.constexpr, NUM_WARPS: gl.constexpr):
+def wait(place, step, timed_out, STEP: gl.constexpr):
     """Wait until all of h is there that is the input of a step; a wait in vain sets the flag."""
-    zeros = gl.zeros([32 * NUM_WARPS], gl.int32, layout_of_all(CTAS, NUM_WARPS))
-    ready, phase = place + 2 * STEP + step % 2 * 8 + zeros, step // 2 % 2 + zeros
-    operands = ready, phase, zeros + STEP, timed_out.to(gl.int64) + zeros
+    ready, phase = place + 2 * STEP + step % 2 * 8, (step // 2 % 2).to(gl.int32)
+    operands = ready.to(gl.int32), phase, gl.to_tensor(STEP), timed_out.to(gl.int64)
     gl.inline_asm_elementwise(WAIT, "=r,r,r,r,l", operands, gl.int32, is_pure=False, pack=1)
 
 

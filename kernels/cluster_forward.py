@@ -93,7 +93,7 @@ def lstm_forward_cluster_kernel(
     for k in gl.static_range(0, WIDTH, BK):
         weights += (gl.load(w_at + k, (unit < H) & (ks + k < H), other=0),)
 
-    place = set_up(STEP, CTAS, NUM_WARPS)
+    place = set_up(STEP)
     there, ready = receivers(place, STEP, CTAS, NUM_WARPS, BB, BH, SIZE)
     column = gl.arange(0, BK, gl.SliceLayout(1, right))[:, None]
     row = gl.arange(0, BB, gl.SliceLayout(0, right))[None, :]
@@ -122,13 +122,14 @@ def lstm_forward_cluster_kernel(
         # Loaded a step early: a wait for it would come before the wait for h.
         x_at = xw + at_gates + (-4 if REVERSE else 4) * H * B.to(gl.int64)
         x_i, x_f, x_g, x_o = load_gates(x_at, mask & (step + 1 < T), H, gl.float32)
-        wait(place, step, timed_out, STEP, CTAS, NUM_WARPS)
+        wait(place, step, timed_out, STEP)
         chains = ()
         for _ in gl.static_range(CHAINS):
             chains += (gl.zeros([4 * WIDTH, BB], gl.float32, mma),)
         for k in gl.static_range(len(weights)):
             h_all = load(h_at + step % 2 * STEP + k * (BK * BB * SIZE), KIND)
-            chains = chains[1:] + (mma_v2(weights[k], h_all, chains[0], input_precision=PRECISION),)
+            chains += (mma_v2(weights[k], h_all, chains[0], input_precision=PRECISION),)
+            chains = chains[1:]
         total = chains[0]
         for n in gl.static_range(1, CHAINS):
             total += chains[n]

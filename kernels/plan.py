@@ -13,9 +13,9 @@ Tensors = tuple[Tensor | None, ...]
 Sizes = tuple[int, int, int]  # T, B, H
 
 # The kernels, the fastest first, and how a program gets the h (backward: da) that others computed in the step
-# before. "clusters": from the other blocks of its cluster; "flags": it polls until every number is there;
-# "counters": it waits until the others have arrived; "launches": each step is a launch; "": it computes all of
-# them itself. Each kernel is a module of this name in this folder that holds its record, `KERNEL`.
+# before. "clusters": the blocks of its cluster send them; "flags": it polls until every number is there;
+# "counters": it waits until the others have arrived; "launches": each step is a launch; "": it computes all
+# of them itself. Each kernel is a module of this name in this folder that holds its record, `KERNEL`.
 EXCHANGES = {
     "cluster": "clusters",
     "persistent": "flags",

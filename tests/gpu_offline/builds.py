@@ -18,8 +18,8 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 SIZES = (64, 128, 256, 512, 768, 1024)
-# Of kernels that exchange h by flags, which have padded columns at 650, and at 64 take no more than at 128.
-FLAG_SIZES = (128, 256, 512, 650, 768, 1024)
+# Of kernels in Gluon, which have padded columns at 650, and at 64 take no more than at 128.
+GLUON_SIZES = (128, 256, 512, 650, 768, 1024)
 BATCHES = (16, 64, 256)
 SPILLS = "would spill registers"  # a reason of why_not
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
@@ -91,9 +91,9 @@ class Build:
 def layers() -> Iterator[Build]:
     """Every kernel for every kind of layer and card, at the first batch."""
     for card, kernel, direction, kind in product(CARDS, KERNELS[::-1], ("forward", "backward"), KINDS):
-        flags = EXCHANGES[kernel] == "flags"
-        if not (flags and kind == "bf16"):  # which takes what fp16 takes
-            for H in FLAG_SIZES if flags else SIZES:
+        gluon = EXCHANGES[kernel] in ("flags", "clusters")
+        if not (gluon and kind == "bf16"):  # which takes what fp16 takes
+            for H in GLUON_SIZES if gluon else SIZES:
                 yield Build(kernel, direction, kind, H, card)
 
 
