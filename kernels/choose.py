@@ -14,6 +14,7 @@ from math import log
 
 import torch
 from lstm_fused.kernels.plan import (
+    BACKWARD,
     CARDS,
     KERNELS,
     NATIVE_MAXIMUM,
@@ -31,7 +32,7 @@ from lstm_fused.kernels.tuned import TUNED
 WAITING_TESTED: tuple[str, ...] = ("sm_90",)
 
 # The kernels that a choice is made from.
-MEASURED = tuple(kernel for kernel in KERNELS if kernel not in UNMEASURED)
+CHOICES = tuple(kernel for kernel in KERNELS if kernel not in UNMEASURED)
 
 INTERPRETER = "interpreter"  # the capability of a CPU under Triton's interpreter
 
@@ -77,13 +78,14 @@ def launches(plan: Plan, layer: Layer) -> int:
 
 
 @cache
-def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str, ...] = MEASURED) -> Plan:
+def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str, ...] = CHOICES) -> Plan:
     """The kernel to run a layer with.
 
     Args:
         layer: the layer to run.
         card: the card that it runs on.
         kernel: its name; None takes the one measured to be fastest on this card, else the first that fits.
+            Backward one that runs forward only stands for the one in `BACKWARD`.
         among: the kernels to choose from if kernel is None.
 
     Raises:
@@ -92,6 +94,8 @@ def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str
     """
     if kernel is not None and kernel not in KERNELS:
         raise ValueError(f"kernel: expected one of {KERNELS} or None, got {kernel!r}")
+    if layer.direction == "backward":
+        kernel = BACKWARD.get(kernel or "", kernel)
     best = measured(layer, card)
     order = sorted(KERNELS, key=lambda name: name != best) if kernel is None else [kernel]
     if card.capability == INTERPRETER:  # which runs one program after another

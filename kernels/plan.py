@@ -29,6 +29,8 @@ KERNELS = tuple(EXCHANGES)
 WAITING = tuple(name for name, exchange in EXCHANGES.items() if exchange in ("flags", "counters"))
 # The kernels that run by name only, because no card has measured them.
 UNMEASURED = ("cluster",)
+# The kernels that run forward only, and the one that runs backward where they are named.
+BACKWARD = {"cluster": "persistent"}
 # Of every launch: multiply-adds in one rounding, which Triton 3.10 no longer makes unless it is told to.
 FUSED = {"enable_fp_fusion": True}
 

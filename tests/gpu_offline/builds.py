@@ -127,8 +127,22 @@ def kinds(build: Build, varied: bool, projected: bool) -> tuple[Any, ...]:
 
 
 @cache
-def compile_kernel(build: Build, function: Any = None, varied: bool = False, projected: bool = False) -> Any:
-    """Compile a kernel; ``function`` replaces the build's own, ``varied`` turns every variant on."""
+def compile_kernel(
+    build: Build,
+    function: Any = None,
+    varied: bool = False,
+    projected: bool = False,
+    uneven: bool = False,
+) -> Any:
+    """Compile a kernel.
+
+    Args:
+        build: which one.
+        function: replaces the build's own.
+        varied: turns every variant on.
+        projected: has a projection.
+        uneven: takes lengths, and the sequence in reverse.
+    """
     plan = build.plan()
     assert plan is not None
     function = function or build.function
@@ -137,7 +151,9 @@ def compile_kernel(build: Build, function: Any = None, varied: bool = False, pro
     constants = {p.name: p.default for p in parameters if p.default is not p.empty}  # no variants
     if varied:
         constants = {"CLIP": 0.7, "SHARED": False}
-    constants |= {"lengths": None, "H": H, "P": build.P or H, "K": K, "REVERSE": False}
+    constants |= {"H": H, "P": build.P or H, "K": K, "REVERSE": uneven} | (
+        {} if uneven else {"lengths": None}
+    )
     constants |= {"N": 4 * H, "STRIDE_K": 1, "STRIDE_N": K}
     # Programmatic dependent launch is for steps that are one launch each.
     pdl = build.card.capability in ("sm_90", "sm_100") and not varied and not projected

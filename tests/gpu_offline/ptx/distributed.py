@@ -1,8 +1,8 @@
 """Distributed shared memory: the blocks of a cluster, their barriers, and the stores between them.
 
-A store to another block is under way for some turns, each warp's to each block on its own. It arrives together
-with the bytes that it counts on the receiver's barrier (an mbarrier). What has arrived may be read once a wait
-for the phase has ended in which it was counted.
+A store to another block is under way for some turns, each warp's to each block on its own. It arrives
+together with the bytes that it counts on the receiver's barrier (an mbarrier). What has arrived may be read
+once a wait for the phase has ended in which it was counted.
 """
 
 import numpy as np
