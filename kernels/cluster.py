@@ -60,9 +60,9 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
 
 
 def shared(plan: Plan, layer: Layer) -> int:
-    """Bytes of shared memory: h of two steps, barriers, and what Triton takes to rearrange h."""
+    """Bytes of shared memory: all of h for two steps, the block's own columns, and two barriers."""
     assert plan.CTAS is not None
-    return 3 * plan.CTAS * plan.BB * plan.BH * layer.dtype.itemsize + 1024
+    return (2 * plan.CTAS + 1) * plan.BB * plan.BH * layer.dtype.itemsize + 16
 
 
 def function(direction: str) -> Any:

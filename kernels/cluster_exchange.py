@@ -118,6 +118,13 @@ def layout_sent(CTAS, NUM_WARPS, BB, BH, SIZE):
     return gl.BlockedLayout([1, 1, CHUNK.value // SIZE], threads, warps, [2, 1, 0], cta)
 
 
+@constexpr_function
+def layout_staged(CTAS, SIZE):
+    """[row, column] of this block in shared memory, by rows."""
+    cta = [[0, 1 << n] for n in range(CTAS.bit_length() - 1)]
+    return gl.SwizzledSharedLayout(CHUNK.value // SIZE, 1, 1, [1, 0], cta)
+
+
 @gluon.jit
 def address(row, column, BB: gl.constexpr, SIZE: gl.constexpr):
     """Where a number of h lies, in bytes."""
@@ -150,11 +157,12 @@ def receivers(
 
 
 @gluon.jit
-def send(h, there, ready, step, STEP: gl.constexpr):
+def send(h, staged, there, ready, step, STEP: gl.constexpr):
     """Send this block's columns of h, the input of a step, to every block of the cluster.
 
     Args:
         h: [BB, columns].
+        staged: shared memory for them, in which they get into the order of `there`.
         there: the addresses of `receivers`.
         ready: the barriers of `receivers`.
         step: the step that needs it.
@@ -163,7 +171,8 @@ def send(h, there, ready, step, STEP: gl.constexpr):
     ELEMENTS: gl.constexpr = CHUNK // (h.dtype.primitive_bitwidth // 8)
     TEXT: gl.constexpr = send_asm(CHUNK // 4, ELEMENTS)
     CONSTRAINTS: gl.constexpr = send_constraints(CHUNK // 4, ELEMENTS)
-    h = gl.expand_dims(gl.convert_layout(h, gl.SliceLayout(0, there.type.layout)), 0)
+    staged.store(h)
+    h = gl.expand_dims(staged.load(gl.SliceLayout(0, there.type.layout)), 0)
     h, there = gl.broadcast(h, there)
     operands = h, there + step % 2 * STEP, ready + step % 2 * 8
     gl.inline_asm_elementwise(TEXT, CONSTRAINTS, operands, gl.int32, is_pure=False, pack=ELEMENTS)

@@ -1,7 +1,16 @@
 """The forward kernel of a cluster; `lstm_fused.kernels.cluster` explains the scheme."""
 
 from lstm_fused.kernels import cell
-from lstm_fused.kernels.cluster_exchange import CHUNK, address, load, receivers, send, set_up, wait
+from lstm_fused.kernels.cluster_exchange import (
+    CHUNK,
+    address,
+    layout_staged,
+    load,
+    receivers,
+    send,
+    set_up,
+    wait,
+)
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
@@ -93,6 +102,7 @@ def lstm_forward_cluster_kernel(
     for k in gl.static_range(0, WIDTH, BK):
         weights += (gl.load(w_at + k, (unit < H) & (ks + k < H), other=0),)
 
+    staged = gl.allocate_shared_memory(KIND, [BB, WIDTH], layout_staged(CTAS, SIZE))
     place = set_up(STEP)
     there, ready = receivers(place, STEP, CTAS, NUM_WARPS, BB, BH, SIZE)
     column = gl.arange(0, BK, gl.SliceLayout(1, right))[:, None]
@@ -109,7 +119,7 @@ def lstm_forward_cluster_kernel(
 
     h = gl.load(h0 + state, mask, other=0)
     c = gl.load(c0 + state, mask, other=0).to(gl.float32)
-    send(h, there, ready, 0, STEP)
+    send(h, staged, there, ready, 0, STEP)
     t = gl.to_tensor(T - 1 if REVERSE else 0)
     at_gates = (t.to(gl.int64) * B + rows[:, None]) * (4 * H) + cols[None, :]
     x_i, x_f, x_g, x_o = load_gates(xw + at_gates, mask, H, gl.float32)
@@ -147,7 +157,7 @@ def lstm_forward_cluster_kernel(
         h = gl.where(valid, h_t.to(KIND), h)
         c = gl.where(valid, c_t, c)
         if step + 1 < T:  # after the last step the others may have ended
-            send(h, there, ready, step + 1, STEP)
+            send(h, staged, there, ready, step + 1, STEP)
         gl.store(y + at, gl.where(valid, h, 0.0).to(KIND), mask)
         if c_all is not None:
             gl.store(c_all + at, c, mask)
