@@ -129,7 +129,7 @@ gpu-compile-oldest: $(OLD_READY) ## the same with the oldest Triton, or with ano
 
 gpu-offline: NEEDS += pytest
 gpu-offline: $(OLD_READY) ## run what the oldest Triton compiles, in place of a GPU; another one's: PYTHON=python3
-	@$(OLD_PY) -m pytest $(OLD_WHERE) -p no:cacheprovider $(addprefix tests/gpu_offline/test_,ptx.py persistent.py dry_launch.py) $(ARGS)
+	@$(OLD_PY) -m pytest $(OLD_WHERE) -p no:cacheprovider $(addprefix tests/gpu_offline/test_,ptx.py persistent.py cluster.py dry_launch.py) $(ARGS)
 
 # A second build, apart; Python itself is not built with the sanitizers, so their runtime is loaded before it.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined

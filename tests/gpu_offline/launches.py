@@ -28,10 +28,22 @@ class Launcher:
     """Launches one compiled kernel in the machine, which holds every tensor it is given."""
 
     def __init__(
-        self, card, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None, projected=False
+        self,
+        card,
+        kernel,
+        direction,
+        kind,
+        H,
+        left_out=None,
+        seed=0,
+        P=0,
+        function=None,
+        projected=False,
+        uneven=False,
+        tiles=None,
     ):
-        build = Build(kernel, direction, kind, H, card, P)
-        self.compiled = compile_kernel(build, function, projected=projected)
+        build = Build(kernel, direction, kind, H, card, P, tiles=tiles)
+        self.compiled = compile_kernel(build, function, projected=projected, uneven=uneven)
         self.plan, self.machine = build.plan(), Machine(seed)
         self.program = Program(self.compiled.asm["ptx"])
         self.barriers = [n for n, (_, _, name, *_) in enumerate(self.program.instructions) if name == "bar"]
@@ -81,7 +93,8 @@ def forward(launch, kernel, kind, case, programs=None, **changes):
     """The outputs of the compiled kernel for a case, one batch tile a launch, and the reference's."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind]) | changes
-    inputs = layer_inputs(t)
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    inputs = layer_inputs(t, lengths, case.reverse)
     wanted = reference.forward(inputs)
     weights = (t["weight_hh"], t["bias_ih"], t["peephole"])
     wide = reference.accumulation_dtype(DTYPES[kind])
