@@ -45,7 +45,7 @@ fuzz: $(STAMP) ## search random options for faults; options: make fuzz ARGS="--m
 test-interop: $(INTEROP) ## compare with Keras and TensorFlow themselves; installs both, 1.3 GB
 	@$(PY) -m pytest tests/interop.py $(ARGS)
 
-test-clients: $(CLIENTS) ## run the layer inside Opacus, pytorch-forecasting and torchrl; installs them, 400 MB
+test-clients: $(CLIENTS) ## run the layer inside Opacus, pytorch-forecasting, torchrl and others; installs them, 400 MB
 	@$(PY) -m pytest tests/clients.py $(ARGS)
 
 test-arm: build/arm/driver ## run the C++ engine's tests on NEON, in an emulator; installs a cross compiler and QEMU, 140 MB
@@ -257,8 +257,8 @@ $(INTEROP): $(STAMP)
 	@touch $@
 
 $(CLIENTS): $(STAMP)
-	@echo "Installing Opacus, pytorch-forecasting and torchrl ..."
-	@$(PIP) install -c constraints.txt opacus pytorch-forecasting torchrl
+	@echo "Installing Opacus, pytorch-forecasting, torchrl and others ..."
+	@$(PIP) install -c constraints.txt opacus pytorch-forecasting sb3-contrib thop torchao torchrl
 	@touch $@
 
 $(PAGES): $(STAMP)
