@@ -1,4 +1,4 @@
-"""The recipes of examples/adapters.py inside the libraries that they are for; run by `make test-clients`."""
+"""The layer in other libraries, by the recipes of docs/replace.md; run by `make test-clients`."""
 
 import copy
 
