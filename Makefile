@@ -214,17 +214,17 @@ $(AUDIT): $(STAMP)
 wheel: $(AUDIT) ## build and check the wheel for other machines, in dist/: any torch from 2.11, any Python from 3.11, any Linux since 2018
 	@rm -rf build/wheel build/lib.* $(NEWER) && mkdir -p $(NEWER)
 	@library=$$($(CXX) -print-file-name=libstdc++.a); cd $(NEWER) && \
-	  ar x $$library $$(ar t $$library | grep -E '^(functexcept|snprintf_lite|(lt[0-9]+-)?sstream-inst)\.o$$') && ar rc all.a *.o
+	  ar x $$library $$(ar t $$library | grep -E '^(condition_variable|functexcept|snprintf_lite|(lt[0-9]+-)?sstream-inst)\.o$$') && ar rc all.a *.o
 	@LDFLAGS="-Wl,--whole-archive,$(NEWER)/all.a,--no-whole-archive,--exclude-libs,ALL,--gc-sections" \
 	  $(PY) -m build --wheel --no-isolation --outdir build/wheel
 	@$(PY) -m auditwheel repair --exclude libtorch_cpu.so --wheel-dir build/wheel/repaired build/wheel/*.whl
 	@$(PY) -m pytest -q tests/wheel.py $(ARGS)
 	@mkdir -p dist && mv build/wheel/repaired/*.whl dist && ls dist/*.whl
 
-# Each is some GB, with CUDA, unless PIP_INDEX_URL names an index of CPU builds.
+# With PIP_INDEX_URL=https://download.pytorch.org/whl/cpu they are CPU builds of a few hundred MB.
 TORCHES ?= 2.11.0 2.12.1 2.14.1 2.15.0
 
-test-versions: $(STAMP) ## load the library that is built here in other versions of torch: make test-versions TORCHES="2.11.0 2.15.0"
+test-versions: $(STAMP) ## load the library that is built here in other versions of torch, 5 GB each: make test-versions TORCHES="2.11.0 2.15.0"
 	@for version in $(TORCHES); do \
 	  test -d build/torch/$$version/torch || $(PIP) install --target build/torch/$$version torch==$$version || exit; \
 	done
