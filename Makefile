@@ -156,7 +156,8 @@ test-own-threads: $(STAMP) ## run the C++ engine's tests on a build without Open
 # What tests the host: registration of operators, instruction sets, times, processes, memory. Streaming takes minutes.
 HOST_ALONE := opcheck or instruction_set or fast or fork or memory or cases_reach or streaming
 ZIG := $(PY) -m ziglang c++ -target aarch64-linux-musl
-# PyTorch's headers are those of .venv; shim.cpp stands in for its library.
+# PyTorch's headers are those of .venv; shim.cpp stands in for its library. With NDEBUG, which Zig defines for -O3, they
+# declare glibc's __assert_fail, which musl's differs from.
 ARM_SOURCES := $(wildcard tests/arm/*.cpp) $(filter %.cpp,$(CSRC))
 ARM_OBJECTS := $(ARM_SOURCES:%.cpp=build/arm/%.o)
 ARM_HEADERS := tests/arm/shim.h $(filter %.h,$(CSRC))
@@ -170,7 +171,7 @@ $(ARM): $(STAMP)
 build/arm/%.o: %.cpp $(ARM_HEADERS) | $(ARM)
 	@echo "Compiling $< for Arm ..."
 	@mkdir -p $(@D)
-	@$(ZIG) -std=c++20 -O3 -g0 -ffp-contract=fast -Wall -Wextra -Werror -DTORCH_TARGET_VERSION=0x020b000000000000 \
+	@$(ZIG) -std=c++20 -O3 -UNDEBUG -g0 -ffp-contract=fast -Wall -Wextra -Werror -DTORCH_TARGET_VERSION=0x020b000000000000 \
 	-Icsrc -Itests/arm -isystem $(TORCH_HEADERS) -c $< -o $@
 
 build/arm/driver: $(ARM_OBJECTS)

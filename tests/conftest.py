@@ -22,6 +22,11 @@ SLOW = (
     "test_notebook",
     "test_packaging",
 )
+# Modules that stay in one part, because of fixtures that take seconds: two groups that take equally long.
+UNDIVIDED = (
+    ("test_packaging", "test_pool"),
+    ("test_without_python", "test_distributed", "test_example"),
+)
 # Independent of the device: skipped with --device.
 DEVICE_INDEPENDENT = (
     *("test_bench", "test_convert", "test_cpp", "test_cpp_hostile", "test_cpp_memory", "test_cpp_plan"),
@@ -65,7 +70,9 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: SLOW.index(item.module.__name__) + 1 if item.module.__name__ in SLOW else 0)
     k, n = map(int, config.getoption("part").split("/"))
-    items[:] = items[k::n]
+    part_of = {name: group % n for group, names in enumerate(UNDIVIDED) for name in names}
+    here = {*[item for item in items if item.module.__name__ not in part_of][k::n]}
+    items[:] = [item for item in items if item in here or part_of.get(item.module.__name__) == k]
 
 
 def without_float64(item):

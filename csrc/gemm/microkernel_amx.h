@@ -8,6 +8,10 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
+// Compilers do not know which memory AMX instructions read and write: before them all stores must have been
+// made, and after them all loads must still come.
+inline void amx_memory_barrier() { asm volatile("" ::: "memory"); }
+
 // Operand rows at equal distances, as tile loads need them.
 struct AmxRows {
   const BFloat16* data;
@@ -57,13 +61,11 @@ class AmxTileConfig {
       config.rows[n] = static_cast<uint8_t>(rows);
       config.row_bytes[n] = 64;
     }
-    load(&config);
+    amx_memory_barrier();
+    _tile_loadconfig(&config);
   }
 
  private:
-  // Never inlined, like the micro-kernel: the compiler does not know which memory these instructions read.
-  [[gnu::noinline]] static void load(const void* config) { _tile_loadconfig(config); }
-
   int64_t rows_[2] = {0, 0};
 };
 
@@ -75,6 +77,7 @@ template <int RowBlocks, int Panels>
   constexpr int64_t group = 2 * 2 * lanes<BFloat16>, group_bytes = group * sizeof(BFloat16);
   constexpr int64_t vector_bytes = group_bytes / 2;
   const int64_t acc_bytes = stride * static_cast<int64_t>(sizeof(float));
+  amx_memory_barrier();
   if (fresh) {
     _tile_zero(0);
     _tile_zero(1);
@@ -121,6 +124,7 @@ template <int RowBlocks, int Panels>
     _tile_stored(2, acc1, acc_bytes);
     _tile_stored(3, acc1 + lanes<float>, acc_bytes);
   }
+  amx_memory_barrier();
 }
 
 }  // namespace lstm_fused::LSTM_FUSED_ISA
