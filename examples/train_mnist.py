@@ -139,8 +139,8 @@ def compare(trainer: Trainer, model: lstm_fused.SequenceClassifier, train: Digit
         f"  on the plain cell ~{seconds * ratio:6.1f} s   {1e3 * theirs:6.2f} ms, {ratio:.1f} times as long"
     )
     print("The plain cell is the same model as a Python loop over the steps.")
-    print(f"Its logits differ by {difference:.0e} at most. Times per batch are medians of {RACE_BATCHES}, trained")
-    print("in turn; the time with ~ is computed from them.")
+    print(f"Its logits differ by {difference:.0e} at most. Times per batch are medians of {RACE_BATCHES},")
+    print("trained in turn; the time with ~ is computed from them.")
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any] | None]:

@@ -86,7 +86,8 @@ def test_sb3_contrib_trains_the_peepholes():
     import gymnasium
     from sb3_contrib import RecurrentPPO
 
-    model = RecurrentPPO("MlpLstmPolicy", gymnasium.make("CartPole-v1"), n_steps=16, batch_size=16, n_epochs=1)
+    game = gymnasium.make("CartPole-v1")
+    model = RecurrentPPO("MlpLstmPolicy", game, n_steps=16, batch_size=16, n_epochs=1)
     report = lstm_fused.replace(model.policy)
     model.policy.optimizer.add_param_group({"params": report.peepholes.values()})
     model.learn(32)
