@@ -267,11 +267,12 @@ $(PAGES): $(STAMP)
 	@$(PIP) install -c constraints.txt sphinx furo myst-parser
 	@touch $@
 
-# clang checks the address spaces of the Metal kernels; where it cannot be had, the tests that need it say so.
+# clang checks the address spaces of the Metal kernels, and that the C++ engine compiles for a Mac; where it cannot be
+# had, the tests that need it say so.
 clang: $(CLANG)
 
 $(CLANG): $(STAMP)
-	@echo "Installing clang for the tests of the Metal kernels ..."
+	@echo "Installing clang for the tests of what a Mac compiles ..."
 	@$(PIP) install -c constraints.txt --no-deps "ziglang; platform_system == 'Linux'" && touch $@ || \
 	  echo "make: going on without clang"
 

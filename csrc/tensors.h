@@ -23,7 +23,7 @@ using DType = int32_t;  // PyTorch's number of a dtype
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream text;
-  (text << "lstm_fused: " << ... << parts);
+  ((text << "lstm_fused: ") << ... << parts);
   throw std::runtime_error(text.str());
 }
 #define LSTM_FUSED_CHECK(condition, ...) \

@@ -25,7 +25,7 @@ size_t rounded(size_t bytes) {
 }
 
 // Null if there is no memory left.
-void* fresh(size_t bytes, size_t wanted) {
+void* fresh(size_t bytes, [[maybe_unused]] size_t wanted) {
   void* data = std::aligned_alloc(bytes < huge_page_bytes ? 64 : huge_page_bytes, bytes);
 #ifdef MADV_HUGEPAGE
   // The end stays in small pages: it may be a few bytes, for which a huge page would be wasted.
