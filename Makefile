@@ -45,7 +45,7 @@ fuzz: $(STAMP) ## search random options for faults; options: make fuzz ARGS="--m
 test-interop: $(INTEROP) ## compare with Keras and TensorFlow themselves; installs both, 1.3 GB
 	@$(PY) -m pytest tests/interop.py $(ARGS)
 
-test-clients: $(CLIENTS) ## run the layer inside Opacus, pytorch-forecasting and torchrl; installs them, 400 MB
+test-clients: $(CLIENTS) ## run the layer inside Opacus, pytorch-forecasting, torchrl and others; installs them, 400 MB
 	@$(PY) -m pytest tests/clients.py $(ARGS)
 
 test-arm: build/arm/driver ## run the C++ engine's tests on NEON, in an emulator; installs a cross compiler and QEMU, 140 MB
@@ -129,7 +129,7 @@ gpu-compile-oldest: $(OLD_READY) ## the same with the oldest Triton, or with ano
 
 gpu-offline: NEEDS += pytest
 gpu-offline: $(OLD_READY) ## run what the oldest Triton compiles, in place of a GPU; another one's: PYTHON=python3
-	@$(OLD_PY) -m pytest $(OLD_WHERE) -p no:cacheprovider $(addprefix tests/gpu_offline/test_,ptx.py persistent.py dry_launch.py) $(ARGS)
+	@$(OLD_PY) -m pytest $(OLD_WHERE) -p no:cacheprovider $(addprefix tests/gpu_offline/test_,ptx.py persistent.py cluster.py dry_launch.py) $(ARGS)
 
 # A second build, apart; Python itself is not built with the sanitizers, so their runtime is loaded before it.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
@@ -215,17 +215,17 @@ $(AUDIT): $(STAMP)
 wheel: $(AUDIT) ## build and check the wheel for other machines, in dist/: any torch from 2.11, any Python from 3.11, any Linux since 2018
 	@rm -rf build/wheel build/lib.* $(NEWER) && mkdir -p $(NEWER)
 	@library=$$($(CXX) -print-file-name=libstdc++.a); cd $(NEWER) && \
-	  ar x $$library $$(ar t $$library | grep -E '^(functexcept|snprintf_lite|(lt[0-9]+-)?sstream-inst)\.o$$') && ar rc all.a *.o
+	  ar x $$library $$(ar t $$library | grep -E '^(condition_variable|functexcept|snprintf_lite|(lt[0-9]+-)?sstream-inst)\.o$$') && ar rc all.a *.o
 	@LDFLAGS="-Wl,--whole-archive,$(NEWER)/all.a,--no-whole-archive,--exclude-libs,ALL,--gc-sections" \
 	  $(PY) -m build --wheel --no-isolation --outdir build/wheel
 	@$(PY) -m auditwheel repair --exclude libtorch_cpu.so --wheel-dir build/wheel/repaired build/wheel/*.whl
 	@$(PY) -m pytest -q tests/wheel.py $(ARGS)
 	@mkdir -p dist && mv build/wheel/repaired/*.whl dist && ls dist/*.whl
 
-# Each is some GB, with CUDA, unless PIP_INDEX_URL names an index of CPU builds.
+# With PIP_INDEX_URL=https://download.pytorch.org/whl/cpu they are CPU builds of a few hundred MB.
 TORCHES ?= 2.11.0 2.12.1 2.14.1 2.15.0
 
-test-versions: $(STAMP) ## load the library that is built here in other versions of torch: make test-versions TORCHES="2.11.0 2.15.0"
+test-versions: $(STAMP) ## load the library that is built here in other versions of torch, 5 GB each: make test-versions TORCHES="2.11.0 2.15.0"
 	@for version in $(TORCHES); do \
 	  test -d build/torch/$$version/torch || $(PIP) install --target build/torch/$$version torch==$$version || exit; \
 	done
@@ -258,8 +258,8 @@ $(INTEROP): $(STAMP)
 	@touch $@
 
 $(CLIENTS): $(STAMP)
-	@echo "Installing Opacus, pytorch-forecasting and torchrl ..."
-	@$(PIP) install -c constraints.txt opacus pytorch-forecasting torchrl
+	@echo "Installing Opacus, pytorch-forecasting, torchrl and others ..."
+	@$(PIP) install -c constraints.txt opacus pytorch-forecasting sb3-contrib thop torchao torchrl
 	@touch $@
 
 $(PAGES): $(STAMP)

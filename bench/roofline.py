@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lstm_fused.kernels.choose import choose
+from lstm_fused.kernels.cluster import AT_ONCE
 from lstm_fused.kernels.persistent import terms
 from lstm_fused.kernels.plan import CARDS, EXCHANGES, Card, Layer, Plan
 
@@ -48,6 +49,9 @@ GATES = 0.15  # microseconds for the gates of one tile
 READ = 0.3  # microseconds to gather from L2 what others have published long ago
 MATRIX = 0.019  # microseconds from one matrix instruction to the next that adds to its result: 33 cycles
 TILE = 0.15  # microseconds for the next tile of a pipelined product to come from L2
+# Between blocks of a cluster: microseconds until the first bytes arrive, and bytes per microsecond that a
+# block receives; a line through the exchange benchmark's times of 8, 16 and 32 KB.
+REMOTE, RECEIVED = 0.18, 33e3
 SKEW = 0.35  # microseconds that the last program publishes later, for each doubling of their number
 # Barriers of the sums after the time loop of a backward kernel.
 SUMS = 16
@@ -101,12 +105,19 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     # Matrix instructions that depend on one another: a warp's terms, 16 or 8 of them in an instruction.
     chained = terms(plan, layer) / 2 if exchange == "flags" else H
     matrix = MATRIX * chained * size / 32
-    sync = speed.sync * (2 if exchange == "flags" else barriers(plan, layer, card))
+    sync = speed.sync * (2 if exchange in ("flags", "clusters") else barriers(plan, layer, card))
     # Forward xw in, gates, c and y out; backward gates, c and dy in, dxw out.
     streamed = B * H * (4 + (16 + 5 * size if layer.direction == "forward" else 9 * size))
     traffic = layer.streams * streamed / speed.memory
     if not exchange:
         return Prediction(LOAD + GATES + sync + 4 * matrix, on_chip, traffic)
+    if exchange == "clusters":
+        assert plan.CTAS is not None
+        waves = -(-rows // max(1, AT_ONCE[plan.CTAS] // layer.streams))
+        h = plan.BB * plan.CTAS * plan.BH * size
+        chain = REMOTE + h / RECEIVED + GATES + sync
+        product = max(plan.num_warps * h / speed.shared, flops / rate)  # of which a warp has four chains
+        return Prediction(waves * chain, waves * product, traffic)
     traffic += layer.streams * programs * operand / speed.l2
     if exchange == "flags":  # with the weights in registers
         chain = speed.flagged + SKEW * max(0, log2(columns / 8)) + GATES + sync + matrix

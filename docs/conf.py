@@ -26,6 +26,5 @@ python_use_unqualified_type_names = True
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = [
-    "myst.xref_missing",  # links to folders; tests/test_docs.py checks every link
     "myst.header",  # pages begin with the heading that they need
 ]

@@ -138,9 +138,9 @@ def compare(trainer: Trainer, model: lstm_fused.SequenceClassifier, train: Digit
     print(
         f"  on the plain cell ~{seconds * ratio:6.1f} s   {1e3 * theirs:6.2f} ms, {ratio:.1f} times as long"
     )
-    print("The plain cell is the same model as a Python loop over the steps; its logits differ by")
-    print(f"{difference:.0e} at most. Times per batch are medians of {RACE_BATCHES}, trained in turn;")
-    print("the time with ~ is computed from them.")
+    print("The plain cell is the same model as a Python loop over the steps.")
+    print(f"Its logits differ by {difference:.0e} at most. Times per batch are medians of {RACE_BATCHES},")
+    print("trained in turn; the time with ~ is computed from them.")
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any] | None]:

@@ -14,10 +14,12 @@ from math import log
 
 import torch
 from lstm_fused.kernels.plan import (
+    BACKWARD,
     CARDS,
     IN_TURN,
     KERNELS,
     NATIVE_MAXIMUM,
+    UNMEASURED,
     WAITING,
     Card,
     Layer,
@@ -29,6 +31,9 @@ from lstm_fused.kernels.tuned import TUNED
 # The cards, by name or capability, on which kernels whose programs wait for one another have been measured
 # to be right, so that they may run where nobody asks for them: an H100 and an H200, docs/gpu/h200.md.
 WAITING_TESTED: tuple[str, ...] = ("sm_90",)
+
+# The kernels that a choice is made from.
+CHOICES = tuple(kernel for kernel in KERNELS if kernel not in UNMEASURED)
 
 INTERPRETER = "interpreter"  # the capability of a CPU under Triton's interpreter
 
@@ -79,13 +84,14 @@ def duration(plan: Plan, layer: Layer) -> float:
 
 
 @cache
-def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str, ...] = KERNELS) -> Plan:
+def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str, ...] = CHOICES) -> Plan:
     """The kernel to run a layer with.
 
     Args:
         layer: the layer to run.
         card: the card that it runs on.
         kernel: its name; None takes the one measured to be fastest on this card, else the first that fits.
+            Backward one that runs forward only stands for the one in `BACKWARD`.
         among: the kernels to choose from if kernel is None.
 
     Raises:
@@ -94,6 +100,8 @@ def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str
     """
     if kernel is not None and kernel not in KERNELS:
         raise ValueError(f"kernel: expected one of {KERNELS} or None, got {kernel!r}")
+    if layer.direction == "backward":
+        kernel = BACKWARD.get(kernel or "", kernel)
     best = measured(layer, card)
     order = sorted(KERNELS, key=lambda name: name != best) if kernel is None else [kernel]
     if card.capability == INTERPRETER:  # which runs one program after another

@@ -13,10 +13,11 @@ Tensors = tuple[Tensor | None, ...]
 Sizes = tuple[int, int, int]  # T, B, H
 
 # The kernels, the fastest first, and how a program gets the h (backward: da) that others computed in the step
-# before. "flags": it polls until every number is there; "counters": it waits until the others have arrived;
-# "launches": each step is a launch; "": it computes all of them itself. Each kernel is a module of this name
-# in this folder that holds its record, `KERNEL`.
+# before. "clusters": the blocks of its cluster send them; "flags": it polls until every number is there;
+# "counters": it waits until the others have arrived; "launches": each step is a launch; "": it computes all
+# of them itself. Each kernel is a module of this name in this folder that holds its record, `KERNEL`.
 EXCHANGES = {
+    "cluster": "clusters",
     "persistent": "flags",
     "cooperative": "counters",
     "resident": "",
@@ -26,6 +27,10 @@ EXCHANGES = {
 KERNELS = tuple(EXCHANGES)
 # The kernels whose programs wait for one another, and so must be resident on the card all at once.
 WAITING = tuple(name for name, exchange in EXCHANGES.items() if exchange in ("flags", "counters"))
+# The kernels that run by name only, because no card has measured them.
+UNMEASURED = ("cluster",)
+# The kernels that run forward only, and the one that runs backward where they are named.
+BACKWARD = {"cluster": "persistent"}
 # Of every launch: multiply-adds in one rounding, which Triton 3.10 no longer makes unless it is told to.
 FUSED = {"enable_fp_fusion": True}
 
@@ -94,6 +99,7 @@ class Plan:
     PIECES: int | None = None  # blocks of BK terms that a warp of a persistent kernel gathers at once
     NATIVE: bool = False  # whether the card has a maximum of two 16-bit numbers in one instruction
     TILES: int = 1  # batch tiles that a program of a persistent kernel takes in turn within each step
+    CTAS: int | None = None  # blocks of a cluster
     at_once: int | None = None  # rows of programs of one launch; None: all of them
 
     @property
@@ -117,8 +123,8 @@ class Plan:
         Layers with the same problems have one verdict. H and P are compiled in, so that no other layer's
         code is this one's.
         """
-        flags = EXCHANGES[self.kernel] == "flags"
-        return [(layer, steps) for steps in (FEW_STEPS, MANY_STEPS)[: 2 if flags else 1]]
+        ring = EXCHANGES[self.kernel] in ("flags", "clusters")
+        return [(layer, steps) for steps in (FEW_STEPS, MANY_STEPS)[: 2 if ring else 1]]
 
     def grid(self, B: int, N: int) -> tuple[int, int]:
         """Programs for B rows and N columns."""
@@ -141,6 +147,8 @@ class Plan:
         options |= {name: getattr(self, name) for name in record(self.kernel).constants}
         if self.kernel in WAITING:
             options["launch_cooperative_grid"] = True
+        if self.CTAS is not None:
+            options["num_ctas"] = self.CTAS
         if self.maxnreg is not None and torch.version.hip is None:
             options["maxnreg"] = self.maxnreg
         return options | {"num_warps": self.num_warps, "num_stages": self.num_stages} | FUSED

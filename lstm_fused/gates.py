@@ -57,7 +57,7 @@ def inspect(module: nn.Module, /, *args: Any, **kwargs: Any) -> dict[str, Gates]
         **kwargs: its keyword arguments.
 
     Returns:
-        The gates of each layer and direction, by the suffix of its parameters: "l0", "l0_reverse", "l1" and
+        The gates of each layer and direction, by the suffix of its parameters, "l0", "l0_reverse", "l1" and
         so on; in a model with the LSTM's name before it, as in "encoder.l0". Of an LSTM that the model calls
         several times, those of the last call; of one that it does not call, none.
 

@@ -1,4 +1,4 @@
-"""The recipes of examples/adapters.py inside the libraries that they are for; run by `make test-clients`."""
+"""The layer in other libraries, by the recipes of docs/replace.md; run by `make test-clients`."""
 
 import copy
 
@@ -80,6 +80,43 @@ class Classifier(nn.Module):
 
     def forward(self, x):
         return self.head(self.lstm(x)[0][:, -1])
+
+
+def test_sb3_contrib_trains_the_peepholes():
+    import gymnasium
+    from sb3_contrib import RecurrentPPO
+
+    game = gymnasium.make("CartPole-v1")
+    model = RecurrentPPO("MlpLstmPolicy", game, n_steps=16, batch_size=16, n_epochs=1)
+    report = lstm_fused.replace(model.policy)
+    model.policy.optimizer.add_param_group({"params": report.peepholes.values()})
+    model.learn(32)
+    assert len(report.peepholes) == 2 and all(peephole.any() for peephole in report.peepholes.values())
+
+
+def test_thop_counts_by_the_rule_of_torch():
+    from thop import profile
+    from thop.rnn_hooks import count_lstm
+
+    theirs, x = nn.LSTM(5, 7, 2, bidirectional=True), torch.randn(6, 4, 5)
+    ours = lstm_fused.LSTM.from_torch(theirs)
+    expected, _ = profile(theirs, (x,), verbose=False)
+    found, _ = profile(ours, (x,), custom_ops={lstm_fused.LSTM: count_lstm}, verbose=False)
+    assert found == expected > 0
+    assert profile(lstm_fused.LSTM.from_torch(theirs), (x,), verbose=False)[0] == 0, "then no rule is needed"
+
+
+def test_torchao_leaves_our_layers_alone():
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model, x = Classifier().eval(), torch.randn(4, 6, 5)
+    with torch.no_grad():
+        expected, weights = model(x), copy.deepcopy(model.lstm.state_dict())
+        quantize_(model, Int8WeightOnlyConfig())
+        assert type(model.head.weight) is not nn.Parameter
+        for name, weight in model.lstm.named_parameters():
+            assert type(weight) is nn.Parameter and torch.equal(weight, weights[name])
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=0.02)
 
 
 @pytest.fixture

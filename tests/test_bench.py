@@ -142,6 +142,28 @@ def test_ratios_have_one_scale_and_say_who_is_slower(tmp_path, monkeypatch):
     assert explained == [False, False, True]
 
 
+def test_a_colour_is_a_step_unless_a_target_is_missed(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    steps = ("forward", "training", "streaming")
+    shape = ("one", (1, 2, 3, 4), "float32")
+    every = [Record(*shape, what, who, ratio=Ratio(1, 1, 1)) for who in ("ours", "nn.LSTM") for what in steps]
+    every[3].targets["ratio"] = Target(1.0, 1.02)  # forward, missed
+    every[4].targets["ratio"] = Target(1.0, 0.97)  # training, met
+    assert plots.draw_rivals(every, "title", tmp_path / "picture.png")
+    (axes,) = drawn[0].axes
+    legend = {line.get_label(): line for line in axes.lines if line.get_label() in steps}
+    marks = [line for line in axes.lines if line.get_marker() != "None" and len(line.get_xdata())]
+    red = marks[3]
+    for mark, record in zip(marks, every, strict=True):
+        assert mark.get_marker() == legend[record.what].get_marker()
+        assert (mark.get_color() == legend[record.what].get_color()) == (mark is not red)
+        assert mark is red or mark.get_zorder() < red.get_zorder()
+    assert red.get_color() not in {line.get_color() for line in legend.values()}
+    lines = [line for line in axes.lines if line.get_marker() == "None"]
+    assert max(line.get_zorder() for line in lines) < min(mark.get_zorder() for mark in marks)
+
+
 def test_a_dtype_the_engine_cannot_serve_is_said_not_timed(monkeypatch):
     def refuse(*_):
         raise RuntimeError("engine 'reference' takes no such thing")

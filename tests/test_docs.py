@@ -53,6 +53,15 @@ def test_code_on_pages_runs(name, tmp_path):
     runpy.run_path(str(file), run_name="page")
 
 
+def test_medians_in_tables_lie_inside_their_quartiles():
+    found = [
+        tuple(map(float, ratio))
+        for page in PAGES
+        for ratio in re.findall(r"\| ([\d.]+) \(([\d.]+)–([\d.]+)\)", page.read_text())
+    ]
+    assert len(found) > 100 and all(low <= median <= high for median, low, high in found)
+
+
 def test_the_index_of_make_docs_lists_every_page():
     index = (ROOT / "docs" / "index.md").read_text()
     listed = {

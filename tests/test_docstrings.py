@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def test_examples_are_right(name, tmp_path, monkeypatch):
         assert runner.run(test).failed == 0
         tried += len(test.examples)
     assert bool(tried) == (name not in WITHOUT_EXAMPLE)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_reference_takes_no_description_for_a_type(name):
+    """Sphinx takes what stands before a colon under "Returns:" for the type."""
+    found = PUBLIC[name]
+    methods = [m for _, m in inspect.getmembers(found, inspect.isroutine) if inspect.isclass(found)]
+    ours = [m for m in methods if (getattr(m, "__module__", None) or "").startswith("lstm_fused")]
+    for text in filter(None, map(inspect.getdoc, (found, *ours))):
+        described = re.search(r"^Returns:\n(.*?)(\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+        assert not described or ":" not in re.sub(r"``.*?``", "", described[1]), described[1]
 
 
 def test_the_reference_lists_all_that_is_public():

@@ -1,6 +1,8 @@
 """Packaging: the sdist, and its wheels with and without a compiler."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -120,6 +122,16 @@ def check_installed(python, wheel, *options):
         f"FOLDER, VERSION = {str(folder)!r}, {version!r}\n{PROGRAM}",
         cwd=folder,
     )
+
+
+def test_every_package_that_make_installs_has_its_version():
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    commands = re.findall(r"\$\(PIP\) install (.*-c constraints\.txt.*)", text)
+    words = [word for command in commands for word in shlex.split(command.split("&&")[0])]
+    named = {re.match(r"[\w-]+", word)[0] for word in words if re.match(r"\w", word)} - {"constraints"}
+    assert {"torch", "tensorflow-cpu", "ziglang"} <= named
+    assert named <= pinned, named - pinned
 
 
 @pytest.fixture(scope="module")

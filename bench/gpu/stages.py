@@ -22,7 +22,9 @@ def exchanges() -> dict[str, str]:
 KERNELS = tuple(exchanges())
 # Whose programs wait for each other.
 WAITING = tuple(name for name, exchange in exchanges().items() if exchange in ("flags", "counters"))
-GLUON = ("persistent",)  # kernels in Gluon, which Triton's interpreter does not run
+# Whose blocks do, if only those of a cluster.
+MAY_HANG = (*WAITING, *(name for name, exchange in exchanges().items() if exchange == "clusters"))
+GLUON = ("cluster", "persistent")  # kernels in Gluon, which Triton's interpreter does not run
 # Shapes of grids, by name as `bench.gpu.looks` has them; those of a line in one process.
 MANY = (
     ("H768", "graph"),
@@ -30,7 +32,11 @@ MANY = (
     ("H512", "two-too-many"),
     ("tiles-32", "tiles-64", "waves", "in-turn"),
 )
-GRIDS = {**dict.fromkeys(WAITING, MANY), "step": (("wide", "graph"),), "resident": (("rows",),)}
+CLUSTERS = (("graph", "two-at-once"), ("two-too-many", "waves"))
+GRIDS = {
+    **dict.fromkeys(WAITING, MANY),
+    **{"cluster": CLUSTERS, "step": (("wide", "graph"),), "resident": (("rows",),)},
+}
 if lacking := set(KERNELS) - GRIDS.keys():
     raise ValueError(f"bench/gpu/stages.py: GRIDS lacks {', '.join(lacking)} of kernels/plan.py")
 # Of `bench.gpu.speed`, what matters most first; the last one does not fit on an H100 at once.
@@ -97,7 +103,7 @@ def alone(name: str, seconds: float, job: Job) -> Stage:
 
 def first(place: Place, kernels: Sequence[str] = KERNELS) -> list[Stage]:
     """The stages that are run first, the quickest answers first; about 420 s."""
-    waiting = any(kernel in kernels for kernel in WAITING)
+    waiting = any(kernel in kernels for kernel in MAY_HANG)
     kernels = [kernel for kernel in kernels if place.device == "cuda" or kernel not in GLUON]
     smoke = {f"smoke-{kernel}": look(place, "smoke", kernel) for kernel in kernels}
     # By default: whatever the package itself makes of the card.
@@ -121,7 +127,7 @@ def first(place: Place, kernels: Sequence[str] = KERNELS) -> list[Stage]:
         )
         for size in place.sizes
     ]
-    left_out = [] if waiting else [f"not {kernel}" for kernel in WAITING]
+    left_out = [] if waiting else [f"not {kernel}" for kernel in MAY_HANG]
     past_31 = Job(on_gpu(place, "-k", " and ".join([PAST_31, *left_out])))
     return [
         Stage("probe", 30, {"probe": replace(look(place, "probe"), shown=True), **exchange_built(place)}),
@@ -142,7 +148,7 @@ def look(place: Place, *arguments: str, variables: Mapping[str, str] = UNCHECKED
 
 def numbers(place: Place, waiting: bool, *arguments: str) -> Job:
     """Times of everyone at a size."""
-    without, variables = ([], UNCHECKED) if waiting else (["--without", *WAITING], NO_WAITING)
+    without, variables = ([], UNCHECKED) if waiting else (["--without", *MAY_HANG], NO_WAITING)
     return look(place, "numbers", *arguments, *without, variables=variables)
 
 
@@ -262,5 +268,5 @@ def hang(place: Place) -> list[Stage]:
     Without what the first command has done already, or has to leave: it has less time.
     """
     rest = ("numbers-H512_B64", "numbers-H1024_B64", "directions", "exchange", "past-31")
-    stages = first(place, [kernel for kernel in KERNELS if kernel not in WAITING])
+    stages = first(place, [kernel for kernel in KERNELS if kernel not in MAY_HANG])
     return [stage for stage in stages if stage.name not in rest]

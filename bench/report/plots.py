@@ -5,11 +5,11 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bench.race import Record
 
-MET, MISSED, OTHER, GREY = "#2f6f8f", "#c2452d", "#8a9bb0", "#666666"
+OURS, MISSED, OTHER, THIRD, GREY = "#2f6f8f", "#c2452d", "#8a9bb0", "#c99a2e", "#666666"
 SCALE = "Time ÷ ours: right of 1 is slower than lstm_fused, left is faster"
 Name = Callable[[Record], str]
 
@@ -36,19 +36,21 @@ def draw_ratios(
     figure = Figure(figsize=(width, (0.3 * len(lines) + 0.8) * rows + 0.9), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     every = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
-    styles = dict(zip(marks, (("o", MET), ("s", OTHER), ("^", MISSED)), strict=False))
+    styles = dict(zip(marks, (("o", OURS), ("s", OTHER), ("^", THIRD)), strict=False))
     said = ""
     for record in records:
         if (ratio := record.ratio) is None:
             continue
         axes, (marker, colour) = every[panels.index(panel(record))], styles[mark(record)]
+        above = 3  # the lines
         y = lines.index(line(record)) + 0.4 * ((marks.index(mark(record)) + 0.5) / len(marks) - 0.5)
         if target := record.targets.get("ratio"):
-            colour = MET if target.share >= 1 else MISSED
+            if target.share < 1:
+                colour, above = MISSED, 4  # and the other marks
             axes.plot([target.limit] * 2, [y - 0.3, y + 0.3], color="black", linewidth=2)
             said = ". Short upright line: target, red where missed"
         axes.plot([ratio.low, ratio.high], [y, y], color="black", linewidth=1)
-        axes.plot(ratio.median, y, marker, color=colour)
+        axes.plot(ratio.median, y, marker, color=colour, zorder=above)
     for axes, heading in zip(every, panels, strict=False):
         label_ratios(axes, heading, lines)
     for axes in every[len(panels) :]:
@@ -112,7 +114,7 @@ def draw_growth(records: Sequence[Record], title: str, path: Path) -> bool:
         figure.subplots(1, len(sweeps), sharey=True, squeeze=False)[0], sweeps, strict=True
     ):
         for what, marker in (("training", "o"), ("forward", "s")):
-            for who, colour in (("nn.LSTM", OTHER), ("ours", MET)):
+            for who, colour in (("nn.LSTM", OTHER), ("ours", OURS)):
                 found = [
                     r for r in timed if r.size.startswith(f"{name} =") and (r.what, r.who) == (what, who)
                 ]
@@ -130,7 +132,7 @@ def draw_growth(records: Sequence[Record], title: str, path: Path) -> bool:
         axes.grid(alpha=0.25)
     left = figure.axes[0]
     left.set_ylabel("ms", color=GREY)
-    left.yaxis.set_major_formatter(ScalarFormatter())
+    left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter(NullFormatter())
     legend(figure, 3)
     figure.savefig(path, dpi=150)

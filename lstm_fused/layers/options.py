@@ -190,7 +190,7 @@ class WithOptions(nn.Module):
                 autocast.
 
         Returns:
-            The choice: its ``engine``, ``detail``, ``refused`` and ``asked``; ``print`` it to read it.
+            The choice, with its ``engine``, ``detail``, ``refused`` and ``asked``; ``print`` it to read it.
 
         Raises:
             ArgumentError: input is neither a tensor nor a PackedSequence.

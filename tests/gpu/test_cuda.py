@@ -148,7 +148,7 @@ def test_a_stream_to_record_on_that_no_user_can_have():
 @pytest.mark.parametrize("kernel", choose.KERNELS)
 def test_within_a_graph_of_the_user(kernel, monkeypatch):
     # A cooperative launch cannot be captured by every driver; then it must say so, not give wrong numbers.
-    t = make_tensors(Case("captured", T=4, B=3, I=4, H=9), torch.float32)
+    t = make_tensors(Case("captured", T=4, B=3, I=4, H=9), torch.float16)
     with running(kernel, monkeypatch):
         wanted = tuple(v.clone() for v in forward("triton", t, save=False)[:3])
         graph = torch.cuda.CUDAGraph()
@@ -166,7 +166,7 @@ def test_within_a_graph_of_the_user(kernel, monkeypatch):
 
 @pytest.mark.parametrize("kernel", choose.KERNELS)
 def test_on_a_stream_of_the_user(kernel, monkeypatch):
-    t = make_tensors(Case("stream", T=4, B=3, I=4, H=9), torch.float32)
+    t = make_tensors(Case("stream", T=4, B=3, I=4, H=9), torch.float16)
     stream = torch.cuda.Stream()
     with running(kernel, monkeypatch):
         wanted = forward("triton", t)[:3]

@@ -18,8 +18,8 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 SIZES = (64, 128, 256, 512, 768, 1024)
-# Of kernels that exchange h by flags, which have padded columns at 650, and at 64 take no more than at 128.
-FLAG_SIZES = (128, 256, 512, 650, 768, 1024)
+# Of kernels in Gluon, which have padded columns at 650, and at 64 take no more than at 128.
+GLUON_SIZES = (128, 256, 512, 650, 768, 1024)
 BATCHES = (16, 64, 256)
 SPILLS = "would spill registers"  # a reason of why_not
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp64": torch.float64}
@@ -92,9 +92,9 @@ class Build:
 def layers() -> Iterator[Build]:
     """Every kernel for every kind of layer and card, at the first batch."""
     for card, kernel, direction, kind in product(CARDS, KERNELS[::-1], ("forward", "backward"), KINDS):
-        flags = EXCHANGES[kernel] == "flags"
-        if not (flags and kind == "bf16"):  # which takes what fp16 takes
-            for H in FLAG_SIZES if flags else SIZES:
+        gluon = EXCHANGES[kernel] in ("flags", "clusters")
+        if not (gluon and kind == "bf16"):  # which takes what fp16 takes
+            for H in GLUON_SIZES if gluon else SIZES:
                 yield Build(kernel, direction, kind, H, card)
 
 
@@ -133,9 +133,17 @@ def compile_kernel(
     function: Any = None,
     varied: bool = False,
     projected: bool = False,
-    lengths: bool = False,
+    uneven: bool = False,
 ) -> Any:
-    """Compile a kernel; ``function`` replaces the build's own, ``varied`` turns every variant on."""
+    """Compile a kernel.
+
+    Args:
+        build: which one.
+        function: replaces the build's own.
+        varied: turns every variant on.
+        projected: has a projection.
+        uneven: takes lengths, and the sequence in reverse.
+    """
     plan = build.plan()
     assert plan is not None
     function = function or build.function
@@ -144,8 +152,8 @@ def compile_kernel(
     constants = {p.name: p.default for p in parameters if p.default is not p.empty}  # no variants
     if varied:
         constants = {"CLIP": 0.7, "SHARED": False}
-    constants |= {"H": H, "P": build.P or H, "K": K, "REVERSE": False} | (
-        {} if lengths else {"lengths": None}
+    constants |= {"H": H, "P": build.P or H, "K": K, "REVERSE": uneven} | (
+        {} if uneven else {"lengths": None}
     )
     constants |= {"N": 4 * H, "STRIDE_K": 1, "STRIDE_N": K}
     # Programmatic dependent launch is for steps that are one launch each.

@@ -28,13 +28,22 @@ class Launcher:
     """Launches one compiled kernel in the machine, which holds every tensor it is given."""
 
     def __init__(
-        self, card, kernel, direction, kind, H, left_out=None, seed=0, P=0, function=None, projected=False,
-        TILES=1, lengths=False,
-    ):  # fmt: skip
-        build = Build(kernel, direction, kind, H, card, P)
-        if TILES > 1:
-            build = replace(build, tiles=replace(build.plan(), TILES=TILES))
-        self.compiled = compile_kernel(build, function, projected=projected, lengths=lengths)
+        self,
+        card,
+        kernel,
+        direction,
+        kind,
+        H,
+        left_out=None,
+        seed=0,
+        P=0,
+        function=None,
+        projected=False,
+        uneven=False,
+        tiles=None,
+    ):
+        build = Build(kernel, direction, kind, H, card, P, tiles=tiles)
+        self.compiled = compile_kernel(build, function, projected=projected, uneven=uneven)
         self.plan, self.machine = build.plan(), Machine(seed)
         self.program = Program(self.compiled.asm["ptx"])
         self.barriers = [n for n, (_, _, name, *_) in enumerate(self.program.instructions) if name == "bar"]
@@ -84,7 +93,7 @@ def forward(launch, kernel, kind, case, programs=None, **changes):
     """The outputs of the compiled kernel for a case, one row of programs a launch, and the reference's."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind]) | changes
-    inputs = layer_inputs(t, make_lengths(case, "cpu"))
+    inputs = layer_inputs(t, make_lengths(case, "cpu"), case.reverse)
     wanted = reference.forward(inputs)
     weights = (t["weight_hh"], t["bias_ih"], t["peephole"])
     wide = reference.accumulation_dtype(DTYPES[kind])
@@ -107,7 +116,7 @@ def backward(launch, kernel, kind, case, programs=None):
     """The same for the backward pass."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind])
-    inputs = layer_inputs(t, make_lengths(case, "cpu"))
+    inputs = layer_inputs(t, make_lengths(case, "cpu"), case.reverse)
     out = reference.forward(inputs)
     saved, douts = layer_saved(inputs, out), OutputGradients(*out[:3])
     wanted = reference.backward(saved, douts)[:5]  # but for dhw

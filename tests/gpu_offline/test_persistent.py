@@ -8,7 +8,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from builds import CARDS  # noqa: E402
+from builds import CARDS, Build  # noqa: E402
 from cases import Case  # noqa: E402
 from launches import DIRECTIONS, DTYPES, TOLERANCE, Launcher  # noqa: E402
 from lstm_fused.kernels import cooperative, exchange, persistent_backward, persistent_forward  # noqa: E402
@@ -29,9 +29,10 @@ def all_ones(kind, *shape):
     return torch.full(shape, -1, dtype=word).view(kind)
 
 
-def launcher(card, direction, kind, H, modules=MODULES, **options):
+def launcher(card, direction, kind, H, modules=MODULES, TILES=1, **options):
     function = getattr(modules[direction], f"lstm_{direction}_persistent_kernel")
-    return Launcher(card, "persistent", direction, kind, H, function=function, **options)
+    tiles = replace(Build("persistent", direction, kind, H, card).plan(), TILES=TILES)
+    return Launcher(card, "persistent", direction, kind, H, function=function, tiles=tiles, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,13 +46,13 @@ def test_compiled_code_gives_what_the_reference_gives(card, direction, kind):
 
 
 # Two programs share rows, of two or four batch tiles each; the last program's last tile has no row.
-IN_TURN = Case("in_turn", T=3, B=33, I=3, H=20, lengths=(3, 2, 1) * 11)
+IN_TURN = Case("in_turn", T=3, B=33, I=3, H=20, lengths=(3, 2, 1) * 11, reverse=True)
 
 
 @pytest.mark.parametrize(("kind", "TILES"), [("fp16", 2), ("tf32", 2), ("bf16", 4)])
 @pytest.mark.parametrize("direction", list(DIRECTIONS))
 def test_so_it_does_with_batch_tiles_in_turn(card, direction, kind, TILES):
-    launch = launcher(card, direction, kind, IN_TURN.H, TILES=TILES, lengths=True)
+    launch = launcher(card, direction, kind, IN_TURN.H, TILES=TILES, uneven=True)
     found, wanted = DIRECTIONS[direction](launch, "persistent", kind, IN_TURN)
     torch.testing.assert_close(found, wanted, rtol=TOLERANCE[kind], atol=TOLERANCE[kind])
     assert not launch.timed_out

@@ -21,8 +21,8 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from bench import roofline  # noqa: E402
 
-# Those that exchange by flags have tests of their own, in test_persistent.py.
-KERNELS = tuple(name for name, exchange in EXCHANGES.items() if exchange != "flags")
+# Those in Gluon have tests of their own, in test_persistent.py and test_cluster.py.
+KERNELS = tuple(name for name, exchange in EXCHANGES.items() if exchange not in ("flags", "clusters"))
 # As small as possible, with enough iterations of the product loop to reuse each of its buffers.
 SMALL = {
     ("step", "forward"): Case("small", T=1, B=16, I=3, H=160),

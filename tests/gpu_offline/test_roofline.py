@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from lstm_fused.kernels.choose import KERNELS, Layer, choose, fitting, launches
+from lstm_fused.kernels.choose import CHOICES, Layer, choose, fitting, launches
 from lstm_fused.kernels.plan import IN_TURN
 from lstm_fused.kernels.side_by_side import pays_side_by_side
 
@@ -33,7 +33,7 @@ def test_ahead_of_flash_rnn(H):
 def test_no_other_kernel_would_be_much_faster(card, direction):
     for H, B in product((32, 64, 128, 256, 512, 768, 1024), (16, 64, 256, 512, 1024)):
         layer = Layer(direction, H, B, torch.bfloat16, "tf32")
-        plans = [plans[0] for kernel in KERNELS if (plans := fitting(kernel, layer, card))]
+        plans = [plans[0] for kernel in CHOICES if (plans := fitting(kernel, layer, card))]
         best = min(predict_all(plan, layer, card) for plan in plans)
         assert predict_all(choose(layer, card), layer, card) <= 1.25 * best, layer
 

@@ -18,6 +18,7 @@ class Arithmetic:
         self.threads = threads
         self.warp = np.arange(threads) // WARP
         self.registers = {"%tid.x": np.arange(threads, dtype=np.uint32)}
+        self.places = {"global_smem": 0}  # addresses in shared memory
 
     def value(self, operand, kind):
         """An operand of every thread, as numbers of this type."""
@@ -27,8 +28,8 @@ class Arithmetic:
             if found.itemsize > dtype.itemsize:  # the lower part is meant
                 found = found.astype(f"u{dtype.itemsize}")
             return found if found.dtype == dtype else found.view(dtype)
-        if operand == "global_smem":
-            return np.zeros(self.threads, dtype)
+        if operand in self.places:
+            return np.full(self.threads, self.places[operand], dtype)
         if operand[:2] in ("0f", "0d"):
             return np.full(self.threads, int(operand[2:], 16), f"u{dtype.itemsize}").view(dtype)
         number = int(operand, 0)
@@ -45,7 +46,7 @@ class Arithmetic:
 
     def address(self, operand):
         base, offset = re.fullmatch(r"\[\s*([%\w]+)\s*(?:\+\s*(-?\d+))?\s*\]", operand).groups()
-        kind = "u32" if re.match(r"%r\d|global", base) else "u64"
+        kind = "u32" if re.match(r"%r\d", base) or base in self.places else "u64"
         return self.value(base, kind).astype(np.int64) + int(offset or 0)
 
     def compute(self, name, qualifiers, operands):

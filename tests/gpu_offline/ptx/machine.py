@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from .memory import Memory
+from .distributed import ARRIVES, Distributed
 from .program import TYPES, Fault
 
 TURNS = 200_000  # more than any launch here takes, unless it waits forever
@@ -19,6 +19,7 @@ class Machine:
         self.draws = np.random.default_rng(seed)
         self.left, self.versions = 0, {}  # how many stores have left; see Buffer.leave
         self.needed = set()  # positions of barriers that keep two warps apart
+        self.cluster, self.under_way = 1, []  # blocks of a cluster; stores from one block to another
         self.touched, self.early = set(), []  # tensors: of this block; and at each wait for another launch
 
     def put(self, tensor):
@@ -39,11 +40,16 @@ class Machine:
         raise Fault(f"access outside the tensors, at {first:#x} to {last:#x}")
 
     def launch(self, program, grid, arguments, shared, positions=None):
-        """Run all blocks of the grid, or those at these positions."""
-        self.versions = {}
-        positions = np.ndindex(*grid) if positions is None else positions
-        blocks = [Block(self, program, at, grid, arguments, shared).run() for at in positions]
+        """Run all programs of the grid, or those at these positions; a program is a block, or a cluster."""
+        self.versions, self.cluster = {}, program.cluster
+        blocks = []
+        for at in np.ndindex(*grid) if positions is None else positions:
+            cluster = []
+            for rank in range(program.cluster):
+                cluster.append(Block(self, program, at, grid, arguments, shared, cluster, rank))
+            blocks += [block.run() for block in cluster]
         for _ in range(TURNS):
+            self.deliver(everything=not blocks)
             if not blocks:
                 return
             block = self.random.choice(blocks)
@@ -51,15 +57,27 @@ class Machine:
                 blocks.remove(block)
         raise Fault("a block waits forever")
 
+    def deliver(self, everything):
+        """Stores from one block to another arrive, some of them or all."""
+        under_way, self.under_way = self.under_way, []
+        for block, *store in under_way:
+            if everything or self.draws.random() < ARRIVES:
+                block.receive(*store)
+            else:
+                self.under_way.append((block, *store))
 
-class Block(Memory):
+
+class Block(Distributed):
     """One block, whose threads execute together."""
 
-    def __init__(self, machine, program, position, grid, arguments, shared):
-        super().__init__(machine, program.threads, shared)
+    def __init__(self, machine, program, position, grid, arguments, shared, cluster, rank):
+        start = -(-(shared + 16) // 16) * 16  # of what inline assembly declares
+        super().__init__(machine, program.threads, start + program.declared, cluster, rank)
+        self.places |= {name: start + offset for name, offset in program.variables.items()}
         self.program, n = program, program.threads
         for axis, at, extent in zip("xy", position, grid, strict=True):
-            self.registers[f"%ctaid.{axis}"] = np.full(n, at, np.uint32)
+            name = "clusterid" if program.cluster > 1 else "ctaid"
+            self.registers[f"%{name}.{axis}"] = np.full(n, at, np.uint32)
             self.registers[f"%nctaid.{axis}"] = np.full(n, extent, np.uint32)
         # Triton appends two pointers to scratch memory, which nothing here uses.
         values = [*arguments, 0, 0]
@@ -81,6 +99,7 @@ class Block(Memory):
                 active = active & (self.registers[predicate] != negated)
             if name == "ret":
                 self.buffer.empty()
+                self.ended = True
                 return self.note_barrier(None)
             if name == "bar":
                 self.note_barrier(at - 1)
@@ -95,6 +114,8 @@ class Block(Memory):
                     self.ahead[to] = self.ahead.get(to, False) | active
                     self.here = self.here & ~active
                 continue
+            while name == "barrier" and "wait" in qualifiers and not self.met():
+                yield
             if name == "atom" or "acquire" in qualifiers or (name == "ld" and "relaxed" in qualifiers):
                 yield
                 self.buffer.turn()

@@ -23,6 +23,13 @@ class Program:
     def __init__(self, ptx):
         head, body = ptx.split("\n{", 1)
         self.threads = int(re.search(r"\.reqntid (\d+)", ptx)[1])
+        cluster = re.search(r"\.reqnctapercluster (\d+)", ptx)
+        self.cluster = int(cluster[1]) if cluster else 1
+        # Shared memory that inline assembly declares.
+        self.variables, self.declared = {}, 0
+        for align, name, size in re.findall(r"^\s*\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\]", body, re.M):
+            self.variables[name] = self.declared = -(-self.declared // int(align)) * int(align)
+            self.declared += int(size)
         self.parameters = re.findall(r"\.param \.(u\d+).*?(\w+_param_\d+)", head)
         self.instructions, self.labels = [], {}
         blocks = 0  # of inline assembly, whose labels are its own

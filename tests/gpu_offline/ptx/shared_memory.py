@@ -11,6 +11,7 @@ class Shared:
     def __init__(self, size):
         self.data = np.zeros(size, np.uint8)
         self.epoch = 1
+        self.unseen = np.zeros(size, bool)  # what other blocks have stored, and nobody has waited for
         self.written, self.writer = np.zeros(size, np.int64), np.zeros(size, np.int64)
         self.read, self.reader = np.zeros(size, np.int64), np.zeros(size, np.int64)
         # Which warps wrote and read each byte, a bit for each, since the last barrier and before it.
@@ -32,6 +33,8 @@ class Shared:
             raise Fault("access outside shared memory")
         if ((self.written[index] == self.epoch) & (self.writer[index] != warps)).any():
             raise Fault("no barrier since another warp wrote this shared memory")
+        if not write and self.unseen[index].any():
+            raise Fault("a load of what another block has stored, with no wait for it")
         np.bitwise_or.at(self.now[0 if write else 1], index, np.int64(1) << warps)
         if write:
             if ((self.read[index] == self.epoch) & (self.reader[index] != warps)).any():

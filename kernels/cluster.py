@@ -1,0 +1,92 @@
+"""The cluster kernel: each batch tile is a thread-block cluster, whose blocks exchange h in shared memory.
+
+The card keeps the blocks of a cluster resident together, so they may wait for one another in any launch, and
+further clusters may follow later. A block has BH hidden columns and BB batch rows for all steps. Its warps
+hold 16 rows of W_hh each in registers and multiply them by all of h, which
+`lstm_fused.kernels.cluster_exchange` brings into the shared memory. Forward only: backward, four times as
+many numbers are exchanged, and the exchange is bound by its bytes. Not measured on a card yet, so it runs by
+name only.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from lstm_fused.kernels import launcher
+from lstm_fused.kernels.plan import MAX_REGISTERS, Card, Kernel, Layer, Plan, Sizes, Tensors
+from lstm_fused.kernels.scratch import timeout_flag
+
+# Blocks of a cluster, and how many clusters run at once, a block on each multiprocessor (H100,
+# docs/gpu/logs-2026-11-27).
+AT_ONCE = {8: 15, 16: 7}
+# Blocks and hidden columns of a block, the fewest first.
+WIDTHS = ((8, 16), (8, 32), (16, 32))
+ROWS = (8, 16)  # of a batch tile
+# Bytes of a row of W_hh that the registers of a warp's threads hold, by rows of a batch tile.
+MOST = {8: 1024, 16: 512}
+# Cards with clusters of 16 blocks.
+CLUSTERED = ("sm_90", "sm_100", "sm_103")
+
+
+def plans(layer: Layer) -> Iterator[Plan]:
+    """The tiles, those in the fewest waves of clusters first, then the lowest."""
+    fitting = [(CTAS, BH) for CTAS, BH in WIDTHS if CTAS * BH >= layer.H] or WIDTHS[-1:]
+
+    def waves(tile: tuple[int, tuple[int, int]]) -> tuple[int, int]:
+        BB, (CTAS, _) = tile
+        return -(-layer.B // (BB * AT_ONCE[CTAS])), BB
+
+    for BB, (CTAS, BH) in sorted(product(ROWS, fitting[:1]), key=waves):
+        BK = 128 // layer.dtype.itemsize
+        yield Plan("cluster", layer.precision, BB, BH, BK, BH // 4, maxnreg=MAX_REGISTERS, CTAS=CTAS)
+
+
+def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
+    """Reasons why a plan cannot run a layer on a card."""
+    reasons = []
+    if layer.direction == "backward":
+        reasons.append("runs forward only")
+    if card.capability not in CLUSTERED:
+        reasons.append(f"runs on {', '.join(CLUSTERED)}")
+    if layer.dtype == torch.float64 or (layer.dtype == torch.float32 and layer.precision == "ieee"):
+        reasons.append("takes products that tensor cores form")
+    assert plan.CTAS is not None
+    width = plan.CTAS * plan.BH
+    if width < layer.H or width * layer.dtype.itemsize > MOST[plan.BB]:
+        most = min(MOST[plan.BB] // layer.dtype.itemsize, WIDTHS[-1][0] * WIDTHS[-1][1])
+        reasons.append(f"takes H up to {most} in tiles of {plan.BB} rows")
+    return reasons
+
+
+def shared(plan: Plan, layer: Layer) -> int:
+    """Bytes of shared memory: all of h for two steps, the block's own columns, and two barriers."""
+    assert plan.CTAS is not None
+    return (2 * plan.CTAS + 1) * plan.BB * plan.BH * layer.dtype.itemsize + 16
+
+
+def function(direction: str) -> Any:
+    """The kernel; imported when it is launched, because not every Triton has Gluon."""
+    from lstm_fused.kernels import cluster_forward
+
+    assert direction == "forward"
+    return cluster_forward.lstm_forward_cluster_kernel
+
+
+def forward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
+    """Launch the forward kernel."""
+    T, B, H = sizes
+    tensors = (*tensors, timeout_flag(tensors[9]))
+    for first, tiles in plan.waves(plan.grid(B, H)[0]):
+        launcher.launch(plan, function("forward"), (tiles, 1), tensors, (T, B, first), (H, reverse))
+
+
+KERNEL = Kernel(
+    plans=plans,
+    function=function,
+    constants=("BK", "CTAS", "NUM_WARPS"),
+    why_not=why_not,
+    shared=shared,
+    programs_per_sm=lambda *_: 1,
+    forward=forward,
+)
