@@ -46,6 +46,7 @@ H200 = next(card for card in CARDS if card.name == "H100")._replace(name="H200")
 PREDICTED = {card.name: card for card in (*CARDS, H200) if card.name in SPEEDS}
 LOAD = 0.6  # microseconds until a number arrives from memory
 GATES = 0.15  # microseconds for the gates of one tile
+READ = 0.3  # microseconds to gather from L2 what others have published long ago
 MATRIX = 0.019  # microseconds from one matrix instruction to the next that adds to its result: 33 cycles
 TILE = 0.15  # microseconds for the next tile of a pipelined product to come from L2
 # Between blocks of a cluster: microseconds until the first bytes arrive, and bytes per microsecond that a
@@ -97,10 +98,10 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     per_sm = -(-programs // (card.sms // layer.streams))
     width = min(plan.BH, H)
     weights = 4 * H * width * size  # bytes that a program multiplies by in each step
-    flops = 2 * 4 * H * width * plan.BB
+    flops = 2 * 4 * H * width * plan.BB  # of a batch tile
     rate = speed.dense_flops / card.sms * REACHED * (2 / size)
     on_chip = per_sm * max(weights / speed.shared, flops / rate)
-    operand = plan.BB * H * size * (1 if layer.direction == "forward" else 4)
+    operand = plan.rows * H * size * (1 if layer.direction == "forward" else 4)
     # Matrix instructions that depend on one another: a warp's terms, 16 or 8 of them in an instruction.
     chained = terms(plan, layer) / 2 if exchange == "flags" else H
     matrix = MATRIX * chained * size / 32
@@ -120,7 +121,9 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     traffic += layer.streams * programs * operand / speed.l2
     if exchange == "flags":  # with the weights in registers
         chain = speed.flagged + SKEW * max(0, log2(columns / 8)) + GATES + sync + matrix
-        return Prediction(chain, 0, traffic)
+        # Of several batch tiles in turn a program computes the others while one is on its way.
+        busy = min(chain, READ + GATES + sync + max(matrix, flops / rate))
+        return Prediction(max(chain, plan.TILES * busy), 0, traffic)
     if exchange == "counters":  # its loads from memory overlap with the wait
         return Prediction(speed.exchange + GATES + sync + matrix, on_chip, traffic)
     tiles = H * (1 if layer.direction == "forward" else 4) / plan.BK
@@ -143,7 +146,7 @@ def predict_all(plan: Plan, layer: Layer, card: Card) -> float:
     """Microseconds per step of the whole batch, whose launches follow one another."""
     waves = plan.waves(plan.grid(layer.B, layer.H)[0])
     return sum(
-        predict(plan, layer._replace(B=min(tiles * plan.BB, layer.B)), card).step for _, tiles in waves
+        predict(plan, layer._replace(B=min(rows * plan.rows, layer.B)), card).step for _, rows in waves
     )
 
 

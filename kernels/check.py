@@ -1,9 +1,9 @@
 """Checks a plan on this card: compares a small problem with the reference in float64.
 
-The problem has lengths, peepholes and every option of the layer, and one row more than a batch tile, so that
-there are two tiles. It runs in both time directions, and twice each to compare bits, in memory filled with
-NaN. A plan for half of the card runs once and then twice at the same time. The inputs are the same at every
-check, and so is the verdict. A plan names the sizes.
+The problem has lengths, peepholes and every option of the layer, and one row more than a program takes, so
+that there are two rows of programs. It runs in both time directions, and twice each to compare bits, in
+memory filled with NaN. A plan for half of the card runs once and then twice at the same time. The inputs are
+the same at every check, and so is the verdict. A plan names the sizes.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def check(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:
                 operands = problem(plan, checked, steps, reverse)
                 where = f"T={steps}, reverse={reverse}"
                 where += f", H={checked.H}" if checked.H != layer.H else ""
-                # Forward in time one launch runs both tiles and all steps. In reverse each tile has its own
+                # Forward in time one launch runs both rows and all steps. In reverse each row has its own
                 # with Triton, and each step with Metal.
                 launched = replace(plan, at_once=1) if reverse else plan
                 run, exact_run = (getattr(module, layer.direction) for module in (plan.launch, reference))
@@ -97,7 +97,7 @@ def run_at_once(
 
 def problem(plan: Any, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
     """The inputs of the layer's direction, on the CPU."""
-    B, H, P = plan.BB + 1, layer.H, layer.P or layer.H
+    B, H, P = plan.rows + 1, layer.H, layer.P or layer.H
     generator = torch.Generator().manual_seed(H)
 
     def uniform(*shape: int, low: float = -1, high: float = 1, wide: bool = False) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from lstm_fused.kernels.plan import (
     BACKWARD,
     CARDS,
+    IN_TURN,
     KERNELS,
     NATIVE_MAXIMUM,
     UNMEASURED,
@@ -58,23 +59,28 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
 
 
 def tiles_at_once(plan: Plan, layer: Layer, card: Card) -> int:
-    """How many batch tiles of a launch are resident at once, on its share of the card."""
+    """How many rows of programs of a launch are resident at once, on its share of the card."""
     programs = card.sms // layer.streams * record(plan.kernel).programs_per_sm(plan, layer, card)
     return programs // plan.grid(layer.B, layer.H)[1]
 
 
 def fitting(kernel: str, layer: Layer, card: Card) -> list[Plan]:
-    """The tiles that a kernel can run a layer with, those in the fewest launches first."""
+    """The tiles that a kernel can run a layer with, those that take the least time first."""
     found = [plan for plan in plans(kernel, layer) if not why_not(plan, layer, card)]
     if kernel in WAITING:
         native = card.capability in NATIVE_MAXIMUM
         found = [replace(plan, at_once=tiles_at_once(plan, layer, card), NATIVE=native) for plan in found]
-    return sorted(found, key=lambda plan: launches(plan, layer))
+    return sorted(found, key=lambda plan: duration(plan, layer))
 
 
 def launches(plan: Plan, layer: Layer) -> int:
     """How many launches a batch takes, for the whole sequence."""
     return len(plan.waves(plan.grid(layer.B, layer.H)[0]))
+
+
+def duration(plan: Plan, layer: Layer) -> float:
+    """How long a batch takes, in launches of programs with one batch tile each."""
+    return launches(plan, layer) * IN_TURN[plan.TILES]
 
 
 @cache
@@ -108,7 +114,7 @@ def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str
     for name in order:
         for plan in fitting(name, layer, card):
             most = record(name).most_launches(layer, in_one_launch)
-            if name in (kernel, best) or launches(plan, layer) <= most:
+            if name in (kernel, best) or duration(plan, layer) <= most:
                 return plan
     reasons = {reason for plan in plans(order[0], layer) for reason in why_not(plan, layer, card)}
     raise RuntimeError(f"kernel {kernel!r} cannot run {layer} on {card.name}: {'; '.join(sorted(reasons))}")
@@ -178,6 +184,7 @@ def main() -> None:
         print(
             f"{card.name:<8} {direction:<9} {str(dtype)[6:]:<8} {products:<5} {plan.kernel:<12} "
             f"{rows} x {columns} programs of {plan.BB} x {plan.BH}, {plan.num_warps} warps"
+            + (f", {plan.TILES} tiles in turn" if plan.TILES > 1 else "")
             + (f", in {count} launches" if count > 1 else "")
         )
 

@@ -27,6 +27,7 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
+from lstm_fused.kernels.launcher import BEFORE_3_8
 from lstm_fused.kernels.plan import FLOAT64_BY_FMA, MAX_REGISTERS, Card, Kernel, Layer, Plan, Sizes, Tensors
 from lstm_fused.kernels.scratch import timeout_flag, zero_counters
 from lstm_fused.kernels.sums import add_step, finish
@@ -238,9 +239,6 @@ def lstm_backward_cooperative_kernel(
     tl.store(dc0 + state, dc.to(KIND), mask)
     finish(sums, partials, counters + tiles + tl.program_id(1), dbias, dpeephole, tile, tiles, cols, H)
 
-
-# Triton before 3.8 needs more registers.
-BEFORE_3_8 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
 
 # Up to this H the kernels are faster than the step kernel even if the batch takes two launches
 # (bench/roofline.py).

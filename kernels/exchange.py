@@ -101,7 +101,7 @@ def repeated(kind, times):
 @gluon.jit
 def gather(
     slot, offsets, timed_out, FIRST: gl.constexpr, LAST: gl.constexpr, BK: gl.constexpr,
-    PADDED: gl.constexpr, ELEMENTS: gl.constexpr, NATIVE: gl.constexpr,
+    ONE_POINTER: gl.constexpr, ELEMENTS: gl.constexpr, NATIVE: gl.constexpr,
 ):  # fmt: skip
     """Load mma operands that other programs publish, polling until all of their numbers are there.
 
@@ -112,7 +112,7 @@ def gather(
         FIRST: the first piece.
         LAST: one past the last piece.
         BK: columns of a piece, of which a thread has BK / 8 contiguous ones.
-        PADDED: whether there are padding columns.
+        ONE_POINTER: whether all pieces share a pointer, which takes fewer registers.
         ELEMENTS: numbers of a piece in one thread.
         NATIVE: whether the card has a maximum of two 16-bit numbers in one instruction.
     """
@@ -120,10 +120,9 @@ def gather(
     SIZE: gl.constexpr = KIND.primitive_bitwidth // 8
     operands = ()
     for k in gl.static_range(FIRST, LAST):
-        if PADDED:
-            # One pointer for all pieces, so that constants become immediate offsets: otherwise ptxas spills.
+        if ONE_POINTER:  # so that constants become immediate offsets
             operands += ((slot + (offsets + FIRST * BK)).to(gl.int64) + (k - FIRST) * (BK * SIZE),)
-        else:  # the form that was measured on GPUs, where it does not spill
+        else:  # the form that was measured on GPUs
             operands += ((slot + (offsets + k * BK)).to(gl.int64),)
     TEXT: gl.constexpr = poll_asm(LAST - FIRST, ELEMENTS, BK // 8, SIZE, NATIVE)
     CONSTRAINTS: gl.constexpr = poll_constraints(LAST - FIRST, ELEMENTS, SIZE)
@@ -158,24 +157,28 @@ def fence(NUM_WARPS: gl.constexpr):
 
 @gluon.jit
 def reset_bank(
-    own, step, BEHIND: gl.constexpr, slot, GATES: gl.constexpr, WIDTH: gl.constexpr, NUM_WARPS: gl.constexpr
-):
+    own, step, BEHIND: gl.constexpr, slot, GATES: gl.constexpr, WIDTH: gl.constexpr, TILES: gl.constexpr,
+    TILE: gl.constexpr, NUM_WARPS: gl.constexpr,
+):  # fmt: skip
     """Once in BANK steps, reset this program's numbers in the last BANK slots that all have gathered.
 
     Args:
-        own: this program's numbers in slot 0.
+        own: this program's numbers in slot 0, of its first batch tile.
         step: the current step.
         BEHIND: how many steps back the last slot is that all programs have gathered.
         slot: numbers of a slot.
         GATES: tensors of a slot.
         WIDTH: the distance between them.
+        TILES: batch tiles of this program.
+        TILE: the distance between them.
         NUM_WARPS: the number of warps.
     """
     WORD: gl.constexpr = gl.int16 if own.dtype.element_ty.primitive_bitwidth == 16 else gl.int32
     if (step % BANK == BEHIND - 1) & (step >= BEHIND):
-        for back in gl.static_range(BEHIND, BANK + BEHIND):
-            for gate in gl.static_range(GATES):
-                pointers = own + (step - back) % RING * slot + gate * WIDTH
-                words = pointers.to(gl.pointer_type(WORD), bitcast=True)
-                gl.store(words, gl.full_like(words, -1, dtype=WORD))
+        for n in gl.static_range(TILES):
+            for back in gl.static_range(BEHIND, BANK + BEHIND):
+                for gate in gl.static_range(GATES):
+                    pointers = own + (step - back) % RING * slot + gate * WIDTH + n * TILE
+                    words = pointers.to(gl.pointer_type(WORD), bitcast=True)
+                    gl.store(words, gl.full_like(words, -1, dtype=WORD))
         fence(NUM_WARPS)

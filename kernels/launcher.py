@@ -9,10 +9,14 @@ each tensor and whether it starts at a multiple of 16 bytes, and of each number 
 from typing import Any
 
 import torch
+import triton
 from lstm_fused.kernels.plan import Plan
 from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
+
+# Triton before 3.8 needs more registers.
+BEFORE_3_8 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
 
 DIRECT = torch.version.hip is None  # on AMD's cards the key includes the size of a tensor's memory
 

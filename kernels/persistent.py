@@ -5,6 +5,9 @@ the product over K: each holds its slice of the weights as operands of its mma i
 of h (backward: da) from L2 straight into the other operands, and accumulates a partial sum; the partial sums
 of the warps are added up through shared memory. `lstm_fused.kernels.exchange` describes how h gets from one
 program to another. Written in Gluon, where layouts are explicit.
+
+Where a batch does not fit on the card at once, a program takes `TILES` batch tiles in turn within each step:
+while h of one tile is on its way through L2, it computes the next one.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +19,9 @@ from typing import Any
 
 import torch
 from lstm_fused.kernels import launcher
+from lstm_fused.kernels.launcher import BEFORE_3_8
 from lstm_fused.kernels.plan import (
+    IN_TURN,
     MAX_REGISTERS,
     NATIVE_MAXIMUM,
     Card,
@@ -41,10 +46,16 @@ LIMITS = {"forward": (128, 208), "backward": (96, 176)}
 LIMITS_OLDER_BACKWARD = (96, 152)
 # Plans past those limits that do not spill on sm_90: direction, BB, BH, PIECES.
 LIMITS_SM_90 = {("forward", 32, 16, 2): (96, 256)}
+# The most registers for weights beside two batch tiles in turn: direction, warps, bytes of a number.
+LIMITS_IN_TURN = {
+    **{("forward", warps, size): most for warps, most in ((4, 64), (8, 128)) for size in (2, 4)},
+    **{("backward", 8, 2): 88, ("backward", 8, 4): 64},
+}
+LIMITS_IN_TURN_SM_90 = LIMITS_IN_TURN | {("backward", 8, 2): 96}
 
 # Up to this many launches a sequence is still faster than step by step; where the cooperative kernel takes
 # the batch forward in one launch, up to the second number (bench/roofline.py).
-LAUNCHES, LAUNCHES_BESIDE_COOPERATIVE = 5, 3
+LAUNCHES, LAUNCHES_BESIDE_COOPERATIVE = 6, 3
 
 
 def terms(plan: Plan, layer: Layer) -> int:
@@ -68,13 +79,15 @@ def plans(layer: Layer) -> Iterator[Plan]:
     In one round only where a warp has few blocks of BK terms: one, backward two.
     """
     most_at_once = 2 if layer.direction == "backward" else 1
-    for (BB, BH, num_warps), rounds in product(TILES[layer.direction], (1, 2, 3)):
+    for (BB, BH, num_warps), rounds, turns in product(TILES[layer.direction], (1, 2, 3), IN_TURN):
+        if turns > 1 and (BB > 16 or layer.B <= BB):
+            continue
         plan = Plan("persistent", layer.precision, BB, BH, 32, num_warps, maxnreg=MAX_REGISTERS)
         if layer.dtype.itemsize == 2 and terms(plan, layer) % 64 == 0:
             plan = replace(plan, BK=64)  # so that a thread loads 16 bytes at once
         pieces = terms(plan, layer) // plan.BK
         if rounds > 1 or pieces <= most_at_once:
-            yield replace(plan, PIECES=-(-pieces // rounds))
+            yield replace(plan, PIECES=-(-pieces // rounds), TILES=turns)
 
 
 def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
@@ -89,6 +102,10 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     if card.capability == "sm_90":
         most = LIMITS_SM_90.get((layer.direction, plan.BB, plan.BH, plan.PIECES), most)
     weights, every = registers(plan, layer)
+    if plan.TILES > 1:
+        hopper = card.capability == "sm_90" and not BEFORE_3_8
+        beside = LIMITS_IN_TURN_SM_90 if hopper else LIMITS_IN_TURN
+        most = min(most[0], beside.get((layer.direction, plan.num_warps, layer.dtype.itemsize), 0)), most[1]
     if weights > most[0] or every > most[1] or (older and weights > 64 and plan.BB > 16):
         reasons.append("would spill registers")
     return reasons
@@ -112,14 +129,14 @@ def function(direction: str) -> Any:
 
 
 def forward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
-    """Launch the forward kernel, once for each wave of batch tiles."""
+    """Launch the forward kernel, once for each wave of programs."""
     y = tensors[9]
     ring = ring_buffer(plan, y, Layer("forward", sizes[2], sizes[1], y.dtype, plan.precision))
     launch(plan, "forward", (*tensors, ring, timeout_flag(y)), sizes, reverse)
 
 
 def backward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
-    """Launch the backward kernel, once for each wave of batch tiles."""
+    """Launch the backward kernel, once for each wave of programs."""
     dxw, columns = tensors[9], plan.grid(*sizes[1:])[1]
     ring = ring_buffer(plan, dxw, Layer("backward", sizes[2], sizes[1], dxw.dtype, plan.precision))
     scratch = ring, zero_counters(dxw, columns), timeout_flag(dxw)
@@ -127,22 +144,22 @@ def backward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
 
 
 def launch(plan: Plan, direction: str, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
-    """Launch a kernel once for each wave of batch tiles."""
+    """Launch a kernel once for each wave of programs."""
     T, B, H = sizes
-    rows, columns = plan.grid(B, H)
-    for first, tiles in plan.waves(rows):
-        numbers = T, B, first, rows
-        launcher.launch(plan, function(direction), (tiles, columns), tensors, numbers, (H, reverse))
+    groups, columns = plan.grid(B, H)
+    for first, rows in plan.waves(groups):
+        numbers = T, B, first, groups
+        launcher.launch(plan, function(direction), (rows, columns), tensors, numbers, (H, reverse))
 
 
 def ring_buffer(plan: Plan, like: Tensor, layer: Layer) -> Tensor:
-    """The ring buffer, [RING, batch tiles * BB, gates, columns]: not published, but padding columns zero."""
+    """The ring buffer, [RING, rows, gates, columns]: not published, but padding columns zero."""
     from lstm_fused.kernels.exchange import RING
 
-    tiles, columns = plan.grid(layer.B, layer.H)
+    groups, columns = plan.grid(layer.B, layer.H)
     gates, published = 1 if layer.direction == "forward" else 4, columns * plan.BH
     width = plan.num_warps * terms(plan, layer) // gates
-    shape = RING.value, tiles * plan.BB, gates, width
+    shape = RING.value, groups * plan.TILES * plan.BB, gates, width
     words = -(-prod(shape) * like.itemsize // 4)
     ring = torch.full((words,), -1, dtype=torch.int32, device=like.device).view(like.dtype).view(shape)
     if width > published:
@@ -153,7 +170,7 @@ def ring_buffer(plan: Plan, like: Tensor, layer: Layer) -> Tensor:
 KERNEL = Kernel(
     plans=plans,
     function=function,
-    constants=("BK", "PIECES", "NATIVE", "NUM_WARPS"),
+    constants=("BK", "PIECES", "NATIVE", "NUM_WARPS", "TILES"),
     why_not=why_not,
     shared=shared,
     programs_per_sm=lambda *_: 1,

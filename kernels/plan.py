@@ -40,6 +40,10 @@ FEW_STEPS, MANY_STEPS = 4, 32
 # The most registers of a thread; asked for where ptxas would otherwise spill a few rather than take more.
 MAX_REGISTERS = 255
 
+# The time of a step in which a program takes so many batch tiles in turn, in that of a step with one tile:
+# predicted for an H100 (bench/roofline.py), not measured. More than two would take as long as more launches.
+IN_TURN = {1: 1.0, 2: 1.4}
+
 
 class Card(NamedTuple):
     """What the choice depends on; sizes in bytes."""
@@ -94,8 +98,9 @@ class Plan:
     maxnreg: int | None = None
     PIECES: int | None = None  # blocks of BK terms that a warp of a persistent kernel gathers at once
     NATIVE: bool = False  # whether the card has a maximum of two 16-bit numbers in one instruction
+    TILES: int = 1  # batch tiles that a program of a persistent kernel takes in turn within each step
     CTAS: int | None = None  # blocks of a cluster
-    at_once: int | None = None  # batch tiles of one launch; None: all of them
+    at_once: int | None = None  # rows of programs of one launch; None: all of them
 
     @property
     def launch(self) -> Any:
@@ -106,6 +111,11 @@ class Plan:
     def NUM_WARPS(self) -> int:
         """The number of warps, by the name that Gluon kernels take it by."""
         return self.num_warps
+
+    @property
+    def rows(self) -> int:
+        """The batch rows of a program."""
+        return self.BB * self.TILES
 
     def problems(self, layer: Layer) -> list[tuple[Layer, int]]:
         """The layers and numbers of steps to check before this plan may run a layer.
@@ -118,12 +128,12 @@ class Plan:
 
     def grid(self, B: int, N: int) -> tuple[int, int]:
         """Programs for B rows and N columns."""
-        return -(-B // self.BB), -(-N // self.BH)
+        return -(-B // self.rows), -(-N // self.BH)
 
-    def waves(self, tiles: int) -> list[tuple[int, int]]:
-        """The launches that so many batch tiles take, one full wave of programs each: (first tile, tiles)."""
-        most = self.at_once or tiles
-        return [(first, min(most, tiles - first)) for first in range(0, tiles, most)]
+    def waves(self, rows: int) -> list[tuple[int, int]]:
+        """The launches that so many rows of programs take, a full wave each: (first row, rows)."""
+        most = self.at_once or rows
+        return [(first, min(most, rows - first)) for first in range(0, rows, most)]
 
     @cached_property
     def launched(self) -> dict[tuple[Any, ...], Any]:
@@ -167,9 +177,9 @@ class Kernel:
     why_not: Callable[[Plan, Layer, Card], list[str]] = lambda *_: []  # reasons why a plan cannot run a layer
     shared: Callable[[Plan, Layer], int] = lambda *_: 0  # bytes
     programs_per_sm: Callable[[Plan, Layer, Card], int] = two_programs_per_sm
-    # The most launches of a sequence in which it is still faster than the kernels after it, given whether
-    # another kernel takes the batch in one launch.
-    most_launches: Callable[[Layer, Callable[[str], bool]], int] = lambda *_: 1
+    # The most launches of a sequence, or of what takes as long, in which it is still faster than the kernels
+    # after it, given whether another kernel takes the batch in one launch.
+    most_launches: Callable[[Layer, Callable[[str], bool]], float] = lambda *_: 1
     # Launchers of whole sequences; None if `lstm_fused.kernels.steps` launches each step.
     forward: Callable[[Plan, Tensors, Sizes, bool], None] | None = None
     backward: Callable[[Plan, Tensors, Sizes, bool], None] | None = None

@@ -1,4 +1,4 @@
-"""The whole sequence in one launch of a kernel, or in one launch for each wave of batch tiles."""
+"""The whole sequence in one launch of a kernel, or in one launch for each wave of programs."""
 
 import torch
 from lstm_fused.kernels.plan import Plan, record

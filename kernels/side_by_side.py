@@ -4,16 +4,24 @@
 """
 
 import os
+from collections.abc import Hashable
 from math import ceil, inf
 
 import torch
 from lstm_fused.kernels import guard
 from lstm_fused.kernels.choose import card_at, named, precision, tiles_at_once
-from lstm_fused.kernels.plan import Card, Layer, Plan
+from lstm_fused.kernels.plan import NATIVE_MAXIMUM, Card, Layer, Plan
 
 # The cards, by name or capability, on which both directions have been measured to be right and faster at the
 # same time, so that they run so where nobody asks for it: none yet. `python3 -m bench.gpu.day` measures it.
 SIDE_BY_SIDE_TESTED: tuple[str, ...] = ()
+
+# Up to this H programs for half of an A100 may take more batch tiles in turn than those for the whole card
+# and still gain by it: predicted, not measured.
+MOST_IN_TURN = 64
+
+# Decisions of earlier calls.
+_decided: dict[Hashable, bool] = {}
 
 
 def side_by_side(
@@ -36,14 +44,14 @@ def side_by_side(
     """
     H, B, P = sizes
     kind = dtype, precision(), P, varied
-    key = side_by_side, by_default, device, H, B, *kind, backward, named(), os.environ.get("LSTM_FUSED_GPU")
-    if (known := guard._decided.get(key)) is not None:
-        return bool(known)
+    key = by_default, device, H, B, *kind, backward, named(), os.environ.get("LSTM_FUSED_GPU")
+    if (known := _decided.get(key)) is not None:
+        return known
     directions = ("forward", "backward")[: 2 if backward else 1]
     layers = [Layer(direction, H, B, *kind) for direction in directions]
     found, for_good = decide(layers, device, by_default)
     if for_good:
-        guard._decided[key] = found
+        _decided[key] = found
     return found
 
 
@@ -80,13 +88,15 @@ def pays_side_by_side(plan: Plan, in_turn: Plan, layer: Layer, card: Card) -> bo
     """Whether both directions take less time at once, by a plan for half of the card, than in turn.
 
     The time of a step is mostly latency, so what counts is in how many waves of programs a batch runs: twice
-    as many gain nothing.
+    as many gain nothing. Several batch tiles in turn take little longer than one, except where products are
+    slow (bench/roofline.py).
     """
     halved = waves(plan, layer._replace(streams=2), card)
-    return plan.kernel == in_turn.kernel and halved <= 1.5 * waves(in_turn, layer, card)
+    slow = card.capability not in NATIVE_MAXIMUM and layer.H > MOST_IN_TURN and plan.TILES > in_turn.TILES
+    return plan.kernel == in_turn.kernel and not slow and halved <= 1.5 * waves(in_turn, layer, card)
 
 
 def waves(plan: Plan, layer: Layer, card: Card) -> float:
     """In how many waves of programs a batch runs on its share of the card; infinite if no tile fits."""
-    tiles = tiles_at_once(plan, layer, card)
-    return ceil(plan.grid(layer.B, layer.H)[0] / tiles) if tiles else inf
+    rows = tiles_at_once(plan, layer, card)
+    return ceil(plan.grid(layer.B, layer.H)[0] / rows) if rows else inf

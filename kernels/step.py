@@ -25,7 +25,7 @@ from lstm_fused.kernels.cell import (
     store_gates,
     valid_rows,
 )
-from lstm_fused.kernels.cooperative import BEFORE_3_8
+from lstm_fused.kernels.launcher import BEFORE_3_8
 from lstm_fused.kernels.plan import MAX_REGISTERS, Card, Kernel, Layer, Plan
 from lstm_fused.kernels.table import (
     BACKWARD,

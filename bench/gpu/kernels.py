@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from math import inf
+from unittest.mock import patch
 
 import torch
-from lstm_fused.kernels import choose
+from lstm_fused.kernels import choose, guard
 
 from lstm_fused.autograd.operators import backward_op, forward_op
 from lstm_fused.backends.triton import INTERPRETED
@@ -89,6 +91,23 @@ def tf32() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def one_tile_at_a_time() -> Iterator[None]:
+    """Let no program take batch tiles in turn: a batch that does not fit comes in more launches."""
+    with patch.dict(choose.IN_TURN, {turns: inf for turns in choose.IN_TURN if turns > 1}):
+        forget()
+        try:
+            yield
+        finally:
+            forget()
+
+
+def forget() -> None:
+    """Forget which plans were chosen."""
+    choose.choose.cache_clear()
+    guard._decided.clear()
 
 
 @contextmanager

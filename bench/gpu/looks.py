@@ -23,7 +23,16 @@ import lstm_fused
 from bench.cases import Setting
 from bench.check import in_tf32, relative_error
 from bench.gpu import directions, rows, speed
-from bench.gpu.kernels import Calls, kernel_named, kernel_times, mend_interpreter, operators, tf32, timed
+from bench.gpu.kernels import (
+    Calls,
+    kernel_named,
+    kernel_times,
+    mend_interpreter,
+    one_tile_at_a_time,
+    operators,
+    tf32,
+    timed,
+)
 from bench.gpu.looking import (
     REPEATS,
     Differing,
@@ -51,6 +60,7 @@ GRIDS = {
     "tiles-32": (1024, 64, BF16, 32),
     "tiles-64": (512, 256, FP16, 64),
     "waves": (512, 1500, FP16, None),
+    "in-turn": (650, 64, BF16, 16),  # a program takes two tiles in turn, by choice or in the backward pass
     "two-at-once": (256, 16, FP16, None),
     "two-too-many": (512, 64, FP16, None),
     "graph": (256, 16, BF16, None),
@@ -200,12 +210,24 @@ def numbers(
         steps = replace(case, T=min(case.T, 256))
         for direction, call in operators(steps, dtype, device).items():
             times, problems = kernel_times(call, device, *((3, 0.0) if small else (5, 0.1)), without)
+            if takes_turns(steps, dtype, direction, device):
+                with one_tile_at_a_time():
+                    others = [kernel for kernel in choose.KERNELS if kernel != "persistent"]
+                    alone, _ = kernel_times(call, device, 5, 0.1, others)
+                times |= {f"{kernel}, one tile at a time": time for kernel, time in alone.items()}
             times = {kernel: time / steps.T for kernel, time in times.items()}
             found = {"direction": direction, "microseconds": times, "problems": problems}
             rows.add("kernels", shape=shape, dtype=short(dtype), **found)
             shown = ", ".join(f"{kernel} {time:.2f}" for kernel, time in times.items())
             say(f"{direction} us per step: {shown} {problems or ''}")
     return all("cannot run" in reason for reason in refused.values())
+
+
+def takes_turns(case: Case, dtype: torch.dtype, direction: str, device: str) -> bool:
+    """Whether programs of the persistent kernel take batch tiles in turn here."""
+    layer = choose.Layer(direction, case.H, case.B, dtype, choose.precision())
+    plans = choose.fitting("persistent", layer, choose.card_at(torch.device(device)))
+    return bool(plans) and plans[0].TILES > 1
 
 
 def profile(device: str, small: bool, plain: bool) -> bool:

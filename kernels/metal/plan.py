@@ -26,6 +26,11 @@ class Plan:
     precision: ClassVar[str] = "ieee"  # of float32 products
 
     @property
+    def rows(self) -> int:
+        """The batch rows of a threadgroup."""
+        return self.BB
+
+    @property
     def launch(self) -> Any:
         """The module that runs a layer with this plan."""
         return import_module("lstm_fused.kernels.metal.launch")

@@ -33,7 +33,7 @@ POINTERS = {
     "table": "*i64",
 }
 WIDE_POINTERS = ("xw", "c_all", "partials")
-INTEGERS = ("T", "B", "node", "first", "tiles", "steps")
+INTEGERS = ("T", "B", "node", "first", "tiles", "groups", "steps")
 # Tensors of the step kernels: in the accumulation dtype, of variants, of a projection.
 STEP_TENSORS = {"forward": ForwardTensors, "backward": BackwardTensors}
 WIDE_STEP_TENSORS = ("xw", "c_state", "dh_state", "dc_state", "c_all", "hw", "kept")
@@ -60,6 +60,7 @@ class Build:
         batch = "" if self.B in BATCHES[:1] else f" B={self.B}"
         batch += " half" * (self.streams == 2)
         tiles = "" if self.tiles is None else f" {self.tiles.BB}x{self.tiles.BH}"
+        tiles += f" x{self.tiles.TILES}" if self.tiles is not None and self.tiles.TILES > 1 else ""
         return f"{self.kernel} {self.direction} {self.kind} H={self.H}{batch}{tiles} {self.card.capability}"
 
     @property

@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 from builds import Build, compile_kernel
-from cases import layer_inputs, layer_saved, make_tensors
+from cases import layer_inputs, layer_saved, make_lengths, make_tensors
 from lstm_fused.kernels import launcher, scratch, sequence
 from lstm_fused.kernels.plan import EXCHANGES
 from lstm_fused.kernels.table import HEAD, NUMBERS, BackwardTensors, ForwardTensors
@@ -90,11 +90,10 @@ class Launcher:
 
 
 def forward(launch, kernel, kind, case, programs=None, **changes):
-    """The outputs of the compiled kernel for a case, one batch tile a launch, and the reference's."""
+    """The outputs of the compiled kernel for a case, one row of programs a launch, and the reference's."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind]) | changes
-    lengths = None if case.lengths is None else torch.tensor(case.lengths)
-    inputs = layer_inputs(t, lengths, case.reverse)
+    inputs = layer_inputs(t, make_lengths(case, "cpu"), case.reverse)
     wanted = reference.forward(inputs)
     weights = (t["weight_hh"], t["bias_ih"], t["peephole"])
     wide = reference.accumulation_dtype(DTYPES[kind])
@@ -117,7 +116,7 @@ def backward(launch, kernel, kind, case, programs=None):
     """The same for the backward pass."""
     T, B, H = case.T, case.B, case.H
     t = make_tensors(case, DTYPES[kind])
-    inputs = layer_inputs(t)
+    inputs = layer_inputs(t, make_lengths(case, "cpu"), case.reverse)
     out = reference.forward(inputs)
     saved, douts = layer_saved(inputs, out), OutputGradients(*out[:3])
     wanted = reference.backward(saved, douts)[:5]  # but for dhw

@@ -29,6 +29,8 @@ SAMPLE = (
     Build("persistent", "backward", "fp16", 650, A100),
     Build("persistent", "backward", "fp16", 650, H100),
     Build("persistent", "forward", "fp16", 128, H100, B=256, streams=2),
+    Build("persistent", "forward", "fp16", 1024, H100, B=64),  # two tiles in turn
+    Build("persistent", "backward", "fp16", 768, H100, B=64),
     Build("step", "forward", "fp16", 512, RTX4090, B=64),
     Build("step", "backward", "tf32", 128, RTX4090),
     Build("step", "backward", "fp64", 64, RTX4090),
@@ -49,6 +51,7 @@ REFUSED = (
     Build("resident", "forward", "fp64", 32, RTX4090),
     Build("cooperative", "forward", "fp16", 512, RTX4090, B=64),
     Build("cooperative", "backward", "bf16", 768, RTX4090),
+    Build("persistent", "forward", "fp16", 512, H100, B=64),
     Build("cooperative", "forward", "fp64", 128, A100),
     Build("cooperative", "backward", "tf32", 64, A100),
 )

@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
 from lstm_fused.kernels import choose
 from triton.experimental.gluon._runtime import GluonJITFunction
 
-from bench.gpu import jobs, looks, speed, stages, tables
+from bench.gpu import jobs, kernels, looks, speed, stages, tables
 from bench.gpu.day import Day, parse, planned
 from bench.gpu.jobs import Ended, Job, judge
 from bench.gpu.stages import Place, Stage
@@ -196,6 +197,20 @@ def test_numbers_become_a_page(tmp_path):
         row = rf"\| \(2, 3, 3, 5\) \| bfloat16 \| {what} \| \d+\.\d{{3}} \| \d+\.\d{{3}} \| \d+\.\d\d \|"
         assert len(re.findall(row, directions)) == 1
     assert not [path for path in out.iterdir() if path.is_dir()] and len(list(out.iterdir())) <= 8
+
+
+def test_tiles_in_turn_are_timed_against_one_tile_at_a_time(monkeypatch):
+    card = choose.CARDS[1]
+    monkeypatch.setattr(choose, "card_at", lambda device: card)
+    name = stages.SIZES[-1]  # which does not fit on an H100 at once
+    case = next(case for case in speed.SIZES if case.name == name)
+    assert looks.takes_turns(case, torch.bfloat16, "forward", "cpu")
+    layer = choose.Layer("forward", case.H, case.B, torch.bfloat16, "ieee")
+    assert choose.choose(layer, card, "persistent").TILES > 1
+    with kernels.one_tile_at_a_time():
+        assert choose.choose(layer, card, "persistent").TILES == 1
+        assert not looks.takes_turns(case, torch.bfloat16, "forward", "cpu")
+    assert choose.choose(layer, card, "persistent").TILES > 1
 
 
 def test_times_of_a_race_that_was_cut_short_are_kept():

@@ -77,6 +77,13 @@ def test_a_call_compiles(launched, monkeypatch, kernel, case):
     assert set(launched) == wanted | ({"lstm_table_kernel"} if EXCHANGES[kernel] == "launches" else set())
 
 
+def test_a_call_with_tiles_in_turn_compiles(launched, monkeypatch):
+    monkeypatch.setenv("LSTM_FUSED_KERNEL", "persistent")
+    monkeypatch.setattr(launch, "card_at", lambda device: CARDS[1]._replace(sms=1))  # which holds one program
+    call(MOST)
+    assert launched == [f"lstm_{way}_persistent_kernel" for way in ("forward", "backward")]
+
+
 def test_a_call_with_a_projection_compiles(launched):
     call(Case("least", T=1, B=1, I=1, H=1, P=1))
     assert {"lstm_projection_step_kernel", "lstm_gradient_step_kernel"} <= set(launched)

@@ -8,7 +8,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from builds import CARDS  # noqa: E402
+from builds import CARDS, Build  # noqa: E402
 from cases import Case  # noqa: E402
 from launches import DIRECTIONS, DTYPES, TOLERANCE, Launcher  # noqa: E402
 from lstm_fused.kernels import cooperative, exchange, persistent_backward, persistent_forward  # noqa: E402
@@ -29,9 +29,10 @@ def all_ones(kind, *shape):
     return torch.full(shape, -1, dtype=word).view(kind)
 
 
-def launcher(card, direction, kind, H, modules=MODULES, seed=0):
+def launcher(card, direction, kind, H, modules=MODULES, TILES=1, **options):
     function = getattr(modules[direction], f"lstm_{direction}_persistent_kernel")
-    return Launcher(card, "persistent", direction, kind, H, seed=seed, function=function)
+    tiles = replace(Build("persistent", direction, kind, H, card).plan(), TILES=TILES)
+    return Launcher(card, "persistent", direction, kind, H, function=function, tiles=tiles, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,15 +45,33 @@ def test_compiled_code_gives_what_the_reference_gives(card, direction, kind):
     assert not launch.timed_out
 
 
+# Two programs share rows, of two or four batch tiles each; the last program's last tile has no row.
+IN_TURN = Case("in_turn", T=3, B=33, I=3, H=20, lengths=(3, 2, 1) * 11, reverse=True)
+
+
+@pytest.mark.parametrize(("kind", "TILES"), [("fp16", 2), ("tf32", 2), ("bf16", 4)])
+@pytest.mark.parametrize("direction", list(DIRECTIONS))
+def test_so_it_does_with_batch_tiles_in_turn(card, direction, kind, TILES):
+    launch = launcher(card, direction, kind, IN_TURN.H, TILES=TILES, uneven=True)
+    found, wanted = DIRECTIONS[direction](launch, "persistent", kind, IN_TURN)
+    torch.testing.assert_close(found, wanted, rtol=TOLERANCE[kind], atol=TOLERANCE[kind])
+    assert not launch.timed_out
+
+
 # Enough steps to use each slot of the ring three times; two programs share rows.
 ROUNDS = Case("rounds", T=60, B=3, I=3, H=20)
 
 
+# The same with two tiles in turn.
+TURNS = replace(ROUNDS, B=19)
+
+
 @pytest.mark.parametrize("kind", ["fp16"])
+@pytest.mark.parametrize("case", [ROUNDS, TURNS], ids=["alone", "in_turn"])
 @pytest.mark.parametrize("direction", list(DIRECTIONS))
-def test_the_ring_goes_round(card, direction, kind):
-    launch = launcher(card, direction, kind, ROUNDS.H)
-    found, wanted = DIRECTIONS[direction](launch, "persistent", kind, ROUNDS)
+def test_the_ring_goes_round(card, direction, case, kind):
+    launch = launcher(card, direction, kind, case.H, TILES=1 if case is ROUNDS else 2)
+    found, wanted = DIRECTIONS[direction](launch, "persistent", kind, case)
     torch.testing.assert_close(found, wanted, rtol=4 * TOLERANCE[kind], atol=4 * TOLERANCE[kind])
     assert not launch.timed_out
 
@@ -61,13 +80,13 @@ def test_the_ring_goes_round(card, direction, kind):
 def plant(tmp_path, monkeypatch):
     """Makes kernels that time out soon, with a fault in the exchange: old source, new source."""
 
-    def make(*faults):
+    def make(*faults, kernels=MODULES):
         broken = exchange
         for old, new in (("1 << 22", "1 << 10"), *faults):
             broken = planted(broken, old, new, tmp_path, "broken_exchange")
         monkeypatch.setitem(sys.modules, "broken_exchange", broken)
         rename = "lstm_fused.kernels.exchange", "broken_exchange"
-        return {way: planted(module, *rename, tmp_path, f"broken_{way}") for way, module in MODULES.items()}
+        return {way: planted(module, *rename, tmp_path, f"broken_{way}") for way, module in kernels.items()}
 
     return make
 
@@ -94,8 +113,53 @@ RINGS = {
 def test_a_broken_ring_is_found(plant, direction, fault):
     module, case = plant(*RINGS[fault]), replace(ROUNDS, T=40)
     assert any(
-        goes_wrong(launcher(CARDS[1], direction, "fp16", case.H, module, seed), direction, case)
+        goes_wrong(launcher(CARDS[1], direction, "fp16", case.H, module, seed=seed), direction, case)
         for seed in range(16)
+    )
+
+
+# In a kernel that takes batch tiles in turn: old source, new source.
+SLOT = "% RING * slot + n * "
+IN_TURN_FAULTS = {
+    "forward": {
+        "one_slot_for_both": (f"{SLOT}(BB * WIDTH), h", f"{SLOT}0, h"),
+        "another_row": ("gl.store(y + at + n * (BB * H)", "gl.store(y + at + n * (BB - 1) * H"),
+        "not_published": (
+            "            publish(own +",
+            "            if n == 0:\n                publish(own +",
+        ),
+        "inputs_of_the_first": ("xw + at_gates + (n + 1) * (BB * 4 * H)", "xw + at_gates"),
+        "reset_too_early": ("            if n == TILES - 1:\n", "            if n == 0:\n"),
+        "not_reset": ("WIDTH, TILES, BB", "WIDTH, 1, BB"),
+    },
+    "backward": {
+        "one_slot_for_both": (f"there = own + step {SLOT}(", f"there = own + step {SLOT}0 * ("),
+        "another_row": ("gl.store(dh0 + state + n * (BB * H)", "gl.store(dh0 + state + n * (BB - 1) * H"),
+        "not_published": (
+            "            publish(there,",
+            "            if n == 0:\n                publish(there,",
+        ),
+        "saved_of_the_first": (
+            "                    H, REVERSE, n * BB,\n",
+            "                    H, REVERSE, 0,\n",
+        ),
+        "sums_of_the_last": ("add_step(sums,", "add_step((zero,) * 7 if n == 0 else sums,"),
+        "not_reset": ("WIDTH, TILES, BB", "WIDTH, 1, BB"),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("direction", "fault"), [(way, name) for way in DIRECTIONS for name in IN_TURN_FAULTS[way]]
+)
+def test_faults_in_turns_are_found(plant, tmp_path, direction, fault):
+    old, new = IN_TURN_FAULTS[direction][fault]
+    kernels = {direction: planted(MODULES[direction], old, new, tmp_path, f"fault_{fault}")}
+    case = replace(TURNS, T=30 if "reset" in fault else 2)
+    options = {"modules": plant(kernels=kernels), "TILES": 2}
+    assert any(
+        goes_wrong(launcher(CARDS[1], direction, "fp16", case.H, seed=seed, **options), direction, case)
+        for seed in range(8)
     )
 
 

@@ -1,10 +1,12 @@
 """Predicted times: against published ones, against measured ones, and of the kernels among one another."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from lstm_fused.kernels.choose import CHOICES, Layer, choose, fitting, launches
+from lstm_fused.kernels.plan import IN_TURN
 from lstm_fused.kernels.side_by_side import pays_side_by_side
 
 from bench.roofline import PREDICTED, PUBLIC, both_directions, predict_all, sequence
@@ -46,6 +48,29 @@ def test_a_batch_too_large_at_once_comes_in_several_launches():
         assert [first for first, _ in waves] == list(range(0, tiles, waves[0][1]))
         assert sum(n for _, n in waves) == tiles
         assert all(n * columns <= 2 * H100.sms for _, n in waves)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("card", PREDICTED.values(), ids=list(PREDICTED))
+def test_tiles_in_turn_take_less_time_than_launches_in_turn(card, direction):
+    gains, factors = {}, {}
+    for H, B in product((32, 64, 128, 256, 512, 650, 768, 1024), (16, 32, 64, 128, 256, 512, 1024)):
+        for dtype in (torch.bfloat16, torch.float32):
+            layer = Layer(direction, H, B, dtype, "tf32")
+            plan = choose(layer, card)
+            if plan.TILES > 1:
+                others = [plan for plan in fitting(plan.kernel, layer, card) if plan.TILES == 1]
+                time = predict_all(plan, layer, card)
+                gains[H, B, dtype] = min(predict_all(other, layer, card) for other in others) / time
+                one = layer._replace(B=min(B, (plan.at_once or 1) * plan.BB))
+                two = layer._replace(B=min(B, plan.TILES * one.B))
+                alone = replace(plan, TILES=1)
+                factors[H, B, dtype] = predict_all(plan, two, card) / predict_all(alone, one, card)
+    assert len(gains) > 5
+    # On an A100, where products take longest, launches of larger tiles may take less.
+    assert min(gains.values()) >= (0.8 if card.name == "A100" else 1) and max(gains.values()) > 1.25, gains
+    if card == H100:
+        assert min(factors.values()) < IN_TURN[2] < max(factors.values()), factors
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from lstm_fused.kernels import guard, resident, steps, verdicts
+from lstm_fused.kernels import guard, resident, side_by_side, steps, verdicts
 from lstm_fused.kernels.choose import Layer
 
 from lstm_fused import LSTM
@@ -15,7 +15,7 @@ close = torch.testing.assert_close
 
 def forget():
     """What a new process does not know."""
-    for known in (guard._decided, guard._warned, verdicts._known):
+    for known in (guard._decided, guard._warned, side_by_side._decided, verdicts._known):
         known.clear()
     for cached in (verdicts.machine, verdicts.sources):
         cached.cache_clear()

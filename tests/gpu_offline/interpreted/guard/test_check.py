@@ -1,12 +1,13 @@
 """The check of a kernel: the faults that it notices, and what runs then."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from concurrently import concurrently
 from guarded import CPU, REVERSE, SMALL, Y, check_right, close, fails, right, small, wrong_numbers
-from lstm_fused.kernels import check, choose, cooperative, resident, scratch
+from lstm_fused.kernels import check, choose, cooperative, resident, scratch, verdicts
 from lstm_fused.kernels.choose import Layer
 from planting import planted
 
@@ -49,6 +50,16 @@ def test_the_problem_has_every_option(direction):
     layer = SMALL._replace(direction=direction, P=2, varied=True)
     record, *_ = check.problem(choose.choose(layer, choose.card_at(CPU)), layer, 4, False)
     assert all(value is not None for value in (*record, *record.variant))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_plan_with_tiles_in_turn_is_checked_with_all_of_them(direction):
+    layer = Layer(direction, 650, 64, torch.bfloat16, "ieee")
+    plan = next(plan for plan in choose.fitting("persistent", layer, choose.CARDS[1]) if plan.TILES > 1)
+    record, *_ = check.problem(plan, layer, 4, False)
+    B = record.lengths.numel()
+    assert B == plan.TILES * plan.BB + 1 and plan.grid(B, layer.H)[0] == 2
+    assert verdicts.name(plan, layer) != verdicts.name(replace(plan, TILES=1), layer)
 
 
 @pytest.mark.parametrize(("fault", "said"), FAULTS.items(), ids=lambda value: getattr(value, "__name__", ""))

@@ -71,7 +71,7 @@ def test_by_default_it_is_off_until_it_has_run_on_a_card(beside, checks, monkeyp
     assert side_by_side.SIDE_BY_SIDE_TESTED == (), "measured? Then docs/gpu/README.md says so"
     beside.module.engine = None
     for tested, runs in (((), False), (("sm_90",), False), (("the interpreter",), True)):
-        guard._decided.clear()
+        side_by_side._decided.clear()
         monkeypatch.setattr(side_by_side, "SIDE_BY_SIDE_TESTED", tested)
         outcome(beside.module, beside.x)
         assert beside.ran() == runs
