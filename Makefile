@@ -154,7 +154,7 @@ test-own-threads: $(STAMP) ## run the C++ engine's tests on a build without Open
 	$(addprefix tests/test_,pool.py cpp.py cpp_hostile.py cpp_memory.py engines.py fork.py determinism.py oversubscribed.py) -k "not opcheck" $(ARGS)
 
 # What tests the host: registration of operators, instruction sets, times, processes, memory. Streaming takes minutes.
-HOST_ALONE := opcheck or instruction_set or fast or fork or memory or cases_reach or streaming
+HOST_ALONE := opcheck or instruction_set or fast or fork or memory or grow_in_place or cases_reach or streaming
 ZIG := $(PY) -m ziglang c++ -target aarch64-linux-musl
 # PyTorch's headers are those of .venv; shim.cpp stands in for its library. With NDEBUG, which Zig defines for -O3, they
 # declare glibc's __assert_fail, which musl's differs from.
