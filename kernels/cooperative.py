@@ -28,7 +28,17 @@ from lstm_fused.kernels.cell import (
     valid_rows,
 )
 from lstm_fused.kernels.launcher import BEFORE_3_8
-from lstm_fused.kernels.plan import FLOAT64_BY_FMA, MAX_REGISTERS, Card, Kernel, Layer, Plan, Sizes, Tensors
+from lstm_fused.kernels.plan import (
+    FLOAT64_BY_FMA,
+    LIKE_SM_89,
+    MAX_REGISTERS,
+    Card,
+    Kernel,
+    Layer,
+    Plan,
+    Sizes,
+    Tensors,
+)
 from lstm_fused.kernels.scratch import timeout_flag, zero_counters
 from lstm_fused.kernels.sums import add_step, finish
 
@@ -273,8 +283,8 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
         or (card.capability == "sm_80" and not half and H > 256 and BB + BH > 24)
         or (card.capability == "sm_80" and double and not backward and H > 64 and BB * BH > 512)
         or (card.capability == "sm_80" and layer.dtype == torch.float32 and backward and H <= 64 and BH > 8)
-        or (card.capability == "sm_89" and half and not backward and H > 384 and (BB, BH) == (16, 16))
-        or (card.capability == "sm_89" and half and backward and 512 < H <= 768)
+        or (card.capability in LIKE_SM_89 and half and not backward and H > 384 and (BB, BH) == (16, 16))
+        or (card.capability in LIKE_SM_89 and half and backward and 512 < H <= 768)
     )
     if spills:
         reasons.append("would spill registers")

@@ -67,6 +67,8 @@ CARDS = (
 
 # The cards with a maximum of two 16-bit numbers in one instruction.
 NATIVE_MAXIMUM = ("sm_90", "sm_100", "sm_103", "sm_120")
+# Cards with 100 KB of shared memory and 1,536 threads a multiprocessor, where ptxas spills the same plans.
+LIKE_SM_89 = ("sm_86", "sm_89")
 # The cards on which Triton forms float64 products without tensor cores.
 FLOAT64_BY_FMA = ("sm_86", "sm_87", "sm_89", "sm_120", "sm_121")
 

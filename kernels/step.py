@@ -26,7 +26,7 @@ from lstm_fused.kernels.cell import (
     valid_rows,
 )
 from lstm_fused.kernels.launcher import BEFORE_3_8
-from lstm_fused.kernels.plan import MAX_REGISTERS, Card, Kernel, Layer, Plan
+from lstm_fused.kernels.plan import LIKE_SM_89, MAX_REGISTERS, Card, Kernel, Layer, Plan
 from lstm_fused.kernels.table import (
     BACKWARD,
     FORWARD,
@@ -272,7 +272,7 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     backward, tf32 = layer.direction == "backward", layer.dtype == torch.float32 and layer.precision == "tf32"
     terms = layer.P or (4 * layer.H if backward else layer.H)
     unrolled = 768 if BEFORE_3_8 else 512  # the most terms whose loop Triton unrolls
-    spills = card.capability == "sm_89" and (
+    spills = card.capability in LIKE_SM_89 and (
         (not backward and plan.BB == 64 and 448 < terms <= unrolled)
         or (backward and tf32 and plan.BB == 16 and plan.maxnreg is None and 256 < terms <= 512)
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import triton
 from builds import OWN, Build
-from lstm_fused.kernels.plan import EXCHANGES, FLOAT64_BY_FMA, WAITING, Card, Plan
+from lstm_fused.kernels.plan import EXCHANGES, FLOAT64_BY_FMA, LIKE_SM_89, WAITING, Card, Plan
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # The instructions worth counting, as nvdisasm spells them.
@@ -106,7 +106,7 @@ def at_once(build: Build) -> int:
 def programs_per_sm(found: Resources, plan: Plan, card: Card) -> int:
     """Occupancy in programs of a multiprocessor, by registers, shared memory and threads."""
     threads = plan.num_warps * (64 if card.capability.startswith("gfx") else 32)
-    resident = 1536 if card.capability == "sm_89" else 2048
+    resident = 1536 if card.capability in LIKE_SM_89 else 2048
     registers = -(-max(found.registers, 1) // 8) * 8 * threads
     available = 4 * 512 * 64 if card.capability.startswith("gfx") else 65536
     reserved = 0 if card.capability.startswith("gfx") else 1024

@@ -38,6 +38,13 @@ SAMPLE = (
     Build("cooperative", "forward", "fp16", 512, RTX4090, B=64),
     Build("persistent", "backward", "fp16", 650, RTX4090),
 )
+RTX3090 = RTX4090._replace(name="RTX 3090", capability="sm_86", sms=82)  # not in resources.json
+ON_SM_86 = (
+    Build("step", "forward", "fp16", 512, RTX3090, B=256),
+    Build("step", "backward", "tf32", 128, RTX3090),
+    Build("cooperative", "forward", "fp16", 512, RTX3090, streams=2),
+    Build("persistent", "backward", "fp16", 650, RTX3090),
+)
 # PyTorch's default precision, and float64 by multiply-adds.
 OWN_PRECISION = (
     Build("cooperative", "forward", "fp32", 512, A100),
@@ -73,6 +80,12 @@ def test_with_padded_columns_no_chosen_plan_spills():
 
 def test_the_largest_padded_tile_does_not_spill():  # which is not in resources.json
     _, wrong = measure(Build("persistent", "backward", "fp16", 578, H100, B=64))
+    assert not wrong
+
+
+@pytest.mark.parametrize("build", ON_SM_86, ids=lambda b: b.name)
+def test_compiles_for_sm_86(build):
+    _, wrong = measure(build)
     assert not wrong
 
 
