@@ -149,7 +149,10 @@ def candidates(layer: Layer, card: Card, replaceable: bool) -> list[Plan]:
     kernels = list(default_kernels(card))
     plans = [choose(layer, card, among=tuple(kernels))]
     while not record(plans[-1].kernel).per_step:  # which takes every layer
-        kernels.remove(plans[-1].kernel)
+        last = plans[-1]
+        if last.TILES > 1:  # one batch tile of a program has run on cards
+            plans += [plan for plan in fitting(last.kernel, layer, card) if plan.TILES == 1][:1]
+        kernels.remove(last.kernel)
         plans.append(choose(layer, card, among=tuple(kernels)))
     return plans
 

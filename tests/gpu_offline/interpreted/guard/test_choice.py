@@ -93,6 +93,13 @@ def test_kernels_that_wait_run_by_default_only_where_they_are_tested(monkeypatch
         assert [plan.kernel for plan in guard.candidates(layer, card, True)] == kernels
 
 
+def test_after_tiles_in_turn_the_same_kernel_with_one_tile_is_tried():
+    layer, card = Layer("forward", 512, 128, torch.float16, "ieee"), choose.CARDS[1]
+    plans = [(plan.kernel, plan.TILES) for plan in guard.candidates(layer, card, True)]
+    assert plans[:3] == [("persistent", 2), ("persistent", 1), ("cooperative", 1)]
+    assert plans[-1][0] == "step" and len(set(plans)) == len(plans)
+
+
 def capture(monkeypatch):
     monkeypatch.setattr(guard, "capturing", lambda device: True)
     return lambda call, x: call(x)
