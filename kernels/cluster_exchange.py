@@ -16,7 +16,7 @@ from triton.runtime.jit import constexpr_function
 
 BLOCK = gl.constexpr(64)  # bytes
 CHUNK = gl.constexpr(16)  # bytes that a thread sends at once
-POLLS = gl.constexpr(1 << 20)  # after which a wait times out: some seconds
+POLLS = gl.constexpr(1 << 20)  # after which a wait times out: a second or more
 
 
 @constexpr_function

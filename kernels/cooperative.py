@@ -42,7 +42,7 @@ from lstm_fused.kernels.plan import (
 from lstm_fused.kernels.scratch import timeout_flag, zero_counters
 from lstm_fused.kernels.sums import add_step, finish
 
-POLLS = tl.constexpr(1 << 22)  # after which a wait times out: some seconds
+POLLS = tl.constexpr(1 << 20)  # after which a wait times out: about a second
 
 
 @triton.jit

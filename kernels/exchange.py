@@ -19,7 +19,7 @@ from triton.experimental.gluon import language as gl
 from triton.runtime.jit import constexpr_function
 
 BANK, RING = gl.constexpr(8), gl.constexpr(24)  # slots
-POLLS = gl.constexpr(1 << 22)  # after which a wait times out: some seconds
+POLLS = gl.constexpr(1 << 20)  # after which a wait times out: about a second
 
 
 @constexpr_function

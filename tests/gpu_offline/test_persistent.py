@@ -82,7 +82,7 @@ def plant(tmp_path, monkeypatch):
 
     def make(*faults, kernels=MODULES):
         broken = exchange
-        for old, new in (("1 << 22", "1 << 10"), *faults):
+        for old, new in (("1 << 20", "1 << 10"), *faults):
             broken = planted(broken, old, new, tmp_path, "broken_exchange")
         monkeypatch.setitem(sys.modules, "broken_exchange", broken)
         rename = "lstm_fused.kernels.exchange", "broken_exchange"
@@ -189,7 +189,7 @@ def test_a_program_left_alone_gives_up(plant, card, direction):
 @pytest.mark.parametrize("direction", list(DIRECTIONS))
 def test_so_does_one_of_a_cooperative_kernel(tmp_path, card, direction):
     case = Case("small", T=2, B=3, I=3, H=20)
-    module = planted(cooperative, "1 << 22", "4", tmp_path)
+    module = planted(cooperative, "1 << 20", "4", tmp_path)
     function = getattr(module, f"lstm_{direction}_cooperative_kernel")
     launch = Launcher(card, "cooperative", direction, "fp16", case.H, function=function)
     DIRECTIONS[direction](launch, "cooperative", "fp16", case, programs=[(0, 0)])
