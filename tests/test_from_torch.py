@@ -94,6 +94,15 @@ def test_from_torch_copies_a_state_dict(bias, options):
     torch.testing.assert_close(ours(x)[0], theirs(x)[0])
 
 
+def test_from_torch_leaves_the_tensors_of_a_state_dict_alone():
+    lstm = nn.LSTM(5, 7).requires_grad_(False)
+    lstm.bias_hh_l0.requires_grad_()
+    copy = LSTM.from_torch(dict(lstm.named_parameters()))
+    for name, parameter in lstm.named_parameters():
+        assert parameter.requires_grad == copy.get_parameter(name).requires_grad == (name == "bias_hh_l0")
+    assert all(p.requires_grad for p in LSTM.from_torch(lstm.state_dict()).parameters())
+
+
 def test_from_torch_copies_a_subclass_that_computes_the_same():
     theirs, x = Renamed(5, 7), torch.randn(4, 3, 5)
     torch.testing.assert_close(LSTM.from_torch(theirs)(x)[0], theirs(x)[0])

@@ -149,6 +149,21 @@ def test_parametrized_weights_stay_so(name):
         assert type(lstm) is LSTM
 
 
+def test_layers_with_computed_weights_have_peepholes_of_their_own():
+    layers = [parametrizations.weight_norm(nn.LSTM(3, n), "weight_hh_l0") for n in range(2, 42)]
+    replace(nn.ModuleList(layers))
+    assert len({id(layer.weight_peephole_l0) for layer in layers}) == 40
+    assert all(layer.weight_peephole_l0.shape == (3, layer.hidden_size) for layer in layers)
+
+
+def test_peepholes_are_trained_where_weight_hh_is_no_parameter():
+    layer = nn.LSTM(5, 7)
+    raw = nn.Parameter(layer.weight_hh_l0.data)
+    del layer._parameters["weight_hh_l0"]
+    layer.weight_hh_l0 = raw.clone()  # as weight drop does
+    assert replace(layer).peepholes["weight_peephole_l0"].requires_grad
+
+
 def test_frozen_parametrized_weights_get_frozen_peepholes():
     lstm = parametrizations.weight_norm(nn.LSTM(5, 7), "weight_hh_l0").requires_grad_(False)
     assert not next(iter(replace(lstm).peepholes.values())).requires_grad

@@ -114,3 +114,13 @@ def test_what_ddp_wraps_is_replaced_without_peepholes():
     assert list(replace(FakeDDP(nn.LSTM(5, 7)), peephole=False).replaced) == ["module"]
     assert list(replace(DataParallel(nn.LSTM(5, 7))).replaced) == ["module"]
     assert str(replace(nn.Linear(3, 3))) == "no LSTM found"
+
+
+def test_attributes_that_were_changed_are_a_reason_to_skip():
+    odd, lacking = nn.LSTM(3, 2), nn.LSTM(3, 2)
+    odd.batch_first = 1
+    del lacking.proj_size
+    model = nn.Sequential(nn.LSTM(2, 2), odd, lacking)
+    report = replace(model)
+    assert list(report.replaced) == ["0"] and list(report.skipped) == ["1", "2"]
+    assert "batch_first" in report.skipped["1"] and "proj_size" in report.skipped["2"]

@@ -52,3 +52,18 @@ def test_replacing_nests_ends_with_an_error_and_does_not_reach_other_threads():
         thread.start()
         thread.join()
     assert found == [nn.LSTM]
+
+
+def test_mixins_make_instances_as_before():
+    class Mixin:
+        def __new__(cls, *args, **options):
+            made = super().__new__(cls)
+            made.__dict__["sizes"] = args
+            return made
+
+    class Layer(nn.LSTM, Mixin):
+        pass
+
+    with replacing():
+        assert Layer(5, 7).__dict__["sizes"] == (5, 7)
+    assert Layer(5, 7).__dict__["sizes"] == (5, 7)

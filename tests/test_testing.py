@@ -107,6 +107,22 @@ def wrong_once(input, **given):
     return 2 * y - y.detach(), states
 
 
+def test_a_check_of_nothing_is_refused():
+    def doubled(**arguments):
+        y, states = lstm(**arguments)
+        return (y * 2 if y.dtype == torch.float64 else y), states
+
+    plain = (case for case in CASES if case.name == "plain")
+    with pytest.raises(AssertionError, match="plain, float64: y is off"):
+        assert_engine_matches_reference(doubled, cases=plain)
+    for nothing in ({"cases": []}, {"dtypes": []}):
+        with pytest.raises(ArgumentError, match="expected some that the engine computes, got none"):
+            assert_engine_matches_reference(doubled, **nothing)
+    for engine, dtype in (("cpp", torch.float16), ("reference", torch.int32)):
+        with pytest.raises(RuntimeError, match="cannot serve"):
+            assert_engine_matches_reference(engine, dtypes=[dtype])
+
+
 def test_wrong_derivatives_are_found(monkeypatch):
     monkeypatch.setattr(derivatives, "SMALL", (Case("tiny", T=2, B=1, I=1, H=2),))
     assert_engine_has_derivatives("reference")

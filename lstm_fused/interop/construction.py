@@ -52,7 +52,10 @@ def _new(patched: type[nn.Module]) -> Callable[..., Any]:
     def new(cls: type[Any], *args: Any, **options: Any) -> Any:
         make = _makers.get(_NONE).get(cls) if cls is patched else None
         # Copies and pickles make an empty instance without arguments.
-        return object.__new__(cls) if make is None or not (args or options) else make(*args, **options)
+        if make is not None and (args or options):
+            return make(*args, **options)
+        inherited = super(patched, cls).__new__  # of a mixin, which takes the arguments, or of object
+        return inherited(cls) if inherited is object.__new__ else inherited(cls, *args, **options)
 
     new.__signature__ = inspect.signature(patched.__init__)  # type: ignore[attr-defined]
     return new

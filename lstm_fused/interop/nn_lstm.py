@@ -93,10 +93,15 @@ def from_state_dict(weights: Mapping[str, Tensor]) -> nn.LSTM:
     try:
         with torchs_own():
             lstm = nn.LSTM(first.shape[1], len(first) // 4, **sizes, device="meta", dtype=first.dtype)
-        lstm.load_state_dict(weights, assign=True)
+        # Assigning a parameter itself would make it require gradients.
+        values = {n: v.detach() if isinstance(v, Tensor) else v for n, v in weights.items()}
+        lstm.load_state_dict(values, assign=True)
     except (ValueError, RuntimeError) as error:  # of sizes, of names
         reason = " ".join(str(error).split())
         raise bad("lstm", "the state dict of a torch.nn.LSTM", f"another: {reason}") from None
+    for name, own in lstm.named_parameters():
+        given = weights[name]
+        own.requires_grad_(given.requires_grad or not isinstance(given, nn.Parameter))
     return lstm
 
 

@@ -129,10 +129,11 @@ def replacing(*, peephole: bool = False, engine: str | None = None) -> AbstractC
 
     For code that builds its own layers. The classes of torch stay what they are, whatever name they were
     imported by; only the result of calling them differs, so subclasses and ``isinstance`` behave as before.
-    With the same seed the weights are those that torch would draw. Other threads are not affected.
+    With the same seed the weights are those that torch would draw, unless peepholes are drawn between them.
+    Other threads are not affected.
 
     Args:
-        peephole: whether to add peepholes.
+        peephole: whether to add peepholes, with random values, as the constructors do.
         engine: as for `LSTM`.
 
     Returns:
@@ -203,9 +204,9 @@ def replaced(
     above: tuple[nn.Module, ...],
     peephole: bool,
     engine: str | None,
-    shared: dict[int, nn.Parameter],
+    shared: dict[nn.Parameter, nn.Parameter],
 ) -> Peepholes | None:
-    """The step of `replace`; ``shared`` holds the peepholes by the identity of their weight_hh."""
+    """The step of `replace`; ``shared`` holds the peepholes by their weight_hh."""
     kind = parametrize.type_before_parametrizations(module)
     if kind not in OURS:
         refuse_relatives(module, kind)
@@ -217,7 +218,7 @@ def replaced(
             raise Skip(f"{wrapper} knows its parameters already; replace before wrapping")
     try:
         old, new = pair_of(module, kind, peephole, engine)
-    except ArgumentError as error:
+    except (ArgumentError, TypeError, AttributeError) as error:  # attributes may have been set or deleted
         raise Skip(str(error)) from error
     check_weights(module, shapes_of(new))
     peepholes = {}
@@ -225,11 +226,14 @@ def replaced(
         if own is None or not name.startswith(PEEPHOLE):
             continue
         weight = "weight_hh" + name.removeprefix(PEEPHOLE)
-        key = id(module._parameters.get(weight, own))
-        if key not in shared:
+        held = module._parameters.get(weight)
+        made = None if held is None else shared.get(held)
+        if made is None:
             zeros = getattr(module, weight).new_zeros(own.shape)
-            shared[key] = nn.Parameter(zeros, requires_grad=trainable(module, weight))
-        peepholes[name] = shared[key]
+            made = nn.Parameter(zeros, requires_grad=trainable(module, weight))
+        if held is not None:  # a weight that is computed is shared with no layer
+            shared[held] = made
+        peepholes[name] = made
     transform(module, old, new, peepholes)
     return peepholes
 

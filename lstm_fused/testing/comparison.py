@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lstm_fused.backends import table
+from lstm_fused.errors import bad
 from lstm_fused.testing.cases import (
     CASES,
     Case,
@@ -54,8 +55,8 @@ def assert_engine_matches_reference(
 
     Raises:
         AssertionError: a result is wrong, or a case fails with an error; the message lists all of them.
-        ArgumentError: no engine has that name.
-        RuntimeError: the named engine cannot run on this device.
+        ArgumentError: no engine has that name, or there is nothing to check.
+        RuntimeError: the named engine cannot run on this device, or not in one of the dtypes.
 
     Example:
         >>> from functools import partial
@@ -75,14 +76,23 @@ def comparisons(
     cases: Iterable[Case] = CASES,
 ) -> list[Check]:
     """The checks of `assert_engine_matches_reference`, one for each case and dtype."""
+    cases = tuple(cases)  # a generator serves one dtype only
     if dtypes is None:
         dtypes = default_dtypes(engine, device)
-    return [
+    elif isinstance(engine, str):
+        table.named(engine)
+        dtypes = tuple(dtypes)
+        for dtype in dtypes:
+            table.select(engine, device, dtype)  # raises if the engine cannot run it on this device
+    checks = [
         Check(f"{case.name}, {table.short(dtype)}", partial(compare, engine, case, dtype, device))
         for dtype in dtypes
         for case in cases
         if not lacks(engine, case, dtype, device)
     ]
+    if not checks:
+        raise bad("dtypes and cases", "some that the engine computes", "none")
+    return checks
 
 
 def default_dtypes(engine: str | Run, device: torch.device) -> list[torch.dtype]:
