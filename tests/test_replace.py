@@ -149,6 +149,15 @@ def test_parametrized_weights_stay_so(name):
         assert type(lstm) is LSTM
 
 
+def test_tied_layers_that_are_replaced_one_after_the_other_share_peepholes():
+    model = nn.Sequential(nn.LSTM(5, 7), nn.LSTM(5, 7))
+    model[0].weight_hh_l0 = model[1].weight_hh_l0
+    peephole = replace(model[1]).peepholes["weight_peephole_l0"]
+    report = replace(model)
+    assert model[0].weight_peephole_l0 is model[1].weight_peephole_l0 is peephole
+    assert list(report.replaced) == ["0"] and report.peepholes["0.weight_peephole_l0"] is peephole
+
+
 def test_layers_with_computed_weights_have_peepholes_of_their_own():
     layers = [parametrizations.weight_norm(nn.LSTM(3, n), "weight_hh_l0") for n in range(2, 42)]
     replace(nn.ModuleList(layers))

@@ -95,7 +95,7 @@ def replace(model: nn.Module, peephole: bool = True, engine: str | None = None) 
         0   LSTM(8, 16, peephole=True)
     """
     peephole, engine = flag("peephole", peephole), engine_name("engine", engine)
-    return convert(model, partial(replaced, peephole=peephole, engine=engine, shared={}))
+    return convert(model, partial(replaced, peephole=peephole, engine=engine, shared=shared_already(model)))
 
 
 def restore(model: nn.Module) -> Report:
@@ -197,6 +197,18 @@ def walk(module: nn.Module, name: str = "", above: tuple[nn.Module, ...] = ()) -
     for child_name, child in module._modules.items():
         if child is not None and child not in above:
             yield from walk(child, f"{name}.{child_name}".lstrip("."), (*above, module))
+
+
+def shared_already(model: object) -> dict[nn.Parameter, nn.Parameter]:
+    """The peepholes of layers that an earlier call replaced, by their weight_hh."""
+    found: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        held = module._parameters if type(module) in TORCHS else {}
+        for name, peephole in held.items():
+            weight = held.get("weight_hh" + name.removeprefix(PEEPHOLE))
+            if name.startswith(PEEPHOLE) and peephole is not None and weight is not None:
+                found[weight] = peephole
+    return found
 
 
 def replaced(
