@@ -1,6 +1,6 @@
 """The verdicts of checks on this machine's plans, cached on disk, so that other processes need no check.
 
-There is a file for each plan, in a folder for each card, driver, compiler, torch and hash of these sources,
+There is a file for each plan, in a folder for each card, driver, compiler, torch and hash of the sources,
 in the user's cache folder or in LSTM_FUSED_CACHE. A file that cannot be read counts as missing; if none can
 be written, each process checks for itself.
 """
@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from lstm_fused.kernels.choose import card_at
 from lstm_fused.kernels.plan import Layer, Plan
+
+from lstm_fused.backends import streams
 
 SOURCES = Path(__file__).parent
 
@@ -153,9 +155,9 @@ def driver() -> str:
 
 @cache
 def sources(folder: Path) -> str:
-    """A hash of the kernels' sources, any of which may change what is compiled."""
+    """A hash of the sources that may change what is compiled, or how two launches run at the same time."""
     found = hashlib.sha256()
-    for path in sorted((*folder.rglob("*.py"), *folder.rglob("*.metal"))):
+    for path in (*sorted((*folder.rglob("*.py"), *folder.rglob("*.metal"))), Path(streams.__file__)):
         found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()[:16]
 

@@ -12,11 +12,13 @@ from lstm_fused.kernels import check, choose, guard, product, resident, steps, v
 from planting import planted
 
 from lstm_fused import LSTM
+from lstm_fused.backends import streams
 
 PROGRAM = """
 import os, sys, torch
 import mending
 from lstm_fused import LSTM
+from lstm_fused.backends import streams
 from lstm_fused.backends import table
 from lstm_fused.kernels import check
 table.ENGINES = table.TRITON, table.REFERENCE
@@ -76,6 +78,14 @@ def test_what_has_changed_is_checked_again(what, checks, monkeypatch, tmp_path):
             monkeypatch.setattr(verdicts, name, lambda *_: "another")
         module(x)
     assert len(checks) == 2
+
+
+def test_what_runs_two_launches_at_once_counts_among_the_sources(monkeypatch, tmp_path):
+    before = verdicts.sources.__wrapped__(verdicts.SOURCES)
+    changed = tmp_path / "streams.py"
+    changed.write_text(Path(streams.__file__).read_text() + "# changed\n")
+    monkeypatch.setattr(streams, "__file__", str(changed))
+    assert verdicts.sources.__wrapped__(verdicts.SOURCES) != before
 
 
 @pytest.mark.parametrize(
