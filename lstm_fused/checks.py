@@ -61,7 +61,7 @@ def check_input(input: object, ranks: tuple[int, ...], meaning: str, input_size:
     if not input.is_floating_point():
         raise bad("input", "a floating-point dtype", input.dtype)
     if input.dim() not in ranks:
-        raise bad("input", meaning, f"shape {tuple(input.shape)}")
+        raise bad("input", f"a tensor {meaning}", f"shape {tuple(input.shape)}")
     if input.shape[-1] != input_size:
         raise bad("input", f"{input_size} features in the last dimension", f"shape {tuple(input.shape)}")
 
@@ -149,7 +149,9 @@ def check_torch(argument: str, module: object, kind: type[nn.LSTM] | type[nn.LST
     """Check that this is torch's module, with its own forward and parameters of one dtype and device."""
     expected = f"a torch.nn.{kind.__name__}"
     if not isinstance(module, kind):
-        raise bad_type(argument, expected, type(module).__name__)
+        name = type(module).__name__
+        ours = type(module).__module__.startswith("lstm_fused.")  # which has the same name
+        raise bad_type(argument, expected, f"lstm_fused.{name}" if ours else name)
     if type(module).forward is not kind.forward:
         raise bad(argument, expected, f"{type(module).__name__}, a subclass that overrides forward")
     if len(kinds := {f"{parameter.dtype} on {parameter.device}" for parameter in module.parameters()}) != 1:

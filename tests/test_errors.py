@@ -29,8 +29,8 @@ def zeros(*shape, **kind):
 
 
 MODULE_ERRORS = {
-    "rank": (lambda: layer()(X[0, 0]), "input: expected of 2 dimensions", "shape (5,)"),
-    "rank 4": (lambda: layer()(X[None]), "input: expected of 2 dimensions", "shape (1, 4, 3, 5)"),
+    "rank": (lambda: layer()(X[0, 0]), "input: expected a tensor of 2 dimensions", "shape (5,)"),
+    "rank 4": (lambda: layer()(X[None]), "input: expected a tensor of 2 dimensions", "shape (1, 4, 3, 5)"),
     "features": (lambda: layer()(zeros(4, 3, 6)), "input: expected 5 features", "shape (4, 3, 6)"),
     "no tensor": (lambda: layer()([1.0]), "input: expected a tensor", "list"),
     "integers": (lambda: layer()(X.long()), "input: expected a floating-point dtype", "torch.int64"),
@@ -204,7 +204,7 @@ MODULE_ERRORS = {
         "forget_bias: expected None with bias=False",
         "1.0",
     ),
-    "cell rank": (lambda: LSTMCell(5, 7)(X), "input: expected of 1 dimension", "shape (4, 3, 5)"),
+    "cell rank": (lambda: LSTMCell(5, 7)(X), "input: expected a tensor of 1 dimension", "shape (4, 3, 5)"),
     "cell hx": (
         lambda: LSTMCell(5, 7)(X[0], (zeros(3, 7), zeros(2, 7))),
         "hx[1]: expected shape (3, 7) = (B, hidden_size)",
@@ -233,7 +233,7 @@ def functional(**changed):
 
 
 FUNCTIONAL_ERRORS = {
-    "rank": ({"input": X[0]}, "input: expected of 3 dimensions (T, B, I)", "shape (3, 5)"),
+    "rank": ({"input": X[0]}, "input: expected a tensor of 3 dimensions (T, B, I)", "shape (3, 5)"),
     "features": ({"input": zeros(4, 3, 6)}, "input: expected 5 features", "shape (4, 3, 6)"),
     "weight_ih rows": (
         {"weight_ih": zeros(27, 5)},

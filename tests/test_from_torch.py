@@ -61,7 +61,7 @@ NOT_COPIED = {
         lambda: {"weight_ih_l0": [1.0]},
         "the state dict of a torch.nn.LSTM, with 'weight_ih_l0', got ",
     ),
-    "ours": (lambda: LSTM(5, 7), "a torch.nn.LSTM, got LSTM"),
+    "ours": (lambda: LSTM(5, 7), "a torch.nn.LSTM, got lstm_fused.LSTM"),
     "None": (lambda: None, "a torch.nn.LSTM, got NoneType"),
     "class": (lambda: nn.LSTM, "a torch.nn.LSTM, got type"),
     "quantized": (lambda: on_the_cpu(quantized.LSTM), "a torch.nn.LSTM, got LSTM"),
