@@ -27,6 +27,8 @@ EXCHANGES = {
 KERNELS = tuple(EXCHANGES)
 # The kernels whose programs wait for one another, and so must be resident on the card all at once.
 WAITING = tuple(name for name, exchange in EXCHANGES.items() if exchange in ("flags", "counters"))
+# The kernels that are written in Gluon, which Triton's interpreter does not run.
+GLUON = tuple(name for name, exchange in EXCHANGES.items() if exchange in ("clusters", "flags"))
 # The kernels that run by name only, because no card has measured them.
 UNMEASURED = ("cluster",)
 # The kernels that run forward only, and the one that runs backward where they are named.

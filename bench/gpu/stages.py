@@ -24,7 +24,8 @@ KERNELS = tuple(exchanges())
 WAITING = tuple(name for name, exchange in exchanges().items() if exchange in ("flags", "counters"))
 # Whose blocks do, if only those of a cluster.
 MAY_HANG = (*WAITING, *(name for name, exchange in exchanges().items() if exchange == "clusters"))
-GLUON = ("cluster", "persistent")  # kernels in Gluon, which Triton's interpreter does not run
+# In Gluon, which Triton's interpreter does not run; as in kernels/plan.py.
+GLUON = tuple(name for name, exchange in exchanges().items() if exchange in ("clusters", "flags"))
 # Shapes of grids, by name as `bench.gpu.looks` has them; those of a line in one process.
 MANY = (
     ("H768", "graph"),

@@ -122,8 +122,11 @@ def trainable(module: nn.Module, weight: str) -> bool:
     """True if the weight requires gradients, or what it is computed from does; it may be no parameter."""
     ends = ("", "_orig", "_g", "_v")
     names = {f"{weight}{end}" for end in ends}
-    return getattr(module, weight).requires_grad or any(
-        p.requires_grad
-        for name, p in module.named_parameters()
-        if name in names or name.startswith(f"parametrizations.{weight}.")
+    return bool(
+        any(
+            p.requires_grad
+            for name, p in module.named_parameters()
+            if name in names or name.startswith(f"parametrizations.{weight}.")
+        )
+        or getattr(module, weight).requires_grad
     )

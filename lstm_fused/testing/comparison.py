@@ -80,7 +80,6 @@ def comparisons(
     if dtypes is None:
         dtypes = default_dtypes(engine, device)
     elif isinstance(engine, str):
-        table.named(engine)
         dtypes = tuple(dtypes)
         for dtype in dtypes:
             table.select(engine, device, dtype)  # raises if the engine cannot run it on this device

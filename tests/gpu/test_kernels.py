@@ -8,14 +8,14 @@ import torch
 from cases import GAINS, NAMES, Case, make_lengths, make_tensors
 from harness import call, check_against_reference, results
 from kernels_here import DTYPES, ON_GPU, PRECISIONS, TF32, running, takes
-from lstm_fused.kernels.plan import EXCHANGES
+from lstm_fused.kernels.plan import EXCHANGES, GLUON
 from torch.autograd import gradcheck
 
 from lstm_fused.autograd.operators import forward_op
 from lstm_fused.backends.table import short
 
 # Those in Gluon run in neither the interpreter nor every dtype.
-KERNELS = tuple(name for name, exchange in EXCHANGES.items() if exchange not in ("flags", "clusters"))
+KERNELS = tuple(name for name in EXCHANGES if name not in GLUON)
 # Odd sizes, more than one tile of rows and of columns; large enough that largest errors can be compared.
 SMALL = Case("small", T=3, B=17, I=5, H=19)
 LENGTHS = (0, 1, 2, 3, 3, 1, 2, 0, 3, 2, 1, 3, 3, 2, 0, 3, 1)

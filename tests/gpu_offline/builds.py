@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from lstm_fused.kernels.choose import fitting, plans, why_not
-from lstm_fused.kernels.plan import CARDS, EXCHANGES, KERNELS, Card, Layer, Plan, record
+from lstm_fused.kernels.plan import CARDS, GLUON, KERNELS, Card, Layer, Plan, record
 from lstm_fused.kernels.table import BackwardTensors, ForwardTensors
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -92,7 +92,7 @@ class Build:
 def layers() -> Iterator[Build]:
     """Every kernel for every kind of layer and card, at the first batch."""
     for card, kernel, direction, kind in product(CARDS, KERNELS[::-1], ("forward", "backward"), KINDS):
-        gluon = EXCHANGES[kernel] in ("flags", "clusters")
+        gluon = kernel in GLUON
         if not (gluon and kind == "bf16"):  # which takes what fp16 takes
             for H in GLUON_SIZES if gluon else SIZES:
                 yield Build(kernel, direction, kind, H, card)

@@ -12,7 +12,7 @@ from builds import CARDS, Build, compile_kernel  # noqa: E402
 from cases import Case  # noqa: E402
 from launches import DIRECTIONS, DTYPES, TOLERANCE, Launcher  # noqa: E402
 from lstm_fused.kernels import product, step, variant  # noqa: E402
-from lstm_fused.kernels.plan import EXCHANGES  # noqa: E402
+from lstm_fused.kernels.plan import EXCHANGES, GLUON  # noqa: E402
 from lstm_fused.kernels.table import BackwardTensors, ForwardTensors  # noqa: E402
 from points import BLOCK, ROUGH, UNITS, check_points, functions_kernel, points  # noqa: E402
 from ptx import Fault, Machine, Program  # noqa: E402
@@ -22,7 +22,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from bench import roofline  # noqa: E402
 
 # Those in Gluon have tests of their own, in test_persistent.py and test_cluster.py.
-KERNELS = tuple(name for name, exchange in EXCHANGES.items() if exchange not in ("flags", "clusters"))
+KERNELS = tuple(name for name in EXCHANGES if name not in GLUON)
 # As small as possible, with enough iterations of the product loop to reuse each of its buffers.
 SMALL = {
     ("step", "forward"): Case("small", T=1, B=16, I=3, H=160),

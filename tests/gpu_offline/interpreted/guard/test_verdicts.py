@@ -18,7 +18,6 @@ PROGRAM = """
 import os, sys, torch
 import mending
 from lstm_fused import LSTM
-from lstm_fused.backends import streams
 from lstm_fused.backends import table
 from lstm_fused.kernels import check
 table.ENGINES = table.TRITON, table.REFERENCE
