@@ -75,6 +75,8 @@ constexpr int64_t min_hoisted_steps_amx = 4;
 
 // ---- The products after the recurrence, dx, dW_ih and dW_hh
 
+// [rows] Maximum steps × B of weight gradients that are summed up row by row, without packing.
+constexpr int64_t max_outer_rows = 8;
 // KC [rows]: steps × B whose da, x and h_{t-1} are packed at once and multiplied before the next, a multiple
 // of an AMX tile's depth. 256 to 1024 are within 10 % of each other (a8fd710).
 constexpr int64_t products_kc = 512;

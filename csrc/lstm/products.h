@@ -7,6 +7,7 @@
 #pragma once
 
 #include "gemm/macrokernel.h"
+#include "gemm/outer.h"
 #include "gemm/pack.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
@@ -193,6 +194,17 @@ void products(const Products<scalar_t>& args, const Team& team) {
     for (int64_t r = all.begin(K); args.dx && r < all.end(K); r += args.rows_at_once)
       multiply_dx(args, rows + r, min(args.rows_at_once, all.end(K) - r), team.rank * args.rows_at_once);
     if (i_panels + p_panels == 0) continue;
+    if constexpr (std::is_same_v<scalar_t, acc_t<scalar_t>>)
+      if (K <= max_outer_rows) {  // one block
+        const auto da = [&](int64_t k) { return rows[k].dxw; };
+        const auto da_of_h = [&](int64_t k) { return rows[k].dhw; };
+        if (args.dweight_ih)
+          add_outer_products(da, [&](int64_t k) { return rows[k].x; }, K, m0, m1, args.I, args.dweight_ih);
+        if (args.dweight_hh)
+          add_outer_products(
+              da_of_h, [&](int64_t k) { return rows[k].h; }, K, m0, m1, args.P, args.dweight_hh);
+        return;
+      }
 
     OperandBuffer<scalar_t> operand = args.da_operand;
     operand.K = K;
