@@ -40,9 +40,9 @@ def measure_memory(case: Case, setting: Setting) -> list[Record]:
             record.peak = least_peak(case, setting, module.name, record.what)
         mine[1].kept = bytes_kept(module.make(problem), problem) / (case.T * case.B * case.H)
     forward, training = records["ours", "forward"], records["ours", "training"]
-    if training.kept is not None:  # fractions of a byte are the summed bias, kept once for all steps
+    if training.kept is not None:
         most = NUMBERS_KEPT * setting.dtype.itemsize
-        training.targets["kept"] = Target(round(training.kept), most, at_most=True)
+        training.targets["kept"] = Target(training.kept, most, at_most=True)
     if forward.peak is not None and (limit := records["nn.LSTM", "forward"].peak) is not None:
         forward.targets["peak"] = Target(forward.peak, limit, at_most=True)
     return list(records.values())

@@ -97,9 +97,10 @@ using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class scalar_t>
 ForwardOutputs forward_as(const Sizes& sizes, const Tensor& x, const MaybeTensor& weight_ih,
-                          const Tensor& weight_hh, const MaybeTensor& bias, const MaybeTensor& peephole,
-                          const MaybeTensor& weight_hr, const Tensor& h0, const Tensor& c0,
-                          const MaybeTensor& lengths, bool reverse, bool save, const VariantArgs& variant) {
+                          const Tensor& weight_hh, const MaybeTensor& bias_ih, const MaybeTensor& bias_hh,
+                          const MaybeTensor& peephole, const MaybeTensor& weight_hr, const Tensor& h0,
+                          const Tensor& c0, const MaybeTensor& lengths, bool reverse, bool save,
+                          const VariantArgs& variant) {
   const int64_t T = sizes.T, B = sizes.B, I = sizes.I, H = sizes.H, P = sizes.P;
   const Machine machine = this_machine();
   const Packing<scalar_t> packing = packing_of<scalar_t>(machine.isa);
@@ -118,7 +119,8 @@ ForwardOutputs forward_as(const Sizes& sizes, const Tensor& x, const MaybeTensor
   args.min_rows_per_thread = plan.min_rows_per_thread;
   args.x = strided_rows<scalar_t>(x);
   args.weight_ih = data<scalar_t>(weight_ih), args.weight_hh = data<scalar_t>(weight_hh);
-  args.bias = data<scalar_t>(bias), args.peephole = data<scalar_t>(peephole);
+  args.bias_ih = data<scalar_t>(bias_ih), args.bias_hh = data<scalar_t>(bias_hh);
+  args.peephole = data<scalar_t>(peephole);
   args.weight_hr = data<scalar_t>(weight_hr);
   args.h0 = data<scalar_t>(h0), args.c0 = data<scalar_t>(c0);
   args.y = mutable_data<scalar_t>(y), args.h_n = mutable_data<scalar_t>(h_n),
@@ -143,10 +145,10 @@ ForwardOutputs forward_as(const Sizes& sizes, const Tensor& x, const MaybeTensor
 }
 
 ForwardOutputs forward(const Tensor& x, const MaybeTensor& weight_ih, const Tensor& weight_hh,
-                       const MaybeTensor& bias, const MaybeTensor& peephole, const MaybeTensor& weight_hr,
-                       const Tensor& h0, const Tensor& c0, const MaybeTensor& lengths, bool reverse,
-                       bool save, const MaybeTensor& gain_hh, const MaybeTensor& h_mask,
-                       const MaybeTensor& zoneout_h, const MaybeTensor& zoneout_c,
+                       const MaybeTensor& bias_ih, const MaybeTensor& bias_hh, const MaybeTensor& peephole,
+                       const MaybeTensor& weight_hr, const Tensor& h0, const Tensor& c0,
+                       const MaybeTensor& lengths, bool reverse, bool save, const MaybeTensor& gain_hh,
+                       const MaybeTensor& h_mask, const MaybeTensor& zoneout_h, const MaybeTensor& zoneout_c,
                        std::optional<double> cell_clip) {
   const auto dtype = x.dtype();
   const Shape of_x = x.sizes(), of_h0 = h0.sizes(), of_c0 = c0.sizes();
@@ -162,10 +164,10 @@ ForwardOutputs forward(const Tensor& x, const MaybeTensor& weight_ih, const Tens
   return by_dtype(dtype, "x", [&](auto element) {
     return forward_as<decltype(element)>(
         sizes, checked_rows(x, "x", {T, B, I}, dtype), checked(weight_ih, "weight_ih", {4 * H, I}, dtype),
-        checked(weight_hh, "weight_hh", {4 * H, P}, dtype), checked(bias, "bias", {4 * H}, dtype),
-        checked(peephole, "peephole", {3 * H}, dtype), checked(weight_hr, "weight_hr", {P, H}, dtype),
-        checked(h0, "h0", {B, P}, dtype), checked(c0, "c0", {B, H}, dtype), checked_lengths(lengths, T, B),
-        reverse, save, variant);
+        checked(weight_hh, "weight_hh", {4 * H, P}, dtype), checked(bias_ih, "bias_ih", {4 * H}, dtype),
+        checked(bias_hh, "bias_hh", {4 * H}, dtype), checked(peephole, "peephole", {3, H}, dtype),
+        checked(weight_hr, "weight_hr", {P, H}, dtype), checked(h0, "h0", {B, P}, dtype),
+        checked(c0, "c0", {B, H}, dtype), checked_lengths(lengths, T, B), reverse, save, variant);
   });
 }
 
@@ -184,7 +186,7 @@ BackwardOutputs backward_as(const Sizes& sizes, const MaybeTensor& dy, const May
 
   const DType dtype = dtype_of<scalar_t>();
   Tensor dxw = empty(dtype, {T, B, 4 * H}), dh0 = empty(dtype, {B, P}), dc0 = empty(dtype, {B, H});
-  Tensor dbias = empty(dtype, {4 * H}), dpeephole = empty(dtype, {3 * H});
+  Tensor dbias = empty(dtype, {4 * H}), dpeephole = empty(dtype, {3, H});
   Tensor dhw = hw ? empty(dtype, {T, B, 4 * H}) : empty(dtype, {0});
 
   Workspace space;
@@ -242,7 +244,7 @@ BackwardOutputs backward(const MaybeTensor& dy, const MaybeTensor& dh_n, const M
         sizes, checked_rows(dy, "dy", {T, B, P}, dtype), checked(dh_n, "dh_n", {B, P}, dtype),
         checked(dc_n, "dc_n", {B, H}, dtype), checked(c, "c", {T, B, H}, dtype),
         checked(gates, "gates", {T, B, 4 * H}, dtype), checked(c0, "c0", {B, H}, dtype),
-        checked(weight_hh, "weight_hh", {4 * H, P}, dtype), checked(peephole, "peephole", {3 * H}, dtype),
+        checked(weight_hh, "weight_hh", {4 * H, P}, dtype), checked(peephole, "peephole", {3, H}, dtype),
         checked(weight_hr, "weight_hr", {P, H}, dtype), checked_lengths(lengths, T, B), reverse, variant,
         checked(hw, "hw", {T, B, 4 * H}, dtype_of<acc_t<scalar_t>>()));
   });

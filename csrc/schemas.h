@@ -5,8 +5,8 @@
 namespace lstm_fused {
 
 inline constexpr char forward_schema[] =
-    "cpp_forward(Tensor x, Tensor? weight_ih, Tensor weight_hh, Tensor? bias, Tensor? peephole, "
-    "Tensor? weight_hr, Tensor h0, Tensor c0, Tensor? lengths, bool reverse, bool save, Tensor? "
+    "cpp_forward(Tensor x, Tensor? weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? "
+    "peephole, Tensor? weight_hr, Tensor h0, Tensor c0, Tensor? lengths, bool reverse, bool save, Tensor? "
     "gain_hh=None, Tensor? h_mask=None, Tensor? zoneout_h=None, Tensor? zoneout_c=None, float? "
     "cell_clip=None) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor c, Tensor gates)";
 

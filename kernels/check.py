@@ -108,7 +108,7 @@ def problem(plan: Any, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
         return uniform(rows, columns, high=(bound := (3 / columns) ** 0.5), low=-bound)
 
     lengths = (T - 1 - torch.arange(B, device="cpu")) % (T + 1)  # 3 2 1 0 4 ...
-    weight_hh, peephole = weights(4 * H, P), uniform(3 * H)
+    weight_hh, peephole = weights(4 * H, P), uniform(3, H)
     weight_hr = weights(P, H) if layer.P else None
     variant, hw = PLAIN, None
     if layer.varied:
@@ -120,6 +120,7 @@ def problem(plan: Any, layer: Layer, T: int, reverse: bool) -> tuple[Any, ...]:
         uniform(T, B, I),
         weights(4 * H, I),
         weight_hh,
+        uniform(4 * H),
         uniform(4 * H),
         peephole,
         weight_hr,

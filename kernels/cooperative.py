@@ -83,7 +83,7 @@ def lstm_forward_cooperative_kernel(
     xw,  # [T, B, 4H], accumulation dtype
     weight_hh,  # [4H, H]
     bias,  # [4H] or None
-    peephole,  # [3H] or None
+    peephole,  # [3, H] or None
     lengths,  # [B] or None
     h0,  # [B, H]
     c0,  # [B, H]
@@ -167,13 +167,13 @@ def lstm_backward_cooperative_kernel(
     gates_all,  # [T, B, 4H]
     c0,  # [B, H]
     weight_hh,  # [4H, H]
-    peephole,  # [3H] or None
+    peephole,  # [3, H] or None
     lengths,  # [B] or None
     dxw,  # [T, B, 4H]
     dh0,  # [B, H]
     dc0,  # [B, H]
     dbias,  # [4H]
-    dpeephole,  # [3H]
+    dpeephole,  # [3, H]
     partials,  # [batch tiles, 7, H], accumulation dtype
     counters,  # [batch tiles + hidden tiles], zeros
     timed_out,  # [1], set when a wait times out

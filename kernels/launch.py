@@ -46,7 +46,7 @@ def backward(saved: Saved, douts: OutputGradients, plan: Plan | None = None) -> 
     if dxw.numel() == 0:
         dh0 = gates.new_zeros(B, saved.weight_hh.shape[1]) if douts.dh_n is None else douts.dh_n.clone()
         dc0 = gates.new_zeros(B, H) if douts.dc_n is None else douts.dc_n.clone()
-        return Gradients(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3 * H), dhw)
+        return Gradients(dxw, dh0, dc0, gates.new_zeros(4 * H), gates.new_zeros(3, H), dhw)
     plan = plan or choose_plan("backward", gates, c0, saved.weight_hr, variant)
     with on(gates.device):
         if not record(plan.kernel).per_step:

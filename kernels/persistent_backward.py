@@ -44,13 +44,13 @@ def lstm_backward_persistent_kernel(
     gates_all,  # [T, B, 4H]
     c0,  # [B, H]
     weight_hh,  # [4H, H]
-    peephole,  # [3H] or None
+    peephole,  # [3, H] or None
     lengths,  # [B] or None
     dxw,  # [T, B, 4H]
     dh0,  # [B, H]
     dc0,  # [B, H]
     dbias,  # [4H]
-    dpeephole,  # [3H]
+    dpeephole,  # [3, H]
     partials,  # [groups, 7, H], float32
     exchange,  # [RING, groups * TILES * BB, 4 * WIDTH], all ones, padding columns zero: the ring buffer of da
     counters,  # [hidden tiles], zeros

@@ -32,7 +32,7 @@ def backward(
     """Fill dxw; dh0, dc0, and the gradients of bias and peephole."""
     c, c0 = saved.c, saved.c0
     T, B, H = c.shape
-    found = torch.empty_like(c0), torch.empty_like(c0), c0.new_empty(4 * H), c0.new_empty(3 * H)
+    found = torch.empty_like(c0), torch.empty_like(c0), c0.new_empty(4 * H), c0.new_empty(3, H)
     partials = c.new_empty(plan.grid(B, H)[0], 7, H)
     states, weights = (c, saved.gates, c0), (saved.weight_hh, saved.peephole)
     tensors = (*douts, *states, *weights, saved.lengths, dxw, *found, partials)

@@ -18,7 +18,7 @@ class ForwardTensors(NamedTuple):
     xw: Tensor  # [T, B, 4H], wide
     weight_hh: Tensor  # [4H, P]
     bias: Tensor | None  # [4H]
-    peephole: Tensor | None  # [3H]
+    peephole: Tensor | None  # [3, H]
     lengths: Tensor | None  # [B]
     h: Tensor  # [B, P]; without a projection h and h_next are a double buffer, and so are adjacent
     h_next: Tensor  # [B, H]; with a projection o * tanh(c), zero past the lengths
@@ -45,7 +45,7 @@ class BackwardTensors(NamedTuple):
     c_all: Tensor  # [T, B, H], wide
     c0: Tensor  # [B, H]
     gates_all: Tensor  # [T, B, 4H]
-    peephole: Tensor | None  # [3H]
+    peephole: Tensor | None  # [3, H]
     lengths: Tensor | None  # [B]
     dxw: Tensor  # [T, B, 4H]
     h_mask: Tensor | None = None  # [B, P]

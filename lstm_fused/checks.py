@@ -21,7 +21,7 @@ MEANINGS = {
     "B": "B",
     "H": "hidden_size",
     "P": "proj_size or hidden_size",
-    "3H": "3 * hidden_size",
+    "3": "3",
     "4H": "4 * hidden_size",
 }
 
@@ -183,10 +183,10 @@ def check_layer(
         check_tensor("weight_hr", weight_hr, (P, H), "(proj_size, hidden_size)", input)
         if P >= H:
             raise bad("weight_hr", f"fewer rows than hidden_size = {H}", P)
-    sizes = {"T": T, "B": B, "H": H, "P": P, "3H": 3 * H, "4H": 4 * H}
+    sizes = {"T": T, "B": B, "H": H, "P": P, "3": 3, "4H": 4 * H}
     optional: dict[str, tuple[Any, str]] = {
-        "bias_ih": (own.bias_ih, "bias"),
-        "bias_hh": (own.bias_hh, "bias"),
+        "bias_ih": (own.bias_ih, "bias_ih"),
+        "bias_hh": (own.bias_hh, "bias_hh"),
         "peephole": (own.peephole, "peephole"),
         "gain_ih": (own.gain_ih, "gain_hh"),
     }

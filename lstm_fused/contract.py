@@ -64,8 +64,9 @@ class Inputs(NamedTuple):
     x: Annotated[Tensor, Spec("T B I", grad=True)]
     weight_ih: Annotated[Tensor | None, Spec("4H I", grad=True)]  # None: x is already W_ih x, [T, B, 4H]
     weight_hh: Annotated[Tensor, Spec("4H P", grad=True)]
-    bias: Annotated[Tensor | None, Spec("4H", grad=True)]
-    peephole: Annotated[Tensor | None, Spec("3H", grad=True)]  # p_i, p_f, p_o
+    bias_ih: Annotated[Tensor | None, Spec("4H", grad=True)]
+    bias_hh: Annotated[Tensor | None, Spec("4H", grad=True)]
+    peephole: Annotated[Tensor | None, Spec("3 H", grad=True)]  # p_i, p_f, p_o
     weight_hr: Annotated[Tensor | None, Spec("P H", grad=True)]
     h0: Annotated[Tensor, Spec("B P", grad=True)]
     c0: Annotated[Tensor, Spec("B H", grad=True)]
@@ -73,6 +74,13 @@ class Inputs(NamedTuple):
     reverse: bool
     save: bool  # True if a backward pass will follow
     variant: Variant = PLAIN
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The sum of the biases in their dtype, [4H]."""
+        if self.bias_ih is None or self.bias_hh is None:
+            return self.bias_hh if self.bias_ih is None else self.bias_ih
+        return self.bias_ih + self.bias_hh
 
 
 class Outputs(NamedTuple):
@@ -100,7 +108,7 @@ class Saved(NamedTuple):
     gates: Annotated[Tensor, Spec("T B 4H")]
     c0: Annotated[Tensor, Spec("B H")]
     weight_hh: Annotated[Tensor, Spec("4H P")]
-    peephole: Annotated[Tensor | None, Spec("3H")]
+    peephole: Annotated[Tensor | None, Spec("3 H")]
     weight_hr: Annotated[Tensor | None, Spec("P H")]
     lengths: Annotated[Tensor | None, Spec("B", dtype="int64")]
     reverse: bool
@@ -114,8 +122,8 @@ class Gradients(NamedTuple):
     dxw: Annotated[Tensor, Spec("T B 4H")]  # d loss / d a
     dh0: Annotated[Tensor, Spec("B P")]
     dc0: Annotated[Tensor, Spec("B H")]
-    dbias: Annotated[Tensor, Spec("4H")]
-    dpeephole: Annotated[Tensor, Spec("3H")]  # zero without peepholes
+    dbias: Annotated[Tensor, Spec("4H")]  # of either bias
+    dpeephole: Annotated[Tensor, Spec("3 H")]  # zero without peepholes
     dhw: Annotated[Tensor, Spec("T B 4H", only_with="gain_hh")]  # d loss / d W_hh h_{t-1}; empty: equals dxw
 
 
@@ -245,8 +253,9 @@ def empty_outputs(
         if isinstance(value, Tensor):
             for dim, size in zip(SPECS[name].dims.split(), value.shape, strict=True):
                 sizes.setdefault(dim, size)
+    sizes["3"] = 3
     if "H" in sizes:
-        sizes |= {"3H": 3 * sizes["H"], "4H": 4 * sizes["H"]}
+        sizes["4H"] = 4 * sizes["H"]
     results = []
     for spec in specs(yields):
         assert spec is not None  # every result is a tensor
@@ -265,7 +274,7 @@ RECORDS = Variant, Inputs, Outputs, OutputGradients, Saved, Gradients, Factors, 
 INPUTS = tuple(hints(Inputs))  # names of the forward operators' arguments
 BACKWARD_INPUTS = tuple(hints(OutputGradients, Saved))
 FACTORS = tuple(hints(Factors))
-SAVE = INPUTS.index("save")
+LENGTHS, SAVE = INPUTS.index("lengths"), INPUTS.index("save")
 DIFFERENTIABLE = tuple(n for n, spec in enumerate(specs(Inputs)) if spec is not None and spec.grad)
 SPECS = {  # by name; what users pass counts before what engines save
     name: spec

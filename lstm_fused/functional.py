@@ -1,6 +1,7 @@
 """`lstm`: one layer in one direction; checks arguments, chooses the engine and calls it."""
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,11 @@ from lstm_fused.autograd.operators import below_autograd, forward_op
 from lstm_fused.backends.choice import notice
 from lstm_fused.backends.table import DEFAULT_OPERATORS, select
 from lstm_fused.checks import States, check_layer
-from lstm_fused.contract import PLAIN, SAVE, Inputs, Variant, flatten, mapped
+from lstm_fused.contract import LENGTHS, PLAIN, SAVE, Variant
 from lstm_fused.interop.graph import call_function, proxy_in, refuse_script
 from lstm_fused.layers.layer_norm import layer_norm
 from lstm_fused.layers.options import bound, flag
-from lstm_fused.layers.parameters import Parameters, flat
+from lstm_fused.layers.parameters import Parameters
 from lstm_fused.reference import is_valid
 
 
@@ -87,8 +88,8 @@ def lstm(
     if (proxy := proxy_in(hx, *given.values())) is not None:  # torch.fx records one node
         return call_function(lstm, proxy, **given)  # type: ignore[no-any-return]
     variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, bound("cell_clip", cell_clip))
-    if isinstance(peephole, Tensor) and peephole.shape[:-1] == (3,):
-        peephole = flat(peephole)
+    if isinstance(peephole, Tensor) and peephole.dim() == 1 and len(peephole) % 3 == 0:
+        peephole = peephole.unflatten(0, (3, -1))
     own = Parameters(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole, gain_ih, gain_hh)
     check_layer(input, own, hx, lengths, variant)
     return run_layer(input, own, hx, lengths, flag("reverse", reverse), engine, variant)
@@ -116,23 +117,24 @@ def run_layer(
         if chosen == "reference" and not tracing.recorded():
             notice(device, dtype, variant)
         chosen = DEFAULT_OPERATORS.get(chosen, chosen)
-    bias = own.bias_ih if own.bias_hh is None else own.bias_hh
-    if own.bias_ih is not None and own.bias_hh is not None:
-        bias = own.bias_ih + own.bias_hh
     if hx is None:
         B, H, P = input.shape[1], own.weight_ih.shape[0] // 4, own.weight_hh.shape[1]
         h0 = input.new_zeros(B, P)
         hx = h0, h0 if P == H and not tracing.recorded() else input.new_zeros(B, H)
     if lengths is not None:
         lengths = lengths.to(device, torch.int64)
-    weights = own.weight_ih, own.weight_hh, bias, own.peephole, own.weight_hr
-    inputs = Inputs(input, *weights, *hx, lengths, reverse, False, variant)
+    h0, c0 = hx
+    weights = own.weight_ih, own.weight_hh, own.bias_ih, own.bias_hh, own.peephole, own.weight_hr
+    # The fields of Inputs.
+    operands: tuple[Any, ...] = (input, *weights, h0, c0, lengths, reverse, False, *variant)
     if casting:
-        inputs = mapped(partial(cast, dtype=dtype), inputs)
+        operands = tuple([cast(operand, dtype) for operand in operands])
     with autocast.off(device) if casting else NO_CONTEXT:
         if own.gain_ih is not None:
-            inputs = normalized_inputs(inputs, cast(own.gain_ih, dtype))
-        operands, recorded = flatten(inputs), tracing.recorded()
+            x, weight_ih = operands[:2]
+            xw = normalized_products(x, weight_ih, operands[LENGTHS], cast(own.gain_ih, dtype))
+            operands = (xw, None, *operands[2:])
+        recorded = tracing.recorded()
         if not recorded and differentiated(operands):
             y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *operands[:SAVE], True, *operands[SAVE + 1 :])
         else:
@@ -144,15 +146,14 @@ def run_layer(
     return y, (h_n, c_n)
 
 
-def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in the autocast dtype; lengths stay integers."""
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def cast(operand: Any, dtype: torch.dtype) -> Any:
+    """A tensor in the autocast dtype; lengths stay integers, and what is no tensor stays as it is."""
+    floating = isinstance(operand, Tensor) and operand.is_floating_point()
+    return operand.to(dtype) if floating else operand
 
 
-def normalized_inputs(inputs: Inputs, gain: Tensor) -> Inputs:
-    """Replace x by the layer norm of W_ih x_t of all steps, computed before the recurrence."""
-    x, weight_ih, lengths = inputs.x, inputs.weight_ih, inputs.lengths
+def normalized_products(x: Tensor, weight_ih: Tensor, lengths: Tensor | None, gain: Tensor) -> Tensor:
+    """The layer norm of W_ih x_t of all steps, computed before the recurrence."""
     if lengths is not None:  # padding may be NaN, and 0 * NaN is NaN
         x = torch.where(is_valid(lengths, x.shape[0]), x, torch.zeros_like(x))
-    assert weight_ih is not None
-    return inputs._replace(x=layer_norm(F.linear(x, weight_ih), gain), weight_ih=None)
+    return layer_norm(F.linear(x, weight_ih), gain)

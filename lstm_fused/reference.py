@@ -178,12 +178,12 @@ def rows(tensor: Tensor) -> Tensor:
 def vector_gradients(
     dxw: Tensor, c: Tensor, c_prev: Tensor, peephole: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Sums over t and batch: of da, [4H], and of da_i c_{t-1}, da_f c_{t-1}, da_o c_t, [3H]."""
+    """Sums over t and batch: of da, [4H], and of da_i c_{t-1}, da_f c_{t-1}, da_o c_t, [3, H]."""
     if peephole is None:
-        return dxw.sum((0, 1)), dxw.new_zeros(3 * c.shape[-1])
+        return dxw.sum((0, 1)), dxw.new_zeros(3, c.shape[-1])
     da_i, da_f, _, da_o = dxw.chunk(4, dim=-1)
     sums = [(da * state).sum((0, 1)) for da, state in ((da_i, c_prev), (da_f, c_prev), (da_o, c))]
-    return dxw.sum((0, 1)), torch.cat(sums).to(dxw.dtype)
+    return dxw.sum((0, 1)), torch.stack(sums).to(dxw.dtype)
 
 
 def cell_forward(
@@ -291,7 +291,7 @@ def if_valid(value: Tensor, lengths: Tensor | None, t: int) -> Tensor:
 
 def split(peephole: Tensor | None) -> tuple[Tensor | None, ...]:
     """p_i, p_f, p_o."""
-    return (None, None, None) if peephole is None else peephole.chunk(3)
+    return (None, None, None) if peephole is None else peephole.unbind()
 
 
 def peep(p: Tensor | None, state: Tensor) -> Tensor | float:

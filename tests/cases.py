@@ -194,7 +194,7 @@ def make_tensors(
         "weight_hh": draw(4 * H, P, scale=scale),
         "bias_ih": draw(4 * H, scale=scale) if case.bias else None,
         "bias_hh": draw(4 * H, scale=scale) if case.bias else None,
-        "peephole": draw(3 * H, scale=0.5) if case.peephole else None,
+        "peephole": draw(3, H, scale=0.5) if case.peephole else None,
         "weight_hr": draw(P, H, scale=scale) if case.P else None,
         "h0": draw(B, P, scale=0.5) if case.states else None,
         "c0": draw(B, H, scale=1.0) if case.states else None,
@@ -207,9 +207,8 @@ def make_tensors(
 def layer_inputs(
     t: dict[str, Tensor | None], lengths: Tensor | None = None, reverse: bool = False, save: bool = True
 ) -> Inputs:
-    """What an engine takes, of tensors by name; the second bias is left out."""
-    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
-    return Inputs(*(t[name] for name in names), lengths, reverse, save)
+    """What an engine takes, of tensors by name."""
+    return Inputs(*(t[name] for name in NAMES), lengths, reverse, save)
 
 
 def layer_saved(inputs: Inputs, out: Outputs) -> Saved:

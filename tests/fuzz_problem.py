@@ -74,7 +74,7 @@ class Problem:
             for name in (("bias_ih",), ("bias_hh",), ("bias_ih", "bias_hh"))[d.H % 3]:
                 found[name] = numbers(d, generator, 4 * d.H, scale=scale)
         if d.peephole:
-            found["peephole"] = numbers(d, generator, 3 * d.H, scale=0.5)
+            found["peephole"] = numbers(d, generator, 3, d.H, scale=0.5)
         if d.P:
             found["weight_hr"] = numbers(d, generator, d.P, d.H, scale=scale)
         if d.layer_norm:
@@ -170,9 +170,7 @@ class Problem:
             layers = [
                 [
                     {
-                        n.removesuffix(end).removeprefix("weight_" if "peephole" in n else ""): (
-                            p.reshape(-1) if "peephole" in n else p
-                        )
+                        n.removesuffix(end).removeprefix("weight_" if "peephole" in n else ""): p
                         for n, p in own.items()
                         for end in [f"_l{k}{direction}"]
                         if n.endswith(end)
@@ -182,10 +180,7 @@ class Problem:
                 for k in range(d.num_layers)
             ]
             found = stack(layers, *at, given, w, d.lengths, d.cell_clip, d.coupled)
-            found = {
-                n.replace("d_peephole", "d_weight_peephole"): v.reshape(-1, d.H) if "d_peephole" in n else v
-                for n, v in found.items()
-            }
+            found = {n.replace("d_peephole", "d_weight_peephole"): v for n, v in found.items()}
             return {n.removesuffix("_l0"): v for n, v in found.items()} if d.kind == "LSTMCell" else found
         w = {"y": w["y"], "h_n": w["h_n"][0], "c_n": w["c_n"][0]}
         found = layer(own, at[0], at[1][0], at[2][0], given, w, d.lengths, d.reverse, d.cell_clip)

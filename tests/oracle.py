@@ -32,8 +32,7 @@ def oracle(case: Case, t: dict[str, Array], w: dict[str, Array] | None) -> dict[
     T, B, H = case.T, case.B, case.H
     P = case.P or H
     zero = np.longdouble(0)
-    peephole = t.get("peephole", np.zeros(3 * H, np.longdouble))
-    p_i, p_f, p_o = peephole.reshape(3, H)
+    p_i, p_f, p_o = t.get("peephole", np.zeros((3, H), np.longdouble))
     W_ih, W_hh, W_hr = t["weight_ih"], t["weight_hh"], t.get("weight_hr")
     bias = t.get("bias_ih", zero) + t.get("bias_hh", zero)
     names = ("x", "weight_ih", "weight_hh", "peephole", "weight_hr", "h0", "c0", "gain_ih", "gain_hh")
@@ -95,7 +94,7 @@ def oracle(case: Case, t: dict[str, Array], w: dict[str, Array] | None) -> dict[
             d["weight_hh"] += np.outer(dhw, mask[b] * h_prev)
             d_bias += da
             if "peephole" in d:
-                d["peephole"] += np.concatenate([da_i * c_prev, da_f * c_prev, da_o * c])
+                d["peephole"] += np.stack([da_i * c_prev, da_f * c_prev, da_o * c])
             dh = mask[b] * (dhw @ W_hh) + dh_kept
             dc = dc * f + da_i * p_i + da_f * p_f + dc_kept
         if "h0" in d:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CASES, EVERY_VARIANT, PLAIN, Case, make_tensors
+from cases import CASES, EVERY_VARIANT, NAMES, PLAIN, Case, make_tensors
 from harness import results
 from oracle import EXTENDED
 from torch.utils.data import DataLoader, Dataset
@@ -56,9 +56,7 @@ def gates_of(a):
     """Return the engine's sigmoid(a) and tanh(a): with these weights, x is the pre-activation."""
     zeros = torch.zeros(len(a), 1, dtype=a.dtype)
     w_ih, w_hh = torch.ones(4, 1, dtype=a.dtype), torch.zeros(4, 1, dtype=a.dtype)
-    gates = forward_op["cpp"](
-        a[None, :, None], w_ih, w_hh, None, None, None, zeros, zeros, None, False, True
-    )[4]
+    gates = forward_op["cpp"](a[None, :, None], w_ih, w_hh, *[None] * 4, zeros, zeros, None, False, True)[4]
     return gates[0, :, 0], gates[0, :, 2]
 
 
@@ -192,8 +190,7 @@ def test_inside_a_data_loader_worker_after_a_fork():
 def operands(case):
     """Return the arguments of the forward operator, in order."""
     t = make_tensors(case, torch.float32)
-    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
-    given = {n: t[n] for n in names} | {"lengths": torch.tensor([2, 1, 2]), "reverse": False, "save": True}
+    given = {n: t[n] for n in NAMES} | {"lengths": torch.tensor([2, 1, 2]), "reverse": False, "save": True}
     return given | dict.fromkeys(Variant._fields)
 
 
@@ -204,8 +201,10 @@ def operands(case):
         ("x", torch.zeros(2, 3, 5).half(), "x must be bfloat16, float32 or float64"),
         ("weight_ih", torch.zeros(28, 6), "weight_ih must have shape [28, 5]"),
         ("weight_hh", torch.zeros(27, 7), "weight_hh must have shape [28, 7]"),
-        ("bias_ih", torch.zeros(7), "bias must have shape [28]"),
-        ("peephole", torch.zeros(21).double(), "peephole must be Float, got Double"),
+        ("bias_ih", torch.zeros(7), "bias_ih must have shape [28]"),
+        ("bias_hh", torch.zeros(28).double(), "bias_hh must be Float, got Double"),
+        ("peephole", torch.zeros(3, 7).double(), "peephole must be Float, got Double"),
+        ("peephole", torch.zeros(21), "peephole must have shape [3, 7]"),
         ("h0", torch.zeros(3, 6), "without weight_hr, h0 must be as wide as c0"),
         ("c0", torch.zeros(2, 7), "c0 must have shape [3, 7]"),
         ("lengths", torch.tensor([2, 3, 1]), "lengths[1] must be in [0, 2], got 3"),
@@ -228,7 +227,7 @@ def test_the_operator_refuses_unsafe_arguments(name, value, message):
 @pytest.mark.skipif(not EXTENDED, reason="numpy has no precision beyond float64 here")
 def test_long_sums_lose_no_digits_in_float64():
     t = make_tensors(Case("long", T=3000, B=1, I=2, H=5), torch.float64)
-    inputs = (t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], t["peephole"], None, t["h0"], t["c0"])
+    inputs = tuple(t[name] for name in NAMES)
     y, *_, c, gates = forward_op["cpp"](*inputs, None, False, True)
     saved = (c, gates, t["c0"], t["weight_hh"], t["peephole"], None, None, False)
     dxw, _, _, dbias, *_ = backward_op["cpp"](y.sign(), None, None, *saved)
@@ -240,7 +239,7 @@ def test_long_sums_lose_no_digits_in_float64():
 @pytest.mark.parametrize("poison", [torch.inf, -torch.inf, torch.nan])
 def test_infinite_sums_stay_infinite_in_float64(poison):
     t = make_tensors(replace(PLAIN, T=4), torch.float64)
-    inputs = (t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], t["peephole"], None, t["h0"], t["c0"])
+    inputs = tuple(t[name] for name in NAMES)
     y, *_, c, gates = forward_op["reference"](*inputs, None, False, True)
     dy = torch.zeros_like(y)
     dy[0, 1, 3] = poison
@@ -276,7 +275,7 @@ def test_subnormal_states_are_fast(threads):
     x, h0 = torch.zeros(T, B, 1), torch.zeros(B, H)
 
     def forward(c0):
-        inputs = (x, w_ih, w_hh, bias, None, None, h0, torch.full((B, H), c0), None, False, False)
+        inputs = (x, w_ih, w_hh, bias, None, None, None, h0, torch.full((B, H), c0), None, False, False)
         return lambda: forward_op["cpp"](*inputs)
 
     tiny, zero = fastest(forward(1e-30), forward(0.0))
@@ -286,7 +285,7 @@ def test_subnormal_states_are_fast(threads):
 def test_subnormal_inputs_and_gradients_are_fast(threads):
     threads(1)
     t = make_tensors(replace(PLAIN, T=50, B=16, I=64, H=64, bias=False), torch.float32)
-    weights = (t["weight_ih"], t["weight_hh"], None, t["peephole"], None)
+    weights = (t["weight_ih"], t["weight_hh"], None, None, t["peephole"], None)
 
     def forward(scale):
         x, h0, c0 = (t[name] * scale for name in ("x", "h0", "c0"))

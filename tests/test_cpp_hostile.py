@@ -58,7 +58,8 @@ def drawn(rng, generator):
         "weight_ih": tensor(4 * H, I),
         "weight_hh": tensor(4 * H, P),
         "bias_ih": maybe(4 * H),
-        "peephole": maybe(3 * H),
+        "bias_hh": maybe(4 * H),
+        "peephole": maybe(3, H),
         "weight_hr": tensor(P, H) if projected else None,
         "h0": tensor(B, P),
         "c0": tensor(B, H),
@@ -128,7 +129,18 @@ def project_to_size_zero():
     torch.testing.assert_close(c_n, lstm_fused.lstm(x, w_ih, torch.zeros(28, 7))[1][1])
 
 
-FORWARD = ("x", "weight_ih", "weight_hh", "bias", "peephole", "weight_hr", "h0", "c0", "lengths")
+FORWARD = (
+    "x",
+    "weight_ih",
+    "weight_hh",
+    "bias_ih",
+    "bias_hh",
+    "peephole",
+    "weight_hr",
+    "h0",
+    "c0",
+    "lengths",
+)
 VARIANT = ("gain_hh", "h_mask", "zoneout_h", "zoneout_c")
 BACKWARD = ("dy", "dh_n", "dc_n", "c", "gates", "c0", "weight_hh", "peephole", "weight_hr", "lengths")
 
@@ -138,8 +150,15 @@ def arguments_of_both(rng):
     T, B, I, H, P = (rng.choice((1, 2, 5, 9)) for _ in range(5))
     dtype = rng.choice((torch.float32, torch.float64, torch.bfloat16))
     shapes = {
-        **{"x": (T, B, I), "weight_ih": (4 * H, I), "weight_hh": (4 * H, P), "bias": (4 * H,)},
-        **{"peephole": (3 * H,), "weight_hr": (P, H), "h0": (B, P), "c0": (B, H), "gain_hh": (4 * H,)},
+        **{"x": (T, B, I), "weight_ih": (4 * H, I), "weight_hh": (4 * H, P), "bias_ih": (4 * H,)},
+        **{
+            "bias_hh": (4 * H,),
+            "peephole": (3, H),
+            "weight_hr": (P, H),
+            "h0": (B, P),
+            "c0": (B, H),
+            "gain_hh": (4 * H,),
+        },
         **{"h_mask": (B, P), "zoneout_h": (T, B, P), "zoneout_c": (T, B, H), "dy": (T, B, P)},
         **{"dh_n": (B, P), "dc_n": (B, H), "c": (T, B, H), "gates": (T, B, 4 * H), "hw": (T, B, 4 * H)},
     }
@@ -221,7 +240,17 @@ def harm_arguments(seed, draws):
         both = arguments_of_both(rng)
         which = rng.randrange(2)
         given, operator = both[which], (forward_op, backward_op)[which]["cpp"]
-        for name in (*VARIANT, "bias", "peephole", "weight_hr", "lengths", "dy", "dh_n", "dc_n"):
+        for name in (
+            *VARIANT,
+            "bias_ih",
+            "bias_hh",
+            "peephole",
+            "weight_hr",
+            "lengths",
+            "dy",
+            "dh_n",
+            "dc_n",
+        ):
             if name in given and rng.random() < 0.3 and name != "gain_hh":
                 given[name] = None
         names = [k for k, v in given.items() if isinstance(v, torch.Tensor)]
@@ -257,7 +286,7 @@ def test_steps_without_rows_or_channels_are_free():
 def run_countless_empty_steps():
     x, zero, T = torch.empty(2**40, 0, 2), torch.empty(0, 3), 2**40
     y, _, _, c, gates = forward_op["cpp"](
-        x, torch.ones(12, 2), torch.ones(12, 3), None, None, None, zero, zero, None, False, True
+        x, torch.ones(12, 2), torch.ones(12, 3), *[None] * 4, zero, zero, None, False, True
     )
     assert y.shape == (T, 0, 3)
     dxw, *_ = backward_op["cpp"](y, None, None, c, gates, zero, torch.ones(12, 3), None, None, None, False)

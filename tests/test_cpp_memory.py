@@ -19,7 +19,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the limit is set fro
 MB = 2**20
 # Sizes per step: y and c 1 MB each, gates 4 MB.
 B, H = 2**15, 8
-WEIGHTS = torch.zeros(4 * H, 1), torch.zeros(4 * H, H), None, None, None
+WEIGHTS = torch.zeros(4 * H, 1), torch.zeros(4 * H, H), *[None] * 4
 STATES = torch.zeros(B, H), torch.zeros(B, H)
 
 
@@ -58,9 +58,9 @@ def test_huge_expanded_rows_and_weights():
     one = torch.zeros(1, 1)
     rows = 2**45
     x, state = torch.zeros(1, 1, 1).expand(1, rows, 1), one.expand(rows, 1)
-    weights = one.expand(4, 1), one.expand(4, 1), None, None, None
+    weights = one.expand(4, 1), one.expand(4, 1), *[None] * 4
     assert requested(forward_op["cpp"], x, *weights, state, state, None, False, False) >= rows * 4
-    weights = one.expand(4, rows), one.expand(4, 1), None, None, None
+    weights = one.expand(4, rows), one.expand(4, 1), *[None] * 4
     x = one[None].expand(1, 1, rows)
     assert requested(forward_op["cpp"], x, *weights, one, one, None, False, False) >= rows * 4
 

@@ -150,7 +150,7 @@ def test_opcheck(engine, case):
     variant = (t.get("gain_hh"), *make_masks(case, torch.float32).values(), case.cell_clip)
     for save in (False, True):
         inputs = (
-            t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], *options, t["h0"], t["c0"],
+            t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], t["bias_hh"], *options, t["h0"], t["c0"],
             lengths, case.reverse, save, *variant,
         )  # fmt: skip
         torch.library.opcheck(forward_op[engine], inputs)
@@ -171,7 +171,7 @@ def test_saved_gates_equal_the_reference(engine, case):
     zeros = tuple(torch.zeros(B, n, dtype=torch.float64, device=DEVICE) for n in (P, H))
     states = (t["h0"], t["c0"]) if case.states else zeros
     lengths = make_lengths(case)
-    inputs = (t["x"], t["weight_ih"], t["weight_hh"], t["bias_ih"], t["peephole"], t["weight_hr"], *states)
+    inputs = (*(t[name] for name in NAMES[:-2]), *states)
     ours = forward_op[engine](*inputs, lengths, case.reverse, True)
     exact = forward_op["reference"](*inputs, lengths, case.reverse, True)
     for name, a, b in zip(("y", "h_n", "c_n", "c", "gates"), ours, exact, strict=True):

@@ -254,7 +254,7 @@ FUNCTIONAL_ERRORS = {
     ),
     "bias_ih": ({"bias_ih": zeros(7)}, "bias_ih: expected shape (28,)", "(7,)"),
     "bias_hh device": ({"bias_hh": zeros(28, device="meta")}, f"bias_hh: expected device {X.device}", "meta"),
-    "peephole": ({"peephole": zeros(28)}, "peephole: expected shape (21,)", "(28,)"),
+    "peephole": ({"peephole": zeros(28)}, "peephole: expected shape (3, 7)", "(28,)"),
     "weight_hr": ({"weight_hr": zeros(7, 7)}, "weight_hr: expected fewer rows than hidden_size = 7", "7"),
     "weight_hr shape": ({"weight_hr": zeros(3, 7)}, "weight_hr: expected shape (7, 7)", "(3, 7)"),
     "h0": ({"hx": (zeros(1, 3, 7), zeros(3, 7))}, "hx[0]: expected shape (3, 7)", "(1, 3, 7)"),

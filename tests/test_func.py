@@ -268,5 +268,5 @@ def test_third_derivatives(engine):
 def plain_reference(t):
     """Call the reference without an autograd Function: PyTorch differentiates it to any order."""
     lengths = torch.tensor([3, 2])
-    weights = (t["weight_ih"], t["weight_hh"], t["bias_ih"] + t["bias_hh"], t["peephole"], None)
+    weights = (*(t[n] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "peephole")), None)
     return reference.forward(Inputs(t["x"], *weights, t["h0"], t["c0"], lengths, False, False))[:3]

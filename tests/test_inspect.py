@@ -18,7 +18,7 @@ def draw_gates():
 def by_hand(module, suffix, x, h, c):
     """Compute gates and outputs of one layer and direction over one sequence x [T, I]."""
     W_ih, W_hh, b_ih, b_hh, W_hr, peephole, *_ = module._parameters_of(suffix)
-    p_i, p_f, p_o = peephole.chunk(3)
+    p_i, p_f, p_o = peephole
     steps = [None] * len(x)
     order = range(len(x))
     for t in reversed(order) if suffix.endswith("_reverse") else order:

@@ -180,7 +180,7 @@ def test_a_compiled_cell_trains_in_a_loop(engine):
 
 def arguments(x):
     """Return the arguments of the forward operator as a program contains them."""
-    return x, *(torch.randn(12, n, dtype=F64) for n in (2, 3)), *[None] * 3, *torch.randn(2, 2, 3, dtype=F64)
+    return x, *(torch.randn(12, n, dtype=F64) for n in (2, 3)), *[None] * 4, *torch.randn(2, 2, 3, dtype=F64)
 
 
 @each_engine

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import CASES, Case, layer_saved, make_tensors
+from cases import CASES, NAMES, Case, layer_saved, make_tensors
 from harness import oracle_results, reference_results
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -24,8 +24,7 @@ SMALL = (
 def small_inputs(case: Case) -> list[Tensor | None]:
     """Return float64 leaves in the order of `contract.Inputs`."""
     tensors = make_tensors(case, torch.float64)
-    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
-    return [None if tensors[n] is None else tensors[n].requires_grad_() for n in names]
+    return [None if tensors[n] is None else tensors[n].requires_grad_() for n in NAMES]
 
 
 def forward(case: Case, *inputs: Tensor | None) -> tuple[Tensor, ...]:
@@ -71,9 +70,9 @@ def test_zero_peepholes_equal_torch(P):
     theirs = torch.nn.LSTM(5, 7, proj_size=P, dtype=torch.float64)
     x = torch.randn(6, 2, 5, dtype=torch.float64)
     h0, c0 = torch.randn(2, P or 7, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
-    bias = theirs.bias_ih_l0 + theirs.bias_hh_l0
-    zeros = torch.zeros(21, dtype=torch.float64)
-    weights = theirs.weight_ih_l0, theirs.weight_hh_l0, bias, zeros, theirs.weight_hr_l0 if P else None
+    zeros = torch.zeros(3, 7, dtype=torch.float64)
+    weights = theirs.weight_ih_l0, theirs.weight_hh_l0, theirs.bias_ih_l0, theirs.bias_hh_l0, zeros
+    weights += (theirs.weight_hr_l0 if P else None,)
     ours = reference.forward(Inputs(x, *weights, h0, c0, None, False, False))
     y, (h_n, c_n) = theirs(x, (h0[None], c0[None]))
     for ours_, theirs_ in ((ours.y, y), (ours.h_n, h_n[0]), (ours.c_n, c_n[0])):
@@ -87,7 +86,7 @@ def test_half_precision_keeps_the_cell_state_in_float32(dtype):
     w = torch.zeros(4, 1, dtype=dtype)
     bias = torch.tensor([100.0, 100.0, 2**-13, 100.0], dtype=dtype)
     x, state = torch.zeros(T, 1, 1, dtype=dtype), torch.zeros(1, H, dtype=dtype)
-    out = reference.forward(Inputs(x, w, w, bias, None, None, state, state, None, False, True))
+    out = reference.forward(Inputs(x, w, w, bias, None, None, None, state, state, None, False, True))
     assert out.c.dtype == torch.float32
     assert abs(out.c[-1].item() - T * 2**-13) < 1e-4
     assert out.y.dtype == out.h_n.dtype == out.c_n.dtype == out.gates.dtype == dtype

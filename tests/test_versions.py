@@ -48,12 +48,12 @@ def try_everything():
                 off = (ours - exact).abs().max() / exact.abs().max()
                 assert off <= bound, (dtype, B, float(off))
     zeros = torch.zeros
-    arguments = [zeros(2, 3, 4), zeros(28, 4), zeros(28, 7), None, None, None, zeros(3, 7), zeros(3, 7), None]
+    arguments = [zeros(2, 3, 4), zeros(28, 4), zeros(28, 7), *[None] * 4, zeros(3, 7), zeros(3, 7), None]
     for n, wrong, text in (
         (1, zeros(27, 4), "weight_ih must have shape [28, 4], got [27, 4]"),
         (0, zeros(2, 3, 4).half(), "x must be bfloat16, float32 or float64, got Half"),
         (0, zeros(2, 3), "must have 3, 2 and 2 dimensions, got 2, 2 and 2"),
-        (8, torch.tensor([2, 3, 1]), "lengths[1] must be in [0, 2], got 3"),
+        (9, torch.tensor([2, 3, 1]), "lengths[1] must be in [0, 2], got 3"),
     ):
         with pytest.raises(RuntimeError) as caught:
             forward_op["cpp"](*arguments[:n], wrong, *arguments[n + 1 :], False, False)

@@ -99,7 +99,7 @@ def test_torch_compile_names_the_import_where_only_the_library_is_loaded():
     said = python(
         f"torch.ops.load_library({str(LIBRARY)!r})\n"
         "forward = torch.ops.lstm_fused.cpp_forward\n"
-        "def f(x, W, h):\n    return forward(x, W, W, None, None, None, h, h, None, False, False)[0]\n"
+        "def f(x, W, h):\n    return forward(x, W, W, None, None, None, None, h, h, None, False, False)[0]\n"
         "torch.compile(f, backend='eager', fullgraph=True)(\n"
         "    torch.randn(3, 2, 4), torch.randn(16, 4), torch.zeros(2, 4))"
     )

@@ -11,7 +11,7 @@ struct Peephole {
   bool present;
   Vec<Real> i, f, o;
 
-  // Channels [j, j + n) of peephole [3H], or null.
+  // Channels [j, j + n) of peephole [3, H], or null.
   template <class scalar_t>
   Peephole(const scalar_t* peephole, int64_t H, int64_t j, int64_t n) : present(peephole), i{}, f{}, o{} {
     if (!present) return;

@@ -70,8 +70,9 @@ struct Forward {
   StridedRows<scalar_t> x;    // [T, B, I]; without weight_ih [T, B, 4H]
   const scalar_t* weight_ih;  // [4H, I], or null
   const scalar_t* weight_hh;  // [4H, P]
-  const scalar_t* bias;       // [4H], or null
-  const scalar_t* peephole;   // [3H], p_i, p_f, p_o, or null
+  const scalar_t* bias_ih;    // [4H], or null
+  const scalar_t* bias_hh;    // [4H], or null
+  const scalar_t* peephole;   // [3, H], p_i, p_f, p_o, or null
   const scalar_t* weight_hr;  // [P, H], or null: P = H
   const scalar_t* h0;         // [B, P]
   const scalar_t* c0;         // [B, H]
@@ -113,7 +114,7 @@ struct Backward {
   const scalar_t* gates;      // [T, B, 4H]
   const scalar_t* c0;         // [B, H]
   const scalar_t* weight_hh;  // [4H, P]
-  const scalar_t* peephole;   // [3H], or null
+  const scalar_t* peephole;   // [3, H], or null
   const scalar_t* weight_hr;  // [P, H], or null: P = H
   Variant<scalar_t> variant;
   const acc_t<scalar_t>* hw;  // [T, B, 4H], W_hh h_{t-1}, unused without gain_hh
@@ -124,7 +125,7 @@ struct Backward {
   scalar_t* dh0;        // [B, P]
   scalar_t* dc0;        // [B, H]
   scalar_t* dbias;      // [4H]
-  scalar_t* dpeephole;  // [3H], zero without peephole
+  scalar_t* dpeephole;  // [3, H], zero without peephole
 
   // Workspace, the caller's, 64-byte aligned.
   scalar_t* packed_hh;                 // channels(P, 4H), unused without packs

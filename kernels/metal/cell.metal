@@ -49,7 +49,7 @@ inline long gate_offset(constant Layer& layer, long t, long row, long col) {
 // Tensors of the cell's forward pass; unused ones are arbitrary.
 struct Forward {
   device const real* xw;           // [T, B, 4H], W_ih x + b
-  device const scalar* peephole;   // [3H]
+  device const scalar* peephole;   // [3, H]
   device const long* lengths;      // [B]
   device scalar* h;                // [B, P], updated
   device real* c;                  // [B, H], updated
@@ -126,7 +126,7 @@ struct Backward {
   device const real* c_all;        // [T, B, H]
   device const scalar* c0;         // [B, H]
   device const scalar* gates_all;  // [T, B, 4H]
-  device const scalar* peephole;   // [3H]
+  device const scalar* peephole;   // [3, H]
   device const long* lengths;      // [B]
   device scalar* dxw;              // [T, B, 4H]
   device real* dh;                 // [B, P], updated

@@ -22,7 +22,8 @@ def of_each_row(steps: Shape, *weights: Shape | None) -> int:
 
 def forward(x: Shape, weight_ih: Shape | None, weight_hh: Shape, *rest: Any, **_: Any) -> int:
     """W_ih x, W_hh h and, with a projection, W_hr m."""
-    return of_each_row(x, weight_ih, weight_hh, rest[2])
+    _, _, _, weight_hr = rest[:4]
+    return of_each_row(x, weight_ih, weight_hh, weight_hr)
 
 
 def backward(dy: Any, dh_n: Any, dc_n: Any, c: Shape, gates: Any, c0: Any, *rest: Any, **_: Any) -> int:

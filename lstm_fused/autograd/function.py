@@ -23,7 +23,6 @@ from lstm_fused.contract import (
     Kind,
     OutputGradients,
     Outputs,
-    Saved,
     batch_axes,
     flatten,
     specs,
@@ -123,10 +122,8 @@ class LSTMFunction(Function):
     def backward(
         ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, *_: None
     ) -> tuple[Any, ...]:
-        # Masks may require gradients but get none.
         needs = ctx.needs_input_grad
-        positions = [n for n in DIFFERENTIABLE if needs[n + 1]]
-        needed = at(positions, INPUTS)
+        needed = [INPUTS[n] for n in DIFFERENTIABLE if needs[n + 1]]
         *operands, y, c, gates = load(ctx)
         share = streams.sharing(ctx.launches) if ctx.launches > 1 else NO_CONTEXT
         with autocast.off(gates.device), share:
@@ -138,12 +135,16 @@ class LSTMFunction(Function):
                 recording = torch.is_grad_enabled()
                 batched = recording and any(d is not None and is_batched(d) for d in (dy, dh_n, dc_n))
                 function = LSTMBackwardFunction.composed if batched else LSTMBackwardFunction.apply
-                grads = function(ctx.engine, needed, (), dy, dh_n, dc_n, *operands, y, c, gates)
+                found = function(ctx.engine, needed, (), dy, dh_n, dc_n, *operands, y, c, gates)
+                grads = dict(zip(needed, found, strict=True))
             else:  # no higher derivatives
-                flat = unwrapped((dy, dh_n, dc_n, *operands, y, c, gates))
-                records = unflatten(flat, OutputGradients, Inputs, Kept)
-                grads = LSTMBackwardFunction.gradients(ctx.engine, needed, (), *records)
-        return None, *put(positions, grads, (None,) * len(INPUTS))
+                douts = OutputGradients(*unwrapped((dy, dh_n, dc_n)))
+                (inputs,) = unflatten(operands, Inputs)
+                grads = LSTMBackwardFunction.gradients(
+                    ctx.engine, needed, (), douts, inputs, Kept(y, c, gates)
+                )
+        wanted = zip(INPUTS, needs[1:], strict=True)  # masks may require gradients but get none
+        return None, *[grads.get(name) if wants else None for name, wants in wanted]
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> Optionals:
@@ -188,7 +189,10 @@ class LSTMBackwardFunction(Function):
     @staticmethod
     def forward(engine: str, needed: Sequence[str], groups: tuple[int, ...], *operands: Any) -> Tensors:
         records = unflatten(operands, OutputGradients, Inputs, Kept)
-        return LSTMBackwardFunction.gradients(engine, needed, groups, *records)
+        grads = LSTMBackwardFunction.gradients(engine, needed, groups, *records)
+        if "bias_ih" in needed and "bias_hh" in needed:  # one tensor, which cannot have two tangents
+            grads["bias_hh"] = grads["bias_hh"].clone()
+        return tuple([grads[name] for name in needed])
 
     @staticmethod
     def gradients(
@@ -198,8 +202,11 @@ class LSTMBackwardFunction(Function):
         douts: OutputGradients,
         inputs: Inputs,
         kept: Kept,
-    ) -> Tensors:
-        """`forward` for records: a call without higher derivatives starts here."""
+    ) -> dict[str, Tensor]:
+        """`forward` for records, by name, where others than the needed may be among them.
+
+        A call without higher derivatives starts here.
+        """
         h_mask, gain_hh = inputs.variant.h_mask, inputs.variant.gain_hh
         # From here on, h_{t-1} is used only in products with W_hh and in their gradients: mask it once.
         if h_mask is not None:
@@ -208,20 +215,10 @@ class LSTMBackwardFunction(Function):
         if gain_hh is not None:
             hw = recurrent_products(kept.y, inputs.h0, inputs.weight_hh, inputs.lengths, inputs.reverse)
             kept = kept._replace(hw=hw)
-        saved = Saved(
-            kept.c,
-            kept.gates,
-            inputs.c0,
-            inputs.weight_hh,
-            inputs.peephole,
-            inputs.weight_hr,
-            inputs.lengths,
-            inputs.reverse,
-            inputs.variant,
-            kept.hw,
-        )
-        with below_autograd():
-            results = backward_op[engine](*flatten(douts, saved))
+        weights = inputs.weight_hh, inputs.peephole, inputs.weight_hr
+        options = inputs.lengths, inputs.reverse, *inputs.variant
+        with below_autograd():  # the fields of OutputGradients and Saved
+            results = backward_op[engine](*douts, kept.c, kept.gates, inputs.c0, *weights, *options, kept.hw)
         if gain_hh is None:  # dhw equals dxw
             results = *results[:-1], results[0]
         engine_grads = Gradients(*results)
@@ -230,10 +227,13 @@ class LSTMBackwardFunction(Function):
         records = OutputGradients, Inputs, Kept, Gradients
 
         def group_gradients(*operands: Any) -> Tensors:
-            return input_gradients(needed, None, *unflatten(operands, *records))
+            grads = input_gradients(needed, None, *unflatten(operands, *records))
+            return tuple([grads[name] for name in needed])
 
         operands = flatten(douts, inputs, kept, engine_grads)
-        return transforms.in_groups(group_gradients, needed, groups, batch_axes(*records), operands)
+        axes = batch_axes(*records)
+        found = transforms.in_groups(group_gradients, needed, groups, axes, operands)
+        return dict(zip(needed, found, strict=True))
 
     @staticmethod
     def composed(engine: str, needed: Sequence[str], groups: tuple[int, ...], *operands: Any) -> Tensors:

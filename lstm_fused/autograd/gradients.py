@@ -29,8 +29,8 @@ def input_gradients(
     inputs: Inputs,
     kept: Kept,
     engine_grads: Gradients,
-) -> tuple[Tensor, ...]:
-    """Compute the needed gradients after the recurrence.
+) -> dict[str, Tensor]:
+    """Compute the needed gradients after the recurrence, by name; others may be among them.
 
     Args:
         needed: the names of the inputs that need a gradient.
@@ -49,12 +49,13 @@ def input_gradients(
         if engine is None:
             d_bias, d_peephole = reference.vector_gradients(engine_grads.dxw, c, c_prev, inputs.peephole)
     grads = product_gradients(engine, needed, inputs, kept.y, engine_grads.dxw, engine_grads.dhw)
-    grads |= {"bias": d_bias, "peephole": d_peephole, "h0": engine_grads.dh0, "c0": engine_grads.dc0}
+    grads |= {"bias_ih": d_bias, "bias_hh": d_bias, "peephole": d_peephole}
+    grads |= {"h0": engine_grads.dh0, "c0": engine_grads.dc0}
     if "weight_hr" in needed:
         grads["weight_hr"] = weight_hr_gradient(engine, engine_grads.dhw, douts, c, kept.gates, inputs)
     if kept.hw is not None and "gain_hh" in needed:
         grads["gain_hh"] = gain_hh_gradient(engine_grads.dxw, kept.hw)
-    return tuple(grads[name] for name in needed)
+    return grads
 
 
 def product_gradients(

@@ -56,8 +56,9 @@ def vmapping() -> Iterator[None]:
 
 def watched() -> bool:
     """True if this call is recorded into a program, or runs under a transform or a dispatch mode."""
-    modes = torch._C._len_torch_dispatch_stack()
-    return recorded() or torch._C._are_functorch_transforms_active() or STATE.vmap_depth > 0 or modes > 0
+    if recorded() or torch._C._are_functorch_transforms_active():  # first: Dynamo cannot trace the rest
+        return True
+    return STATE.vmap_depth > 0 or torch._C._len_torch_dispatch_stack() > 0
 
 
 def has_values(tensor: Tensor) -> bool:

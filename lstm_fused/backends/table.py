@@ -28,6 +28,22 @@ class Engine:
         """The dtype in which c is saved for the backward pass, given the tensors' dtype."""
         return dtype if self.narrow_c else torch.promote_types(dtype, torch.float32)
 
+    def serves(self, device: torch.device, dtype: torch.dtype, variant: Variant = PLAIN) -> bool:
+        """True if this engine can serve this device, dtype and variant.
+
+        Engines of other device types are not queried: the query would initialise their device.
+        """
+        return (
+            (self.devices is None or device.type in self.devices)
+            and dtype in self.dtypes
+            and (variant is PLAIN or not self.missing(variant))
+            and self.unavailable() is None
+        )
+
+    def missing(self, variant: Variant) -> list[str]:
+        """The names of the variant's parts that this engine does not compute."""
+        return [name for name in variant.names() if name not in self.variants]
+
     def why_not(self, device: torch.device, dtype: torch.dtype, variant: Variant = PLAIN) -> list[str]:
         """All reasons why this engine cannot serve this device, dtype and variant."""
         reasons = []
@@ -37,8 +53,7 @@ class Engine:
             reasons.append(f"runs on {', '.join(self.devices)}, not on {device.type}")
         if dtype not in self.dtypes:
             reasons.append(f"takes {', '.join(map(short, self.dtypes))}, not {short(dtype)}")
-        missing = () if variant is PLAIN else [name for name in variant.names() if name not in self.variants]
-        if missing:
+        if missing := self.missing(variant):
             reasons.append(f"has no {', '.join(missing)}")
         return reasons
 
@@ -46,20 +61,21 @@ class Engine:
 REFERENCE = Engine("reference", None, FLOATS, lambda: None, Variant._fields)
 # Listed by name, so that a new option is refused until an engine computes it.
 VARIANTS = ("gain_hh", "h_mask", "zoneout_h", "zoneout_c", "cell_clip")
+CPP = Engine(
+    "cpp",
+    ("cpu",),
+    (torch.bfloat16, torch.float32, torch.float64),
+    cpp.unavailable,
+    VARIANTS,
+    narrow_c=True,
+    products=True,
+)
 TRITON = Engine("triton", (triton.DEVICE,), FLOATS, triton.unavailable, VARIANTS)
 METAL = Engine("metal", (metal.DEVICE,), metal.DTYPES, metal.unavailable, VARIANTS)
 
 # Ordered by preference, the fastest first; Triton's interpreter comes last because it is only for tests.
 ENGINES = (
-    Engine(
-        "cpp",
-        ("cpu",),
-        (torch.bfloat16, torch.float32, torch.float64),
-        cpp.unavailable,
-        VARIANTS,
-        narrow_c=True,
-        products=True,
-    ),
+    CPP,
     *((METAL, REFERENCE, TRITON) if triton.INTERPRETED else (TRITON, METAL, REFERENCE)),
 )
 
@@ -102,9 +118,7 @@ def select(name: str | None, device: torch.device, dtype: torch.dtype, variant: 
     """
     candidates = named(name)
     for engine in candidates:
-        # Engines of other device types are not queried: the query would initialise their device.
-        here = engine.devices is None or device.type in engine.devices
-        if here and not engine.why_not(device, dtype, variant):
+        if engine.serves(device, dtype, variant):
             return engine.name
     refusals = [
         f"{engine.name}: {'; '.join(engine.why_not(device, dtype, variant))}" for engine in candidates

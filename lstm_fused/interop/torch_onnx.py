@@ -55,11 +55,13 @@ def layer(graph: Graph, *operands: Any) -> tuple[Value, ...]:
 
     W, R = (one_direction(in_order(v, "ifgo", "iofg")) for v in (inputs.weight_ih, inputs.weight_hh))
     B = P = lengths = None
-    if inputs.bias is not None:
-        second = graph.constant(torch.zeros(4 * H, dtype=weight.dtype))
-        B = one_direction(graph.add("Concat", in_order(inputs.bias, "ifgo", "iofg"), second, axis=0))
+    if inputs.bias_ih is not None or inputs.bias_hh is not None:
+        none = graph.constant(torch.zeros(4 * H, dtype=weight.dtype))
+        both = [none if b is None else in_order(b, "ifgo", "iofg") for b in (inputs.bias_ih, inputs.bias_hh)]
+        B = one_direction(graph.add("Concat", *both, axis=0))
     if inputs.peephole is not None:
-        P = one_direction(in_order(inputs.peephole, "ifo", "iof"))
+        flat = graph.add("Reshape", inputs.peephole, graph.constant(torch.tensor([3 * H])))
+        P = one_direction(in_order(flat, "ifo", "iof"))
     if inputs.lengths is not None:
         lengths = graph.add("Cast", inputs.lengths, to=INT32)
     Y, h_n, c_n = graph.add(
@@ -182,7 +184,8 @@ def exported_layer(
     x: Value,
     weight_ih: Value,
     weight_hh: Value,
-    bias: Value = None,
+    bias_ih: Value = None,
+    bias_hh: Value = None,
     peephole: Value = None,
     weight_hr: Value = None,
     h0: Value = None,
@@ -193,8 +196,8 @@ def exported_layer(
     *variant: Value,
 ) -> tuple[Value, ...]:
     """The forward operator's translation for ``dynamo=True``."""
-    operands = x, weight_ih, weight_hh, bias, peephole, weight_hr, h0, c0, lengths, reverse, save, *variant
-    return layer(ScriptOpset(), *operands)
+    weights = weight_ih, weight_hh, bias_ih, bias_hh, peephole, weight_hr
+    return layer(ScriptOpset(), x, *weights, h0, c0, lengths, reverse, save, *variant)
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:

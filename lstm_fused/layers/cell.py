@@ -5,6 +5,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from lstm_fused.autograd import autocast, tracing
+from lstm_fused.backends.table import CPP
 from lstm_fused.checks import States, check_input, check_states
 from lstm_fused.contract import Variant
 from lstm_fused.functional import run_layer
@@ -147,15 +149,49 @@ class LSTMCell(WithOptions):
         """
         if (proxy := graph.proxy_in(hx, input)) is not None:
             return graph.call_module(self, proxy, input, hx)  # type: ignore[no-any-return]
+        # The C++ engine checks all that it gets, and checks in Python take as long as the step. So they only
+        # follow if it refuses: they name the argument and what was expected.
+        if isinstance(hx, (tuple, list)) and self._engine_checks(input):
+            failure = None
+            try:
+                own = self._held(self._shapes)
+                # With a tensor on the meta device PyTorch would not call the engine.
+                if not any([tensor is not None and tensor.is_meta for tensor in (*own, *hx)]):
+                    return self._step(input, hx, own)
+            except Exception as error:
+                failure = error
+            self._check(input, hx)
+            if failure is not None:
+                raise failure
+        return self._step(input, hx, self._check(input, hx))
+
+    def _engine_checks(self, input: Tensor) -> bool:
+        """True if the C++ engine runs without any change of its arguments, so that it sees their faults."""
+        return (
+            type(input) is Tensor
+            and input.is_cpu
+            and (self.engine is None or self.engine == "cpp")
+            and not (self.coupled or self.layer_norm)
+            and not (tracing.watched() or autocast.enabled(input.device))
+            and CPP.serves(input.device, input.dtype)
+            # With this shape the others follow from one another.
+            and getattr(self._parameters.get("weight_ih"), "shape", None) == self._shapes["weight_ih"]
+        )
+
+    def _check(self, input: Tensor, hx: States | None) -> Parameters:
+        """Check the arguments and the parameters; returns these."""
         check_input(input, (1, 2), "of 1 dimension (input_size,) or 2 (B, input_size)", self.input_size)
-        single = input.dim() == 1
         if hx is not None:
             shape = (*input.shape[:-1], self.hidden_size)
-            meaning = "(hidden_size,)" if single else "(B, hidden_size)"
+            meaning = "(hidden_size,)" if input.dim() == 1 else "(B, hidden_size)"
             check_states(hx, (shape, shape), (meaning, meaning), input)
-            if single:
-                hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
-        own = self._own(self._shapes, input)
+        return self._own(self._shapes, input)
+
+    def _step(self, input: Tensor, hx: States | None, own: Parameters) -> States:
+        """Take a step with these parameters."""
+        single = input.dim() == 1
+        if single and hx is not None:
+            hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
         own = parameters.uncoupled(own) if self.coupled else own
         x, H = input[None, None] if single else input[None], self.hidden_size
         drawn = masks.draw(x, H, H, 0.0, self.zoneout_h, self.zoneout_c, self.training)

@@ -19,7 +19,6 @@ from lstm_fused.interop.graph import refuse_script
 from lstm_fused.layers import parameters
 from lstm_fused.layers.parameters import Parameters
 
-PEEPHOLE_AT = Parameters._fields.index("peephole")
 LIMIT = 2**60  # sizes are smaller; PyTorch overflows above
 
 
@@ -217,7 +216,23 @@ class WithOptions(nn.Module):
 
     def _own(self, shapes: parameters.Shapes, input: Tensor) -> Parameters:
         """The parameters of these names, read and checked at every call, because they may change."""
-        held, dtype, device = self._parameters, input.dtype, input.device
+        own, dtype, device = self._held(shapes), input.dtype, input.device
+        for parameter, (name, shape) in zip(own, shapes.items(), strict=True):
+            # The usual parameter passes in one expression: a step of a cell takes but 100 µs.
+            if shape is not None and not (
+                isinstance(parameter, Tensor)
+                and parameter.layout is torch.strided
+                and not parameter.is_nested
+                and parameter.shape == shape
+                and parameter.dtype is dtype
+                and parameter.device == device
+            ):
+                check_parameter(name, parameter, shape, input)
+        return own
+
+    def _held(self, shapes: parameters.Shapes) -> Parameters:
+        """The parameters of these names, unchecked, but there."""
+        held = self._parameters
         own: list[Any] = []
         for name, shape in shapes.items():
             parameter: Any = None
@@ -225,19 +240,9 @@ class WithOptions(nn.Module):
                 parameter = held.get(name)
                 if parameter is None:
                     parameter = getattr(self, name)  # a parametrized one; for others this is slow
-                # The usual parameter passes in one expression: a step of a cell takes but 100 µs.
-                if not (
-                    isinstance(parameter, Tensor)
-                    and parameter.layout is torch.strided
-                    and not parameter.is_nested
-                    and parameter.shape == shape
-                    and parameter.dtype is dtype
-                    and parameter.device == device
-                ):
-                    check_parameter(name, parameter, shape, input)
+                if parameter is None:
+                    raise bad_type(name, f"a tensor of shape {shape}", "NoneType")
             own.append(parameter)
-        if own[PEEPHOLE_AT] is not None:
-            own[PEEPHOLE_AT] = parameters.flat(own[PEEPHOLE_AT])
         return Parameters(*own)
 
     def extra_repr(self) -> str:

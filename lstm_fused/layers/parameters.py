@@ -16,7 +16,7 @@ class Parameters(NamedTuple):
     bias_ih: Tensor | None  # [4H]
     bias_hh: Tensor | None  # [4H]
     weight_hr: Tensor | None  # [P, H]
-    peephole: Tensor | None  # [3H]; [3, H] and named weight_peephole in a module
+    peephole: Tensor | None  # [3, H]; named weight_peephole in a module
     gain_ih: Tensor | None  # [4H]
     gain_hh: Tensor | None  # [4H]
 
@@ -106,17 +106,10 @@ def zero_absent_peepholes(
     ]
 
 
-def flat(peephole: Tensor) -> Tensor:
-    """The peepholes as engines take them, [3H]; modules hold [3, H], since `torch.nn.init` needs a matrix."""
-    return peephole.flatten() if peephole.dim() == 2 else peephole
-
-
 def read(module: nn.Module, shapes: Shapes, coupled: bool) -> Parameters:
     """A module's parameters of these names as engines take them, with coupled gates expanded to all four."""
     held: list[Any] = [None if shape is None else getattr(module, name) for name, shape in shapes.items()]
     own = Parameters(*held)
-    if own.peephole is not None:
-        own = own._replace(peephole=flat(own.peephole))
     return uncoupled(own) if coupled else own
 
 

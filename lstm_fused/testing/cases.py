@@ -86,7 +86,7 @@ def arguments(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str,
     if case.bias:
         given |= {"bias_ih": uniform(4 * H), "bias_hh": uniform(4 * H)}
     if case.peephole:
-        given["peephole"] = uniform(3 * H)
+        given["peephole"] = uniform(3, H)
     if case.P:
         given["weight_hr"] = uniform(P, H, bound=(3 / H) ** 0.5)
     if case.states:

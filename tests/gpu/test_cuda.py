@@ -5,15 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cases import Case, make_tensors
+from cases import NAMES, Case, make_tensors
 from kernels_here import running
 from lstm_fused.kernels import choose, cooperative, replay, resident
 
 from lstm_fused import LSTM
 from lstm_fused.autograd.operators import backward_op, forward_op
 from lstm_fused.backends import streams
-
-NAMES = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
 
 
 def forward(engine, t, save=True):

@@ -112,8 +112,7 @@ def test_outputs_and_gradients(kernel, case, precision):
 @pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 def test_saved_c_and_gates(kernel, case, dtype):
     t = make_tensors(case, dtype)
-    names = ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")
-    arguments = (*(t[n] for n in names), make_lengths(case), case.reverse)
+    arguments = (*(t[n] for n in NAMES), make_lengths(case), case.reverse)
     ours, exact = (forward_op[engine](*arguments, True) for engine in ("triton", "reference"))
     tolerance = 4 * torch.finfo(dtype).eps
     for name, a, b in zip(("y", "h_n", "c_n", "c", "gates"), ours, exact, strict=True):
@@ -128,7 +127,7 @@ def test_saved_c_and_gates(kernel, case, dtype):
 def test_h_is_rounded_at_every_step_as_in_the_reference(kernel, dtype):
     # Then c, in float32, is the reference's but for float32's own rounding; it tells h that were not rounded.
     tensors = make_tensors(Case("small", T=3, B=5, I=3, H=11), dtype)
-    t = [tensors[n] for n in ("x", "weight_ih", "weight_hh", "bias_ih", "peephole", "weight_hr", "h0", "c0")]
+    t = [tensors[n] for n in NAMES]
     wide = [None if v is None else v.float() for v in t]
     (_, _, _, ours, _), (_, _, _, rounded, _), (_, _, _, unrounded, _) = (
         forward_op[engine](*inputs, None, False, True)

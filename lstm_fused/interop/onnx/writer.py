@@ -60,6 +60,7 @@ class Graph:
             weights[operand] = ""  # absent
             if directions[0]:
                 value = torch.stack([torch.cat(rows) for rows in directions])
+                value = value.flatten(1) if operand == "P" else value
                 weights[operand] = self.constant(f"{operand}_l{layer}", value)
         initial = [f"h_0_l{layer}", f"c_0_l{layer}"] if states else ["", ""]
         return self.add(

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_fused import reference
 from lstm_fused.autograd.function import LSTMBackwardFunction
+from lstm_fused.autograd.gradients import Kept
 from lstm_fused.backends.table import FLOATS, short
-from lstm_fused.contract import INPUTS, OutputGradients, Saved, flatten, unflatten
+from lstm_fused.contract import INPUTS, OutputGradients, Saved, unflatten
 
 # Views and allocations, which launch nothing.
 FREE = {
@@ -69,7 +70,7 @@ def test_forward(kernel, save, dtype, monkeypatch):
     with fake, Count(monkeypatch) as count:
         launch.forward(layer_inputs(t, save=save))
     counters = ["zeros"] if kernel == "cooperative" else []
-    assert count.launched == [PROJECTION[dtype], *counters, f"lstm_forward_{kernel}_kernel"]
+    assert count.launched == [PROJECTION[dtype], "add", *counters, f"lstm_forward_{kernel}_kernel"]
 
 
 @pytest.mark.parametrize("kernel", ["resident", "cooperative"])
@@ -80,9 +81,9 @@ def test_backward_with_every_gradient(kernel, monkeypatch):
     t = make_tensors(CASE, torch.float32)
     inputs = layer_inputs(t)
     out = reference.forward(inputs)
-    needed = [name for name, value in zip(INPUTS, inputs[:8], strict=False) if value is not None]
+    needed = [name for name, value in zip(INPUTS, inputs[:9], strict=False) if value is not None]
     with Count(monkeypatch) as count:
-        kept = out.y, out.c, out.gates
-        LSTMBackwardFunction.forward("triton", needed, (), *out[:3], *flatten(inputs), *kept)
+        kept = Kept(out.y, out.c, out.gates)
+        LSTMBackwardFunction.gradients("triton", needed, (), OutputGradients(*out[:3]), inputs, kept)
     # Counters to zero, the sequence; gradients of x, W_ih, W_hh from the second step on and from the first.
     assert count.launched == ["zeros", f"lstm_backward_{kernel}_kernel", "mm", "mm", "mm", "addmm_"]
