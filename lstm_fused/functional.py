@@ -134,12 +134,12 @@ def run_layer(
             x, weight_ih = operands[:2]
             xw = normalized_products(x, weight_ih, operands[LENGTHS], cast(own.gain_ih, dtype))
             operands = (xw, None, *operands[2:])
-        recorded = tracing.recorded()
-        if not recorded and differentiated(operands):
+        recorded, function = tracing.recorded(), differentiated(operands)
+        if variant is PLAIN and not tracing.under_transform():  # omitting trailing defaults saves time
+            operands = operands[: -len(variant)]
+        if not recorded and function:
             y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *operands[:SAVE], True, *operands[SAVE + 1 :])
         else:
-            if variant is PLAIN:  # trailing defaults are omitted, which saves the dispatcher time
-                operands = operands[: -len(variant)]
             # A recorded program holds the operator; dispatch.py has its derivatives.
             with NO_CONTEXT if recorded else below_autograd():
                 y, h_n, c_n, _, _ = forward_op[chosen](*operands)

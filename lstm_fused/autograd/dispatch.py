@@ -17,7 +17,7 @@ from lstm_fused.autograd.function import LSTMFunction
 from lstm_fused.autograd.operators import LIBRARY, backward_op, below_autograd, forward_op
 from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, put
 from lstm_fused.backends.table import OPERATORS
-from lstm_fused.contract import DIFFERENTIABLE, INPUTS, SAVE, Outputs, batch_axes
+from lstm_fused.contract import DIFFERENTIABLE, SAVE, Outputs, batch_axes
 from lstm_fused.on_import import after_import
 
 
@@ -42,14 +42,10 @@ def differentiated(operands: Sequence[Any]) -> bool:
     return False
 
 
-def complete(operands: Sequence[Any]) -> tuple[Any, ...]:
-    """All fields of `Inputs`: the dispatcher omits trailing arguments that have their default value."""
-    return *operands, *(None,) * (len(INPUTS) - len(operands))
-
-
 def differentiable_forward(engine: str, *operands: Any) -> Tensors:
     """The forward operator's autograd kernel."""
-    operands, save = complete(operands), operands[SAVE]
+    # The dispatcher omits trailing arguments that have their default value.
+    operands, save = transforms.complete(operands), operands[SAVE]
     if not differentiated(operands):
         with below_autograd():
             return forward_op[engine](*operands)
@@ -78,7 +74,7 @@ def once_differentiable_backward(engine: str, *arguments: Any) -> Tensors:
 
 def vmapped_forward(engine: str, info: Any, dims: Axes, *operands: Any) -> tuple[Optionals, Axes]:
     """The forward operator's vmap kernel."""
-    dims, operands = complete(dims), complete(operands)
+    dims, operands = transforms.complete(dims), transforms.complete(operands)
     return transforms.vmap_rule(forward_op[engine], info.batch_size, dims, operands, batch_axes(Outputs))
 
 

@@ -18,6 +18,7 @@ from lstm_fused.backends import streams
 from lstm_fused.contract import (
     DIFFERENTIABLE,
     INPUTS,
+    SAVE,
     Gradients,
     Inputs,
     Kind,
@@ -78,6 +79,10 @@ def not_tensors(*records: Kind) -> tuple[int, ...]:
 
 
 SETTINGS = not_tensors(Inputs)
+# Without the fields of the variant.
+PLAIN_SETTINGS, PLAIN_DIFFERENTIABLE = (
+    tuple(n for n in positions if n <= SAVE) for positions in (SETTINGS, DIFFERENTIABLE)
+)
 
 
 def load(ctx: Any) -> tuple[Any, ...]:
@@ -89,7 +94,11 @@ def load(ctx: Any) -> tuple[Any, ...]:
 
 
 class LSTMFunction(Function):
-    """One layer in one direction. Arguments: the engine's name and the fields of `Inputs`, with save=True."""
+    """One layer in one direction.
+
+    Arguments: the engine's name and the fields of `Inputs`, with save=True. Those of a plain variant may be
+    missing, except in a transform.
+    """
 
     @staticmethod
     def forward(engine: str, *operands: Any) -> Tensors:
@@ -116,15 +125,17 @@ class LSTMFunction(Function):
         # compare that counter later. Nothing reads the y of a single step, whose h_{t-1} is h0.
         known = tracing.has_values(y)
         ctx.version = Version(y) if known and len(y) > 1 else None
-        store(ctx, operands, SETTINGS, y.data if known else y.clone(), c, gates)
+        settings = SETTINGS if len(operands) == len(INPUTS) else PLAIN_SETTINGS
+        store(ctx, operands, settings, y.data if known else y.clone(), c, gates)
 
     @staticmethod
     def backward(
         ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, *_: None
     ) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
-        needed = [INPUTS[n] for n in DIFFERENTIABLE if needs[n + 1]]
         *operands, y, c, gates = load(ctx)
+        plain = len(operands) < len(INPUTS)
+        needed = [INPUTS[n] for n in (PLAIN_DIFFERENTIABLE if plain else DIFFERENTIABLE) if needs[n + 1]]
         share = streams.sharing(ctx.launches) if ctx.launches > 1 else NO_CONTEXT
         with autocast.off(gates.device), share:
             if ctx.version is not None and ctx.version.changed():
@@ -135,7 +146,8 @@ class LSTMFunction(Function):
                 recording = torch.is_grad_enabled()
                 batched = recording and any(d is not None and is_batched(d) for d in (dy, dh_n, dc_n))
                 function = LSTMBackwardFunction.composed if batched else LSTMBackwardFunction.apply
-                found = function(ctx.engine, needed, (), dy, dh_n, dc_n, *operands, y, c, gates)
+                all_of_them = transforms.complete(operands)
+                found = function(ctx.engine, needed, (), dy, dh_n, dc_n, *all_of_them, y, c, gates)
                 grads = dict(zip(needed, found, strict=True))
             else:  # no higher derivatives
                 douts = OutputGradients(*unwrapped((dy, dh_n, dc_n)))
@@ -143,7 +155,7 @@ class LSTMFunction(Function):
                 grads = LSTMBackwardFunction.gradients(
                     ctx.engine, needed, (), douts, inputs, Kept(y, c, gates)
                 )
-        wanted = zip(INPUTS, needs[1:], strict=True)  # masks may require gradients but get none
+        wanted = zip(INPUTS, needs[1:], strict=False)  # masks may require gradients but get none
         return None, *[grads.get(name) if wants else None for name, wants in wanted]
 
     @staticmethod

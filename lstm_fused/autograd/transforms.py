@@ -158,6 +158,11 @@ def differentiable(operands: Operands, *records: Kind) -> tuple[int, ...]:
     )
 
 
+def complete(operands: Operands) -> tuple[Any, ...]:
+    """All fields of `Inputs`, those with defaults too, which are None."""
+    return *operands, *(None,) * (len(INPUTS) - len(operands))
+
+
 def at(positions: Iterable[int], operands: Operands) -> tuple[Any, ...]:
     """The operands at these positions."""
     return tuple([operands[n] for n in positions])
