@@ -270,7 +270,7 @@ class LSTM(TorchIdioms, WithOptions):
                 p = parameters.uncoupled(params) if self.coupled else params
                 variant = Variant.of(p.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
                 calls.append((x, p, h0_c0, lengths, suffix.endswith("_reverse"), self.engine, variant))
-            if len(calls) == 2 and streams.pay(self.engine, x, H, self.proj_size, variant):
+            if len(calls) == 2 and streams.pay(self.engine, x, H, self.proj_size, variant, calls):
                 results = streams.side_by_side(x.device, run_layer, *calls)
             else:
                 results = [run_layer(*call) for call in calls]
