@@ -155,13 +155,16 @@ class LSTMCell(WithOptions):
             check_states(hx, (shape, shape), (meaning, meaning), input)
             if single:
                 hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
-        own = self._own(self._shapes, input)
+        own = self._checked(input)
         own = parameters.uncoupled(own) if self.coupled else own
         x, H = input[None, None] if single else input[None], self.hidden_size
         drawn = masks.draw(x, H, H, 0.0, self.zoneout_h, self.zoneout_c, self.training)
         variant = Variant.of(own.gain_hh, *drawn, self.cell_clip)
         _, (h, c) = run_layer(x, own, hx, None, False, self.engine, variant)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
+
+    def _checked(self, input: Tensor) -> Parameters:
+        return self._own(self._shapes, input)
 
     def _parameters_of(self) -> Parameters:
         """The parameters as engines take them, with coupled gates expanded to all four."""
