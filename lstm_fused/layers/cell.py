@@ -139,7 +139,8 @@ class LSTMCell(WithOptions):
             hx: the previous states h and c, each of shape (B, H) or (H,); zeros by default.
 
         Returns:
-            The new states h and c, shaped as hx.
+            The new states h and c, shaped as hx. Under autocast they have the dtype that torch.nn.LSTMCell
+            gives them: on a CPU that of the previous c, or of input without hx; elsewhere autocast's.
 
         Raises:
             ArgumentError: an argument has the wrong rank, size, dtype or device.
@@ -161,6 +162,9 @@ class LSTMCell(WithOptions):
         drawn = masks.draw(x, H, H, 0.0, self.zoneout_h, self.zoneout_c, self.training)
         variant = Variant.of(own.gain_hh, *drawn, self.cell_clip)
         _, (h, c) = run_layer(x, own, hx, None, False, self.engine, variant)
+        kept = input.dtype if hx is None else hx[1].dtype
+        if h.dtype != kept and input.device.type == "cpu":  # under autocast, as torch.nn.LSTMCell
+            h, c = h.to(kept), c.to(kept)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
 
     def _checked(self, input: Tensor) -> Parameters:
