@@ -40,6 +40,8 @@ SPEEDS = {
     "H100": Speed(990e6, 3.3e6, 8e6, 0.23e6, 1.6, 1.1, 1.3, 0.025),
     "H200": Speed(990e6, 4.8e6, 8e6, 0.23e6, 1.6, 1.1, 1.3, 0.025),
     "B200": Speed(2250e6, 8.0e6, 10e6, 0.24e6, 1.6, 1.1, 1.2, 0.025),
+    # With sums in float32 its tensor cores do half of that.
+    "RTX 4090": Speed(330e6, 1.0e6, 5e6, 0.32e6, 1.6, 1.1, 1.3, 0.02),
 }
 # An H200 runs what is compiled for an H100, with faster memory.
 H200 = next(card for card in CARDS if card.name == "H100")._replace(name="H200")
@@ -52,6 +54,9 @@ TILE = 0.15  # microseconds for the next tile of a pipelined product to come fro
 # Between blocks of a cluster: microseconds until the first bytes arrive, and bytes per microsecond that a
 # block receives; a line through the exchange benchmark's times of 8, 16 and 32 KB.
 REMOTE, RECEIVED = 0.18, 33e3
+# Numbers of the largest tile of a persistent kernel whose product is done while the last numbers arrive: so
+# measured on an H200, where larger tiles take as much longer as their product does.
+HIDDEN = 16 * 16
 SKEW = 0.35  # microseconds that the last program publishes later, for each doubling of their number
 # Barriers of the sums after the time loop of a backward kernel.
 SUMS = 16
@@ -120,7 +125,8 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
         return Prediction(waves * chain, waves * product, traffic)
     traffic += layer.streams * programs * operand / speed.l2
     if exchange == "flags":  # with the weights in registers
-        chain = speed.flagged + SKEW * max(0, log2(columns / 8)) + GATES + sync + matrix
+        multiplied = matrix if plan.BB * plan.BH <= HIDDEN else max(matrix, flops / rate)
+        chain = speed.flagged + SKEW * max(0, log2(columns / 8)) + GATES + sync + multiplied
         # Of several batch tiles in turn a program computes the others while one is on its way.
         busy = min(chain, READ + GATES + sync + max(matrix, flops / rate))
         return Prediction(max(chain, plan.TILES * busy), 0, traffic)

@@ -7,7 +7,6 @@ Each class or function is a recipe to copy. tests/test_adapters.py runs them wit
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils.rnn import PackedSequence
@@ -25,7 +24,8 @@ class ForecastingLSTM(lstm_fused.LSTM):
     @classmethod
     def of(cls, theirs: nn.LSTM) -> "ForecastingLSTM":
         """Copy theirs, a subclass of torch.nn.LSTM with a forward of its own; peepholes start at zero."""
-        names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+        sizes = "input_size", "hidden_size", "proj_size", "num_layers"
+        names = *sizes, "bias", "batch_first", "dropout", "bidirectional"
         ours = cls(**{name: getattr(theirs, name) for name in names})
         ours.load_state_dict(theirs.state_dict(), strict=False)
         return ours.to(theirs.get_parameter("weight_hh_l0")).train(theirs.training)
@@ -43,8 +43,8 @@ class ForecastingLSTM(lstm_fused.LSTM):
     def init_hidden_state(self, x: Tensor) -> States:
         """Zero states for a batch."""
         B = x.shape[0] if self.batch_first else x.shape[1]
-        h = x.new_zeros(self.num_layers * self.num_directions, B, self.hidden_size)
-        return h, torch.zeros_like(h)
+        rows, P = self.num_layers * self.num_directions, self.proj_size or self.hidden_size
+        return x.new_zeros(rows, B, P), x.new_zeros(rows, B, self.hidden_size)
 
     def repeat_interleave(self, hidden_state: States, n_samples: int) -> States:
         """Repeat the states of each sequence."""

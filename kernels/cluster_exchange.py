@@ -10,13 +10,13 @@ warp load their operands: no two of them use the same bank. The memory is declar
 whose shared memory has no address in Gluon.
 """
 
+from lstm_fused.kernels.exchange import again_asm
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.runtime.jit import constexpr_function
 
 BLOCK = gl.constexpr(64)  # bytes
 CHUNK = gl.constexpr(16)  # bytes that a thread sends at once
-POLLS = gl.constexpr(1 << 20)  # after which a wait times out: a second or more
 
 
 @constexpr_function
@@ -50,17 +50,7 @@ mov.b32 polls, 0;
 poll:
 mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ready, [$1], $2;
 @ready bra done;
-add.u32 polls, polls, 1;
-and.b32 rest, polls, 1023;
-setp.ne.u32 more, rest, 0;
-@more bra poll;
-ld.relaxed.sys.global.b32 rest, [$4];
-setp.ne.u32 more, rest, 0;
-@more bra done;
-setp.lt.u32 more, polls, {POLLS.value};
-@more bra poll;
-st.relaxed.sys.global.b32 [$4], 1;
-done:
+{again_asm("[$4]")}
 mov.b32 $0, 0;
 }}""")
 REMOTE = gl.constexpr("mapa.shared::cluster.u32 $0, $1, $2;")

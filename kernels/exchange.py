@@ -23,6 +23,27 @@ POLLS = gl.constexpr(1 << 20)  # after which a wait times out: about a second
 
 
 @constexpr_function
+def again_asm(flag):
+    """PTX after a poll in vain: poll again, unless the wait or that of another program has timed out.
+
+    It goes on at the label poll or done, and takes the registers polls, rest and more.
+    """
+    return "\n".join([
+        "add.u32 polls, polls, 1;",
+        "and.b32 rest, polls, 1023;",
+        "setp.ne.u32 more, rest, 0;",
+        "@more bra poll;",
+        f"ld.relaxed.sys.global.b32 rest, {flag};",
+        "setp.ne.u32 more, rest, 0;",
+        "@more bra done;",
+        f"setp.lt.u32 more, polls, {POLLS.value};",
+        "@more bra poll;",
+        f"st.relaxed.sys.global.b32 {flag}, 1;",
+        "done:",
+    ])  # fmt: skip
+
+
+@constexpr_function
 def poll_asm(pieces, elements, contiguous, size, native):
     """PTX that loads tensors, 16 or 8 bytes a load, until no number in them is all ones.
 
@@ -59,7 +80,6 @@ def poll_asm(pieces, elements, contiguous, size, native):
         ]
     else:
         test = ["and.b32 rest, most, -2147450880;", "setp.ne.u32 stale, rest, 0;"]
-    flag = f"[${outputs + pieces * elements}]"
     return "\n".join([
         "{",
         ".reg .pred stale, more;",
@@ -71,17 +91,7 @@ def poll_asm(pieces, elements, contiguous, size, native):
         *merge,
         *test,
         "@!stale bra done;",
-        "add.u32 polls, polls, 1;",
-        "and.b32 rest, polls, 1023;",
-        "setp.ne.u32 more, rest, 0;",
-        "@more bra poll;",
-        f"ld.relaxed.sys.global.b32 rest, {flag};",
-        "setp.ne.u32 more, rest, 0;",
-        "@more bra done;",
-        f"setp.lt.u32 more, polls, {POLLS.value};",
-        "@more bra poll;",
-        f"st.relaxed.sys.global.b32 {flag}, 1;",
-        "done:",
+        again_asm(f"[${outputs + pieces * elements}]"),
         "}",
     ])  # fmt: skip
 

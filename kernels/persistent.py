@@ -86,8 +86,11 @@ def plans(layer: Layer) -> Iterator[Plan]:
         if layer.dtype.itemsize == 2 and terms(plan, layer) % 64 == 0:
             plan = replace(plan, BK=64)  # so that a thread loads 16 bytes at once
         pieces = terms(plan, layer) // plan.BK
-        if rounds > 1 or pieces <= most_at_once:
-            yield replace(plan, PIECES=-(-pieces // rounds), TILES=turns)
+        if rounds == 1 and pieces > most_at_once:
+            continue
+        at_once = -(-pieces // rounds)
+        if rounds == 1 or at_once < -(-pieces // (rounds - 1)):
+            yield replace(plan, PIECES=at_once, TILES=turns)
 
 
 def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:

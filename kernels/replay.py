@@ -16,18 +16,16 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from lstm_fused.kernels import runtime
 from lstm_fused.kernels.table import ADDRESSES, NUMBERS, lstm_advance_kernel, lstm_table_kernel
 from torch import Tensor
 
 KEPT = 64  # layers and streams whose graphs are kept
 LONGEST = 64  # steps of the longest graph; the others have half of that, a quarter and so on
-RELAXED = 2  # the capture mode that forbids a thread nothing
-NON_BLOCKING = 1  # a stream that does not synchronize with the default one
 
 
 class Launch(NamedTuple):
@@ -166,70 +164,39 @@ class Graph:
 
     def __init__(self, steps: Steps, size: int, table: Tensor) -> None:
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-        with relaxed():
-            stream = own_stream(table.device)
-            with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=table.device)):
-                runtime("StreamBeginCapture", ctypes.c_void_p(stream), ctypes.c_int(RELAXED))
+        own = own_stream(table.device)
+        stream = ctypes.c_void_p(own.cuda_stream)
+        with runtime.relaxed():
+            with torch.cuda.stream(own):
+                runtime.call("StreamBeginCapture", stream, ctypes.c_int(runtime.RELAXED))
                 try:
                     steps.launch(table, size)
                     lstm_advance_kernel[(1,)](table, size)
                 finally:
-                    runtime("StreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
+                    runtime.call("StreamEndCapture", stream, ctypes.byref(graph))
             try:
                 flags = ctypes.c_ulonglong(0)
-                runtime("GraphInstantiateWithFlags", ctypes.byref(executable), graph, flags)
+                runtime.call("GraphInstantiateWithFlags", ctypes.byref(executable), graph, flags)
             finally:
-                runtime("GraphDestroy", graph)
+                runtime.call("GraphDestroy", graph)
         self.executable = executable
         weakref.finalize(self, destroy, executable).atexit = False
 
     def replay(self, stream: int) -> None:
         """Launch the graph on a stream."""
-        runtime("GraphLaunch", self.executable, ctypes.c_void_p(stream))
+        runtime.call("GraphLaunch", self.executable, ctypes.c_void_p(stream))
 
 
 def destroy(executable: ctypes.c_void_p) -> None:
     """Destroy a graph; one that runs is destroyed when it is done."""
-    with relaxed():
-        runtime("GraphExecDestroy", executable)
-
-
-@contextmanager
-def relaxed() -> Iterator[None]:
-    """Calls of this thread neither fail because of another thread's capture nor invalidate it."""
-    mode = ctypes.c_int(RELAXED)
-    runtime("ThreadExchangeStreamCaptureMode", ctypes.byref(mode))  # mode is now the previous one
-    try:
-        yield
-    finally:
-        runtime("ThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+    with runtime.relaxed():
+        runtime.call("GraphExecDestroy", executable)
 
 
 @cache
-def own_stream(device: torch.device) -> int:
-    """A stream to record on, where nothing ever runs; PyTorch's streams are from a pool that users share."""
-    stream = ctypes.c_void_p()
-    runtime("StreamCreateWithFlags", ctypes.byref(stream), ctypes.c_uint(NON_BLOCKING))
-    return int(stream.value or 0)
-
-
-@cache
-def library() -> tuple[ctypes.CDLL, str]:
-    """The CUDA or HIP runtime that PyTorch has loaded, and the prefix of its functions."""
-    return ctypes.CDLL(torch._C.__file__), "cuda" if torch.version.hip is None else "hip"
-
-
-def runtime(name: str, *arguments: Any) -> None:
-    """Call a function of the runtime.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    loaded, prefix = library()
-    code = loaded[prefix + name](*arguments)
-    if code != 0:
-        loaded[prefix + "GetLastError"]()  # or PyTorch would report the error as its own
-        raise RuntimeError(f"{prefix}{name}: error {code}")
+def own_stream(device: torch.device) -> torch.cuda.ExternalStream:
+    """A stream to record on, where nothing ever runs."""
+    return runtime.new_stream(device)
 
 
 _recorded: OrderedDict[Hashable, Recorded] = OrderedDict()

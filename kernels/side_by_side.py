@@ -18,7 +18,7 @@ SIDE_BY_SIDE_TESTED: tuple[str, ...] = ()
 
 # Up to this H programs for half of an A100 may take more batch tiles in turn than those for the whole card
 # and still gain by it: predicted, not measured.
-MOST_IN_TURN = 64
+MOST_IN_TURN = 128
 
 # Decisions of earlier calls.
 _decided: dict[Hashable, bool] = {}

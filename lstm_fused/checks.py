@@ -52,14 +52,19 @@ def not_dense(argument: str, tensor: Tensor) -> Exception:
     return bad(argument, "a dense tensor", f"a {kind} one")
 
 
-def check_input(input: object, ranks: tuple[int, ...], meaning: str, input_size: int) -> None:
-    """Check that the input is a floating-point tensor of one of these ranks with ``input_size`` features."""
-    if not isinstance(input, Tensor):
-        raise bad_type("input", f"a tensor {meaning}", type(input).__name__)
+def check_kind(input: Tensor) -> None:
+    """Check that the input is dense and of a floating-point dtype."""
     if input.layout is not torch.strided or input.is_nested:
         raise not_dense("input", input)
     if not input.is_floating_point():
         raise bad("input", "a floating-point dtype", input.dtype)
+
+
+def check_input(input: object, ranks: tuple[int, ...], meaning: str, input_size: int) -> None:
+    """Check that the input is a floating-point tensor of one of these ranks with ``input_size`` features."""
+    if not isinstance(input, Tensor):
+        raise bad_type("input", f"a tensor {meaning}", type(input).__name__)
+    check_kind(input)
     if input.dim() not in ranks:
         raise bad("input", f"a tensor {meaning}", f"shape {tuple(input.shape)}")
     if input.shape[-1] != input_size:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+from lstm_fused.kernels import runtime
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -138,7 +139,8 @@ def watched(monkeypatch: pytest.MonkeyPatch, noting: bool = True):
         patch.setattr(streams, "_partners", {})
         patch.setattr(torch.cuda, "current_stream", lambda device=None: watch.current)
         patch.setattr(torch.cuda, "stream", stream)
-        patch.setattr(torch.cuda, "Stream", Stream)
+        patch.setattr(torch.cuda, "Stream", None)  # from PyTorch's pool, where users have theirs from
+        patch.setattr(runtime, "new_stream", Stream)
         patch.setattr(
             torch.Tensor, "record_stream", lambda tensor, stream: watch.record_stream(tensor, stream)
         )

@@ -44,6 +44,18 @@ def test_lengths_may_be_in_any_order_and_zero(batch_first):
     assert module.repeat_interleave(states, 2)[0].shape == (2, 8, 7)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_a_projection_is_copied_too():
+    theirs = Theirs(5, 7, 2, bidirectional=True, proj_size=3, dtype=F64)
+    module = ForecastingLSTM.of(theirs)
+    x = X.transpose(0, 1)
+    start = module.init_hidden_state(x)
+    assert [state.shape for state in start] == [(4, 4, 3), (4, 4, 7)]
+    found, expected = module(x, start), nn.LSTM.forward(theirs, x, start)
+    torch.testing.assert_close(found[0], expected[0])
+    assert module.repeat_interleave(found[1], 2)[0].shape == (4, 8, 3)
+
+
 def test_per_sample_gradients_are_those_of_a_loop():
     module, dy = (
         LSTM(5, 7, 2, bidirectional=True, batch_first=True, dtype=F64),

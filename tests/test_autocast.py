@@ -1,9 +1,12 @@
 """Autocast: layers cast their inputs, sum in float32 and return gradients in the parameters' dtype."""
 
+from itertools import product
+
 import pytest
 import torch
 from cases import DEVICE
 from harness import ENGINES_HERE, pack_sequence
+from torch import nn
 
 import lstm_fused
 from lstm_fused import LSTM, LSTMCell, functional
@@ -79,7 +82,7 @@ def test_inputs_may_have_any_smaller_dtype(dtype):
         assert torch.equal(module(x)[0], module(x.to(dtype))[0])
         assert module(x, hx)[0].dtype == dtype
         h, c = LSTMCell(5, 7)(x[0], (hx[0][0], hx[1][0]))
-        assert h.dtype == c.dtype == dtype
+        assert h.dtype == c.dtype == (torch.float32 if DEVICE == "cpu" else dtype)
         packed, _ = module(pack_sequence([x[:, 0], x[:2, 1]]))
         assert packed.data.dtype == dtype
         y, _ = lstm_fused.lstm(x, module.weight_ih_l0, module.weight_hh_l0.to(dtype))
@@ -103,3 +106,18 @@ def test_the_engine_is_chosen_for_the_autocast_dtype(monkeypatch):
     with torch.autocast(DEVICE, torch.float16):
         LSTM(5, 7, engine="cpp")(x := torch.zeros(4, 3, 5))
     assert asked == [("cpp", x.device, torch.float16, PLAIN)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_cell_on_the_cpu_returns_the_dtypes_of_torchs(dtype):
+    ours, theirs = LSTMCell(5, 7, dtype=dtype), nn.LSTMCell(5, 7, dtype=dtype)
+    kinds = torch.float32, torch.bfloat16
+    for of_x, of_c in product(kinds, (None, *kinds)):
+        x = torch.randn(3, 5, dtype=of_x)
+        for of_h in kinds if of_c else (None,):
+            hx = None if of_c is None else (torch.zeros(3, 7, dtype=of_h), torch.zeros(3, 7, dtype=of_c))
+            with torch.autocast("cpu", torch.bfloat16):
+                found, wanted = ours(x, hx), theirs(x, hx)
+                alone = ours(x[0], hx and (hx[0][0], hx[1][0]))
+            given = [state.dtype for state in (*found, *alone)]
+            assert given == [state.dtype for state in wanted] * 2, (of_x, of_h, of_c)

@@ -23,16 +23,37 @@ def test_the_choice_has_a_name_and_a_reason(make):
     x = X if make is LSTM else X[0]
     found = make(5, 7).engine_for(x)
     assert found == lstm_fused.Choice("cpp", cpp.isa(), {}, False) and str(found) == f"cpp ({cpp.isa()})"
-    found = make(5, 7).engine_for(x.half())
+    found = make(5, 7, dtype=torch.float16).engine_for(x.half())
     assert found.engine == "reference" and str(found) == f"reference, because {NOT_FLOAT16}"
     assert str(make(5, 7, engine="reference").engine_for(x)) == "reference, as engine='reference' says"
     with torch.autocast("cpu", torch.float16):
         assert make(5, 7).engine_for(x).engine == "reference"
-        assert make(5, 7).engine_for(x.double()).engine == "cpp"
+        assert make(5, 7, dtype=torch.float64).engine_for(x.double()).engine == "cpp"
     with pytest.raises(RuntimeError, match="engine 'cpp' cannot serve float16 on cpu"):
-        make(5, 7, engine="cpp").engine_for(x.half())
+        make(5, 7, engine="cpp", dtype=torch.float16).engine_for(x.half())
     with pytest.raises(ArgumentError, match="input: expected a tensor or a PackedSequence, got list"):
         make(5, 7).engine_for([x])
+
+
+@pytest.mark.parametrize("make", [LSTM, LSTMCell])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(torch.Tensor.double, torch.Tensor.long, torch.Tensor.to_sparse, lambda x: x.to("meta")),
+        lambda x: x[0].to_sparse_csr() if x.dim() == 3 else x.to_sparse_csr(),
+        lambda x: torch.nested.nested_tensor([x, x]),
+    ],
+    ids=["float64", "int64", "sparse", "meta", "csr", "nested"],
+)
+@pytest.mark.filterwarnings("ignore:.*prototype:UserWarning", "ignore:.*beta state:UserWarning")
+def test_what_forward_refuses_has_no_engine(change, make):
+    module, x = make(5, 7), change(X if make is LSTM else X[0])
+    said = set()
+    for refusing in (module, module.engine_for):
+        with pytest.raises(ArgumentError) as error:
+            refusing(x)
+        said.add(str(error.value))
+    assert len(said) == 1
 
 
 @needs_cpp

@@ -23,17 +23,23 @@ def torchrun(*command):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    out = tmp_path_factory.mktemp("gradients") / "gradients.pt"
+    out = tmp_path_factory.mktemp("states") / "states.pt"
     torchrun(distributed_worker.__file__, str(out))
     return torch.load(out)
 
 
-@pytest.mark.parametrize("way", ["DDP", "FSDP2"])
-def test_gradients_equal_those_of_one_process(found, way):
-    expected = distributed_worker.gradients(distributed_worker.make_model(), *distributed_worker.make_batch())
-    assert found[way].keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[way][name], gradient, rtol=1e-10, atol=1e-12)
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained peepholes", "frozen peepholes"])
+@pytest.mark.parametrize("way", distributed_worker.WAYS)
+def test_a_step_equals_that_of_one_process_and_its_state_dict_loads(found, way, frozen):
+    state, loaded = found[way, frozen]
+    model = distributed_worker.make_model(frozen)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    distributed_worker.step(model, *distributed_worker.make_batch())
+    assert state.keys() == loaded.keys() == before.keys()
+    for name, expected in model.state_dict().items():
+        torch.testing.assert_close(state[name], expected, rtol=1e-10, atol=1e-12)
+        assert torch.equal(state[name], before[name]) == (frozen and "peephole" in name), name
+        assert torch.equal(state[name], loaded[name]), name
 
 
 def test_the_example_trains_in_two_processes_like_in_one(tmp_path):

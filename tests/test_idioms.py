@@ -34,6 +34,30 @@ def test_weights_are_listed_as_in_torch(options):
         assert own[: len(given)] == given and [n[:15] for n in own[len(given) :]] == ["weight_peephole"]
 
 
+@each_option
+def test_flat_weights_may_be_set(options):
+    """The idiom of code that has replaced weights of torch.nn.LSTM; theirs computes with the list."""
+    for module in (nn.LSTM(5, 7, **options), LSTM(5, 7, **options)):
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+        module.weight_hh_l0 = nn.Parameter(torch.zeros_like(module.weight_hh_l0))
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+        assert module._flat_weights[1] is module.weight_hh_l0
+    held, others = list(module.parameters()), list(LSTM(5, 7, **options).parameters())
+    module._flat_weights = others
+    assert all(a is b for a, b in zip(module.parameters(), others, strict=True))
+    with pytest.raises(ArgumentError, match="_flat_weights: expected the attribute weight_ih_l0, or a param"):
+        module._flat_weights = [others[0] * 2, *held[1:]]
+    with pytest.raises(ArgumentError, match=f"expected the attribute {module._flat_weights_names[-1]}, or"):
+        module._flat_weights = [*held[:-1], others[-1] * 2]
+    with pytest.raises(ArgumentError, match=f"_flat_weights: expected {len(held)} tensors, of weight_ih_"):
+        module._flat_weights = held[:-1]
+    assert all(a is b for a, b in zip(module.parameters(), others, strict=True))
+    del module.weight_hh_l0
+    module.weight_hh_l0 = dropped = others[1] * 0.5
+    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    assert module._flat_weights[1] is dropped
+
+
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @each_option
 def test_methods_answer_as_those_of_torch(options):

@@ -134,17 +134,21 @@ def test_what_fails_leaves_no_stream_behind(monkeypatch, pays):
             assert watch.current is watch.main and streams.STATE.launches == 1
 
 
-def test_streams_have_partners(monkeypatch):
+def test_streams_have_partners_that_no_user_has(monkeypatch):
     with watched(monkeypatch) as watch:
         other = Stream(CPU, priority=-1)
         partner = streams.partner(other)
         assert partner is streams.partner(other) and partner.priority == -1
         assert len({watch.main, streams.partner(watch.main), other, partner}) == 4
-        # PyTorch's pool goes round and round.
-        pool = iter((other, Stream()))
-        monkeypatch.setattr(torch.cuda, "Stream", lambda *_, **__: next(pool))
-        streams._partners.clear()
-        assert streams.partner(other) is not other
+
+
+def test_a_backward_pass_may_follow_where_a_tensor_needs_a_gradient():
+    module, x, lengths, hx = problem(layer_norm=True)
+    module.requires_grad_(False)
+    without = (x.detach(), tuple(module.parameters()), None, lengths, True)
+    assert not streams.needs_gradient(without)
+    for given in (x, (x.detach(), hx), tuple(problem()[0].parameters())):
+        assert streams.needs_gradient((without, (given, *without)))
 
 
 def test_each_thread_shares_for_itself():

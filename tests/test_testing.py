@@ -118,9 +118,21 @@ def test_a_check_of_nothing_is_refused():
     for nothing in ({"cases": []}, {"dtypes": []}):
         with pytest.raises(ArgumentError, match="expected some that the engine computes, got none"):
             assert_engine_matches_reference(doubled, **nothing)
-    for engine, dtype in (("cpp", torch.float16), ("reference", torch.int32)):
-        with pytest.raises(RuntimeError, match="cannot serve"):
-            assert_engine_matches_reference(engine, dtypes=[dtype])
+    with pytest.raises(RuntimeError, match="cannot serve"):
+        assert_engine_matches_reference("cpp", dtypes=[torch.float16])
+    for engine in (doubled, "reference"):
+        with pytest.raises(ArgumentError, match=r"dtypes: expected floating-point dtypes, got torch\.int64"):
+            assert_engine_matches_reference(engine, dtypes=[torch.float32, torch.int64])
+
+
+def test_what_goes_wrong_after_many_steps_is_found():
+    def late(**arguments):
+        y, states = lstm(**arguments)
+        return torch.cat((y[:128], 1.01 * y[128:])), states
+
+    with pytest.raises(AssertionError) as found:
+        assert_engine_matches_reference(late, dtypes=[torch.float32])
+    assert all(line.startswith("many steps") for line in str(found.value).splitlines())
 
 
 def test_wrong_derivatives_are_found(monkeypatch):

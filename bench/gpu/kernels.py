@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from math import inf
-from unittest.mock import patch
 
 import torch
 from lstm_fused.kernels import choose, guard
 
 from lstm_fused.autograd.operators import backward_op, forward_op
 from lstm_fused.backends.triton import INTERPRETED
-from lstm_fused.contract import OutputGradients, Outputs, flatten
+from lstm_fused.contract import Inputs, OutputGradients, Outputs, Saved, flatten
 from tests.cases import Case, layer_inputs, layer_saved, make_tensors
 
 Calls = dict[str, Callable[[], object]]
@@ -41,16 +39,46 @@ def timed(call: Callable[[], object], device: str) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
+def problem(case: Case, dtype: torch.dtype, device: str) -> tuple[Inputs, Saved, OutputGradients]:
+    """What the layer's two directions take."""
+    inputs = layer_inputs(make_tensors(case, dtype, device=device))
+    out = Outputs(*forward_op["reference"](*flatten(inputs)))
+    return inputs, layer_saved(inputs, out), OutputGradients(*out[:3])
+
+
 def operators(case: Case, dtype: torch.dtype, device: str) -> Calls:
     """The layer's two directions, to be called again and again."""
-    inputs = layer_inputs(make_tensors(case, dtype, device=device))
-    takes = flatten(inputs)
-    out = Outputs(*forward_op["reference"](*takes))
-    saved = flatten(OutputGradients(*out[:3]), layer_saved(inputs, out))
+    inputs, saved, douts = problem(case, dtype, device)
+    takes, takes_back = flatten(inputs), flatten(douts, saved)
     return {
         "forward": lambda: forward_op["triton"](*takes),
-        "backward": lambda: backward_op["triton"](*saved),
+        "backward": lambda: backward_op["triton"](*takes_back),
     }
+
+
+def one_tile_at_a_time(
+    case: Case, dtype: torch.dtype, direction: str, device: str
+) -> Callable[[], object] | None:
+    """A call of the persistent kernel whose programs take no batch tiles in turn, so with more launches.
+
+    None where they would take none in turn anyway.
+    """
+    layer = choose.Layer(direction, case.H, case.B, dtype, choose.precision())
+    plans = choose.fitting("persistent", layer, choose.card_at(torch.device(device)))
+    if not plans or plans[0].TILES == 1:
+        return None
+    plan = next(plan for plan in plans if plan.TILES == 1)
+    verdict = guard.judge(plan, layer, torch.device(device))
+    inputs, *saved = problem(case, dtype, device)
+
+    def call() -> object:
+        if verdict is None or not verdict.right:
+            raise RuntimeError(f"one tile at a time: {verdict and verdict.said}")
+        with torch.no_grad():
+            forward = direction == "forward"
+            return plan.launch.forward(inputs, plan) if forward else plan.launch.backward(*saved, plan)
+
+    return call
 
 
 def kernel_times(
@@ -91,23 +119,6 @@ def tf32() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def one_tile_at_a_time() -> Iterator[None]:
-    """Let no program take batch tiles in turn: a batch that does not fit comes in more launches."""
-    with patch.dict(choose.IN_TURN, {turns: inf for turns in choose.IN_TURN if turns > 1}):
-        forget()
-        try:
-            yield
-        finally:
-            forget()
-
-
-def forget() -> None:
-    """Forget which plans were chosen."""
-    choose.choose.cache_clear()
-    guard._decided.clear()
 
 
 @contextmanager

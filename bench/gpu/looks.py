@@ -210,24 +210,17 @@ def numbers(
         steps = replace(case, T=min(case.T, 256))
         for direction, call in operators(steps, dtype, device).items():
             times, problems = kernel_times(call, device, *((3, 0.0) if small else (5, 0.1)), without)
-            if takes_turns(steps, dtype, direction, device):
-                with one_tile_at_a_time():
-                    others = [kernel for kernel in choose.KERNELS if kernel != "persistent"]
-                    alone, _ = kernel_times(call, device, 5, 0.1, others)
-                times |= {f"{kernel}, one tile at a time": time for kernel, time in alone.items()}
+            if (alone := one_tile_at_a_time(steps, dtype, direction, device)) is not None:
+                others = [kernel for kernel in choose.KERNELS if kernel != "persistent"]
+                more, wrong = kernel_times(alone, device, 5, 0.1, others)
+                times |= {f"{kernel}, one tile at a time": time for kernel, time in more.items()}
+                problems |= {f"{kernel}, one tile at a time": why for kernel, why in wrong.items()}
             times = {kernel: time / steps.T for kernel, time in times.items()}
             found = {"direction": direction, "microseconds": times, "problems": problems}
             rows.add("kernels", shape=shape, dtype=short(dtype), **found)
             shown = ", ".join(f"{kernel} {time:.2f}" for kernel, time in times.items())
             say(f"{direction} us per step: {shown} {problems or ''}")
     return all("cannot run" in reason for reason in refused.values())
-
-
-def takes_turns(case: Case, dtype: torch.dtype, direction: str, device: str) -> bool:
-    """Whether programs of the persistent kernel take batch tiles in turn here."""
-    layer = choose.Layer(direction, case.H, case.B, dtype, choose.precision())
-    plans = choose.fitting("persistent", layer, choose.card_at(torch.device(device)))
-    return bool(plans) and plans[0].TILES > 1
 
 
 def profile(device: str, small: bool, plain: bool) -> bool:

@@ -31,6 +31,7 @@ class State(threading.local):
     """State of this thread."""
 
     launches = 1  # how many launches share the card
+    given = False  # whether `sharing` says so, rather than `pay`
 
 
 STATE = State()
@@ -38,15 +39,18 @@ STATE = State()
 
 @contextmanager
 def sharing(launches: int) -> Iterator[None]:
-    """Plan the launches of this thread for their share of the card."""
-    before, STATE.launches = STATE.launches, launches
+    """Plan the launches of this thread for their share of the card, and make them one after the other."""
+    before = STATE.launches, STATE.given
+    STATE.launches, STATE.given = launches, True
     try:
         yield
     finally:
-        STATE.launches = before
+        STATE.launches, STATE.given = before
 
 
-def pay(engine: str | None, x: Tensor, H: int, P: int, variant: Variant) -> bool:
+def pay(
+    engine: str | None, x: Tensor, H: int, P: int, variant: Variant, calls: list[tuple[Any, ...]]
+) -> bool:
     """Whether both directions of a layer are to run at the same time.
 
     Args:
@@ -55,6 +59,7 @@ def pay(engine: str | None, x: Tensor, H: int, P: int, variant: Variant) -> bool
         H: hidden size.
         P: size of a projected h, 0 without a projection.
         variant: options of the recurrence.
+        calls: the arguments of each direction; a backward pass may follow if one of them needs a gradient.
     """
     if not possible(x):
         return False
@@ -63,18 +68,27 @@ def pay(engine: str | None, x: Tensor, H: int, P: int, variant: Variant) -> bool
         return False
     from lstm_fused.kernels import side_by_side
 
-    sizes, varied, backward = (H, x.shape[1], P), variant is not PLAIN, torch.is_grad_enabled()
+    sizes, varied = (H, x.shape[1], P), variant is not PLAIN
+    backward = torch.is_grad_enabled() and needs_gradient(tuple(calls))
     found: bool = side_by_side.side_by_side(engine is None, x.device, dtype, sizes, varied, backward)
     return found
+
+
+def needs_gradient(value: Any) -> bool:
+    """Whether a tensor in the value or in its tuples requires a gradient."""
+    if isinstance(value, Tensor):
+        return value.requires_grad
+    return isinstance(value, tuple) and any(map(needs_gradient, value))
 
 
 def possible(x: Tensor) -> bool:
     """Whether streams can be used in this call, and there are enough steps.
 
-    Not while the call is recorded or transformed. Nor with hooks on saved tensors, which a checkpoint has:
-    they may compute on the stream of one direction what the other one reads.
+    Not where `sharing` plans the launches, nor while the call is recorded or transformed. Nor with hooks on
+    saved tensors, which a checkpoint has: they may compute on the stream of one direction what the other one
+    reads.
     """
-    if x.device.type != DEVICE or not tracing.has_values(x) or tracing.watched():
+    if STATE.given or x.device.type != DEVICE or not tracing.has_values(x) or tracing.watched():
         return False
     if len(x) < LEAST_STEPS or 0 in x.shape or forward_ad._current_level >= 0:
         return False
@@ -136,9 +150,9 @@ def partner(stream: torch.cuda.Stream) -> torch.cuda.Stream:
     """The stream beside another one, always the same: memory and graphs of step kernels are by stream."""
     key = stream.device, stream.cuda_stream
     if key not in _partners:
-        found = torch.cuda.Stream(stream.device, priority=stream.priority)
-        while found == stream:  # both are of PyTorch's pool
-            found = torch.cuda.Stream(stream.device, priority=stream.priority)
+        from lstm_fused.kernels import runtime
+
+        found = runtime.new_stream(stream.device, stream.priority)
         _partners.setdefault(key, found)  # another thread may have come first
     return _partners[key]
 

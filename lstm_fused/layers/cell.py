@@ -141,7 +141,8 @@ class LSTMCell(WithOptions):
             hx: the previous states h and c, each of shape (B, H) or (H,); zeros by default.
 
         Returns:
-            The new states h and c, shaped as hx.
+            The new states h and c, shaped as hx. Under autocast they have the dtype that torch.nn.LSTMCell
+            gives them: on a CPU that of the previous c, or of input without hx; elsewhere autocast's.
 
         Raises:
             ArgumentError: an argument has the wrong rank, size, dtype or device.
@@ -185,7 +186,7 @@ class LSTMCell(WithOptions):
             shape = (*input.shape[:-1], self.hidden_size)
             meaning = "(hidden_size,)" if input.dim() == 1 else "(B, hidden_size)"
             check_states(hx, (shape, shape), (meaning, meaning), input)
-        return self._own(self._shapes, input)
+        return self._checked(input)
 
     def _step(self, input: Tensor, hx: States | None, own: Parameters) -> States:
         """Take a step with these parameters."""
@@ -197,7 +198,13 @@ class LSTMCell(WithOptions):
         drawn = masks.draw(x, H, H, 0.0, self.zoneout_h, self.zoneout_c, self.training)
         variant = Variant.of(own.gain_hh, *drawn, self.cell_clip)
         _, (h, c) = run_layer(x, own, hx, None, False, self.engine, variant)
+        kept = input.dtype if hx is None else hx[1].dtype
+        if h.dtype != kept and input.device.type == "cpu":  # under autocast, as torch.nn.LSTMCell
+            h, c = h.to(kept), c.to(kept)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
+
+    def _checked(self, input: Tensor) -> Parameters:
+        return self._own(self._shapes, input)
 
     def _parameters_of(self) -> Parameters:
         """The parameters as engines take them, with coupled gates expanded to all four."""

@@ -5,10 +5,12 @@ TorchDynamo refuses modules that are instances of `torch.nn.LSTM` (tests/test_id
 `LSTM` derives from neither.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lstm_fused.errors import bad, bad_type
 from lstm_fused.layers import parameters
 
 
@@ -54,6 +56,26 @@ class TorchIdioms:
     def _flat_weights(self) -> list[Tensor]:
         """`all_weights` in one list."""
         return [weight for weights in self.all_weights for weight in weights]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: Sequence[Tensor]) -> None:
+        """Register the parameters among these tensors that are not yet the attributes of their names.
+
+        torch.nn.LSTM computes with this list, but this layer with its attributes. Another tensor becomes one
+        of those if the parameter of its name is deleted first.
+        """
+        names = self._flat_weights_names
+        if len(weights) != len(names):
+            raise bad("_flat_weights", f"{len(names)} tensors, of {', '.join(names)}", len(weights))
+        pairs = zip(names, weights, strict=True)
+        new = {name: weight for name, weight in pairs if weight is not getattr(self, name)}
+        for name, weight in new.items():
+            if not isinstance(weight, nn.Parameter):
+                raise bad_type(
+                    "_flat_weights", f"the attribute {name}, or a parameter", type(weight).__name__
+                )
+        for name, weight in new.items():
+            setattr(self, name, weight)
 
     @property
     def _flat_weights_names(self) -> list[str]:

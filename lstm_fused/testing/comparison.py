@@ -55,7 +55,8 @@ def assert_engine_matches_reference(
 
     Raises:
         AssertionError: a result is wrong, or a case fails with an error; the message lists all of them.
-        ArgumentError: no engine has that name, or there is nothing to check.
+        ArgumentError: no engine has that name, a dtype is not a floating-point one, or there is nothing to
+            check.
         RuntimeError: the named engine cannot run on this device, or not in one of the dtypes.
 
     Example:
@@ -79,10 +80,13 @@ def comparisons(
     cases = tuple(cases)  # a generator serves one dtype only
     if dtypes is None:
         dtypes = default_dtypes(engine, device)
-    elif isinstance(engine, str):
+    else:
         dtypes = tuple(dtypes)
         for dtype in dtypes:
-            table.select(engine, device, dtype)  # raises if the engine cannot run it on this device
+            if not dtype.is_floating_point:
+                raise bad("dtypes", "floating-point dtypes", dtype)
+            if isinstance(engine, str):
+                table.select(engine, device, dtype)  # raises if the engine cannot run it on this device
     checks = [
         Check(f"{case.name}, {table.short(dtype)}", partial(compare, engine, case, dtype, device))
         for dtype in dtypes

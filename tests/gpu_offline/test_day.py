@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from lstm_fused.kernels import choose
+from cases import Case
+from lstm_fused.kernels import choose, guard, launch, verdicts
 from triton.experimental.gluon._runtime import GluonJITFunction
 
 from bench.gpu import jobs, kernels, looks, speed, stages, tables
@@ -199,18 +201,27 @@ def test_numbers_become_a_page(tmp_path):
     assert not [path for path in out.iterdir() if path.is_dir()] and len(list(out.iterdir())) <= 8
 
 
-def test_tiles_in_turn_are_timed_against_one_tile_at_a_time(monkeypatch):
-    card = choose.CARDS[1]
-    monkeypatch.setattr(choose, "card_at", lambda device: card)
-    name = stages.SIZES[-1]  # which does not fit on an H100 at once
-    case = next(case for case in speed.SIZES if case.name == name)
-    assert looks.takes_turns(case, torch.bfloat16, "forward", "cpu")
-    layer = choose.Layer("forward", case.H, case.B, torch.bfloat16, "ieee")
-    assert choose.choose(layer, card, "persistent").TILES > 1
-    with kernels.one_tile_at_a_time():
-        assert choose.choose(layer, card, "persistent").TILES == 1
-        assert not looks.takes_turns(case, torch.bfloat16, "forward", "cpu")
-    assert choose.choose(layer, card, "persistent").TILES > 1
+@pytest.mark.parametrize(("direction", "H"), [("forward", 512), ("backward", 650)])
+def test_tiles_in_turn_are_timed_against_one_tile_at_a_time(direction, H, monkeypatch):
+    monkeypatch.setattr(choose, "card_at", lambda device: choose.CARDS[1])
+    large = Case("does not fit on an H100 at once", T=2, B=128, I=3, H=H)
+    launched, judged = [], []
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(launch, name, lambda *given, name=name: launched.append((name, given[-1])))
+    verdict = verdicts.Verdict(True, "right")
+    monkeypatch.setattr(guard, "judge", lambda plan, *_: judged.append(plan) or verdict)
+    call = kernels.one_tile_at_a_time(large, torch.bfloat16, direction, "cpu")
+    call()
+    layer = choose.Layer(direction, large.H, large.B, torch.bfloat16, "ieee")
+    assert choose.choose(layer, choose.CARDS[1], "persistent").TILES > 1
+    ((ran, plan),) = launched
+    assert (ran, plan.TILES, [plan]) == (direction, 1, judged) and choose.launches(plan, layer) > 1
+    verdict = verdicts.Verdict(False, "off by 3")
+    with pytest.raises(RuntimeError, match="off by 3"):
+        kernels.one_tile_at_a_time(large, torch.bfloat16, direction, "cpu")()
+    assert len(launched) == 1
+    small = replace(large, B=16)
+    assert kernels.one_tile_at_a_time(small, torch.bfloat16, direction, "cpu") is None
 
 
 def test_times_of_a_race_that_was_cut_short_are_kept():

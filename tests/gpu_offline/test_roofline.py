@@ -6,12 +6,17 @@ from itertools import product
 import pytest
 import torch
 from lstm_fused.kernels.choose import CHOICES, Layer, choose, fitting, launches
-from lstm_fused.kernels.plan import IN_TURN
+from lstm_fused.kernels.guard import default_kernels
+from lstm_fused.kernels.plan import CARDS, IN_TURN
 from lstm_fused.kernels.side_by_side import pays_side_by_side
 
 from bench.roofline import PREDICTED, PUBLIC, both_directions, predict_all, sequence
 
-H100, H200 = PREDICTED["H100"], PREDICTED["H200"]
+H100, H200, RTX_4090 = PREDICTED["H100"], PREDICTED["H200"], PREDICTED["RTX 4090"]
+# The cards that the choice among kernels whose programs wait for one another was made for. On an RTX 4090
+# those run by name only, and predictions say that the step kernel is up to 1.4 times as slow (H = 1024, B =
+# 512).
+WAITING_CHOSEN = {name: card for name, card in PREDICTED.items() if card != RTX_4090}
 
 
 def test_at_most_half_again_as_long_as_cudnn():
@@ -33,9 +38,10 @@ def test_ahead_of_flash_rnn(H):
 def test_no_other_kernel_would_be_much_faster(card, direction):
     for H, B in product((32, 64, 128, 256, 512, 768, 1024), (16, 64, 256, 512, 1024)):
         layer = Layer(direction, H, B, torch.bfloat16, "tf32")
-        plans = [plans[0] for kernel in CHOICES if (plans := fitting(kernel, layer, card))]
+        kernels = default_kernels(card) if card == RTX_4090 else CHOICES
+        plans = [plans[0] for kernel in kernels if (plans := fitting(kernel, layer, card))]
         best = min(predict_all(plan, layer, card) for plan in plans)
-        assert predict_all(choose(layer, card), layer, card) <= 1.25 * best, layer
+        assert predict_all(choose(layer, card, among=kernels), layer, card) <= 1.25 * best, layer
 
 
 def test_a_batch_too_large_at_once_comes_in_several_launches():
@@ -51,7 +57,7 @@ def test_a_batch_too_large_at_once_comes_in_several_launches():
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("card", PREDICTED.values(), ids=list(PREDICTED))
+@pytest.mark.parametrize("card", WAITING_CHOSEN.values(), ids=list(WAITING_CHOSEN))
 def test_tiles_in_turn_take_less_time_than_launches_in_turn(card, direction):
     gains, factors = {}, {}
     for H, B in product((32, 64, 128, 256, 512, 650, 768, 1024), (16, 32, 64, 128, 256, 512, 1024)):
@@ -74,7 +80,7 @@ def test_tiles_in_turn_take_less_time_than_launches_in_turn(card, direction):
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("card", PREDICTED.values(), ids=list(PREDICTED))
+@pytest.mark.parametrize("card", WAITING_CHOSEN.values(), ids=list(WAITING_CHOSEN))
 def test_directions_run_at_the_same_time_where_that_is_faster(card, direction):
     gains = {}
     for H, B in product((32, 64, 128, 256, 512, 650, 768, 1024, 1500), (1, 16, 32, 64, 128, 256, 512, 1024)):
@@ -104,7 +110,7 @@ MEASURED = {
         *((1024, 16, 4.07, 8.61), (256, 64, 2.31, 3.49), (64, 256, 1.90, 2.48)),
     ),
 }
-FACTOR = {"persistent": 1.6, "cooperative": 1.7}  # between a prediction and what was measured
+FACTOR = {"persistent": 1.35, "cooperative": 1.7}  # between a prediction and what was measured
 
 
 @pytest.mark.parametrize("kernel", list(MEASURED))
@@ -114,3 +120,7 @@ def test_predictions_are_near_what_was_measured(kernel):
             layer = Layer(direction, H, B, torch.float16, "ieee")
             found = predict_all(fitting(kernel, layer, H200)[0], layer, H200)
             assert 1 / FACTOR[kernel] < found / wanted < FACTOR[kernel], (layer, found, wanted)
+
+
+def test_every_card_that_kernels_are_compiled_for_is_predicted():
+    assert {card.name for card in CARDS if card.capability.startswith("sm_")} <= set(PREDICTED)

@@ -1,6 +1,7 @@
 """Which plan runs: by default, by the settings, by name, and where no check can run."""
 
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -43,6 +44,15 @@ def test_each_dtype_precision_and_option_is_a_plan_of_its_own(checks):
         LSTM(3, 5, proj_size=2)(x)
         LSTM(3, 5, cell_clip=1.0)(x)
     assert checks[3:] == ["forward step"] * 2
+
+
+def test_no_plan_is_tried_twice():
+    for kernel, direction, H, B in product(
+        choose.KERNELS, ("forward", "backward"), (64, 256, 650, 1024), (16, 64, 256)
+    ):
+        for dtype in (torch.bfloat16, torch.float32, torch.float64):
+            plans = list(choose.plans(kernel, Layer(direction, H, B, dtype, "tf32")))
+            assert len(plans) == len(set(plans)), (kernel, direction, H, B)
 
 
 @pytest.mark.parametrize("setting", ["off", "step", "unchecked"])

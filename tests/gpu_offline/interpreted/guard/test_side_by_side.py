@@ -61,10 +61,30 @@ def test_by_name_both_directions_run_at_once_after_a_check_of_that(beside, check
     assert len(checks) == 4
 
 
-def test_without_gradients_the_backward_kernels_do_not_matter(beside, checks):
-    with torch.no_grad():
+@pytest.mark.parametrize("gradients", ["off", "not needed"])
+def test_without_gradients_the_backward_kernels_do_not_matter(gradients, beside, checks):
+    if gradients == "not needed":
+        beside.module.requires_grad_(False)
+    with torch.set_grad_enabled(gradients != "off"):
         beside.module(beside.x)
     assert beside.ran() and checks == ["forward resident"]
+
+
+def test_a_gradient_that_one_direction_needs_is_enough(beside, checks):
+    beside.module.requires_grad_(False).weight_hh_l0_reverse.requires_grad_()
+    beside.module(beside.x)
+    assert beside.ran() and checks == ["forward resident", "backward resident"]
+
+
+def test_who_shares_the_card_already_runs_in_turn(beside, launched):
+    wanted = outcome(beside.module, beside.x)
+    beside.ran()
+    for launches in (1, 2):
+        with streams.sharing(launches):
+            found = outcome(beside.module, beside.x)
+        assert not beside.ran() and all(map(torch.equal, found, wanted))
+    outcome(beside.module, beside.x)
+    assert beside.ran()
 
 
 def test_by_default_it_is_off_until_it_has_run_on_a_card(beside, checks, monkeypatch):
