@@ -46,7 +46,7 @@ ALL = [*product((*CASES, *VARIANTS), DTYPES), *product(FINE_CASES, DTYPES[:1])] 
 )
 def test_outputs_and_gradients(case, dtype, monkeypatch):
     """Every case, by the kernel that is chosen; in half precision rounding decides whether c is clipped."""
-    monkeypatch.setattr(harness, "SEEDS", range(4 if dtype == torch.float32 and not case.fine else 2))
+    monkeypatch.setattr(harness, "DRAWS", 4 if dtype == torch.float32 and not case.fine else 2)
     outputs_alone = case.cell_clip is not None and dtype != torch.float32
     wanted = () if outputs_alone else (*NAMES, *GAINS)
     harness.check_against_reference("metal", short(case, dtype), dtype, wanted=wanted)
@@ -55,7 +55,7 @@ def test_outputs_and_gradients(case, dtype, monkeypatch):
 @pytest.mark.parametrize("case", [case for case in CASES if not case.P], ids=lambda case: case.name)
 def test_the_step_kernel_takes_what_the_resident_kernel_takes(case, monkeypatch):
     monkeypatch.setenv("LSTM_FUSED_KERNEL", "step")
-    monkeypatch.setattr(harness, "SEEDS", range(2))
+    monkeypatch.setattr(harness, "DRAWS", 2)
     harness.check_against_reference("metal", short(case, torch.float32), torch.float32)
 
 
