@@ -119,10 +119,15 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
     if exchange == "clusters":
         assert plan.CTAS is not None
         waves = -(-rows // max(1, AT_ONCE[plan.CTAS] // layer.streams))
-        h = plan.BB * plan.CTAS * plan.BH * size
-        chain = REMOTE + h / RECEIVED + GATES + sync
-        product = max(plan.num_warps * h / speed.shared, flops / rate)  # of which a warp has four chains
-        return Prediction(waves * chain, waves * product, traffic)
+        cells = plan.BB * plan.CTAS * plan.BH
+        if layer.direction == "forward":  # h, all of which each warp multiplies by; it has four chains
+            received, loaded, matrix = cells * size, plan.num_warps * cells * size, 0.0
+        else:  # a partial sum from every block; each warp multiplies by da of its own block
+            received, loaded = cells * 4, plan.num_warps * plan.BB * 4 * plan.BH * size + cells * 4
+            matrix = MATRIX * 4 * plan.BH * size / 32
+        chain = REMOTE + received / RECEIVED + GATES + sync
+        on_chip = max(loaded / speed.shared, flops / rate, matrix)
+        return Prediction(waves * chain, waves * on_chip, traffic)
     traffic += layer.streams * programs * operand / speed.l2
     if exchange == "flags":  # with the weights in registers
         multiplied = matrix if plan.BB * plan.BH <= HIDDEN else max(matrix, flops / rate)

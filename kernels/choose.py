@@ -14,7 +14,6 @@ from math import log
 
 import torch
 from lstm_fused.kernels.plan import (
-    BACKWARD,
     CARDS,
     IN_TURN,
     KERNELS,
@@ -91,7 +90,6 @@ def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str
         layer: the layer to run.
         card: the card that it runs on.
         kernel: its name; None takes the one measured to be fastest on this card, else the first that fits.
-            Backward one that runs forward only stands for the one in `BACKWARD`.
         among: the kernels to choose from if kernel is None.
 
     Raises:
@@ -100,8 +98,6 @@ def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str
     """
     if kernel is not None and kernel not in KERNELS:
         raise ValueError(f"kernel: expected one of {KERNELS} or None, got {kernel!r}")
-    if layer.direction == "backward":
-        kernel = BACKWARD.get(kernel or "", kernel)
     best = measured(layer, card)
     order = sorted(KERNELS, key=lambda name: name != best) if kernel is None else [kernel]
     if card.capability == INTERPRETER:  # which runs one program after another

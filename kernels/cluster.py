@@ -1,21 +1,24 @@
-"""The cluster kernel: each batch tile is a thread-block cluster, whose blocks exchange h in shared memory.
+"""The cluster kernels: a batch tile is a thread-block cluster, whose blocks exchange through shared memory.
 
 The card keeps the blocks of a cluster resident together, so they may wait for one another in any launch, and
-further clusters may follow later. A block has BH hidden columns and BB batch rows for all steps. Its warps
-hold 16 rows of W_hh each in registers and multiply them by all of h, which
-`lstm_fused.kernels.cluster_exchange` brings into the shared memory. Forward only: backward, four times as
-many numbers are exchanged, and the exchange is bound by its bytes. Not measured on a card yet, so it runs by
-name only.
+further clusters may follow later. A block has BH hidden columns and BB batch rows for all steps, and the
+rows of W_hh for their gates in registers. Forward, its warps multiply 16 of these rows each by all of h,
+which `lstm_fused.kernels.cluster_exchange` brings into the shared memory. Backward, dh of the step before is
+a sum over the gates of all blocks. A block has da of its own, so it forms its part of the sum for all
+columns, and sends each block the part of that block's columns, in float32; they are added up there, always
+in the same order. All of da would be twice as many bytes in half precision, and four times in float32; the
+exchange is bound by its bytes. Not measured on a card yet, so they run by name only.
 """
 
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import product
 from typing import Any
 
 import torch
 from lstm_fused.kernels import launcher
 from lstm_fused.kernels.plan import MAX_REGISTERS, Card, Kernel, Layer, Plan, Sizes, Tensors
-from lstm_fused.kernels.scratch import timeout_flag
+from lstm_fused.kernels.scratch import timeout_flag, zero_counters
 
 # Blocks of a cluster, and how many clusters run at once, a block on each multiprocessor (H100,
 # docs/gpu/logs-2026-11-27).
@@ -38,15 +41,13 @@ def plans(layer: Layer) -> Iterator[Plan]:
         return -(-layer.B // (BB * AT_ONCE[CTAS])), BB
 
     for BB, (CTAS, BH) in sorted(product(ROWS, fitting[:1]), key=waves):
-        BK = 128 // layer.dtype.itemsize
+        BK = (128 if layer.direction == "forward" else 64) // layer.dtype.itemsize
         yield Plan("cluster", layer.precision, BB, BH, BK, BH // 4, maxnreg=MAX_REGISTERS, CTAS=CTAS)
 
 
 def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     """Reasons why a plan cannot run a layer on a card."""
     reasons = []
-    if layer.direction == "backward":
-        reasons.append("runs forward only")
     if card.capability not in CLUSTERED:
         reasons.append(f"runs on {', '.join(CLUSTERED)}")
     if layer.dtype == torch.float64 or (layer.dtype == torch.float32 and layer.precision == "ieee"):
@@ -60,25 +61,40 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
 
 
 def shared(plan: Plan, layer: Layer) -> int:
-    """Bytes of shared memory: all of h for two steps, the block's own columns, and two barriers."""
+    """Bytes of shared memory: what all blocks send in two steps, two barriers, and what a block has itself.
+
+    That is its h; backward its da of two steps, and the sums of its columns over all steps.
+    """
     assert plan.CTAS is not None
-    return (2 * plan.CTAS + 1) * plan.BB * plan.BH * layer.dtype.itemsize + 16
+    cells, size = plan.BB * plan.BH, layer.dtype.itemsize
+    if layer.direction == "forward":
+        return (2 * plan.CTAS + 1) * cells * size + 16
+    return 2 * cells * (plan.CTAS * 4 + 4 * size) + 16 + cells * 4
 
 
 def function(direction: str) -> Any:
     """The kernel; imported when it is launched, because not every Triton has Gluon."""
-    from lstm_fused.kernels import cluster_forward
-
-    assert direction == "forward"
-    return cluster_forward.lstm_forward_cluster_kernel
+    module = import_module(f"lstm_fused.kernels.cluster_{direction}")
+    return getattr(module, f"lstm_{direction}_cluster_kernel")
 
 
 def forward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
-    """Launch the forward kernel."""
+    """Launch the forward kernel, once for each wave of clusters."""
     T, B, H = sizes
     tensors = (*tensors, timeout_flag(tensors[9]))
     for first, tiles in plan.waves(plan.grid(B, H)[0]):
         launcher.launch(plan, function("forward"), (tiles, 1), tensors, (T, B, first), (H, reverse))
+
+
+def backward(plan: Plan, tensors: Tensors, sizes: Sizes, reverse: bool) -> None:
+    """Launch the backward kernel, once for each wave of clusters."""
+    (T, B, H), dxw = sizes, tensors[9]
+    every = plan.grid(B, H)[0]
+    assert dxw is not None and plan.CTAS is not None
+    tensors = (*tensors, zero_counters(dxw, plan.CTAS), timeout_flag(dxw))
+    for first, tiles in plan.waves(every):
+        numbers = T, B, first, every
+        launcher.launch(plan, function("backward"), (tiles, 1), tensors, numbers, (H, reverse))
 
 
 KERNEL = Kernel(
@@ -89,4 +105,5 @@ KERNEL = Kernel(
     shared=shared,
     programs_per_sm=lambda *_: 1,
     forward=forward,
+    backward=backward,
 )

@@ -13,9 +13,10 @@ Tensors = tuple[Tensor | None, ...]
 Sizes = tuple[int, int, int]  # T, B, H
 
 # The kernels, the fastest first, and how a program gets the h (backward: da) that others computed in the step
-# before. "clusters": the blocks of its cluster send them; "flags": it polls until every number is there;
-# "counters": it waits until the others have arrived; "launches": each step is a launch; "": it computes all
-# of them itself. Each kernel is a module of this name in this folder that holds its record, `KERNEL`.
+# before. "clusters": the blocks of its cluster send them, backward their parts of dh; "flags": it polls until
+# every number is there; "counters": it waits until the others have arrived; "launches": each step is a
+# launch; "": it computes all of them itself. Each kernel is a module of this name in this folder that holds
+# its record, `KERNEL`.
 EXCHANGES = {
     "cluster": "clusters",
     "persistent": "flags",
@@ -31,8 +32,6 @@ WAITING = tuple(name for name, exchange in EXCHANGES.items() if exchange in ("fl
 GLUON = tuple(name for name, exchange in EXCHANGES.items() if exchange in ("clusters", "flags"))
 # The kernels that run by name only, because no card has measured them.
 UNMEASURED = ("cluster",)
-# The kernels that run forward only, and the one that runs backward where they are named.
-BACKWARD = {"cluster": "persistent"}
 # Of every launch: multiply-adds in one rounding, which Triton 3.10 no longer makes unless it is told to.
 FUSED = {"enable_fp_fusion": True}
 

@@ -27,18 +27,30 @@ def add_step(sums, da, valid, c, c_prev, PEEPHOLE: tl.constexpr):
 @triton.jit
 def finish(sums, partials, finished, dbias, dpeephole, tile, tiles, cols, H: tl.constexpr):
     """Store the sums over this program's rows; the last of ``tiles`` programs adds up those of all."""
-    KIND: tl.constexpr = dbias.dtype.element_ty
+    store(sums, partials, tile, cols, H)
+    if tl.atomic_add(finished, 1, sem="acq_rel") == tiles - 1:
+        add_tiles(partials, dbias, dpeephole, tiles, cols, cols < H, H)
+
+
+@triton.jit
+def store(sums, partials, tile, cols, H: tl.constexpr):
+    """Store the sums over this program's rows, for the program that finishes last."""
     mask = cols < H
     for n in tl.static_range(7):
         tl.store(partials + (tile * 7 + n) * H + cols, tl.sum(sums[n], 0), mask)
     tl.debug_barrier()
-    if tl.atomic_add(finished, 1, sem="acq_rel") == tiles - 1:
-        for n in tl.static_range(7):
-            total = (cols * 0).to(partials.dtype.element_ty)
-            for other in range(tiles):
-                part = partials + (other * 7 + n) * H + cols
-                total += tl.load(part, mask, other=0, cache_modifier=".cg")
-            if n < 4:
-                tl.store(dbias + n * H + cols, total.to(KIND), mask)
-            else:
-                tl.store(dpeephole + (n - 4) * H + cols, total.to(KIND), mask)
+
+
+@triton.jit
+def add_tiles(partials, dbias, dpeephole, tiles, cols, mask, H: tl.constexpr):
+    """Add up the sums of all batch tiles, from the first to the last."""
+    KIND: tl.constexpr = dbias.dtype.element_ty
+    for n in tl.static_range(7):
+        total = (cols * 0).to(partials.dtype.element_ty)
+        for other in range(tiles):
+            part = partials + (other * 7 + n) * H + cols
+            total += tl.load(part, mask, other=0, cache_modifier=".cg")
+        if n < 4:
+            tl.store(dbias + n * H + cols, total.to(KIND), mask)
+        else:
+            tl.store(dpeephole + (n - 4) * H + cols, total.to(KIND), mask)

@@ -134,6 +134,7 @@ def compile_kernel(
     varied: bool = False,
     projected: bool = False,
     uneven: bool = False,
+    absent: tuple[str, ...] = (),
 ) -> Any:
     """Compile a kernel.
 
@@ -143,6 +144,7 @@ def compile_kernel(
         varied: turns every variant on.
         projected: has a projection.
         uneven: takes lengths, and the sequence in reverse.
+        absent: tensors that are None.
     """
     plan = build.plan()
     assert plan is not None
@@ -155,7 +157,7 @@ def compile_kernel(
     constants |= {"H": H, "P": build.P or H, "K": K, "REVERSE": uneven} | (
         {} if uneven else {"lengths": None}
     )
-    constants |= {"N": 4 * H, "STRIDE_K": 1, "STRIDE_N": K}
+    constants |= {"N": 4 * H, "STRIDE_K": 1, "STRIDE_N": K} | dict.fromkeys(absent)
     # Programmatic dependent launch is for steps that are one launch each.
     pdl = build.card.capability in ("sm_90", "sm_100") and not varied and not projected
     constants |= {"KINDS": kinds(build, varied, projected), "ALIGNED": True, "PDL": pdl}

@@ -41,10 +41,11 @@ class Launcher:
         projected=False,
         uneven=False,
         tiles=None,
+        absent=(),
     ):
         build = Build(kernel, direction, kind, H, card, P, tiles=tiles)
-        self.compiled = compile_kernel(build, function, projected=projected, uneven=uneven)
-        self.plan, self.machine = build.plan(), Machine(seed)
+        self.compiled = compile_kernel(build, function, projected=projected, uneven=uneven, absent=absent)
+        self.direction, self.plan, self.machine = direction, build.plan(), Machine(seed)
         self.program = Program(self.compiled.asm["ptx"])
         self.barriers = [n for n, (_, _, name, *_) in enumerate(self.program.instructions) if name == "bar"]
         if left_out is not None:
@@ -112,13 +113,18 @@ def forward(launch, kernel, kind, case, programs=None, **changes):
     return [y, h_n, c_n, c, gates], list(wanted)
 
 
-def backward(launch, kernel, kind, case, programs=None):
-    """The same for the backward pass."""
-    T, B, H = case.T, case.B, case.H
-    t = make_tensors(case, DTYPES[kind])
+def backward_inputs(kind, case, **changes):
+    """What a backward pass takes; the gradients of the outputs are these themselves."""
+    t = make_tensors(case, DTYPES[kind]) | changes
     inputs = layer_inputs(t, make_lengths(case, "cpu"), case.reverse)
     out = reference.forward(inputs)
-    saved, douts = layer_saved(inputs, out), OutputGradients(*out[:3])
+    return t, out, layer_saved(inputs, out), OutputGradients(*out[:3])
+
+
+def backward(launch, kernel, kind, case, programs=None, **changes):
+    """The same for the backward pass."""
+    T, B, H = case.T, case.B, case.H
+    t, out, saved, douts = backward_inputs(kind, case, **changes)
     wanted = reference.backward(saved, douts)[:5]  # but for dhw
     dxw = torch.full_like(wanted[0], torch.nan)
     if EXCHANGES[kernel] == "launches":

@@ -98,6 +98,16 @@ def test_directions_run_at_the_same_time_where_that_is_faster(card, direction):
     assert len(small) == 2 * 2 * 4 and min(small) > 1.5
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_clusters_are_predicted_ahead_of_persistent_kernels(direction):
+    for H, B in product((128, 256, 512), (16, 64)):
+        layer = Layer(direction, H, B, torch.float16, "ieee")
+        plans = choose(layer, H200, "cluster"), choose(layer, H200, "persistent")
+        cluster, persistent = (predict_all(plan, layer, H200) for plan in plans)
+        # At H = 512 a cluster has 16 blocks, and of these clusters a card has seven at once.
+        assert cluster < (1 if (H, B) == (512, 64) else 0.6) * persistent, layer
+
+
 # Microseconds of a step on an H200, docs/gpu/h200.md: H, B, forward, backward.
 MEASURED = {
     "persistent": (
