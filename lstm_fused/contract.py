@@ -247,10 +247,15 @@ def empty_outputs(
         yields: the record of the results.
         like: tensor with the dtype and device of the results.
         saved_dtype: the dtype in which the engine saves c.
+
+    Raises:
+        RuntimeError: the arguments are on different devices. If one is on the meta device, PyTorch calls this.
     """
     sizes: dict[str, Any] = {}
     for name, value in takes.items():
         if isinstance(value, Tensor):
+            if value.device != like.device:
+                raise RuntimeError(f"{name} must be on {like.device} like the others, got {value.device}")
             for dim, size in zip(SPECS[name].dims.split(), value.shape, strict=True):
                 sizes.setdefault(dim, size)
     sizes["3"] = 3

@@ -108,6 +108,19 @@ def test_empty_outputs_look_as_the_reference_s(save):
     assert [e.shape for e in empty] == [o.shape for o in reference.forward(inputs)]
 
 
+def test_an_operator_refuses_arguments_on_two_devices():
+    inputs, _, saved, douts, _ = records(PLAIN)
+    for operators, record in ((forward_op, (inputs,)), (backward_op, (douts, saved))):
+        flat = flatten(*record)
+        for n, value in enumerate(flat):
+            if isinstance(value, torch.Tensor):
+                mixed = (*flat[:n], value.to("meta"), *flat[n + 1 :])
+                for engine, operator in operators.items():
+                    if not engine.startswith(("triton", "metal")):
+                        with pytest.raises(RuntimeError, match="must be on"):
+                            operator(*mixed)
+
+
 def test_only_inputs_that_users_differentiate_are_differentiable():
     names = [contract.INPUTS[n] for n in contract.DIFFERENTIABLE]
     weights = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "peephole", "weight_hr"]

@@ -153,17 +153,12 @@ class LSTMCell(WithOptions):
         # The C++ engine checks all that it gets, and checks in Python take as long as the step. So they only
         # follow if it refuses: they name the argument and what was expected.
         if isinstance(hx, (tuple, list)) and self._engine_checks(input):
-            failure = None
             try:
-                own = self._held(self._shapes)
-                # With a tensor on the meta device PyTorch would not call the engine.
-                if not any([tensor is not None and tensor.is_meta for tensor in (*own, *hx)]):
-                    return self._step(input, hx, own)
+                return self._step(input, hx, self._held(self._shapes))
             except Exception as error:
                 failure = error
             self._check(input, hx)
-            if failure is not None:
-                raise failure
+            raise failure
         return self._step(input, hx, self._check(input, hx))
 
     def _engine_checks(self, input: Tensor) -> bool:
