@@ -249,7 +249,7 @@ def empty_outputs(
         saved_dtype: the dtype in which the engine saves c.
 
     Raises:
-        RuntimeError: the arguments are on different devices. If one is on the meta device, PyTorch calls this.
+        RuntimeError: the arguments are on different devices; PyTorch calls this if one is on the meta device.
     """
     sizes: dict[str, Any] = {}
     for name, value in takes.items():

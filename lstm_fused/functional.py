@@ -88,8 +88,9 @@ def lstm(
     if (proxy := proxy_in(hx, *given.values())) is not None:  # torch.fx records one node
         return call_function(lstm, proxy, **given)  # type: ignore[no-any-return]
     variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, bound("cell_clip", cell_clip))
-    if isinstance(peephole, Tensor) and peephole.dim() == 1 and len(peephole) % 3 == 0:
-        peephole = peephole.unflatten(0, (3, -1))
+    if isinstance(peephole, Tensor) and isinstance(weight_hh, Tensor) and weight_hh.dim() == 2:
+        H = weight_hh.shape[0] // 4
+        peephole = peephole.unflatten(0, (3, H)) if peephole.shape == (3 * H,) else peephole
     own = Parameters(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole, gain_ih, gain_hh)
     check_layer(input, own, hx, lengths, variant)
     return run_layer(input, own, hx, lengths, flag("reverse", reverse), engine, variant)
@@ -134,10 +135,11 @@ def run_layer(
             x, weight_ih = operands[:2]
             xw = normalized_products(x, weight_ih, operands[LENGTHS], cast(own.gain_ih, dtype))
             operands = (xw, None, *operands[2:])
-        recorded, function = tracing.recorded(), differentiated(operands)
+        recorded = tracing.recorded()
+        records = not recorded and differentiated(operands)
         if variant is PLAIN and not tracing.under_transform():  # omitting trailing defaults saves time
             operands = operands[: -len(variant)]
-        if not recorded and function:
+        if records:
             y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *operands[:SAVE], True, *operands[SAVE + 1 :])
         else:
             # A recorded program holds the operator; dispatch.py has its derivatives.

@@ -146,8 +146,8 @@ class LSTMFunction(Function):
                 recording = torch.is_grad_enabled()
                 batched = recording and any(d is not None and is_batched(d) for d in (dy, dh_n, dc_n))
                 function = LSTMBackwardFunction.composed if batched else LSTMBackwardFunction.apply
-                all_of_them = transforms.complete(operands)
-                found = function(ctx.engine, needed, (), dy, dh_n, dc_n, *all_of_them, y, c, gates)
+                given = dy, dh_n, dc_n, *transforms.complete(operands), y, c, gates
+                found = function(ctx.engine, needed, (), *given)
                 grads = dict(zip(needed, found, strict=True))
             else:  # no higher derivatives
                 douts = OutputGradients(*unwrapped((dy, dh_n, dc_n)))
