@@ -13,6 +13,7 @@ from cases import Case  # noqa: E402
 from launches import DIRECTIONS, NOTHING, TOLERANCE, Launcher, backward_inputs  # noqa: E402
 from lstm_fused.kernels import cluster, cluster_backward, cluster_exchange, cluster_forward  # noqa: E402
 from lstm_fused.kernels.choose import Layer, choose, why_not  # noqa: E402
+from lstm_fused.kernels.exchange import POLLS  # noqa: E402
 from planting import planted  # noqa: E402
 from ptx import Fault  # noqa: E402
 
@@ -129,7 +130,9 @@ KERNEL = {
 
 def broken(direction, tmp_path, monkeypatch, exchange=None, kernel=None):
     """A kernel with a fault in its own text or in the exchange; waits time out soon."""
-    module = planted(cluster_exchange, "1 << 20", "1024", tmp_path, "broken_exchange")
+    again = 'again_asm("[$4]")'
+    sooner = f'{again}.replace("{POLLS.value}", "1024")'
+    module = planted(cluster_exchange, again, sooner, tmp_path, "broken_exchange")
     if exchange is not None:
         module = planted(module, *exchange, tmp_path, "broken_exchange")
     monkeypatch.setitem(sys.modules, "broken_exchange", module)
