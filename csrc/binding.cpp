@@ -1,5 +1,6 @@
 // The operators of lstm_fused/autograd/operators.py: checks arguments, allocates, runs the engine as planned.
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <limits>
 #include <numeric>
@@ -62,6 +63,21 @@ OperandBuffer<scalar_t> operand_buffer(Workspace& space, int64_t B, int64_t K, i
   return result;
 }
 
+float widened(BFloat16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
+float widened(float value) { return value; }
+double widened(double value) { return value; }
+
+// Null if both are.
+template <class scalar_t>
+const acc_t<scalar_t>* sum_of_biases(Workspace& space, const scalar_t* bias_ih, const scalar_t* bias_hh,
+                                     int64_t count) {
+  if (!bias_ih && !bias_hh) return nullptr;
+  acc_t<scalar_t>* sum = space.take<acc_t<scalar_t>>(count);
+  for (int64_t n = 0; n < count; ++n)
+    sum[n] = (bias_ih ? widened(bias_ih[n]) : 0) + (bias_hh ? widened(bias_hh[n]) : 0);
+  return sum;
+}
+
 // Without rows or channels there are no steps to run, however large T is.
 Sequence sequence_of(const Sizes& sizes, bool reverse, const MaybeTensor& lengths) {
   const bool empty = sizes.B == 0 || sizes.H + sizes.P == 0;
@@ -119,7 +135,7 @@ ForwardOutputs forward_as(const Sizes& sizes, const Tensor& x, const MaybeTensor
   args.min_rows_per_thread = plan.min_rows_per_thread;
   args.x = strided_rows<scalar_t>(x);
   args.weight_ih = data<scalar_t>(weight_ih), args.weight_hh = data<scalar_t>(weight_hh);
-  args.bias_ih = data<scalar_t>(bias_ih), args.bias_hh = data<scalar_t>(bias_hh);
+  args.bias = sum_of_biases(space, data<scalar_t>(bias_ih), data<scalar_t>(bias_hh), 4 * H);
   args.peephole = data<scalar_t>(peephole);
   args.weight_hr = data<scalar_t>(weight_hr);
   args.h0 = data<scalar_t>(h0), args.c0 = data<scalar_t>(c0);

@@ -70,8 +70,6 @@ struct Forward {
   StridedRows<scalar_t> x;    // [T, B, I]; without weight_ih [T, B, 4H]
   const scalar_t* weight_ih;  // [4H, I], or null
   const scalar_t* weight_hh;  // [4H, P]
-  const scalar_t* bias_ih;    // [4H], or null
-  const scalar_t* bias_hh;    // [4H], or null
   const scalar_t* peephole;   // [3, H], p_i, p_f, p_o, or null
   const scalar_t* weight_hr;  // [P, H], or null: P = H
   const scalar_t* h0;         // [B, P]
@@ -89,6 +87,7 @@ struct Forward {
   scalar_t* packed_ih;                // gates(H, I), unused without weight_ih or packs
   scalar_t* packed_hh;                // gates(H, P), unused without packs
   scalar_t* packed_hr;                // channels(P, H), unused without weight_hr
+  const acc_t<scalar_t>* bias;        // [4H], the sum of the biases, or null
   OperandBuffer<scalar_t> x_operand;  // K = I, max(x_steps, 2) slots, unused without weight_ih
   acc_t<scalar_t>* xw;                // [x_steps, B, 4H], W_ih x, unused where x_steps < 2
   OperandBuffer<scalar_t> h_operand;  // K = P

@@ -169,8 +169,7 @@ void cell_epilogue(const Forward<scalar_t>& args, int64_t n, int64_t t, const Ro
   for (int64_t p = 0; p < tile.panels; p += gate_panels) {
     const int64_t j = (tile.first_panel + p) / gate_panels * lanes<scalar_t>, left = H - j;
     const Peephole<acc_t<scalar_t>> peephole(args.peephole, H, j, left);
-    Gate bias = args.bias_ih ? Gate::from(args.bias_ih, H, j, left) : Gate{};
-    if (args.bias_hh) bias += Gate::from(args.bias_hh, H, j, left);
+    const Gate bias = args.bias ? Gate::from(args.bias, H, j, left) : Gate{};
     Vec<scalar_t> c[tile_rows<scalar_t>];
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t b = rows[tile.first_row + r].b, tb = t * args.sequence.B + b;
