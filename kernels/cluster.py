@@ -26,7 +26,7 @@ AT_ONCE = {8: 15, 16: 7}
 # Blocks and hidden columns of a block, the fewest first.
 WIDTHS = ((8, 16), (8, 32), (16, 32))
 ROWS = (8, 16)  # of a batch tile
-# Bytes of a row of W_hh that the registers of a warp's threads hold, by rows of a batch tile.
+# The most bytes of a row of W_hh, by rows of a batch tile: the registers of a warp hold as much as 16 rows.
 MOST = {8: 1024, 16: 512}
 # Cards with clusters of 16 blocks.
 CLUSTERED = ("sm_90", "sm_100", "sm_103")

@@ -121,8 +121,8 @@ def backward_inputs(kind, case, **changes):
     return t, out, layer_saved(inputs, out), OutputGradients(*out[:3])
 
 
-def backward(launch, kernel, kind, case, programs=None, **changes):
-    """The same for the backward pass."""
+def backward(launch, kernel, kind, case, programs=None, at_once=1, **changes):
+    """The same for the backward pass, so many rows of programs a launch."""
     T, B, H = case.T, case.B, case.H
     t, out, saved, douts = backward_inputs(kind, case, **changes)
     wanted = reference.backward(saved, douts)[:5]  # but for dhw
@@ -136,7 +136,7 @@ def backward(launch, kernel, kind, case, programs=None, **changes):
             launch.step(launch.plan.grid(B, H), tensors, step, T, B, T - 1, -1)
         return [dxw, dh.to(dxw.dtype), dc.to(dxw.dtype)], list(wanted[:3])
     with launch.in_place_of_a_card(programs):
-        plan = replace(launch.plan, at_once=1)
+        plan = replace(launch.plan, at_once=at_once)
         found = sequence.backward(plan, saved, douts, dxw)
     return [dxw, *found], list(wanted)
 

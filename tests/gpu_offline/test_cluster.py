@@ -88,9 +88,9 @@ def test_a_cluster_of_sixteen_blocks(direction):
     torch.testing.assert_close(found, wanted, rtol=TOLERANCE["fp16"], atol=TOLERANCE["fp16"])
 
 
-def goes_wrong(launch, case=ODD):
+def goes_wrong(launch, case=ODD, **options):
     try:
-        found, wanted = run(launch, "fp16", case)
+        found, wanted = run(launch, "fp16", case, **options)
     except Fault:
         return True
     bad = any((f - w).abs().max() > 0.02 or f.isnan().any() for f, w in zip(found, wanted, strict=True))
@@ -195,6 +195,17 @@ def test_sums_are_added_up_in_one_order(tmp_path, monkeypatch):
     assert added_up_in_order()
     another = "for a, b in zip(numbers[::2], numbers[1::2]", "for a, b in zip(numbers[::2], numbers[::-2]"
     assert not added_up_in_order(broken("backward", tmp_path, monkeypatch, exchange=another))
+
+
+def test_the_last_cluster_of_a_launch_sees_the_sums_of_the_others(tmp_path, monkeypatch):
+    case = replace(ODD, T=1)
+
+    def wrong(seeds, module=None):
+        launches = (launcher("backward", "fp16", case, module, seed=seed) for seed in range(seeds))
+        return any(goes_wrong(launch, case, at_once=2) for launch in launches)
+
+    assert not wrong(2)
+    assert wrong(8, broken("backward", tmp_path, monkeypatch, kernel=('sem="acq_rel"', 'sem="relaxed"')))
 
 
 def test_all_shared_memory_fits_without_asking_for_more():
