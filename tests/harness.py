@@ -180,11 +180,12 @@ def errors(
 
 
 def in_doubt(ratios: list[float]) -> bool:
-    """Return whether the geometric mean is within three standard errors of the bound."""
+    """Return whether the geometric mean is within two standard errors of the bound, or three of few draws."""
     logs = np.log(ratios)
     if not np.isfinite(logs).all():
         return False
-    return bool(abs(logs.mean() - np.log(MAX_RATIO)) < 3 * logs.std(ddof=1) / len(logs) ** 0.5)
+    width = 2 if len(logs) > DRAWS else 3
+    return bool(abs(logs.mean() - np.log(MAX_RATIO)) < width * logs.std(ddof=1) / len(logs) ** 0.5)
 
 
 def extended(tensor: Tensor) -> Array:

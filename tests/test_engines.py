@@ -266,9 +266,10 @@ def test_runs_are_bitwise_equal(engine):
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
-@pytest.mark.parametrize("engine", NATIVE)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_every_output_element_is_written(engine, case, deterministic):
+@pytest.mark.parametrize(("engine", "dtype"), NATIVE_DTYPES, ids=engine_and_dtype)
+@pytest.mark.parametrize("case", [*CASES, *VARIANTS, *FINE_CASES], ids=lambda c: c.name)
+def test_every_output_element_is_written(case, engine, dtype, deterministic):
     # Deterministic mode fills torch.empty with NaN.
-    for name, value in results(engine, case, torch.float32).items():
-        assert not value.isnan().any(), f"{case.name}: {name} has unwritten elements"
+    for wanted in ((*NAMES, *GAINS), ()):
+        for name, value in results(engine, case, dtype, wanted=wanted).items():
+            assert not value.isnan().any(), f"{case.name}: {name} has unwritten elements"
