@@ -142,7 +142,7 @@ class LSTMCell(WithOptions):
 
         Returns:
             The new states h and c, shaped as hx. Under autocast they have the dtype that torch.nn.LSTMCell
-            gives them: on a CPU that of the previous c, or of input without hx; elsewhere autocast's.
+            gives them, on a CPU that of the previous c, or of input without hx, elsewhere autocast's.
 
         Raises:
             ArgumentError: an argument has the wrong rank, size, dtype or device.
