@@ -222,7 +222,11 @@ def check_parameter(name: str, parameter: object, shape: tuple[int, ...], input:
         shape: its shape.
         input: tensor whose dtype and device it must have.
     """
-    parameter = dense(name, parameter, shape)
+    check_alike(name, dense(name, parameter, shape), input)
+
+
+def check_alike(name: str, parameter: Tensor, input: Tensor) -> None:
+    """Check that the input has a parameter's device and, except under autocast, its dtype."""
     if parameter.dtype != input.dtype and computed_in(parameter) != computed_in(input):
         raise bad("input", f"{parameter.dtype} like the parameter {name}", input.dtype)
     if parameter.device != input.device:

@@ -88,15 +88,22 @@ def lstm(
     if (proxy := proxy_in(hx, *given.values())) is not None:  # torch.fx records one node
         return call_function(lstm, proxy, **given)  # type: ignore[no-any-return]
     variant = Variant.of(gain_hh, h_mask, zoneout_h, zoneout_c, bound("cell_clip", cell_clip))
-    if isinstance(peephole, Tensor) and isinstance(weight_hh, Tensor) and weight_hh.dim() == 2:
-        H = weight_hh.shape[0] // 4
-        peephole = peephole.unflatten(0, (3, H)) if peephole.shape == (3 * H,) else peephole
-    own = Parameters(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole, gain_ih, gain_hh)
+    p = unflattened(peephole, weight_hh)
+    own = Parameters(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, p, gain_ih, gain_hh)
     check_layer(input, own, hx, lengths, variant)
     return run_layer(input, own, hx, lengths, flag("reverse", reverse), engine, variant)
 
 
 lstm.__prepare_scriptable__ = partial(refuse_script, "lstm")  # type: ignore[attr-defined]
+
+
+def unflattened(peephole: Any, weight_hh: Any) -> Any:
+    """The peepholes as [3, H] if they are given as [3H]; faults are left to the checks."""
+    for tensor in (peephole, weight_hh):
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_nested:
+            return peephole
+    H = weight_hh.shape[0] // 4 if weight_hh.dim() == 2 else 0
+    return peephole.unflatten(0, (3, H)) if peephole.shape == (3 * H,) else peephole
 
 
 def run_layer(

@@ -108,15 +108,17 @@ def test_the_engine_is_chosen_for_the_autocast_dtype(monkeypatch):
     assert asked == [("cpp", x.device, torch.float16, PLAIN)]
 
 
+@pytest.mark.filterwarnings("ignore::lstm_fused.SlowEngineWarning")  # float16
+@pytest.mark.parametrize("autocast", HALF, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_cell_on_the_cpu_returns_the_dtypes_of_torchs(dtype):
+def test_a_cell_on_the_cpu_returns_the_dtypes_of_torchs(dtype, autocast):
     ours, theirs = LSTMCell(5, 7, dtype=dtype), nn.LSTMCell(5, 7, dtype=dtype)
     kinds = torch.float32, torch.bfloat16
     for of_x, of_c in product(kinds, (None, *kinds)):
         x = torch.randn(3, 5, dtype=of_x)
         for of_h in kinds if of_c else (None,):
             hx = None if of_c is None else (torch.zeros(3, 7, dtype=of_h), torch.zeros(3, 7, dtype=of_c))
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", autocast):
                 found, wanted = ours(x, hx), theirs(x, hx)
                 alone = ours(x[0], hx and (hx[0][0], hx[1][0]))
             given = [state.dtype for state in (*found, *alone)]

@@ -1,8 +1,13 @@
 """Faults of a step's arguments that the C++ engine finds first: errors name the argument all the same."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from lstm_fused import ArgumentError, LSTMCell
 from lstm_fused.backends import cpp
@@ -33,6 +38,12 @@ FAULTS = {
     "input of three dimensions": (CELL, X[None], (H0, C0), "input: expected a tensor of 1 dimension"),
     "float64": (CELL, X.double(), (H0.double(), C0.double()), "input: expected torch.float32 like"),
     "three states": (CELL, X, (H0, C0, C0), r"hx: expected a pair \(h_0, c_0\), got tuple of 3"),
+    "three states of one": (
+        CELL,
+        X[0],
+        (H0[0], C0[0], C0[0]),
+        r"hx: expected a pair \(h_0, c_0\), got tuple",
+    ),
     "a tensor of states": (CELL, X, torch.stack([H0, C0]), r"hx: expected a pair \(h_0, c_0\), got Tensor"),
     "a number": (CELL, X, (H0, 1.0), r"hx\[1\]: expected a tensor"),
     "a batch of two": (CELL, X, (H0[:2], C0[:2]), r"hx\[0\]: expected shape \(3, 7\)"),
@@ -66,6 +77,44 @@ def test_other_errors_stay_what_they_are(monkeypatch):
     monkeypatch.setattr(LSTMCell, "_step", step)
     with pytest.raises(MemoryError, match="no memory"):
         CELL(X, (H0, C0))
+
+
+def checkpointed(x, h):
+    checkpoint(CELL, x, (h, h), use_reentrant=False)[0].sum().backward()
+
+
+def refused(x, h):
+    with pytest.raises(ArgumentError):
+        CELL(x, (h, x))
+
+
+@pytest.mark.parametrize("call", [checkpointed, refused])
+def test_no_tensor_waits_for_the_garbage_collector(call):
+    call(torch.randn(3, 5, requires_grad=True), zeros(3, 7))  # checkpoints import much the first time
+    x, h = torch.randn(3, 5, requires_grad=True), zeros(3, 7)
+    gc.collect()
+    gc.disable()
+    try:
+        call(x, h)
+        alive = weakref.ref(x)
+        del x
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_an_early_stop_of_a_checkpoint_computes_no_parameter_twice():
+    cell, computed = LSTMCell(5, 7), []
+
+    class Count(nn.Module):
+        def forward(self, weight):
+            computed.append(weight)
+            return 1 * weight
+
+    parametrize.register_parametrization(cell, "weight_hh", Count())
+    computed.clear()
+    checkpoint(cell, torch.randn(3, 5, requires_grad=True), (H0, C0), use_reentrant=False)[0].sum().backward()
+    assert len(computed) == 2  # forward, and for backward
 
 
 @pytest.mark.parametrize("batch", [(), (3,)], ids=["one", "batch"])

@@ -1,9 +1,11 @@
 """`engine_for` says which engine runs and why; a slow one is mentioned once."""
 
+import copy
 import warnings
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import lstm_fused
@@ -54,6 +56,13 @@ def test_what_forward_refuses_has_no_engine(change, make):
             refusing(x)
         said.add(str(error.value))
     assert len(said) == 1
+
+
+def test_the_choice_computes_no_parametrized_weight():
+    module = nn.utils.parametrizations.spectral_norm(LSTM(5, 7), "weight_hh_l0")
+    before = copy.deepcopy(module.state_dict())  # has the vectors of the power iteration
+    module.engine_for(X)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 @needs_cpp

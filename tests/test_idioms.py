@@ -56,6 +56,9 @@ def test_flat_weights_may_be_set(options):
     module.weight_hh_l0 = dropped = others[1] * 0.5
     module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
     assert module._flat_weights[1] is dropped
+    del module.weight_hh_l0
+    module._flat_weights = others
+    assert module.weight_hh_l0 is others[1]
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

@@ -142,7 +142,8 @@ class LSTMCell(WithOptions):
 
         Returns:
             The new states h and c, shaped as hx. Under autocast they have the dtype that torch.nn.LSTMCell
-            gives them, on a CPU that of the previous c, or of input without hx, elsewhere autocast's.
+            gives them, on a CPU autocast's promoted to that of the previous c, or of input without hx, so
+            float32 as a rule, elsewhere autocast's.
 
         Raises:
             ArgumentError: an argument has the wrong rank, size, dtype or device.
@@ -150,15 +151,18 @@ class LSTMCell(WithOptions):
         """
         if (proxy := graph.proxy_in(hx, input)) is not None:
             return graph.call_module(self, proxy, input, hx)  # type: ignore[no-any-return]
-        # The C++ engine checks all that it gets, and checks in Python take as long as the step. So they only
-        # follow if it refuses: they name the argument and what was expected.
+        # The C++ engine checks all that it gets, and checks in Python take a third as long as the step. So
+        # they only follow if it refuses: they name the argument and what was expected.
         if isinstance(hx, (tuple, list)) and self._engine_checks(input):
             try:
                 return self._step(input, hx, self._held(self._shapes))
-            except Exception as error:
+            except (RuntimeError, TypeError, ValueError, AttributeError) as error:
                 failure = error
-            self._check(input, hx)
-            raise failure
+            try:
+                self._check(input, hx)
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame
         return self._step(input, hx, self._check(input, hx))
 
     def _engine_checks(self, input: Tensor) -> bool:
@@ -181,13 +185,14 @@ class LSTMCell(WithOptions):
             shape = (*input.shape[:-1], self.hidden_size)
             meaning = "(hidden_size,)" if input.dim() == 1 else "(B, hidden_size)"
             check_states(hx, (shape, shape), (meaning, meaning), input)
-        return self._checked(input)
+        return self._own(self._shapes, input)
 
     def _step(self, input: Tensor, hx: States | None, own: Parameters) -> States:
         """Take a step with these parameters."""
         single = input.dim() == 1
         if single and hx is not None:
-            hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
+            h0, c0 = hx
+            hx = h0.unsqueeze(0), c0.unsqueeze(0)
         own = parameters.uncoupled(own) if self.coupled else own
         x, H = input[None, None] if single else input[None], self.hidden_size
         drawn = masks.draw(x, H, H, 0.0, self.zoneout_h, self.zoneout_c, self.training)
@@ -195,11 +200,9 @@ class LSTMCell(WithOptions):
         _, (h, c) = run_layer(x, own, hx, None, False, self.engine, variant)
         kept = input.dtype if hx is None else hx[1].dtype
         if h.dtype != kept and input.device.type == "cpu":  # under autocast, as torch.nn.LSTMCell
+            kept = torch.promote_types(h.dtype, kept)
             h, c = h.to(kept), c.to(kept)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
-
-    def _checked(self, input: Tensor) -> Parameters:
-        return self._own(self._shapes, input)
 
     def _parameters_of(self) -> Parameters:
         """The parameters as engines take them, with coupled gates expanded to all four."""

@@ -61,14 +61,13 @@ class TorchIdioms:
     def _flat_weights(self, weights: Sequence[Tensor]) -> None:
         """Register the parameters among these tensors that are not yet the attributes of their names.
 
-        torch.nn.LSTM computes with this list, but this layer with its attributes. Another tensor becomes one
-        of those if the parameter of its name is deleted first.
+        torch.nn.LSTM computes with this list, but this layer with its attributes.
         """
         names = self._flat_weights_names
         if len(weights) != len(names):
             raise bad("_flat_weights", f"{len(names)} tensors, of {', '.join(names)}", len(weights))
         pairs = zip(names, weights, strict=True)
-        new = {name: weight for name, weight in pairs if weight is not getattr(self, name)}
+        new = {name: weight for name, weight in pairs if weight is not getattr(self, name, None)}
         for name, weight in new.items():
             if not isinstance(weight, nn.Parameter):
                 raise bad_type(

@@ -250,7 +250,9 @@ class LSTM(TorchIdioms, WithOptions):
 
     def _run(self, x: Tensor, hx: States | None, lengths: Tensor | None) -> tuple[Tensor, States]:
         """Run all layers over x [T, B, I]; hx has one row for each layer and direction."""
-        own = self._checked(x)
+        own: list[dict[str, Parameters]] = []
+        for directions in self._shapes:
+            own.append({suffix: self._own(shapes, x) for suffix, shapes in directions.items()})
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
             lengths = lengths.to(x.device)
@@ -277,13 +279,6 @@ class LSTM(TorchIdioms, WithOptions):
             c_n += [c for _, c in states]
             x = ys[0] if len(ys) == 1 else torch.cat(ys, dim=-1)
         return x, (torch.stack(h_n), torch.stack(c_n))
-
-    def _checked(self, input: Tensor) -> list[dict[str, Parameters]]:
-        """The parameters of each layer and direction, by suffix."""
-        own: list[dict[str, Parameters]] = []
-        for directions in self._shapes:
-            own.append({suffix: self._own(shapes, input) for suffix, shapes in directions.items()})
-        return own
 
     def _check_hx(self, hx: object, batch: tuple[int, ...], input: Tensor) -> None:
         rows, P = self.num_layers * self.num_directions, self.proj_size or self.hidden_size

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from lstm_fused.autograd.autocast import computed_in
 from lstm_fused.backends import table
 from lstm_fused.backends.choice import Choice, explain
-from lstm_fused.checks import check_kind, check_parameter
+from lstm_fused.checks import check_alike, check_kind, check_parameter
 from lstm_fused.contract import Variant
 from lstm_fused.errors import bad, bad_type, shown
 from lstm_fused.interop.graph import refuse_script
@@ -205,17 +205,15 @@ class WithOptions(nn.Module):
         if not isinstance(x, Tensor):
             raise bad_type("input", "a tensor or a PackedSequence", type(x).__name__)
         check_kind(x)
-        self._checked(x)
+        for name, parameter in self._parameters.items():  # parametrized ones are not computed
+            if parameter is not None:
+                check_alike(name, parameter, x)
         options = self._options.keys()
         rates = [self.training and "recurrent_dropout" in options and self.recurrent_dropout > 0]
         rates += [self.zoneout_h > 0, self.zoneout_c > 0]
         some = x.new_empty(0)
         drawn = [some if used else None for used in (self.layer_norm, *rates)]
         return explain(self.engine, x.device, computed_in(x), Variant.of(*drawn, self.cell_clip))
-
-    def _checked(self, input: Tensor) -> Any:
-        """All parameters, if they have the dtype and device of the input."""
-        raise NotImplementedError
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Raise: `torch.jit.script` calls this before it compiles a model."""
