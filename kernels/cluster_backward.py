@@ -88,13 +88,13 @@ def lstm_backward_cluster_kernel(
     gates_all,  # [T, B, 4H]
     c0,  # [B, H]
     weight_hh,  # [4H, H]
-    peephole,  # [3H] or None
+    peephole,  # [3, H] or None
     lengths,  # [B] or None
     dxw,  # [T, B, 4H]
     dh0,  # [B, H]
     dc0,  # [B, H]
     dbias,  # [4H]
-    dpeephole,  # [3H]
+    dpeephole,  # [3, H]
     partials,  # [tiles, 7, H], float32
     counters,  # [CTAS], zeros
     timed_out,  # [1], set when a wait times out

@@ -54,7 +54,7 @@ def lstm_forward_cluster_kernel(
     xw,  # [T, B, 4H], float32
     weight_hh,  # [4H, H]
     bias,  # [4H] or None
-    peephole,  # [3H] or None
+    peephole,  # [3, H] or None
     lengths,  # [B] or None
     h0,  # [B, H]
     c0,  # [B, H]
