@@ -30,7 +30,7 @@ UNDIVIDED = (
 # Independent of the device: skipped with --device.
 DEVICE_INDEPENDENT = (
     *("test_bench", "test_clang", "test_convert", "test_cpp", "test_cpp_hostile", "test_cpp_memory"),
-    "test_cpp_plan",
+    *("test_cpp_plan", "test_cell_checks"),
     *("test_distributed", "test_docs", "test_example", "test_examples", "test_errors_of_torch", "test_fork"),
     *("test_docstrings", "test_notebook", "test_quantization", "test_recipes", "test_torch_onnx"),
     "test_traced_models",

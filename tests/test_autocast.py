@@ -108,6 +108,7 @@ def test_the_engine_is_chosen_for_the_autocast_dtype(monkeypatch):
     assert asked == [("cpp", x.device, torch.float16, PLAIN)]
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="about CPUs")
 @pytest.mark.filterwarnings("ignore::lstm_fused.SlowEngineWarning")  # float16
 @pytest.mark.parametrize("autocast", HALF, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -143,6 +143,11 @@ MODULE_ERRORS = {
         "input: expected a dense tensor",
         "a sparse_coo one",
     ),
+    "flat peephole sparse": (
+        lambda: lstm_fused.lstm(X, zeros(28, 5), zeros(28, 7), peephole=zeros(21).to_sparse()),
+        "peephole: expected a dense tensor",
+        "a sparse_coo one",
+    ),
     "cell None": (lambda: LSTMCell(5, 7)(None), "input: expected a tensor", "NoneType"),
     "parameter's shape": (
         lambda: replaced("weight_hh_l0", zeros(28, 6)),
@@ -255,11 +260,6 @@ FUNCTIONAL_ERRORS = {
     "bias_ih": ({"bias_ih": zeros(7)}, "bias_ih: expected shape (28,)", "(7,)"),
     "bias_hh device": ({"bias_hh": zeros(28, device="meta")}, f"bias_hh: expected device {X.device}", "meta"),
     "peephole": ({"peephole": zeros(27)}, "peephole: expected shape (3, 7)", "(27,)"),
-    "peephole sparse": (
-        {"peephole": zeros(21).to_sparse()},
-        "peephole: expected a dense tensor",
-        "a sparse_coo one",
-    ),
     "no peephole": ({"peephole": zeros(0)}, "peephole: expected shape (3, 7)", "(0,)"),
     "weight_hr": ({"weight_hr": zeros(7, 7)}, "weight_hr: expected fewer rows than hidden_size = 7", "7"),
     "weight_hr shape": ({"weight_hr": zeros(3, 7)}, "weight_hr: expected shape (7, 7)", "(3, 7)"),
