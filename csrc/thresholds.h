@@ -75,7 +75,9 @@ constexpr int64_t min_hoisted_steps_amx = 4;
 
 // ---- The products after the recurrence, dx, dW_ih and dW_hh
 
-// [rows] Maximum steps × B of weight gradients that are summed up row by row, without packing.
+// [rows] Maximum steps × B of weight gradients that are sums of outer products, without packing. In float32
+// on one thread of Emerald Rapids 8 rows take 105 µs, and 9, packed, 142 (H = 256); 28 and 28 (H = 128); 11
+// and 11 (H = 64). float64 likewise.
 constexpr int64_t max_outer_rows = 8;
 // KC [rows]: steps × B whose da, x and h_{t-1} are packed at once and multiplied before the next, a multiple
 // of an AMX tile's depth. 256 to 1024 are within 10 % of each other (a8fd710).
