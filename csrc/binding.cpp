@@ -131,7 +131,8 @@ ForwardOutputs forward_as(const Sizes& sizes, const Tensor& x, const MaybeTensor
   Forward<scalar_t> args{};
   args.sequence = sequence_of(sizes, reverse, lengths);
   args.I = I, args.H = H, args.P = P;
-  args.x_steps = plan.x_steps, args.packs = plan.packs, args.streaming_stores = plan.streaming_stores;
+  args.x_steps = plan.x_steps, args.packs = plan.packs, args.streaming_stores = plan.streaming_stores,
+  args.prefetches = plan.prefetches;
   args.min_rows_per_thread = plan.min_rows_per_thread;
   args.x = strided_rows<scalar_t>(x);
   args.weight_ih = data<scalar_t>(weight_ih), args.weight_hh = data<scalar_t>(weight_hh);
@@ -209,7 +210,7 @@ BackwardOutputs backward_as(const Sizes& sizes, const MaybeTensor& dy, const May
   Backward<scalar_t> args{};
   args.sequence = sequence_of(sizes, reverse, lengths);
   args.H = H, args.P = P;
-  args.packs = plan.packs, args.streaming_stores = plan.streaming_stores;
+  args.packs = plan.packs, args.streaming_stores = plan.streaming_stores, args.prefetches = plan.prefetches;
   args.min_rows_per_thread = plan.min_rows_per_thread;
   args.dy = strided_rows<scalar_t>(dy);
   args.dh_n = data<scalar_t>(dh_n), args.dc_n = data<scalar_t>(dc_n);
@@ -369,9 +370,13 @@ std::vector<int64_t> plan_of(const std::string& isa, DType dtype, const std::vec
     return call == "backward" ? plan_backward<scalar_t>(machine, sizes)
                               : plan_forward<scalar_t>(machine, sizes, call == "saving forward");
   });
-  return {plan.threads, plan.min_rows_per_thread,
-          plan.packs,   plan.streaming_stores,
-          plan.x_steps, static_cast<int64_t>(plan.step_us * 1000)};
+  return {plan.threads,
+          plan.min_rows_per_thread,
+          plan.packs,
+          plan.streaming_stores,
+          plan.prefetches,
+          plan.x_steps,
+          static_cast<int64_t>(plan.step_us * 1000)};
 }
 
 std::string isa() { return engine().isa.name; }

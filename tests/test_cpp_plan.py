@@ -17,27 +17,28 @@ AMX_ROWS = 16
 
 # r: each thread takes rows of the batch if they fill its register tiles, MR rows; R: if they fill AMX tiles
 # x8: W_ih x is hoisted out of the step, for 8 steps at a time
-# s: gates or dxw are stored past the caches
+# s: gates or dxw are stored past the caches, and a step prefetches what its epilogue reads and writes
+# p: it prefetches alone
 VECTORS = """
 dtype     call           threads  mnist mid   long   ptb  stream  wide  big
 float32   forward        12       r     r     -      -    rx64    r     -
-float32   saving forward 12       r     rs    s      -    rx64    rs    s
-float32   backward       12       r     rs    s      -    r       rs    s
+float32   saving forward 12       r     rs    s      p    rx64    rs    s
+float32   backward       12       r     rs    s      p    r       rs    s
 float64   forward        12       r     -     -      -    -       r     -
-float64   saving forward 12       r     s     s      s    -       rs    s
-float64   backward       12       r     s     s      s    -       rs    s
+float64   saving forward 12       rp    s     s      s    -       rs    s
+float64   backward       12       rp    s     s      s    -       rs    s
 bfloat16  forward        12       r     r     -      -    rx64    r     -
-bfloat16  saving forward 12       r     r     s      -    rx64    rs    s
-bfloat16  backward       12       r     r     s      -    r       rs    s
+bfloat16  saving forward 12       r     rp    s      -    rx64    rs    s
+bfloat16  backward       12       r     rp    s      -    r       rs    s
 """
 # On AMX, which multiplies bfloat16; the others as above.
 AMX = """
 dtype     call           threads  mnist mid   long   ptb  stream  wide  big
 bfloat16  forward        1        R     R     x8     x4   Rx64    R     -
 bfloat16  forward        2        R     R     -      x4   Rx64    R     -
-bfloat16  saving forward 1        R     R     x8s    x4   Rx64    Rs    s
-bfloat16  saving forward 2        R     R     s      x4   Rx64    Rs    s
-bfloat16  backward       12       R     R     s      -    R       Rs    s
+bfloat16  saving forward 1        R     Rp    x8s    x4   Rx64    Rs    s
+bfloat16  saving forward 2        R     Rp    s      x4   Rx64    Rs    s
+bfloat16  backward       12       R     Rp    s      -    R       Rs    s
 """
 
 
@@ -49,7 +50,8 @@ def written(isa, chosen):
     """A plan in the words of the tables."""
     rows = {0: "", MR[isa]: "r", AMX_ROWS: "R"}[chosen["min_rows_per_thread"]]
     hoisted = f"x{chosen['x_steps']}" if chosen["x_steps"] > 1 else ""
-    return rows + hoisted + "s" * chosen["streaming_stores"] or "-"
+    stores = {(False, False): "", (False, True): "p", (True, True): "s"}
+    return rows + hoisted + stores[chosen["streaming_stores"], chosen["prefetches"]] or "-"
 
 
 @pytest.mark.parametrize("isa", MR)

@@ -5,13 +5,14 @@
 #include "gemm/macrokernel.h"
 #include "gemm/pack.h"
 #include "lstm/cell.h"
+#include "lstm/prefetch.h"
 #include "lstm/variant.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
 template <class scalar_t>
 void pack(const Backward<scalar_t>& args, const Team& team) {
-  const Slice all{0, 0, team.rank, team.size, team.everyone};
+  const Slice all{0, 0, team.rank, team.size, team.barrier};
   const int64_t p = ceil_div(args.P, NR<scalar_t>), h = ceil_div(args.H, NR<scalar_t>);
   if (args.packs)
     pack_channels(args.weight_hh, 1, args.P, args.P, 4 * args.H, all.begin(p), all.end(p), args.packed_hh);
@@ -185,38 +186,18 @@ void cell_epilogue(const Backward<scalar_t>& args, int64_t n, int64_t t, const R
   }
 }
 
-// Makes the product of a macro-tile fetch what its epilogue reads of step t.
-template <class scalar_t>
-void prefetch_step(const Backward<scalar_t>& args, const Row<scalar_t>* rows, MacroTile<scalar_t>& macrotile,
-                   int64_t t) {
-  const int64_t H = args.H, B = args.sequence.B;
-  for (int64_t i = 0; i < macrotile.count; ++i) {
-    const AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
-    const int64_t j0 = tile.first_panel * NR<scalar_t>, j1 = min(j0 + tile.panels * NR<scalar_t>, H);
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      const int64_t b = rows[tile.first_row + r].b, tb = t * B + b;
-      const int64_t before = t == args.sequence.first(b) ? tb : args.sequence.previous(t) * B + b;
-      for (int64_t j = j0; j < j1; j += 64 / static_cast<int64_t>(sizeof(scalar_t))) {
-        for (int64_t gate = 0; gate < 4; ++gate) macrotile.prefetch(args.gates + (tb * 4 + gate) * H + j);
-        macrotile.prefetch(args.c + before * H + j);
-        if (args.dy.data) macrotile.prefetch(args.dy.at(t, b) + j);
-      }
-    }
-  }
-}
-
-// Reduces dbias and dpeephole over all groups of threads, in a fixed order.
+// Reduces dbias and dpeephole over the sums of all threads, in a fixed order.
 template <class scalar_t>
 void reduce_sums(const Backward<scalar_t>& args, const Team& team) {
-  const Slice all{0, 0, team.rank, team.size, team.everyone};
+  const Slice all{0, 0, team.rank, team.size, team.barrier};
   all.sync();  // sums of all threads
   for (int64_t k = 0; k < 7; ++k)
     for (int64_t j = all.begin(args.H); j < all.end(args.H); ++j) {
       double sum = 0, lost = 0;
-      for (int group = 0; group < team.size; ++group) {
-        const double* group_sum = args.sums + (group * 14 + k) * args.width + j;
-        two_sum(sum, lost, group_sum[0]);
-        lost += group_sum[7 * args.width];
+      for (int thread = 0; thread < team.size; ++thread) {
+        const double* own = args.sums + (thread * 14 + k) * args.width + j;
+        two_sum(sum, lost, own[0]);
+        lost += own[7 * args.width];
       }
       if (lost == lost) sum += lost;  // NaN where a sum is infinite
       const Vec<scalar_t> value = broadcast(static_cast<acc_t<scalar_t>>(sum));
@@ -234,7 +215,8 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
   const int64_t h0 = s.begin(h_panels), h1 = s.end(h_panels), p0 = s.begin(p_panels), p1 = s.end(p_panels);
   const int64_t j0 = h0 * NR<scalar_t>, j1 = min(h1 * NR<scalar_t>, H);  // this thread's channels of c
   Row<scalar_t>* rows = args.rows + team.rank * q.B;
-  double* sums = args.sums + (team.rank - s.rank) * 14 * args.width;  // the group's
+  // Threads that split channels add to those of the first.
+  double* sums = args.sums + (team.rank - s.rank) * 14 * args.width;
 
   for (int64_t j = 0; j < 14 * args.width; ++j) args.sums[team.rank * 14 * args.width + j] = 0;
   init_state(args, s);
@@ -243,6 +225,7 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
   for (int64_t n = q.T - 1; n >= 0; --n) {
     const int64_t t = q.step(n);
     const Count count = active_rows(args, s, n, t, rows);
+    fetch_operands(s, rows, count.continuing, 4 * H);
     // Rows that end here have no product, so they must not share a tile with those that continue.
     const auto for_rows = [&](int64_t panel_begin, int64_t panel_end, auto visit) {
       for_macrotiles<scalar_t>(0, count.continuing, panel_begin, panel_end, n & 1, visit);
@@ -251,7 +234,7 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
     if (!args.weight_hr) {
       for_rows(h0, h1, [&](auto& macrotile) {
         // AMX fetches no lines (add_block_by_amx), so none are listed for it.
-        if (!by_amx<scalar_t> && args.streaming_stores) prefetch_step(args, rows, macrotile, t);
+        if (!by_amx<scalar_t> && args.prefetches) prefetch_step(args, rows, macrotile, t);
         recurrent_gradient(args, rows, macrotile);
         for (int64_t i = 0; i < macrotile.count; ++i)
           if (args.variant.any)

@@ -63,7 +63,7 @@ struct Forward {
   int64_t I, H, P;
   // As in Plan.
   int64_t x_steps;
-  bool packs, streaming_stores;
+  bool packs, streaming_stores, prefetches;
   int32_t min_rows_per_thread;
 
   // Inputs, the caller's. All but x are contiguous.
@@ -102,7 +102,7 @@ struct Backward {
   Sequence sequence;
   int64_t H, P;
   // As in Plan.
-  bool packs, streaming_stores;
+  bool packs, streaming_stores, prefetches;
   int32_t min_rows_per_thread;
 
   // Inputs, the caller's. All but dy are contiguous.

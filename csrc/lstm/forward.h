@@ -5,13 +5,14 @@
 #include "gemm/macrokernel.h"
 #include "gemm/pack.h"
 #include "lstm/cell.h"
+#include "lstm/prefetch.h"
 #include "lstm/variant.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
 template <class scalar_t>
 void pack(const Forward<scalar_t>& args, const Team& team) {
-  const Slice all{0, 0, team.rank, team.size, team.everyone};
+  const Slice all{0, 0, team.rank, team.size, team.barrier};
   const int64_t vectors = ceil_div(args.H, lanes<scalar_t>), panels = ceil_div(args.P, NR<scalar_t>);
   const auto gates = [&](const scalar_t* weight, const OperandBuffer<scalar_t>& operand, scalar_t* to) {
     if (args.packs) pack_gates(weight, args.H, operand.K, all.begin(vectors), all.end(vectors), to);
@@ -246,6 +247,7 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
     const int64_t t = args.sequence.step(n);
     const int64_t count = active_rows(args, s, n, t, rows);
     scalar_t* y = args.y + t * B * P;
+    fetch_operands(s, rows, count, P);
     if (args.x_steps == 1 && n + 1 < T) copy_x(args, s, n + 1, 1);
     if (args.x_steps > 1 && (n & (args.x_steps - 1)) == 0) compute_xw(args, s, n, panel_begin, panel_end);
     if (args.variant.gain_hh) {
@@ -260,6 +262,7 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
       s.sync();  // hw: normalised rows, before each thread reads its channels
     }
     for_macrotiles<scalar_t>(0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
+      if (!by_amx<scalar_t> && args.prefetches) prefetch_step(args, rows, macrotile, t);
       multiply_step(args, rows, macrotile);
       for (int64_t i = 0; i < macrotile.count; ++i) {
         AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];

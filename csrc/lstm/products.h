@@ -162,7 +162,7 @@ void for_vectors(AccumulatorTile<scalar_t>& tile, int64_t m, const WeightGradien
 template <class scalar_t>
 void products(const Products<scalar_t>& args, const Team& team) {
   const Sequence& q = args.sequence;
-  const Slice all{0, 0, team.rank, team.size, team.everyone};
+  const Slice all{0, 0, team.rank, team.size, team.barrier};
   const int64_t i_panels = args.dweight_ih ? ceil_div(args.I, NR<scalar_t>) : 0;
   const int64_t p_panels = args.dweight_hh ? ceil_div(args.P, NR<scalar_t>) : 0;
   const WeightGradient<scalar_t> ih{0, i_panels, args.I, args.sums_ih, args.dweight_ih},

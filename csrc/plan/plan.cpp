@@ -94,6 +94,7 @@ Plan plan_forward_on(int threads, const Machine& machine, const Sizes& sizes, bo
   Plan plan{};
   plan.threads = threads;
   plan.streaming_stores = save && T * B * 4 * H * bytes_of<scalar_t> > streaming_min_bytes;
+  plan.prefetches = save && P == H && T * B * 4 * H * bytes_of<scalar_t> > prefetch_min_bytes;
   plan.x_steps = hoisted_steps<scalar_t>(threads, machine, sizes);
   // float64 always packs: a sequence in pieces then equals the whole one bit for bit.
   plan.packs = !is_float32<scalar_t> || packs<scalar_t>(machine, T * B, max_unpacked_rows, 0);
@@ -111,6 +112,7 @@ Plan plan_backward_on(int threads, const Machine& machine, const Sizes& sizes) {
   Plan plan{};
   plan.threads = threads;
   plan.streaming_stores = T * B * 4 * H * bytes_of<scalar_t> > streaming_min_bytes;
+  plan.prefetches = T * B * 4 * H * bytes_of<scalar_t> > prefetch_min_bytes;
   plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, P * padded_k<scalar_t>(4 * H));
   plan.packs = packs<scalar_t>(machine, T * B, max_unpacked_rows, P);
   const int64_t panels = (P + 2 * packing.lanes - 1) / (2 * packing.lanes);

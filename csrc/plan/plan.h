@@ -29,6 +29,7 @@ struct Plan {
   int32_t min_rows_per_thread;
   bool packs = true;      // W_ih and W_hh are packed
   bool streaming_stores;  // gates or dxw are stored past the caches
+  bool prefetches;        // a step's product fetches what its epilogue reads and writes
   int64_t x_steps = 0;    // forward: steps whose W_ih x is computed at once; 1: fused, 0: no weight_ih
   double step_us = 0;     // by the model that chooses the threads, not measured
 };

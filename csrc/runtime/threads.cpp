@@ -6,7 +6,6 @@
 #endif
 
 #include <thread>
-#include <vector>
 
 #include "runtime/pool.h"
 #include "runtime/spin.h"
@@ -28,7 +27,7 @@ void Barrier::wait(int threads) {
     return;
   }
   const auto released = [&] { return generation_.load() != generation; };
-  if (spin(polls, released)) return;
+  if (spin(polls_, released)) return;
   std::unique_lock lock{mutex_};
   ++sleepers_;
   wake_.wait(lock, released);
@@ -49,19 +48,15 @@ int available_cores() {
 }  // namespace
 
 void run(int threads, const std::function<void(const Team&)>& body) {
-  if (threads <= 1) return body({0, 1, nullptr, nullptr});
-  std::vector<Barrier> barriers(static_cast<size_t>(threads) + 1);
-  const int polls = threads > available_cores() ? crowded_barrier_spins : barrier_spins;
-  for (Barrier& barrier : barriers) barrier.polls = polls;
-  run_together(threads, [&](int rank, int size) { body({rank, size, &barriers.back(), barriers.data()}); });
+  if (threads <= 1) return body({0, 1, nullptr});
+  Barrier barrier(threads > available_cores() ? crowded_barrier_spins : barrier_spins);
+  run_together(threads, [&](int rank, int size) { body({rank, size, &barrier}); });
 }
 
 Slice slice(const Team& team, int64_t B, int64_t min_rows_per_thread) {
-  const bool split_rows = min_rows_per_thread > 0 && B >= team.size * min_rows_per_thread;
-  const int groups = split_rows ? team.size : 1;
-  const int size = team.size / groups;
-  const int group = team.rank / size;
-  return {B * group / groups, B * (group + 1) / groups, team.rank % size, size, team.groups + group};
+  if (min_rows_per_thread > 0 && B >= team.size * min_rows_per_thread)
+    return {B * team.rank / team.size, B * (team.rank + 1) / team.size, 0, 1, nullptr};
+  return {0, B, team.rank, team.size, team.barrier};
 }
 
 }  // namespace lstm_fused

@@ -14,11 +14,12 @@ namespace lstm_fused {
 // not.
 class Barrier {
  public:
-  int polls = 0;  // before it sleeps
+  explicit Barrier(int polls) : polls_(polls) {}
 
   void wait(int threads);
 
  private:
+  int polls_;  // before it sleeps
   std::atomic<int> arrived_{0};
   std::atomic<unsigned> generation_{0};
   std::atomic<int> sleepers_{0};
@@ -29,27 +30,27 @@ class Barrier {
 // One thread's view of the team that runs a call.
 struct Team {
   int rank;
-  int size;           // threads that run, at most as many as were asked for
-  Barrier* everyone;  // of all threads; null: there is one
-  Barrier* groups;    // [size], one for each group of threads that share their rows, or null
+  int size;          // threads that run, at most as many as were asked for
+  Barrier* barrier;  // null: there is one thread
 };
 
 // Runs the body on up to `threads` threads at the same time, and returns when all are done.
 void run(int threads, const std::function<void(const Team&)>& body);
 
-// One thread's share of the work: rows of its group; the group's threads split the channels.
+// One thread's share of the work: either rows of its own, or all rows, whose channels the team's threads
+// split.
 struct Slice {
   int64_t row_begin, row_end;
-  int rank, size;
-  Barrier* group;
+  int rank, size;  // of the threads that split the channels
+  Barrier* barrier;
 
-  // Waits for the group's other threads, if there are any. A plain layer syncs once per step. A projection
-  // adds one sync per step, layer norm two in the forward and one in the backward pass, a hoisted input GEMM
-  // one per x_steps steps.
+  // Waits for the other threads that split the channels, if there are any. A plain layer syncs once per step.
+  // A projection adds one sync per step, layer norm two in the forward and one in the backward pass, a
+  // hoisted input GEMM one per x_steps steps.
   void sync() const {
-    if (size > 1) group->wait(size);
+    if (size > 1) barrier->wait(size);
   }
-  // This thread's share [begin, end) of n items that the group splits.
+  // This thread's share [begin, end) of n items that these threads split.
   int64_t begin(int64_t n) const { return n * rank / size; }
   int64_t end(int64_t n) const { return n * (rank + 1) / size; }
 };

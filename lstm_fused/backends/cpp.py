@@ -11,7 +11,7 @@ from lstm_fused.contract import SCHEMAS
 _LIBRARY = Path(__file__).parents[1] / "_cpp.so"
 _REINSTALL = "then install lstm_fused again: pip install --force-reinstall --no-deps --no-cache-dir ..."
 # What cpp_plan returns.
-_PLAN = ("threads", "min_rows_per_thread", "packs", "streaming_stores", "x_steps", "step_ns")
+_PLAN = ("threads", "min_rows_per_thread", "packs", "streaming_stores", "prefetches", "x_steps", "step_ns")
 _PRODUCTS_PLAN = ("threads", "KC", "packs", "copies_dxw", "double_buffer")
 
 
