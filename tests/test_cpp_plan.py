@@ -17,28 +17,28 @@ AMX_ROWS = 16
 
 # r: each thread takes rows of the batch if they fill its register tiles, MR rows; R: if they fill AMX tiles
 # x8: W_ih x is hoisted out of the step, for 8 steps at a time
-# s: gates or dxw are stored past the caches, and a step prefetches what its epilogue reads and writes
-# p: it prefetches alone
+# p: a step's product prefetches what its epilogue reads and writes
+# s: gates or dxw are stored past the caches
 VECTORS = """
-dtype     call           threads  mnist mid   long   ptb  stream  wide  big
-float32   forward        12       r     r     -      -    rx64    r     -
-float32   saving forward 12       r     rs    s      p    rx64    rs    s
-float32   backward       12       r     rs    s      p    r       rs    s
-float64   forward        12       r     -     -      -    -       r     -
-float64   saving forward 12       rp    s     s      s    -       rs    s
-float64   backward       12       rp    s     s      s    -       rs    s
-bfloat16  forward        12       r     r     -      -    rx64    r     -
-bfloat16  saving forward 12       r     rp    s      -    rx64    rs    s
-bfloat16  backward       12       r     rp    s      -    r       rs    s
+dtype     call           threads  mnist mid   long  ptb   stream wide  big
+float32   forward        12       r     r     -     -     rx64  r     -
+float32   saving forward 12       r     rps   ps    p     rx64  rps   ps
+float32   backward       12       r     rps   ps    p     r     rps   ps
+float64   forward        12       r     -     -     -     -     r     -
+float64   saving forward 12       rp    ps    ps    ps    -     rps   ps
+float64   backward       12       rp    ps    ps    ps    -     rps   ps
+bfloat16  forward        12       r     r     -     -     rx64  r     -
+bfloat16  saving forward 12       r     rp    ps    -     rx64  rps   ps
+bfloat16  backward       12       r     rp    ps    -     r     rps   ps
 """
 # On AMX, which multiplies bfloat16; the others as above.
 AMX = """
 dtype     call           threads  mnist mid   long   ptb  stream  wide  big
 bfloat16  forward        1        R     R     x8     x4   Rx64    R     -
 bfloat16  forward        2        R     R     -      x4   Rx64    R     -
-bfloat16  saving forward 1        R     Rp    x8s    x4   Rx64    Rs    s
-bfloat16  saving forward 2        R     Rp    s      x4   Rx64    Rs    s
-bfloat16  backward       12       R     Rp    s      -    R       Rs    s
+bfloat16  saving forward 1        R     R     x8s    x4   Rx64    Rs    s
+bfloat16  saving forward 2        R     R     s      x4   Rx64    Rs    s
+bfloat16  backward       12       R     R     s      -    R       Rs    s
 """
 
 
@@ -50,8 +50,7 @@ def written(isa, chosen):
     """A plan in the words of the tables."""
     rows = {0: "", MR[isa]: "r", AMX_ROWS: "R"}[chosen["min_rows_per_thread"]]
     hoisted = f"x{chosen['x_steps']}" if chosen["x_steps"] > 1 else ""
-    stores = {(False, False): "", (False, True): "p", (True, True): "s"}
-    return rows + hoisted + stores[chosen["streaming_stores"], chosen["prefetches"]] or "-"
+    return rows + hoisted + "p" * chosen["prefetches"] + "s" * chosen["streaming_stores"] or "-"
 
 
 @pytest.mark.parametrize("isa", MR)

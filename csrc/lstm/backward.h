@@ -233,8 +233,7 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
     };
     if (!args.weight_hr) {
       for_rows(h0, h1, [&](auto& macrotile) {
-        // AMX fetches no lines (add_block_by_amx), so none are listed for it.
-        if (!by_amx<scalar_t> && args.prefetches) prefetch_step(args, rows, macrotile, t);
+        if (args.prefetches) prefetch_step(args, rows, macrotile, t);
         recurrent_gradient(args, rows, macrotile);
         for (int64_t i = 0; i < macrotile.count; ++i)
           if (args.variant.any)

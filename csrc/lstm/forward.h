@@ -262,7 +262,7 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
       s.sync();  // hw: normalised rows, before each thread reads its channels
     }
     for_macrotiles<scalar_t>(0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
-      if (!by_amx<scalar_t> && args.prefetches) prefetch_step(args, rows, macrotile, t);
+      if (args.prefetches) prefetch_step(args, rows, macrotile, t);
       multiply_step(args, rows, macrotile);
       for (int64_t i = 0; i < macrotile.count; ++i) {
         AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];

@@ -47,10 +47,27 @@ bool fits_l2(const Machine& machine, int64_t elements) {
   return elements * bytes_of<scalar_t> <= l2_budget(machine.l2_bytes);
 }
 
+template <class scalar_t>
+bool by_amx(const Machine& machine) {
+  return machine.isa.has_amx && k_pack<scalar_t> == 2;
+}
+
 // Rows of the tallest accumulator tile.
 template <class scalar_t>
 int64_t tile_rows(const Machine& machine) {
-  return machine.isa.has_amx && k_pack<scalar_t> == 2 ? amx_tile_rows : machine.isa.mr;
+  return by_amx<scalar_t>(machine) ? amx_tile_rows : machine.isa.mr;
+}
+
+// Bytes of gates or dxw.
+template <class scalar_t>
+int64_t gate_bytes(const Sizes& sizes) {
+  return sizes.T * sizes.B * 4 * sizes.H * bytes_of<scalar_t>;
+}
+
+// Whether a step's product fetches lines for its epilogue; those by AMX fetch none.
+template <class scalar_t>
+bool prefetches(const Machine& machine, const Sizes& sizes) {
+  return !by_amx<scalar_t>(machine) && gate_bytes<scalar_t>(sizes) > prefetch_min_bytes;
 }
 
 // Splitting rows pays while all packed weights fit in L2 and each thread's rows fill a register tile.
@@ -79,7 +96,7 @@ int64_t hoisted_steps(int threads, const Machine& machine, const Sizes& sizes) {
   // float64 is always fused: a sequence in pieces then equals the whole one bit for bit.
   if (std::is_same_v<scalar_t, double> || sizes.T * sizes.B == 0) return 1;
   if (sizes.B < min_fused_rows) return steps_of(hoisted_rows, sizes);
-  if (!machine.isa.has_amx || k_pack<scalar_t> == 1) return 1;
+  if (!by_amx<scalar_t>(machine)) return 1;
   const Packing<scalar_t> packing{machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>};
   const int64_t elements = (packing.gates(sizes.H, sizes.I) + packing.gates(sizes.H, sizes.P)) / threads;
   const bool enough_rows =
@@ -93,8 +110,8 @@ Plan plan_forward_on(int threads, const Machine& machine, const Sizes& sizes, bo
   const int64_t lanes = machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>;
   Plan plan{};
   plan.threads = threads;
-  plan.streaming_stores = save && T * B * 4 * H * bytes_of<scalar_t> > streaming_min_bytes;
-  plan.prefetches = save && P == H && T * B * 4 * H * bytes_of<scalar_t> > prefetch_min_bytes;
+  plan.streaming_stores = save && gate_bytes<scalar_t>(sizes) > streaming_min_bytes;
+  plan.prefetches = save && P == H && prefetches<scalar_t>(machine, sizes);
   plan.x_steps = hoisted_steps<scalar_t>(threads, machine, sizes);
   // float64 always packs: a sequence in pieces then equals the whole one bit for bit.
   plan.packs = !is_float32<scalar_t> || packs<scalar_t>(machine, T * B, max_unpacked_rows, 0);
@@ -111,8 +128,8 @@ Plan plan_backward_on(int threads, const Machine& machine, const Sizes& sizes) {
   const Packing<scalar_t> packing{machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>};
   Plan plan{};
   plan.threads = threads;
-  plan.streaming_stores = T * B * 4 * H * bytes_of<scalar_t> > streaming_min_bytes;
-  plan.prefetches = T * B * 4 * H * bytes_of<scalar_t> > prefetch_min_bytes;
+  plan.streaming_stores = gate_bytes<scalar_t>(sizes) > streaming_min_bytes;
+  plan.prefetches = prefetches<scalar_t>(machine, sizes);
   plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, P * padded_k<scalar_t>(4 * H));
   plan.packs = packs<scalar_t>(machine, T * B, max_unpacked_rows, P);
   const int64_t panels = (P + 2 * packing.lanes - 1) / (2 * packing.lanes);

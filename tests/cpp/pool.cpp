@@ -39,7 +39,7 @@ void sum_in_steps(int threads, int steps) {
       long sum = 0;
       for (int i = 0; i < threads; ++i) sum += from[i];
       values[static_cast<size_t>((n + 1) % 2 * threads + team.rank)] = sum % 1009 + team.rank;
-      if (team.size > 1) team.everyone->wait(team.size);
+      if (team.size > 1) team.barrier->wait(team.size);
     }
   });
   std::vector<long> expected(static_cast<size_t>(threads), 1);
@@ -147,7 +147,7 @@ void limited() {
     members = 0;
     lstm_fused::run(256, [&](const Team& team) {
       size = team.size;
-      team.everyone->wait(team.size);
+      team.barrier->wait(team.size);
       ++members;
     });
     check(1 < size && size < 256 && members == size, "a smaller team");
