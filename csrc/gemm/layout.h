@@ -16,6 +16,10 @@ namespace lstm_fused {
 template <class scalar_t>
 constexpr int64_t k_pack = sizeof(acc_t<scalar_t>) / sizeof(scalar_t);
 
+// Elements of a cache line.
+template <class scalar_t>
+constexpr int64_t line_elements = 64 / static_cast<int64_t>(sizeof(scalar_t));
+
 // K rounded up to whole k-groups, or of bfloat16 to whole AMX tiles. Packed weights are zero past K.
 template <class scalar_t>
 constexpr int64_t padded_k(int64_t K) {

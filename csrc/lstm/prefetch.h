@@ -8,9 +8,6 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-template <class scalar_t>
-constexpr int64_t line_elements = 64 / static_cast<int64_t>(sizeof(scalar_t));
-
 // Fetches a step's operand rows of K elements into L1, where the slice's threads have each written a part.
 // always_inline: GCC drops the call of a function that does nothing but prefetch.
 template <class scalar_t>

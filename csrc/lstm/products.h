@@ -78,11 +78,11 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
 template <class DaAt>
 void transpose_da(DaAt da, int64_t m, int64_t count, int64_t K, const OperandBuffer<BFloat16>& operand,
                   int64_t first_operand_row) {
-  constexpr int64_t L = lanes<float>, depth = 2 * L, line = 64 / sizeof(BFloat16);
+  constexpr int64_t L = lanes<float>, depth = 2 * L;
   for (int64_t k = 0; k < padded_k<BFloat16>(K); k += depth) {
     // Hardware does not prefetch these pieces of rows, because they are M apart.
     for (int64_t next = k + depth; next < min(k + 2 * depth, K); ++next)
-      for (int64_t j = 0; j < count; j += line) __builtin_prefetch(da(next) + m + j);
+      for (int64_t j = 0; j < count; j += line_elements<BFloat16>) __builtin_prefetch(da(next) + m + j);
     for (int64_t r = 0; r < count; r += L) {
       const auto load_da = [&](int64_t at) {
         return at < K ? load(da(at) + m + r, count - r) : Vec<BFloat16>{};
@@ -107,13 +107,12 @@ void pack_da(DaAt da, int64_t m, int64_t count, int64_t M, int64_t K, const Oper
   scalar_t* panel[MC_tiles];
   for (int64_t t = 0; t <= tiles; ++t) first[t] = count * t / tiles;
   for (int64_t t = 0; t < tiles; ++t) panel[t] = operand.row(0, first_operand_row + first[t]);
-  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(scalar_t)),
-                    block = pack_da_k_groups * k_pack<scalar_t>;
+  constexpr int64_t block = pack_da_k_groups * k_pack<scalar_t>;
   for (int64_t k0 = 0; k0 < K; k0 += block) {
     const int64_t k1 = min(k0 + block, K);
     // Hardware does not prefetch these pieces of rows, because they are M apart.
     for (int64_t k = k1; k < min(k1 + block, K); ++k)
-      for (int64_t j = 0; j < count; j += line) __builtin_prefetch(da(k) + m + j);
+      for (int64_t j = 0; j < count; j += line_elements<scalar_t>) __builtin_prefetch(da(k) + m + j);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t width = first[t + 1] - first[t], column = m + first[t];
       // By whole vectors: a store reaches into the next row, which is packed later. Those of the last row but
