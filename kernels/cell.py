@@ -179,6 +179,22 @@ def add_product(a, product, BB: tl.constexpr, BH: tl.constexpr):
 
 
 @triton.jit
+def add_dot(left, right, total, PRECISION: tl.constexpr):
+    """Total + left right, in total's dtype; in float32's own precision the terms are summed up apart first.
+
+    Such a product is a chain of fused multiply-adds, each of which rounds the whole sum so far. In one chain,
+    1044 terms have five times the error that they have in blocks of 32, and twice that of a BLAS.
+    """
+    if left.dtype == tl.float32 and PRECISION == "ieee":
+        # With 0, the default, Triton would add the terms to total one by one; float32 ignores other numbers.
+        return total + tl.dot(
+            left, right, input_precision=PRECISION, max_num_imprecise_acc=1, out_dtype=total.dtype
+        )
+    else:
+        return tl.dot(left, right, total, input_precision=PRECISION, out_dtype=total.dtype)
+
+
+@triton.jit
 def gate_rows(column, H: tl.constexpr, BH: tl.constexpr):
     """Rows of weight_hh in that order from a first hidden column on, [4 BH], and their mask."""
     n = tl.arange(0, 4 * BH)

@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from lstm_fused.kernels.cell import index, offsets, valid_rows
+from lstm_fused.kernels.cell import add_dot, index, offsets, valid_rows
 from lstm_fused.kernels.table import BACKWARD, FORWARD, double_buffered, pointer, time_of
 from lstm_fused.kernels.variant import load_share, masked
 
@@ -132,7 +132,7 @@ def multiply(
                 a = masked(a, left_mask, rows, ks, row_mask, B, K)
             b_at = right + index(ks, K * N)[:, None] * STRIDE_K + index(cols, K * N)[None, :] * STRIDE_N
             b = tl.load(b_at, (ks < K)[:, None] & col_mask, other=0)
-            value = tl.dot(a, b, value, input_precision=PRECISION, out_dtype=WIDE)
+            value = add_dot(a, b, value, PRECISION)
     before = tl.load(state + at, inside, other=0).to(WIDE)
     if mask is not None:
         value *= tl.load(mask + at, inside, other=0).to(WIDE)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from lstm_fused.kernels import launcher
 from lstm_fused.kernels.cell import (
+    add_dot,
     cell_backward,
     cell_forward,
     load_c_before,
@@ -144,9 +145,9 @@ def lstm_backward_resident_kernel(
         sums = add_step(sums, da, valid, c, c_prev, peephole is not None)
         da_i, da_f, da_g, da_o = da
         dh_prev = tl.dot(da_i.to(KIND), w_i, input_precision=PRECISION, out_dtype=WIDE)
-        dh_prev = tl.dot(da_f.to(KIND), w_f, dh_prev, input_precision=PRECISION, out_dtype=WIDE)
-        dh_prev = tl.dot(da_g.to(KIND), w_g, dh_prev, input_precision=PRECISION, out_dtype=WIDE)
-        dh_prev = tl.dot(da_o.to(KIND), w_o, dh_prev, input_precision=PRECISION, out_dtype=WIDE)
+        dh_prev = add_dot(da_f.to(KIND), w_f, dh_prev, PRECISION)
+        dh_prev = add_dot(da_g.to(KIND), w_g, dh_prev, PRECISION)
+        dh_prev = add_dot(da_o.to(KIND), w_o, dh_prev, PRECISION)
         dh = tl.where(valid, dh_prev, dh)
         dc = tl.where(valid, dc_prev, dc)
         c = c_prev

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from lstm_fused.kernels.cell import (
+    add_dot,
     add_product,
     cell_backward,
     cell_forward,
@@ -115,8 +116,8 @@ def lstm_forward_step_kernel(
             ks = k + tl.arange(0, BK)
             h_k = load_h(h_prev, h_mask, rows, ks, row_mask, B, P)
             w_k = tl.load(w_at + ks[:, None], w_mask[None, :] & (ks < P)[:, None], other=0)
-            product = tl.dot(h_k, w_k, product, input_precision=PRECISION, out_dtype=WIDE)
-        product = tl.dot(h, w, product, input_precision=PRECISION, out_dtype=WIDE)
+            product = add_dot(h_k, w_k, product, PRECISION)
+        product = add_dot(h, w, product, PRECISION)
         a = add_product(a, product, BB, BH)
     else:
         a = add_normalized(a, hw, gain_hh, rows, cols, mask, B, H, BB, BK)
@@ -228,8 +229,8 @@ def lstm_backward_step_kernel(
             ks = k + tl.arange(0, BK)
             da_k = tl.load(left + offsets(start, rows, ks, B, K), row_mask & (ks < K)[None, :], other=0)
             w_k = tl.load(w_at + index(ks, K * H)[:, None] * H, (ks < K)[:, None] & col_mask, other=0)
-            dh = tl.dot(da_k, w_k, dh, input_precision=PRECISION, out_dtype=WIDE)
-        dh = tl.dot(da_after, w, dh, input_precision=PRECISION, out_dtype=WIDE)
+            dh = add_dot(da_k, w_k, dh, PRECISION)
+        dh = add_dot(da_after, w, dh, PRECISION)
     if h_mask is not None:
         dh *= tl.load(h_mask + state, mask, other=0).to(WIDE)
     if kept is not None:

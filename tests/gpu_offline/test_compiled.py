@@ -164,7 +164,7 @@ def test_a_release_without_a_barrier_is_found(tmp_path):
 def test_weights_loaded_in_the_time_loop_are_found(tmp_path):
     build = SAMPLE[4]
     load = "    w_o = tl.load(w + 3 * H * H, w_mask, other=0)\n"
-    before_the_dot = "        dh_prev = tl.dot(da_o.to(KIND), w_o,"
+    before_the_dot = "        dh_prev = add_dot(da_o.to(KIND), w_o,"
     with open(resident.__file__) as file:
         backward = file.read().index("def lstm_backward")
     assert backward

@@ -103,6 +103,56 @@ def approximate_lines(compiled):
     return [line for *_, qualifiers, _, line in found if {"approx", "full"} & set(qualifiers)]
 
 
+def one_chain(left, right):
+    """Left right in float32, each sum by one chain of fused multiply-adds over all terms."""
+    total = torch.zeros(len(left), right.shape[1])
+    for k in range(len(right)):
+        total = (total.double() + left[:, k : k + 1].double() * right[k].double()).float()
+    return total
+
+
+@pytest.mark.parametrize("function", ["product", "forward", "backward"])
+def test_long_sums_in_float32_are_not_one_chain(card, function):
+    """Its error would be more than twice that of the reference's products, which are several chains."""
+    B, H, K = 5, 16, 768
+    torch.manual_seed(0)
+    left, right = torch.randn(B, K), torch.randn(K, H) / K**0.5
+    if function == "product":
+        launch = Launcher(card, "step", "forward", "fp32", 4, P=K, function=product.lstm_product_kernel)
+        found = torch.full((B, H), torch.nan)
+        launch(launch.plan.grid(B, H), [left, right.T.contiguous(), found], B)
+    elif (
+        function == "forward"
+    ):  # the gates f are 1/2 and c is 2 a_g, so that c_n is the sum of the terms of g
+        launch = Launcher(card, "step", "forward", "fp32", H, P=K, projected=True)
+        weight_hh, xw, found = torch.zeros(4, H, K), torch.zeros(B, 4, H), torch.zeros(B, H)
+        weight_hh[2], h = right.T * 2**-20, left
+        xw[:, 0] = 40  # i is 1, and tanh of so small numbers is the identity
+        bias, peephole, h_next, c_all, gates = (torch.zeros(n, H) for n in (4, 3, B, B, 4 * B))
+        given = {
+            "xw": xw,
+            "weight_hh": weight_hh,
+            "bias": bias,
+            "peephole": peephole,
+            "h": h,
+            "h_next": h_next,
+        }
+        given |= {"c_state": found, "c_all": c_all, "gates_all": gates}
+        tensors = none_of(ForwardTensors)._replace(**given, weight_hr=torch.zeros(K, H))
+        launch.step(launch.plan.grid(B, H), tensors, 0, 1, B)
+        found *= 2**20
+    else:  # f and o are 1 and c is 0, so that what goes to the c before is all of dh
+        launch = Launcher(card, "step", "backward", "fp32", H, P=K, projected=True)
+        found, c_all, c0, gates, peephole, dxw = (torch.zeros(n, H) for n in (B, B, B, 4 * B, 3, 4 * B))
+        gates.view(B, 4, H)[:, [1, 3]] = 1
+        given = {"dc_state": found, "c_all": c_all, "c0": c0, "gates_all": gates, "peephole": peephole}
+        tensors = none_of(BackwardTensors)._replace(**given, dxw=dxw, weight_hr=right, dh_t=left)
+        launch.step(launch.plan.grid(B, H), tensors, 0, 1, B)
+    exact = left.double() @ right.double()
+    error, error_of_one = ((sums.double() - exact).norm() for sums in (found, one_chain(left, right)))
+    assert 0 < error < error_of_one / 2
+
+
 @pytest.mark.parametrize("direction", list(DIRECTIONS))
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_nothing_is_approximate_in_float32(card, kernel, direction):
