@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import DEVICE
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
@@ -19,7 +20,7 @@ OPTIONS = {
     "bare": {"bias": False},
 }
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-X = torch.randn(4, 3, 5, dtype=F64, generator=torch.Generator().manual_seed(0))
+X = torch.randn(4, 3, 5, dtype=F64, device="cpu", generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
 
 class Model(nn.Module):

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from adapters import ForecastingLSTM, MaskedLSTM, per_sample_gradients
+from cases import DEVICE
 from torch import nn
 
 from lstm_fused import LSTM
 
 F64 = torch.float64
-X = torch.randn(4, 6, 5, dtype=F64, generator=torch.Generator().manual_seed(0))
+X = torch.randn(4, 6, 5, dtype=F64, device="cpu", generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
 
 def test_a_mask_is_taken_as_lengths():

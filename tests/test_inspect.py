@@ -220,7 +220,7 @@ def test_an_order_needs_gates_of_the_same_cells(draw_gates, sizes):
 def shown(axes):
     """Return the values of an image."""
     (image,) = axes.images
-    return torch.from_numpy(image.get_array().data).double()
+    return torch.tensor(image.get_array().data, dtype=F64)
 
 
 def test_picture_of_the_reverse_direction(draw_gates):

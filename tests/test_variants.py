@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import EVERY_VARIANT, make_masks, make_tensors
+from cases import DEVICE, EVERY_VARIANT, make_masks, make_tensors
 from harness import ENGINES_HERE, call
 from torch.func import functional_call, grad, vmap
 
@@ -39,7 +39,8 @@ def make(**options):
 
 
 def x(*shape):
-    return torch.randn(*shape, 5, dtype=F64, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(*shape, 5, dtype=F64, generator=generator, device="cpu").to(DEVICE)
 
 
 @each_engine

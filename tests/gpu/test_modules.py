@@ -38,10 +38,9 @@ def outcome(module, x, **options):
 
 def on_both(module, x, **options):
     """The outcome on the CPU by the reference, and here by Triton."""
-    module.engine = "reference"
-    here = copy.deepcopy(module).to(DEVICE)
-    here.engine = "triton"
-    return outcome(here, x.to(DEVICE), **options), outcome(module, x, **options)
+    there, here = copy.deepcopy(module).cpu(), copy.deepcopy(module).to(DEVICE)
+    there.engine, here.engine = "reference", "triton"
+    return outcome(here, x.to(DEVICE), **options), outcome(there, x.cpu(), **options)
 
 
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
@@ -52,7 +51,7 @@ close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
 def test_equals_the_cpu(options, lengths):
     module = LSTM(5, 7, dtype=F64, **options)
     shape = (3, 4, 5) if module.batch_first else (4, 3, 5)
-    given = {} if lengths is None else {"lengths": torch.tensor(lengths)}
+    given = {} if lengths is None else {"lengths": torch.tensor(lengths, device="cpu")}
     close(*on_both(module, torch.randn(shape, dtype=F64), **given))
 
 
@@ -76,8 +75,8 @@ def test_cell():
     cell = LSTMCell(5, 7, dtype=F64, engine="triton").to(DEVICE)
     other = copy.deepcopy(cell).cpu()
     other.engine = "reference"
-    x = torch.randn(3, 5, dtype=F64)
-    close(tuple(t.cpu() for t in cell(x.to(DEVICE))), tuple(other(x)))
+    x = torch.randn(3, 5, dtype=F64, device=DEVICE)
+    close(tuple(t.cpu() for t in cell(x)), tuple(other(x.cpu())))
 
 
 @pytest.mark.parametrize("B", [1, 3])
