@@ -65,6 +65,7 @@ class Record:
     wrong: bool = False  # refused because of a wrong result
     error: float | None = None  # in units of the reference's own error
     milliseconds: float | None = None  # median
+    gpu_milliseconds: float | None = None  # median of the GPU's own time; see `bench.gpu.kernels.Queued`
     rounds: int = 0
     ratio: Ratio | None = None  # its time over ours
     times_floor: float | None = None  # its time over that of bench.host.limits.floor

@@ -28,7 +28,7 @@ from bench.kinds import measure_growth, measure_small, measure_speed
 from bench.memory import RESET, peak_here
 from bench.peers import cells, libraries
 from bench.peers.libraries import LIBRARIES, Library
-from bench.peers.modules import BASICS, COMPILED, LOOPS, OURS, WITH_LENGTHS, Module, fused
+from bench.peers.modules import BASICS, COMPILED, LOOPS, OURS, WITH_LENGTHS, Module, fused, torch_lstm
 from bench.problem import STEPS, Problem, make_problem
 from bench.race import Pace, Ratio, Record, Target, measure, race, ratio
 from bench.report import plots
@@ -172,6 +172,20 @@ def test_a_dtype_the_engine_cannot_serve_is_said_not_timed(monkeypatch):
     records = speed()
     assert "takes no such thing" in refused(records)["ours"]
     assert timed(records) == set() and not any(record.ratio for record in records)
+
+
+def test_weights_of_torch_are_in_one_piece_in_bfloat16_too(monkeypatch):
+    taken = []
+    dtypes = torch.backends.cudnn.CUDNN_TENSOR_DTYPES
+    before = set(dtypes)
+
+    def flatten(module):
+        taken.append((module.weight_hh_l0.abs().sum().item() > 0, torch.bfloat16 in dtypes))
+
+    problem = make_problem(TINY, replace(SETTING, dtype=torch.bfloat16))
+    monkeypatch.setattr(nn.LSTM, "flatten_parameters", flatten)
+    torch_lstm(problem)
+    assert taken[-1] == (True, True) and dtypes == before
 
 
 @pytest.mark.parametrize("wrong", BASICS, ids=lambda module: module.name)

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from statistics import median
 
 import torch
 
 import lstm_fused
 from bench.gpu import rows, speed
-from bench.gpu.kernels import timed
+from bench.gpu.kernels import Queued, timed
 from bench.gpu.looking import REPEATS, Tensors, captured, judge, repeated, say
 from lstm_fused.backends import streams
 from lstm_fused.backends.table import short
@@ -56,12 +57,17 @@ def run(name: str, device: str, small: bool, once: bool) -> bool:
         right &= judge(f"{said}, calls of {repeats} that differ from one after the other", differing, 0)
         if device == "cuda" and what == "forward":
             right &= judge(f"{said}, graphs that differ", partial(captured, call, wanted), 0)
-        times: dict[str, list[float]] = {"in turn": [], "at once": []}
-        for _ in range(rounds):
-            times["in turn"].append(timed(partial(in_turn, call), device))
-            times["at once"].append(timed(call, device))
-        milliseconds = {how: 1e3 * median(found) for how, found in times.items()}
-        shape = case.T, case.B, case.I, case.H
-        rows.add("directions", shape=shape, dtype=short(DTYPE), what=what, milliseconds=milliseconds)
-        say(f"{said} ms: {', '.join(f'{how} {time:.3f}' for how, time in milliseconds.items())}")
+        calls: dict[str, Callable[[], object]] = {"in turn": partial(in_turn, call), "at once": call}
+        queued = {how: Queued(call, device) for how, call in calls.items()}
+        times, alone = ({how: list[float]() for how in calls} for _ in range(2))
+        for _, (how, called) in product(range(rounds), calls.items()):
+            times[how].append(timed(called, device))
+            alone[how].append(queued[how]())
+        milliseconds, gpu_milliseconds = (
+            {how: 1e3 * median(seconds) for how, seconds in found.items()} for found in (times, alone)
+        )
+        found = {"milliseconds": milliseconds, "gpu_milliseconds": gpu_milliseconds}
+        rows.add("directions", shape=(case.T, case.B, case.I, case.H), dtype=short(DTYPE), what=what, **found)
+        for name, row in {"ms": milliseconds, "ms of the GPU alone": gpu_milliseconds}.items():
+            say(f"{said}, {name}: {', '.join(f'{how} {time:.3f}' for how, time in row.items())}")
     return right

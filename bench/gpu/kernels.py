@@ -1,4 +1,4 @@
-"""Runs and times single kernels, by the GPU's own clock."""
+"""Runs and times calls and single kernels, by the GPU's own clock."""
 
 import os
 import statistics
@@ -25,7 +25,7 @@ def mend_interpreter() -> None:
 
 
 def timed(call: Callable[[], object], device: str) -> float:
-    """The seconds that one call takes on an idle device."""
+    """The seconds that one call takes on an idle device, the host's part included."""
     if device != "cuda":
         begin = time.perf_counter()
         call()
@@ -37,6 +37,47 @@ def timed(call: Callable[[], object], device: str) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3
+
+
+class Queued:
+    """Times a call on a GPU whose queue has all launches of the call before the first of them runs.
+
+    So the time is the GPU's own, as in a training loop whose host runs ahead of it; that of `timed` has the
+    host's part in it. A kernel that waits goes first. If it ends before the host has launched everything, the
+    call is timed again behind one that waits twice as long, `MOST` cycles at most: the queue holds about a
+    thousand launches, and of a call with more of them the host makes the rest while the GPU runs.
+
+    Args:
+        call: what is timed.
+        device: where it runs; without a GPU the time is that of `timed`.
+    """
+
+    LEAST, MOST = 2**20, 2**26  # cycles: half a millisecond to 34
+
+    def __init__(self, call: Callable[[], object], device: str) -> None:
+        self.call, self.device, self.cycles = call, device, self.LEAST
+
+    def __call__(self) -> float:
+        """The seconds of one call."""
+        if self.device != "cuda":
+            return timed(self.call, self.device)
+        while True:
+            seconds, early = self.once()
+            if not early or self.cycles >= self.MOST:
+                return seconds
+            self.cycles *= 2
+
+    def once(self) -> tuple[float, bool]:
+        """The seconds of one call, and whether the GPU began before the host had launched all of it."""
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        torch.cuda._sleep(self.cycles)
+        start.record()
+        self.call()
+        end.record()
+        early = start.query()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3, early
 
 
 def problem(case: Case, dtype: torch.dtype, device: str) -> tuple[Inputs, Saved, OutputGradients]:
@@ -84,7 +125,7 @@ def one_tile_at_a_time(
 def kernel_times(
     call: Callable[[], object], device: str, least: int, seconds: float, left_out: Collection[str] = ()
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """The median microseconds of a call by each kernel that can run it, and the errors of the others.
+    """The median microseconds of the GPU for a call by each kernel that can run it, and the others' errors.
 
     Args:
         call: what is timed.
@@ -99,10 +140,10 @@ def kernel_times(
             with kernel_named(kernel):
                 for _ in range(least):
                     call()
-                times: list[float] = []
+                times, queued = list[float](), Queued(call, device)
                 begin = time.perf_counter()
                 while len(times) < least or (time.perf_counter() - begin < seconds and len(times) < 1000):
-                    times.append(timed(call, device))
+                    times.append(queued())
                 medians[kernel] = 1e6 * statistics.median(times)
         except Exception as error:  # a kernel that fails is not chosen, and the others are measured
             if "cannot run" not in str(error):

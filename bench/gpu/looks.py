@@ -46,7 +46,6 @@ from bench.gpu.looking import (
 )
 from bench.host.machine import describe_gpu
 from bench.peers.modules import torch_lstm
-from bench.race import measure
 from lstm_fused.backends.table import select, short
 from tests.cases import Case, make_lengths, make_tensors
 
@@ -198,7 +197,7 @@ def numbers(
     raced = [speed.Timed(speed.CUDNN, torch_lstm), speed.ours(), *map(speed.ours, kernels)]
     raced = [replace(contestant, ready=ready) for contestant in raced]
     setting = Setting(dtype, threads=1, engine="triton", device=device)
-    records = measure(case, setting, raced, speed.pace(small or once), speed.OURS, without_ours=True)
+    records = speed.raced(case, setting, raced, speed.pace(small or once))
     refused = {record.who: record.refused for record in records if record.refused}
     for who, reason in refused.items():
         say(f"{'left out' if 'cannot run' in reason else 'BAD'} {who}: {reason}")
@@ -206,20 +205,23 @@ def numbers(
         for record in records:
             if record.milliseconds is not None:
                 rows.add("speed", **asdict(record))
-                say(f"{record.what} ms: {record.who} {record.milliseconds:.3f}")
-        steps = replace(case, T=min(case.T, 256))
-        for direction, call in operators(steps, dtype, device).items():
-            times, problems = kernel_times(call, device, *((3, 0.0) if small else (5, 0.1)), without)
-            if (alone := one_tile_at_a_time(steps, dtype, direction, device)) is not None:
-                others = [kernel for kernel in choose.KERNELS if kernel != "persistent"]
-                more, wrong = kernel_times(alone, device, 5, 0.1, others)
-                times |= {f"{kernel}, one tile at a time": time for kernel, time in more.items()}
-                problems |= {f"{kernel}, one tile at a time": why for kernel, why in wrong.items()}
-            times = {kernel: time / steps.T for kernel, time in times.items()}
-            found = {"direction": direction, "microseconds": times, "problems": problems}
-            rows.add("kernels", shape=shape, dtype=short(dtype), **found)
-            shown = ", ".join(f"{kernel} {time:.2f}" for kernel, time in times.items())
-            say(f"{direction} us per step: {shown} {problems or ''}")
+                said = f"{record.what} ms: {record.who} {record.milliseconds:.3f}"
+                say(f"{said}, of the GPU alone {record.gpu_milliseconds:.3f}")
+    steps = replace(case, T=min(case.T, 256))
+    pace = (1, 0.0) if once else (3, 0.0) if small else (5, 0.1)
+    for direction, call in operators(steps, dtype, device).items():
+        times, problems = kernel_times(call, device, *pace, without)
+        if (alone := one_tile_at_a_time(steps, dtype, direction, device)) is not None:
+            others = [kernel for kernel in choose.KERNELS if kernel != "persistent"]
+            more, wrong = kernel_times(alone, device, *pace, others)
+            times |= {f"{kernel}, one tile at a time": time for kernel, time in more.items()}
+            problems |= {f"{kernel}, one tile at a time": why for kernel, why in wrong.items()}
+        times = {kernel: time / steps.T for kernel, time in times.items()}
+        found = {"direction": direction, "microseconds": times, "problems": problems}
+        shown = ", ".join(f"{kernel} {time:.2f}" for kernel, time in times.items())
+        say(f"{direction} us per step, of the GPU alone: {shown} {problems or ''}")
+        if not once:
+            rows.add("kernels", shape=shape, dtype=short(dtype), steps=steps.T, gpu_alone=True, **found)
     return all("cannot run" in reason for reason in refused.values())
 
 

@@ -2,9 +2,9 @@
 
 import gc
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
@@ -15,7 +15,7 @@ import torch
 
 from bench.cases import Setting
 from bench.check import Make, Refused, check
-from bench.gpu.kernels import kernel_named, tf32, timed
+from bench.gpu.kernels import Queued, kernel_named, tf32, timed
 from bench.host.machine import GpuMachine
 from bench.peers.modules import StepByStep, cell, compiled, fused, torch_lstm
 from bench.problem import STEPS, Problem
@@ -40,12 +40,26 @@ SLOW_LENGTH = 256  # longer sequences are not run step by step
 CHECKED_STEPS = 32
 OURS, CUDNN = "lstm_fused", "nn.LSTM"
 WRONG = 10.0  # in units of the step-by-step cell's own error in the same dtype
+
+
+def columns(what: str) -> list[Column]:
+    """Our time and cuDNN's over it, then the same of the GPU alone."""
+    return [
+        *(Column(f"{what} ms", time, 0, what, OURS), ratios(CUDNN, what)),
+        *(Column("GPU ms", gpu_time, 0, what, who) for who in (OURS, CUDNN)),
+    ]
+
+
+def gpu_time(record: Record) -> str:
+    """The median of the GPU's own milliseconds."""
+    return digits(record.gpu_milliseconds)
+
+
 TABLE = Kind(
     lambda record: (record.shape, record.dtype),
     (
         *(SHAPE, Column("dtype", lambda record: record.dtype, 8)),
-        *(Column("forward ms", time, 0, "forward", OURS), ratios(CUDNN, "forward")),
-        *(Column("training ms", time, 0, "training", OURS), ratios(CUDNN, "training")),
+        *(column for what in STEPS for column in columns(what)),
         *(ratios("cell", "training"), ratios("torch.compile", "training")),
     ),
 )
@@ -53,7 +67,7 @@ TABLE = Kind(
 
 @dataclass(frozen=True)
 class Timed:
-    """A contestant that the GPU's clock times."""
+    """A contestant that the GPU's clock times, twice: with the host's part of a call, and without."""
 
     name: str
     make: Make
@@ -61,6 +75,9 @@ class Timed:
     limit: float | None = None  # of its error; None: not checked
     ready: Callable[[str, str, float], object] = lambda name, what, milliseconds: None  # gets the first times
     can: tuple[str, ...] = tuple(STEPS)
+    queued: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # by step, the GPU's own seconds of each call
 
     def enter(self, problem: Problem, stack: ExitStack) -> tuple[float | None, Mapping[str, Call]]:
         """Check it, and call it a few times; see `bench.race.Contestant`."""
@@ -71,28 +88,44 @@ class Timed:
                     few = replace(problem.case, T=min(problem.case.T, CHECKED_STEPS))
                     error = check(self.make, StepByStep, few, setting, limit=self.limit)
                 module = self.make(problem)
-            calls = {
-                what: partial(self.timed, partial(STEPS[what], module, problem), setting) for what in STEPS
-            }
+            steps = {what: partial(STEPS[what], module, problem) for what in STEPS}
+            calls = {what: self.clocked(what, step, setting.device) for what, step in steps.items()}
             for call in calls.values():
                 for _ in range(WARM):
                     call()
+            self.queued.clear()
         except Exception as reason:  # whatever keeps one contestant from running, the others go on
             raise Refused(f"{type(reason).__name__}: {str(reason)[:300]}") from reason
         for what, call in calls.items():
             self.ready(self.name, what, 1e3 * call())
         return error, calls
 
-    def timed(self, step: Callable[[], object], setting: Setting) -> float:
-        """The seconds of a call."""
-        with kernel_named(self.kernel):
-            return timed(step, setting.device)
+    def clocked(self, what: str, step: Callable[[], object], device: str) -> Callable[[], float]:
+        """A call that gives the seconds of a step on an idle device, and keeps those of the GPU alone."""
+        queued = Queued(step, device)
+
+        def call() -> float:
+            with kernel_named(self.kernel):
+                self.queued.setdefault(what, []).append(queued())
+                return timed(step, device)
+
+        return call
 
 
 def ours(kernel: str | None = None) -> Timed:
     """The layer with one kernel, or with the one that is chosen for it."""
     name = OURS if kernel is None else f"{OURS}, {kernel}"
     return Timed(name, partial(fused, engine="triton"), kernel, WRONG)
+
+
+def raced(case: Case, setting: Setting, contestants: Sequence[Timed], pace: Pace) -> list[Record]:
+    """The records of a race, with both times of each contestant."""
+    records = measure(case, setting, contestants, pace, OURS, without_ours=True)
+    queued = {contestant.name: contestant.queued for contestant in contestants}
+    for record in records:
+        if record.milliseconds is not None and (seconds := queued[record.who].get(record.what)):
+            record.gpu_milliseconds = 1e3 * statistics.median(seconds)
+    return records
 
 
 def contestants(case: Case, dtype: torch.dtype, small: bool) -> list[Timed]:
@@ -118,7 +151,7 @@ def run(machine: GpuMachine, device: str, small: bool, seconds: float, out: Path
             skipped.append(f"{case.name} {short(dtype)}")
             continue
         setting = Setting(dtype, threads=1, engine="triton", device=device)
-        found = measure(case, setting, contestants(case, dtype, small), pace(small), OURS, without_ours=True)
+        found = raced(case, setting, contestants(case, dtype, small), pace(small))
         TABLE.print(found)
         records += found
         write_json(out / "gpu.json", machine=machine, records=records, skipped=skipped)

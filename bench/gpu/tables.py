@@ -36,6 +36,24 @@ def head(day: Row, rows: list[Row]) -> list[str]:
 
 def layers(rows: list[Row]) -> list[str]:
     """Times of a layer, ours and others'; of a race that was cut short, the first time of each."""
+    text = (
+        "Milliseconds of a layer: forward without gradients, and a training step, raced in turn; medians. "
+        "Each call begins on an idle GPU, and its time has the host's part in it."
+    )
+    alone = (
+        "The GPU's own milliseconds of the same calls: all launches of a call are in the queue before the "
+        "first of them runs, as in a training loop whose host runs ahead of the GPU."
+    )
+    queued = [
+        row | {"milliseconds": row["gpu_milliseconds"]}
+        for row in rows
+        if row["kind"] == "speed" and row.get("gpu_milliseconds") is not None
+    ]
+    return [*race("Layers", text, rows), *race("Layers, the GPU alone", alone, queued)]
+
+
+def race(title: str, text: str, rows: list[Row]) -> list[str]:
+    """One table of the times of a layer."""
     times: dict[tuple[Any, ...], dict[str, float]] = {}
     raced = {(*row["shape"], row["dtype"]) for row in rows if row["kind"] == "speed"}
     for row in rows:
@@ -52,8 +70,7 @@ def layers(rows: list[Row]) -> list[str]:
         note = "" if (*shape, dtype) in raced else " (first call)"
         cells = (f"{who[name]:.3f}" if name in who else "" for name in names)
         lines.append([str(tuple(shape)), dtype, what + note, *cells, ratio])
-    text = "Milliseconds of a layer: forward without gradients, and a training step, raced in turn; medians."
-    return ["## Layers", text, markdown(["(T, B, I, H)", "dtype", "", *names, f"{CUDNN} ÷ ours"], lines)]
+    return [f"## {title}", text, markdown(["(T, B, I, H)", "dtype", "", *names, f"{CUDNN} ÷ ours"], lines)]
 
 
 def kernels(rows: list[Row]) -> list[str]:
@@ -67,7 +84,14 @@ def kernels(rows: list[Row]) -> list[str]:
         (_, B, _, H), times = row["shape"], row["microseconds"]
         cells = (f"{times[name]:.2f}" if name in times else "" for name in names)
         lines.append([str((B, H)), row["dtype"], row["direction"], *cells])
-    text = "Microseconds of a step in one direction, with the input's product in forward."
+    text = (
+        "Microseconds of a step in one direction, with the input's product in forward: a call's, divided by "
+    )
+    text += "the number of steps. "
+    if all(row.get("gpu_alone") for row in chosen):
+        text += "The GPU's own time: all launches of a call are in its queue before the first of them runs."
+    else:
+        text += "The host's time of a call is in it."
     return ["## Kernels", text, markdown(["(B, H)", "dtype", "", *names], lines)]
 
 
@@ -78,11 +102,17 @@ def directions(rows: list[Row]) -> list[str]:
         return []
     lines = []
     for row in chosen:
-        in_turn, at_once = (row["milliseconds"][how] for how in ("in turn", "at once"))
-        cells = f"{in_turn:.3f}", f"{at_once:.3f}", f"{in_turn / at_once:.2f}"
+        cells = []
+        for times in (row["milliseconds"], row.get("gpu_milliseconds")):
+            if times is not None:
+                in_turn, at_once = times["in turn"], times["at once"]
+                cells += [f"{in_turn:.3f}", f"{at_once:.3f}", f"{in_turn / at_once:.2f}"]
         lines.append([str(tuple(row["shape"])), row["dtype"], row["what"], *cells])
     text = "Milliseconds of a layer in both directions, one after the other on the whole card, and at once."
     head = ["(T, B, I, H)", "dtype", "", "in turn", "at once", "in turn ÷ at once"]
+    if all("gpu_milliseconds" in row for row in chosen):
+        text += " Then the GPU's own, without the host's part of a call."
+        head += [f"GPU: {name}" for name in head[3:]]
     return ["## Both directions", text, markdown(head, lines)]
 
 

@@ -149,6 +149,7 @@ def torch_lstm(problem: Problem) -> nn.Module:
         device=setting.device,
     )
     module.load_state_dict(without_peepholes(problem.weights))
+    flatten(module)
     if case.lengths is not None:
         lengths = torch.tensor(case.lengths)
 
@@ -161,6 +162,20 @@ def torch_lstm(problem: Problem) -> nn.Module:
         module.register_forward_pre_hook(pack)
         module.register_forward_hook(pad)
     return module
+
+
+def flatten(module: nn.LSTM) -> None:
+    """Put the weights into one piece of memory, as cuDNN takes them; else it copies them at every call.
+
+    PyTorch itself leaves out bfloat16, which cuDNN takes too.
+    """
+    dtypes: set[torch.dtype] = torch.backends.cudnn.CUDNN_TENSOR_DTYPES
+    before = set(dtypes)
+    dtypes.add(torch.bfloat16)
+    try:
+        module.flatten_parameters()
+    finally:
+        dtypes.intersection_update(before)
 
 
 def without_peepholes(weights: dict[str, Tensor]) -> dict[str, Tensor]:

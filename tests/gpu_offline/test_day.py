@@ -190,13 +190,17 @@ def test_numbers_become_a_page(tmp_path):
     assert page.startswith("# Triton's interpreter\n\nMeasured on ") and "at commit abc123" in page
     layer = "| (2, 3, 3, 5) | bfloat16 | forward |"
     layers, _, directions = page.partition("## Both directions")
-    assert layers.count(layer) == 1
+    assert layers.count(layer) == 2  # with the host's part, and of the GPU alone
     interpreted = [kernel for kernel in choose.KERNELS if kernel not in stages.GLUON]
     for name in ("lstm_fused", "nn.LSTM", *(f"lstm_fused, {kernel}" for kernel in interpreted)):
         assert f"| {name} |" in page
     assert "| (3, 5) | bfloat16 | backward |" in page
-    for what in ("forward", "training"):  # milliseconds in turn and at once, and their ratio
-        row = rf"\| \(2, 3, 3, 5\) \| bfloat16 \| {what} \| \d+\.\d{{3}} \| \d+\.\d{{3}} \| \d+\.\d\d \|"
+    for what in (
+        "forward",
+        "training",
+    ):  # milliseconds in turn and at once, their ratio, and the same of the GPU alone
+        times = r" \d+\.\d{3} \| \d+\.\d{3} \| \d+\.\d\d \|"
+        row = rf"\| \(2, 3, 3, 5\) \| bfloat16 \| {what} \|{times}{times}\n"
         assert len(re.findall(row, directions)) == 1
     assert not [path for path in out.iterdir() if path.is_dir()] and len(list(out.iterdir())) <= 8
 
@@ -224,6 +228,86 @@ def test_tiles_in_turn_are_timed_against_one_tile_at_a_time(direction, H, monkey
     assert kernels.one_tile_at_a_time(small, torch.bfloat16, direction, "cpu") is None
 
 
+class Gpu:
+    """A GPU with a queue, as torch.cuda; it is done at ``now``, and the host has come to ``host``."""
+
+    def __init__(self):
+        self.host = self.now = 0
+
+    def synchronize(self):
+        self.host = self.now = max(self.host, self.now)
+
+    def launch(self, cycles):
+        self.now = max(self.host, self.now) + cycles
+
+    _sleep = launch
+
+    def Event(self, enable_timing):
+        gpu = self
+
+        class Event:
+            def record(self):
+                self.at = max(gpu.host, gpu.now)
+
+            def query(self):
+                return self.at <= gpu.host
+
+            def elapsed_time(self, end):
+                return 1e3 * (end.at - self.at)
+
+            def synchronize(self):
+                gpu.synchronize()
+
+        return Event()
+
+
+@pytest.mark.parametrize("host", [1000, 2**20, 2**22])
+def test_the_time_of_the_gpu_alone_is_without_the_hosts(host, monkeypatch):
+    gpu = Gpu()
+    monkeypatch.setattr(torch, "cuda", gpu)
+
+    def call():
+        for _ in range(10):
+            gpu.host += host
+            gpu.launch(700)
+
+    queued = kernels.Queued(call, "cuda")
+    assert kernels.timed(call, "cuda") == 10 * host + 700
+    assert [queued() for _ in range(3)] == [7000] * 3
+    assert 10 * host <= queued.cycles < max(40 * host, 2**21)
+    assert kernels.kernel_times(call, "cuda", 3, 0.0, choose.KERNELS[1:]) == ({choose.KERNELS[0]: 7e9}, {})
+
+
+def test_the_wait_before_a_call_has_an_end(monkeypatch):
+    gpu = Gpu()
+    monkeypatch.setattr(torch, "cuda", gpu)
+    queued = kernels.Queued(gpu.synchronize, "cuda")
+    assert queued() == 0 and queued.cycles == queued.MOST
+
+
+def test_times_of_the_gpu_alone_have_tables_of_their_own():
+    size = {"shape": [9, 3, 4, 5], "dtype": "float16"}
+    speeds = [
+        {
+            "kind": "speed",
+            **size,
+            "who": who,
+            "what": "forward",
+            "milliseconds": 3.0,
+            "gpu_milliseconds": time,
+        }
+        for who, time in (("nn.LSTM", 2.0), ("lstm_fused", 1.0))
+    ]
+    page = "\n".join(tables.layers(speeds))
+    assert "| (9, 3, 4, 5) | float16 | forward | 3.000 | 3.000 | 1.00 |" in page
+    assert "| (9, 3, 4, 5) | float16 | forward | 1.000 | 2.000 | 2.00 |" in page.partition("the GPU alone")[2]
+    old = [row | {"gpu_milliseconds": None} for row in speeds]
+    assert "the GPU alone" not in "\n".join(tables.layers(old))
+    row = {"kind": "kernels", **size, "direction": "forward", "microseconds": {"step": 2.0}}
+    assert "The host's time of a call is in it." in tables.kernels([row])[1]
+    assert "The GPU's own time" in tables.kernels([row | {"gpu_alone": True}])[1]
+
+
 def test_times_of_a_race_that_was_cut_short_are_kept():
     size = {"shape": [9, 3, 4, 5], "dtype": "float16"}
     first = [
@@ -233,6 +317,41 @@ def test_times_of_a_race_that_was_cut_short_are_kept():
     assert "| (9, 3, 4, 5) | float16 | forward (first call) | 2.000 | 2.000 | 1.00 |" in "\n".join(
         tables.layers(first)
     )
+
+
+DUMP = """#mma = #ttg.nvidia_mma<{versionMajor = 2}>
+module attributes {"ttg.num-warps" = 8 : i32} {
+  tt.func public @kernel(%arg0: !tt.ptr<f32>) {
+    tt.return
+  }
+}
+"""
+REPRODUCER = """
+{-#
+  external_resources: {
+  }
+#-}
+"""
+
+
+@pytest.mark.parametrize("end", ["", REPRODUCER])
+def test_the_summary_has_no_dump_of_the_compiler(end):
+    dump, count = DUMP + end, (DUMP + end).count("\n")
+    text = f"before\n{dump}<unknown>:0: error: Failures\nmodule of mine\nafter\n"
+    said = f"({count} lines of Triton's compiler)\n"
+    assert jobs.shown(text) == f"before\n{said}<unknown>:0: error: Failures\nmodule of mine\nafter"
+    assert jobs.shown(f"before\n{dump[:70]}") == "before\n(1 lines of Triton's compiler)"
+    assert jobs.shown("a\nb\n") == "a\nb"
+
+
+def test_a_machine_without_a_compiler_is_not_told_so_in_each_job(place):
+    warns = "import warnings; warnings.warn('lstm_fused runs without its C++ engine: why', RuntimeWarning)"
+    warns += "; warnings.warn('something else', RuntimeWarning)"
+    job = replace(stages.look(place, "probe"), command=[sys.executable, "-c", warns])
+    text = subprocess.run(
+        job.command, env=os.environ | job.variables, capture_output=True, text=True, check=True
+    ).stderr
+    assert "something else" in text and "C++" not in text
 
 
 def test_stages_name_what_there_is(place):
