@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bench.gpu import stages
-from bench.gpu.commands import SANITIZED, limited, pytest
+from bench.gpu.commands import limited, pytest
 from bench.gpu.day import Day
 from bench.gpu.jobs import Job
 from bench.gpu.stages import PAST_31, Place, Stage
@@ -28,7 +28,7 @@ def run(machine: GpuMachine, device: str, small: bool, seconds: float, out: Path
         return False, f"nothing was checked: {sys.executable} has no pytest"
     begin = time.monotonic()
     place = Place(device, small, out / "check", out / "check")
-    tools = stages.sanitized(place, "tests", pytest(device, "-q", *SANITIZED))
+    tools = stages.sanitized_tests(place, "-q")
     most = min(MOST, os.cpu_count() or 1, machine.memory >> 30) - len(tools)
     parts = 2 if small else max(1, most)
     chosen = SMALL if small else (*TESTS, "-k", f"not {PAST_31}")

@@ -96,7 +96,7 @@ class Day:
             found = judge(stage, name, ended, job.advice)
             self.add(found)
             if job.shown:
-                self.say(indent(ended.text.strip(), "    "))
+                self.say(indent(jobs.shown(ended.text), "    "))
             no_time = ended.code is None or end - time.monotonic() < LEAST
             if found.at is None or found.at in rest.command or no_time:
                 return

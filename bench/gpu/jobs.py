@@ -26,6 +26,10 @@ STOP = Event()  # set: every job ends now
 LINES = 12  # of what is wrong in a job, that the summary shows
 TEST = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
 BAD = re.compile(r"^(?:BAD |E  |\w*Error:|! ?\w).*|Fatal Python error.*|^  File .*lstm_fused.*", re.MULTILINE)
+# What Triton prints where a pass of its compiler fails: the module, and how to run the pass again.
+DUMP = re.compile(
+    r"^(?:#\w+ = #\w|module(?: attributes)? \{).*?(?:^#-\}\n?|^\}\n(?!\s*\{-#)|\Z)", re.MULTILINE | re.DOTALL
+)
 AFTER = re.compile(r"^=+ (?:FAILURES|ERRORS|warnings summary|slowest|short test)", re.MULTILINE)  # the tests
 TIMED_OUT = "+++ Timeout +++"  # pytest-timeout's
 NONE_TO_RUN = 5  # pytest's exit status
@@ -131,6 +135,11 @@ def judge(stage: str, name: str, ended: Ended, advice: bool = False) -> Found:
         or text.strip().splitlines()[-1:]
         or ["it said nothing"],
     )
+
+
+def shown(text: str) -> str:
+    """A job's output as the summary shows it, without the compiler's dumps."""
+    return DUMP.sub(lambda dump: f"({dump[0].count(chr(10))} lines of Triton's compiler)\n", text).strip()
 
 
 def lines(found: Found) -> list[str]:

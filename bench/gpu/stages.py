@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.gpu.commands import SANITIZED, TOOLS, cuda_tool, limited, pytest, under
+from bench.gpu.commands import QUIET, TOOLS, cuda_tool, limited, pytest, under
 from bench.gpu.jobs import UNCHECKED, Job
 from bench.gpu.link import ROOT
 
@@ -42,7 +42,7 @@ if lacking := set(KERNELS) - GRIDS.keys():
     raise ValueError(f"bench/gpu/stages.py: GRIDS lacks {', '.join(lacking)} of kernels/plan.py")
 # Of `bench.gpu.speed`, what matters most first; the last one does not fit on an H100 at once.
 SIZES = ("H768_B16", "H256_B64", "H512_B64", "H1024_B64")
-LAST_SIZES = 2  # the sizes that get less time
+SECONDS = dict(zip(SIZES, (40, 30, 30, 40), strict=True))
 DIRECTIONS = ("H768_B16", "H256_B16")  # sizes at which both directions of a layer run at the same time
 DTYPES = ("bfloat16", "float16")
 PARTS = 14  # processes of tests, which leaves two processors of sixteen to the tools
@@ -123,7 +123,7 @@ def first(place: Place, kernels: Sequence[str] = KERNELS) -> list[Stage]:
     timed = [
         alone(
             f"numbers-{size}",
-            120 if place.small else 30 if size in SIZES[-LAST_SIZES:] else 40,
+            120 if place.small else SECONDS[size],
             replace(numbers(place, waiting, size, "--dtypes", *place.dtypes), shown=True),
         )
         for size in place.sizes
@@ -144,7 +144,8 @@ def first(place: Place, kernels: Sequence[str] = KERNELS) -> list[Stage]:
 
 def look(place: Place, *arguments: str, variables: Mapping[str, str] = UNCHECKED) -> Job:
     """One of the programs of `bench.gpu.looks`."""
-    return Job([sys.executable, "-m", "bench.gpu.looks", *arguments, *place.options], variables)
+    command = [sys.executable, "-m", "bench.gpu.looks", *arguments, *place.options]
+    return Job(command, {**QUIET, **variables})
 
 
 def numbers(place: Place, waiting: bool, *arguments: str) -> Job:
@@ -172,7 +173,7 @@ def tests(place: Place, waiting: bool, left_out: Sequence[str]) -> Stage:
     variables = UNCHECKED if waiting else NO_WAITING
     jobs = {f"tests-{k}": Job([*command, "--part", f"{k}/{PARTS}"], variables) for k in range(PARTS)}
     # There are more than these seconds hold; those behind the last one are run by the second command.
-    tools = sanitized(place, "tests", pytest(place.device, "-v", *SANITIZED))
+    tools = sanitized_tests(place, "-v", *ONE_TEST)
     return Stage("tests", 250, jobs | tools, leaves=35)
 
 
@@ -191,13 +192,26 @@ def exchange(place: Place) -> list[Stage]:
     return [alone("exchange", 20, job)] if exchange_built(place) else []
 
 
-def sanitized(place: Place, name: str, command: Sequence[str]) -> dict[str, Job]:
+def sanitized(
+    place: Place, name: str, command: Sequence[str], tools: Sequence[str] = tuple(TOOLS)
+) -> dict[str, Job]:
     """A command once more under each tool that is there, which sees where a tensor of its own memory ends."""
     variables = UNCHECKED | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return {
         f"{name}-{tool}": Job([*prefix, *command], variables, advice=True)
-        for tool in TOOLS
+        for tool in tools
         if (prefix := under(tool, place.device))
+    }
+
+
+def sanitized_tests(place: Place, *options: str) -> dict[str, Job]:
+    """The tests that each tool runs."""
+    return {
+        name: job
+        for tool in TOOLS
+        for name, job in sanitized(
+            place, "tests", pytest(place.device, *options, *TOOLS[tool].tests), [tool]
+        ).items()
     }
 
 
