@@ -18,7 +18,9 @@ from typing import Any
 from bench.gpu.link import ROOT
 
 QUIET = 15.0  # seconds without output, after which a job that runs out of time counts as hung, not as slow
-LAST_WORDS = 2.0  # seconds to say where it was: Python does at SIGABRT, with PYTHONFAULTHANDLER=1
+# Seconds to say where it was: Python does at SIGABRT, with PYTHONFAULTHANDLER=1. Triton's compiler may take
+# that for a crash of its own: a pass fails ("PassManager::run failed"), and the job goes on to be killed.
+LAST_WORDS = 2.0
 UNKILLABLE = 5.0  # seconds after which a process that a driver keeps is left alone
 UNCHECKED = {"LSTM_FUSED_GPU": "unchecked"}  # the jobs check the kernels themselves
 STOP = Event()  # set: every job ends now
