@@ -46,7 +46,7 @@ def columns(what: str) -> list[Column]:
     """Our time and cuDNN's over it, then the same of the GPU alone."""
     return [
         *(Column(f"{what} ms", time, 0, what, OURS), ratios(CUDNN, what)),
-        *(Column("GPU ms", gpu_time, 0, what, who) for who in (OURS, CUDNN)),
+        *(Column(f"GPU ms, {who}", gpu_time, 0, what, who) for who in (OURS, CUDNN)),
     ]
 
 
