@@ -195,6 +195,17 @@ def add_dot(left, right, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def close_sum(total, part):
+    """Total + part, and the zero that the next part starts from.
+
+    That depends on the total, so that the parts are summed up one after the other. The operands of
+    independent ones would be loaded all at once, into more registers than there are.
+    """
+    total += part
+    return total, tl.minimum(tl.abs(total), 0.0)
+
+
+@triton.jit
 def gate_rows(column, H: tl.constexpr, BH: tl.constexpr):
     """Rows of weight_hh in that order from a first hidden column on, [4 BH], and their mask."""
     n = tl.arange(0, 4 * BH)

@@ -48,6 +48,8 @@ ON_SM_86 = (
 # PyTorch's default precision, and float64 by multiply-adds.
 OWN_PRECISION = (
     Build("cooperative", "forward", "fp32", 512, A100),
+    Build("cooperative", "forward", "fp32", 512, H100),
+    Build("cooperative", "backward", "fp32", 512, H100),
     Build("resident", "backward", "fp32", 64, H100),
     Build("resident", "backward", "fp64", 32, RTX4090),
 )

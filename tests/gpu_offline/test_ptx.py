@@ -154,6 +154,41 @@ def test_long_sums_in_float32_are_not_one_chain(card, function):
 
 
 @pytest.mark.parametrize("direction", list(DIRECTIONS))
+def test_nor_are_those_of_a_cooperative_kernel(card, direction):
+    """The first program of a step runs; the others have already stored what they would send, and arrived."""
+    B, H = 5, 768
+    launch = Launcher(card, "cooperative", direction, "fp32", H)
+    own, (rows, columns) = slice(launch.plan.BH), launch.plan.grid(B, H)
+    assert rows == 1
+    weight_hh, bias, peephole = torch.zeros(4, H, H), torch.zeros(4, H), torch.zeros(3, H)
+    counters, timed_out = torch.zeros(rows + columns, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    counters[0] = columns - 1
+    gates, c, c0, c_n, h_n, y = (torch.zeros(n, H) for n in (4 * B, B, B, B, B, B))
+    torch.manual_seed(0)
+    if direction == "forward":  # as with the step kernel, c_n is the sum of the terms of g
+        left, right = torch.randn(B, H), torch.randn(H, launch.plan.BH) / H**0.5
+        weight_hh[2, own], xw = right.T * 2**-20, torch.zeros(B, 4, H)
+        xw[:, 0] = 40
+        exchange = torch.stack((left, torch.full_like(left, torch.nan)))
+        given = [xw, weight_hh, bias, peephole, left, c0, h_n, c_n, y, c, gates]
+        launch((rows, columns), [*given, exchange, counters, timed_out], 1, B, 0, positions=[(0, 0)])
+        found, chain = c_n[:, own] * 2**20, one_chain(left, right)
+    else:  # the gates and so its own da are zeros
+        left, right = torch.randn(4, B, H), torch.randn(4, H, launch.plan.BH) / H**0.5
+        left[:, :, own] = 0
+        weight_hh[:, :, own], dxw = right, left.transpose(0, 1).contiguous()
+        dy, dh_n, dc_n, dh0, dc0 = (torch.zeros(B, H) for _ in range(5))
+        given = [dy, dh_n, dc_n, c, gates, c0, weight_hh, peephole, dxw, dh0, dc0, bias, torch.zeros(3, H)]
+        given += [torch.zeros(rows, 7, H), counters, timed_out]
+        launch((rows, columns), given, 1, B, 0, rows, positions=[(0, 0)])
+        found, chain = dh0[:, own], sum(map(one_chain, left, right))  # one for each gate
+    assert not timed_out
+    exact = (left.double() @ right.double()).view(-1, *found.shape).sum(0)
+    error, error_of_chains = ((sums.double() - exact).norm() for sums in (found, chain))
+    assert 0 < error < error_of_chains / 2
+
+
+@pytest.mark.parametrize("direction", list(DIRECTIONS))
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_nothing_is_approximate_in_float32(card, kernel, direction):
     build = Build(kernel, direction, "fp32", 40, card)
