@@ -36,12 +36,12 @@ class Speed:
 
 
 SPEEDS = {
-    "A100": Speed(312e6, 2.0e6, 4.0e6, 0.18e6, 1.9, 1.3, 1.6, 0.03),
-    "H100": Speed(990e6, 3.3e6, 8e6, 0.23e6, 1.6, 1.1, 1.3, 0.025),
-    "H200": Speed(990e6, 4.8e6, 8e6, 0.23e6, 1.6, 1.1, 1.3, 0.025),
-    "B200": Speed(2250e6, 8.0e6, 10e6, 0.24e6, 1.6, 1.1, 1.2, 0.025),
+    "A100": Speed(312e6, 2.0e6, 4.0e6, 0.18e6, 1.9, 0.7, 1.6, 0.03),
+    "H100": Speed(990e6, 3.3e6, 8e6, 0.23e6, 1.6, 0.6, 1.3, 0.025),
+    "H200": Speed(990e6, 4.8e6, 8e6, 0.23e6, 1.6, 0.6, 1.3, 0.025),
+    "B200": Speed(2250e6, 8.0e6, 10e6, 0.24e6, 1.6, 0.6, 1.2, 0.025),
     # With sums in float32 its tensor cores do half of that.
-    "RTX 4090": Speed(330e6, 1.0e6, 5e6, 0.32e6, 1.6, 1.1, 1.3, 0.02),
+    "RTX 4090": Speed(330e6, 1.0e6, 5e6, 0.32e6, 1.6, 0.6, 1.3, 0.02),
 }
 # An H200 runs what is compiled for an H100, with faster memory.
 H200 = next(card for card in CARDS if card.name == "H100")._replace(name="H200")
@@ -54,10 +54,11 @@ TILE = 0.15  # microseconds for the next tile of a pipelined product to come fro
 # Between blocks of a cluster: microseconds until the first bytes arrive, and bytes per microsecond that a
 # block receives; a line through the exchange benchmark's times of 8, 16 and 32 KB.
 REMOTE, RECEIVED = 0.18, 33e3
+SHUFFLED = 0.2  # microseconds until a cluster's cells have the sums of its forward product
 # Numbers of the largest tile of a persistent kernel whose product is done while the last numbers arrive: so
 # measured on an H200, where larger tiles take as much longer as their product does.
-HIDDEN = 16 * 16
-SKEW = 0.35  # microseconds that the last program publishes later, for each doubling of their number
+HIDDEN = 8 * 16
+SKEW = 0.17  # microseconds that the last program publishes later, for each doubling of their number
 # Barriers of the sums after the time loop of a backward kernel.
 SUMS = 16
 # What the compiler made of each kernel.
@@ -122,6 +123,7 @@ def predict(plan: Plan, layer: Layer, card: Card) -> Prediction:
         cells = plan.BB * plan.CTAS * plan.BH
         if layer.direction == "forward":  # h, all of which each warp multiplies by; it has four chains
             received, loaded, matrix = cells * size, plan.num_warps * cells * size, 0.0
+            sync += SHUFFLED
         else:  # a partial sum from every block; each warp multiplies by da of its own block
             received, loaded = cells * 4, plan.num_warps * plan.BB * 4 * plan.BH * size + cells * 4
             matrix = MATRIX * 4 * plan.BH * size / 32

@@ -10,15 +10,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import product
-from math import log
+from math import inf, log
 
 import torch
 from lstm_fused.kernels.plan import (
     CARDS,
-    IN_TURN,
     KERNELS,
     NATIVE_MAXIMUM,
-    UNMEASURED,
     WAITING,
     Card,
     Layer,
@@ -27,12 +25,9 @@ from lstm_fused.kernels.plan import (
 )
 from lstm_fused.kernels.tuned import TUNED
 
-# The cards, by name or capability, on which kernels whose programs wait for one another have been measured
-# to be right, so that they may run where nobody asks for them: an H100 and an H200, docs/gpu/h200.md.
+# The cards, by name or capability, on which kernels whose blocks wait for one another have been measured to
+# be right, so that they may run where nobody asks for them: an H100 and an H200, docs/gpu/h200.md.
 WAITING_TESTED: tuple[str, ...] = ("sm_90",)
-
-# The kernels that a choice is made from.
-CHOICES = tuple(kernel for kernel in KERNELS if kernel not in UNMEASURED)
 
 INTERPRETER = "interpreter"  # the capability of a CPU under Triton's interpreter
 
@@ -78,12 +73,12 @@ def launches(plan: Plan, layer: Layer) -> int:
 
 
 def duration(plan: Plan, layer: Layer) -> float:
-    """How long a batch takes, in launches of programs with one batch tile each."""
-    return launches(plan, layer) * IN_TURN[plan.TILES]
+    """How long a step of the whole batch takes, in that of a persistent kernel's launch of 16 x 16 tiles."""
+    return launches(plan, layer) * record(plan.kernel).step_time(plan, layer)
 
 
 @cache
-def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str, ...] = CHOICES) -> Plan:
+def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str, ...] = KERNELS) -> Plan:
     """The kernel to run a layer with.
 
     Args:
@@ -104,13 +99,12 @@ def choose(layer: Layer, card: Card, kernel: str | None = None, among: tuple[str
         among = tuple(name for name in among if name not in WAITING)
     order = [name for name in order if name in (kernel, *among)]
 
-    def in_one_launch(name: str) -> bool:
-        return any(launches(plan, layer) == 1 for plan in fitting(name, layer, card))
+    def shortest(name: str) -> float:
+        return min((duration(plan, layer) for plan in fitting(name, layer, card)), default=inf)
 
     for name in order:
-        for plan in fitting(name, layer, card):
-            most = record(name).most_launches(layer, in_one_launch)
-            if name in (kernel, best) or duration(plan, layer) <= most:
+        for plan in fitting(name, layer, card)[:1]:
+            if name in (kernel, best) or duration(plan, layer) <= record(name).longest(layer, shortest):
                 return plan
     reasons = {reason for plan in plans(order[0], layer) for reason in why_not(plan, layer, card)}
     raise RuntimeError(f"kernel {kernel!r} cannot run {layer} on {card.name}: {'; '.join(sorted(reasons))}")

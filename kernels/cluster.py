@@ -7,12 +7,13 @@ which `lstm_fused.kernels.cluster_exchange` brings into the shared memory. Backw
 a sum over the gates of all blocks. A block has da of its own, so it forms its part of the sum for all
 columns, and sends each block the part of that block's columns, in float32; they are added up there, always
 in the same order. All of da would be twice as many bytes in half precision, and four times in float32; the
-exchange is bound by its bytes. Not measured on a card yet, so they run by name only.
+exchange is bound by its bytes.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
-from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -25,24 +26,25 @@ from lstm_fused.kernels.scratch import timeout_flag, zero_counters
 AT_ONCE = {8: 15, 16: 7}
 # Blocks and hidden columns of a block, the fewest first.
 WIDTHS = ((8, 16), (8, 32), (16, 32))
-ROWS = (8, 16)  # of a batch tile
-# The most bytes of a row of W_hh, by rows of a batch tile: the registers of a warp hold as much as 16 rows.
-MOST = {8: 1024, 16: 512}
+# Rows of a batch tile. With 16 a step takes twice as long (docs/gpu/h200.md).
+ROWS = 8
+MOST = 1024  # bytes of a row of W_hh: the registers of a warp hold as much as 16 rows
+# The time of a step with so many columns of a block, in that of a persistent kernel's tiles of 16 x 16
+# (docs/gpu/h200.md); and the longest duration in that time with which it is still faster than the kernels
+# after the persistent one.
+STEP_TIME = {("forward", 16): 0.55, ("forward", 32): 0.9, ("backward", 16): 0.5, ("backward", 32): 0.55}
+LONGEST = 12
 # Cards with clusters of 16 blocks.
 CLUSTERED = ("sm_90", "sm_100", "sm_103")
 
 
 def plans(layer: Layer) -> Iterator[Plan]:
-    """The tiles, those in the fewest waves of clusters first, then the lowest."""
-    fitting = [(CTAS, BH) for CTAS, BH in WIDTHS if CTAS * BH >= layer.H] or WIDTHS[-1:]
-
-    def waves(tile: tuple[int, tuple[int, int]]) -> tuple[int, int]:
-        BB, (CTAS, _) = tile
-        return -(-layer.B // (BB * AT_ONCE[CTAS])), BB
-
-    for BB, (CTAS, BH) in sorted(product(ROWS, fitting[:1]), key=waves):
-        BK = (128 if layer.direction == "forward" else 64) // layer.dtype.itemsize
-        yield Plan("cluster", layer.precision, BB, BH, BK, BH // 4, maxnreg=MAX_REGISTERS, CTAS=CTAS)
+    """The tiles: one, with the fewest blocks and columns of a block that are as many as the layer's."""
+    CTAS, BH = next((width for width in WIDTHS if prod(width) >= layer.H), WIDTHS[-1])
+    BK = (128 if layer.direction == "forward" else 64) // layer.dtype.itemsize
+    at_once = max(1, AT_ONCE[CTAS] // layer.streams)
+    plan = Plan("cluster", layer.precision, ROWS, BH, BK, BH // 4, maxnreg=MAX_REGISTERS, CTAS=CTAS)
+    yield replace(plan, at_once=at_once)
 
 
 def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
@@ -54,9 +56,8 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
         reasons.append("takes products that tensor cores form")
     assert plan.CTAS is not None
     width = plan.CTAS * plan.BH
-    if width < layer.H or width * layer.dtype.itemsize > MOST[plan.BB]:
-        most = min(MOST[plan.BB] // layer.dtype.itemsize, WIDTHS[-1][0] * WIDTHS[-1][1])
-        reasons.append(f"takes H up to {most} in tiles of {plan.BB} rows")
+    if width < layer.H or width * layer.dtype.itemsize > MOST:
+        reasons.append(f"takes H up to {min(MOST // layer.dtype.itemsize, prod(WIDTHS[-1]))}")
     return reasons
 
 
@@ -104,6 +105,8 @@ KERNEL = Kernel(
     why_not=why_not,
     shared=shared,
     programs_per_sm=lambda *_: 1,
+    step_time=lambda plan, layer: STEP_TIME[layer.direction, plan.BH],
+    longest=lambda layer, shortest: min(shortest("persistent"), LONGEST),
     forward=forward,
     backward=backward,
 )

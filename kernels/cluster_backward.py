@@ -14,7 +14,7 @@ from lstm_fused.kernels.cluster_exchange import (
     stage,
     wait,
 )
-from lstm_fused.kernels.persistent_backward import load_saved
+from lstm_fused.kernels.persistent_backward import load_saved, widened
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
@@ -169,15 +169,15 @@ def lstm_backward_cluster_kernel(
         dc = gl.load(dc_n + state, mask, other=0).to(gl.float32)
     last = gl.to_tensor(0 if REVERSE else T - 1)
     c = gl.load(c_all + (last.to(gl.int64) * B * H + state), mask, other=0)
-    saved = load_saved(dy, c_all, c0, gates_all, gl.to_tensor(0), T, B, rows, cols, mask, H, REVERSE, 0)
+    c_first = gl.load(c0 + state, mask, other=0).to(gl.float32)
+    saved = load_saved(dy, c_all, gates_all, gl.to_tensor(0), T, B, rows, cols, mask, H, REVERSE, 0)
+    saved = widened(saved, c_first, T == 1)
     total = (zero, zero, zero, zero, zero, zero, zero)
     for step in range(T):
         t = step if REVERSE else T - 1 - step
         valid = ((t < stop) & (rows < B))[:, None]
-        dy_t, c_prev, i, f, g, o = saved
-        da, dc_prev = cell_backward(
-            dh + dy_t, dc, (i, f, g, o), c, c_prev, p, peephole is not None, EXACT=False
-        )
+        dy_t, c_prev, gates = saved
+        da, dc_prev = cell_backward(dh + dy_t, dc, gates, c, c_prev, p, peephole is not None, EXACT=False)
         stage(own + step % 2 * TERMS, da, KIND)
         product = gl.zeros([CTAS, WIDTH, BB], gl.float32, mma)
         for k in gl.static_range(len(weights)):
@@ -191,9 +191,11 @@ def lstm_backward_cluster_kernel(
         total = add_step(total, da, valid, c, c_prev, peephole is not None)
         dc = gl.where(valid, dc_prev, dc)
         c = c_prev
+        # They arrive while the sums are on their way, so their dtype is converted here.
         saved = load_saved(
-            dy, c_all, c0, gates_all, step + 1, T, B, rows, cols, mask & (step + 1 < T), H, REVERSE, 0
+            dy, c_all, gates_all, step + 1, T, B, rows, cols, mask & (step + 1 < T), H, REVERSE, 0
         )
+        saved = widened(saved, c_first, step + 2 == T)
         wait(place, step, timed_out, STEP)
         dh = gl.where(valid, add_up(received + step % 2 * STEP, CTAS, BB * BH * 4), dh)
     gl.store(dh0 + state, dh.to(KIND), mask)

@@ -339,7 +339,7 @@ KERNEL = Kernel(
     constants=("BK",),
     why_not=why_not,
     shared=shared,
-    most_launches=lambda layer, in_one_launch: 2 if TWO_LAUNCHES[layer.direction] >= layer.H else 1,
+    longest=lambda layer, shortest: 2 if TWO_LAUNCHES[layer.direction] >= layer.H else 1,
     forward=forward,
     backward=backward,
 )

@@ -12,6 +12,10 @@ gathered t - 1. After a reset comes a fence. `RING` is three banks: between the 
 use every program passes one more of these fences, so none reads the numbers that the slot held before.
 
 Columns that pad the product to whole blocks of every warp belong to no program; they are always zero.
+
+A batch tile's numbers of a step lie in blocks of some columns, [columns / block, BB, block], so that what a
+warp loads at once is contiguous: one request to L2 for each line. All programs ask for the same lines at the
+same time, so a step waits for all of their requests.
 """
 
 from triton.experimental import gluon
@@ -109,8 +113,15 @@ def repeated(kind, times):
 
 
 @gluon.jit
+def place(row, column, BB: gl.constexpr, BK: gl.constexpr):
+    """Where a number of a batch tile lies in its part of a slot; four threads load a row of a block."""
+    BLOCK: gl.constexpr = BK // 2
+    return column // BLOCK * (BB * BLOCK) + row * BLOCK + column % BLOCK
+
+
+@gluon.jit
 def gather(
-    slot, offsets, timed_out, FIRST: gl.constexpr, LAST: gl.constexpr, BK: gl.constexpr,
+    slot, offsets, timed_out, FIRST: gl.constexpr, LAST: gl.constexpr, BK: gl.constexpr, BB: gl.constexpr,
     ONE_POINTER: gl.constexpr, ELEMENTS: gl.constexpr, NATIVE: gl.constexpr,
 ):  # fmt: skip
     """Load mma operands that other programs publish, polling until all of their numbers are there.
@@ -122,6 +133,7 @@ def gather(
         FIRST: the first piece.
         LAST: one past the last piece.
         BK: columns of a piece, of which a thread has BK / 8 contiguous ones.
+        BB: rows of a batch tile.
         ONE_POINTER: whether all pieces share a pointer, which takes fewer registers.
         ELEMENTS: numbers of a piece in one thread.
         NATIVE: whether the card has a maximum of two 16-bit numbers in one instruction.
@@ -131,9 +143,9 @@ def gather(
     operands = ()
     for k in gl.static_range(FIRST, LAST):
         if ONE_POINTER:  # so that constants become immediate offsets
-            operands += ((slot + (offsets + FIRST * BK)).to(gl.int64) + (k - FIRST) * (BK * SIZE),)
+            operands += ((slot + (offsets + FIRST * BB * BK)).to(gl.int64) + (k - FIRST) * (BB * BK * SIZE),)
         else:  # the form that was measured on GPUs
-            operands += ((slot + (offsets + k * BK)).to(gl.int64),)
+            operands += ((slot + (offsets + k * BB * BK)).to(gl.int64),)
     TEXT: gl.constexpr = poll_asm(LAST - FIRST, ELEMENTS, BK // 8, SIZE, NATIVE)
     CONSTRAINTS: gl.constexpr = poll_constraints(LAST - FIRST, ELEMENTS, SIZE)
     KINDS: gl.constexpr = repeated(KIND, LAST - FIRST)
@@ -167,7 +179,7 @@ def fence(NUM_WARPS: gl.constexpr):
 
 @gluon.jit
 def reset_bank(
-    own, step, BEHIND: gl.constexpr, slot, GATES: gl.constexpr, WIDTH: gl.constexpr, TILES: gl.constexpr,
+    own, step, BEHIND: gl.constexpr, slot, GATES: gl.constexpr, APART: gl.constexpr, TILES: gl.constexpr,
     TILE: gl.constexpr, NUM_WARPS: gl.constexpr,
 ):  # fmt: skip
     """Once in BANK steps, reset this program's numbers in the last BANK slots that all have gathered.
@@ -178,7 +190,7 @@ def reset_bank(
         BEHIND: how many steps back the last slot is that all programs have gathered.
         slot: numbers of a slot.
         GATES: tensors of a slot.
-        WIDTH: the distance between them.
+        APART: the distance between them.
         TILES: batch tiles of this program.
         TILE: the distance between them.
         NUM_WARPS: the number of warps.
@@ -188,7 +200,7 @@ def reset_bank(
         for n in gl.static_range(TILES):
             for back in gl.static_range(BEHIND, BANK + BEHIND):
                 for gate in gl.static_range(GATES):
-                    pointers = own + (step - back) % RING * slot + gate * WIDTH + n * TILE
+                    pointers = own + (step - back) % RING * slot + gate * APART + n * TILE
                     words = pointers.to(gl.pointer_type(WORD), bitcast=True)
                     gl.store(words, gl.full_like(words, -1, dtype=WORD))
         fence(NUM_WARPS)

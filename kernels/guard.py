@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from lstm_fused.kernels import check, verdicts
-from lstm_fused.kernels.choose import CHOICES, WAITING_TESTED, card_at, choose, fitting, named, precision
+from lstm_fused.kernels.choose import WAITING_TESTED, card_at, choose, fitting, named, precision
 from lstm_fused.kernels.metal.plan import plans as metal_plans
-from lstm_fused.kernels.plan import KERNELS, WAITING, Card, Layer, Plan, record
+from lstm_fused.kernels.plan import EXCHANGES, KERNELS, WAITING, Card, Layer, Plan, record
 from lstm_fused.kernels.verdicts import Verdict
 from torch import Tensor
 
@@ -180,7 +180,7 @@ GUARDED = {
 def default_kernels(card: Card) -> tuple[str, ...]:
     """The kernels that may run if the user names none."""
     waiting = {card.name, card.capability} & set(WAITING_TESTED)
-    return tuple(kernel for kernel in CHOICES if kernel not in WAITING or waiting)
+    return tuple(kernel for kernel in KERNELS if EXCHANGES[kernel] in ("", "launches") or waiting)
 
 
 def judge(plan: Any, layer: Layer, device: torch.device) -> Verdict | None:

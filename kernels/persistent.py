@@ -21,7 +21,6 @@ import torch
 from lstm_fused.kernels import launcher
 from lstm_fused.kernels.launcher import BEFORE_3_8
 from lstm_fused.kernels.plan import (
-    IN_TURN,
     MAX_REGISTERS,
     NATIVE_MAXIMUM,
     Card,
@@ -34,18 +33,34 @@ from lstm_fused.kernels.plan import (
 from lstm_fused.kernels.scratch import timeout_flag, zero_counters
 from torch import Tensor
 
-# Tiles (BB, BH) and warps, the fastest first: measured on an H200, docs/gpu/h200.md.
+# Tiles (BB, BH) and warps, of two with the same BB and BH the faster first; and the time of a step, in that
+# of tiles of 16 x 16. Measured on an H200, docs/gpu/h200.md.
 TILES = {
-    "forward": ((16, 16, 4), (16, 16, 8), (16, 32, 8), (32, 16, 8), (16, 8, 8), (32, 8, 8)),
-    "backward": ((16, 16, 8), (16, 32, 8), (32, 16, 8), (16, 8, 8), (32, 8, 8)),
+    "forward": {
+        **{(8, 16, 4): 0.75, (8, 16, 8): 0.75, (16, 16, 4): 1.0, (16, 16, 8): 1.0},
+        **{(16, 32, 8): 1.6, (32, 16, 8): 1.65, (16, 8, 8): 1.05, (32, 8, 8): 1.3},
+    },
+    "backward": {
+        **{(8, 16, 8): 0.75, (16, 16, 8): 1.0},
+        **{(16, 32, 8): 1.2, (32, 16, 8): 1.4, (16, 8, 8): 1.1, (32, 8, 8): 1.6},
+    },
 }
+
+# Blocks of BK terms that a warp of a tile of 8 rows gathers at once, at most.
+AT_ONCE = 4
+
+# The time of a step in which a program takes so many batch tiles in turn, in that of a step with one tile,
+# measured there too. More than two would take as long as more launches.
+IN_TURN = {"forward": {1: 1.0, 2: 2.0}, "backward": {1: 1.0, 2: 1.65}}
 
 # The most registers of a thread that the weights, and that weights, operands and sums together, can take
 # without spilling, as ptxas decides; without a native 16-bit maximum the backward kernel can take fewer.
 LIMITS = {"forward": (128, 208), "backward": (96, 176)}
 LIMITS_OLDER_BACKWARD = (96, 152)
-# Plans past those limits that do not spill on sm_90: direction, BB, BH, PIECES.
-LIMITS_SM_90 = {("forward", 32, 16, 2): (96, 256)}
+# Forward on cards that are neither an A100's nor an H100's kind, which spill a few of the last plans.
+LIMITS_OTHER_FORWARD = (128, 200)
+# The same for batch tiles of 8 rows, on all cards.
+LIMITS_8_ROWS = {"forward": (128, 176), "backward": (128, 168)}
 # The most registers for weights beside two batch tiles in turn: direction, warps, bytes of a number.
 LIMITS_IN_TURN = {
     **{("forward", warps, size): most for warps, most in ((4, 64), (8, 128)) for size in (2, 4)},
@@ -53,9 +68,9 @@ LIMITS_IN_TURN = {
 }
 LIMITS_IN_TURN_SM_90 = LIMITS_IN_TURN | {("backward", 8, 2): 96}
 
-# Up to this many launches a sequence is still faster than step by step; where the cooperative kernel takes
-# the batch forward in one launch, up to the second number (bench/roofline.py).
-LAUNCHES, LAUNCHES_BESIDE_COOPERATIVE = 6, 3
+# Up to this duration, in launches of 16 x 16 tiles, a sequence is still faster than step by step; and forward
+# up to so many launches for each of the cooperative kernel's (bench/roofline.py).
+LONGEST, BESIDE_COOPERATIVE = 8, 3.5
 
 
 def terms(plan: Plan, layer: Layer) -> int:
@@ -76,20 +91,23 @@ def registers(plan: Plan, layer: Layer) -> tuple[int, int]:
 def plans(layer: Layer) -> Iterator[Plan]:
     """The tiles, the fastest first, each gathering its operands in the fewest rounds first.
 
-    In one round only where a warp has few blocks of BK terms: one, backward two.
+    Tiles of 16 rows and more gather them in one round only where a warp has few blocks of BK terms: one,
+    backward two.
     """
     most_at_once = 2 if layer.direction == "backward" else 1
-    for (BB, BH, num_warps), rounds, turns in product(TILES[layer.direction], (1, 2, 3), IN_TURN):
-        if turns > 1 and (BB > 16 or layer.B <= BB):
+    for (BB, BH, num_warps), rounds, turns in product(TILES[layer.direction], (1, 2, 3, 4), (1, 2)):
+        if turns > 1 and (BB != 16 or layer.B <= BB):
             continue
         plan = Plan("persistent", layer.precision, BB, BH, 32, num_warps, maxnreg=MAX_REGISTERS)
         if layer.dtype.itemsize == 2 and terms(plan, layer) % 64 == 0:
             plan = replace(plan, BK=64)  # so that a thread loads 16 bytes at once
         pieces = terms(plan, layer) // plan.BK
-        if rounds == 1 and pieces > most_at_once:
-            continue
         at_once = -(-pieces // rounds)
-        if rounds == 1 or at_once < -(-pieces // (rounds - 1)):
+        if BB == 8:
+            wanted = rounds == -(-pieces // AT_ONCE)
+        else:
+            wanted = rounds < 4 and (rounds > 1 or pieces <= most_at_once)
+        if wanted and (rounds == 1 or at_once < -(-pieces // (rounds - 1))):
             yield replace(plan, PIECES=at_once, TILES=turns)
 
 
@@ -102,8 +120,10 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
         reasons.append("takes products that tensor cores form")
     older = card.capability not in NATIVE_MAXIMUM
     most = LIMITS_OLDER_BACKWARD if older and layer.direction == "backward" else LIMITS[layer.direction]
-    if card.capability == "sm_90":
-        most = LIMITS_SM_90.get((layer.direction, plan.BB, plan.BH, plan.PIECES), most)
+    if layer.direction == "forward" and card.capability not in ("sm_80", "sm_90"):
+        most = LIMITS_OTHER_FORWARD
+    if plan.BB == 8:
+        most = LIMITS_8_ROWS[layer.direction]
     weights, every = registers(plan, layer)
     if plan.TILES > 1:
         hopper = card.capability == "sm_90" and not BEFORE_3_8
@@ -119,10 +139,16 @@ def shared(plan: Plan, layer: Layer) -> int:
     return 4 * plan.num_warps * plan.BB * plan.BH * (4 if layer.direction == "forward" else 1)
 
 
-def most_launches(layer: Layer, in_one_launch: Callable[[str], bool]) -> int:
-    """The most launches of a sequence in which it is still faster than the kernels after it."""
-    beside = layer.direction == "forward" and in_one_launch("cooperative")
-    return LAUNCHES_BESIDE_COOPERATIVE if beside else LAUNCHES
+def step_time(plan: Plan, layer: Layer) -> float:
+    """The time of a step, in that of tiles of 16 x 16."""
+    tile = plan.BB, plan.BH, plan.num_warps
+    return TILES[layer.direction][tile] * IN_TURN[layer.direction][plan.TILES]
+
+
+def longest(layer: Layer, shortest: Callable[[str], float]) -> float:
+    """The longest duration with which it is still faster than the kernels after it."""
+    beside = BESIDE_COOPERATIVE * shortest("cooperative") if layer.direction == "forward" else LONGEST
+    return min(LONGEST, beside)
 
 
 def function(direction: str) -> Any:
@@ -156,17 +182,21 @@ def launch(plan: Plan, direction: str, tensors: Tensors, sizes: Sizes, reverse: 
 
 
 def ring_buffer(plan: Plan, like: Tensor, layer: Layer) -> Tensor:
-    """The ring buffer, [RING, rows, gates, columns]: not published, but padding columns zero."""
+    """The ring buffer, [RING, batch tile, gate, block, row, column]: all ones, but padding columns zero."""
     from lstm_fused.kernels.exchange import RING
 
     groups, columns = plan.grid(layer.B, layer.H)
     gates, published = 1 if layer.direction == "forward" else 4, columns * plan.BH
     width = plan.num_warps * terms(plan, layer) // gates
-    shape = RING.value, groups * plan.TILES * plan.BB, gates, width
+    block = plan.BK // 2  # as in `lstm_fused.kernels.exchange.place`
+    shape = RING.value, groups * plan.TILES, gates, width // block, plan.BB, block
     words = -(-prod(shape) * like.itemsize // 4)
     ring = torch.full((words,), -1, dtype=torch.int32, device=like.device).view(like.dtype).view(shape)
     if width > published:
-        ring[..., published:].zero_()
+        whole, part = divmod(published, block)
+        ring[:, :, :, -(-published // block) :].zero_()
+        if part:
+            ring[:, :, :, whole, :, part:].zero_()
     return ring
 
 
@@ -177,7 +207,8 @@ KERNEL = Kernel(
     why_not=why_not,
     shared=shared,
     programs_per_sm=lambda *_: 1,
-    most_launches=most_launches,
+    step_time=step_time,
+    longest=longest,
     forward=forward,
     backward=backward,
 )

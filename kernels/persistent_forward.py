@@ -1,10 +1,10 @@
 """The forward kernel with persistent weights; `lstm_fused.kernels.persistent` explains the scheme."""
 
 from lstm_fused.kernels import cell
-from lstm_fused.kernels.exchange import RING, gather, publish, reset_bank
+from lstm_fused.kernels.exchange import RING, gather, place, publish, reset_bank
+from lstm_fused.kernels.persistent_product import by_rows, column_of, indices, multiply, no_sums
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 # The equations are the other kernels' own, compiled for explicit layouts.
 cell_forward = gluon.jit(cell.cell_forward.fn)
@@ -34,7 +34,7 @@ def lstm_forward_persistent_kernel(
     y,  # [T, B, H]
     c_all,  # [T, B, H] or None
     gates_all,  # [T, B, 4H] or None
-    exchange,  # [RING, groups * TILES * BB, WIDTH], all ones, padding columns zero: the ring buffer of h
+    exchange,  # [RING, groups * TILES, WIDTH / block, BB, block], all ones, padding zero: the ring of h
     timed_out,  # [1], set when a wait times out
     T,
     B,
@@ -55,14 +55,15 @@ def lstm_forward_persistent_kernel(
     KIND: gl.constexpr = h0.dtype.element_ty
     K_WIDTH: gl.constexpr = BK // 8  # so that a thread loads 16 bytes at once, or 8
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
-    left: gl.constexpr = gl.DotOperandLayout(0, mma, K_WIDTH)
-    right: gl.constexpr = gl.DotOperandLayout(1, mma, K_WIDTH)
+    WEIGHTS_LEFT: gl.constexpr = BB < 16
+    of_h: gl.constexpr = gl.DotOperandLayout(1 if WEIGHTS_LEFT else 0, mma, K_WIDTH)
+    of_weights: gl.constexpr = gl.DotOperandLayout(0 if WEIGHTS_LEFT else 1, mma, K_WIDTH)
     sums: gl.constexpr = gl.BlockedLayout([NUM_WARPS, 1, 4], [1, 32 // BH, BH], [1, NUM_WARPS, 1], [2, 1, 0])
     cells: gl.constexpr = gl.BlockedLayout([1, 1], [32 // BH, BH], [NUM_WARPS, 1], [1, 0])
     PIECE: gl.constexpr = (H + NUM_WARPS * BK - 1) // (NUM_WARPS * BK) * BK  # terms of one warp
     WIDTH: gl.constexpr = PIECE * NUM_WARPS
     # With padded columns, or several batch tiles, ptxas spills otherwise.
-    ONE_POINTER: gl.constexpr = WIDTH > (H + BH - 1) // BH * BH or TILES > 1
+    ONE_POINTER: gl.constexpr = WIDTH > (H + BH - 1) // BH * BH or TILES > 1 or WEIGHTS_LEFT
 
     tile = (first + gl.program_id(0)) * TILES
     rows = tile * BB + gl.arange(0, BB, gl.SliceLayout(1, cells))
@@ -74,23 +75,22 @@ def lstm_forward_persistent_kernel(
     state = rows[:, None].to(gl.int64) * H + cols[None, :]
     p = load_peephole(peephole, cols, H, gl.float32)
 
-    gate_of = gl.arange(0, 4 * BH, gl.SliceLayout(0, gl.SliceLayout(1, right)))[None, None, :]
-    unit = gl.program_id(1) * BH + gate_of // 4
-    ks = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, right)))[:, None, None] * PIECE
-    ks = ks + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(2, right)))[None, :, None]
+    warp, gate_of, term = indices(of_weights, WEIGHTS_LEFT, NUM_WARPS, 4 * BH, BK)
+    if WEIGHTS_LEFT:
+        gate_of = column_of(gate_of)
+    unit, ks = gl.program_id(1) * BH + gate_of // 4, warp * PIECE + term
     w_at = weight_hh + (gate_of % 4 * H + unit) * H + ks
     weights = ()
     for k in gl.static_range(0, PIECE, BK):
         weights += (gl.load(w_at + k, (unit < H) & (ks + k < H), other=0),)
 
-    m = tile * BB + gl.arange(0, BB, gl.SliceLayout(0, gl.SliceLayout(2, left)))[None, :, None]
-    ka = gl.arange(0, NUM_WARPS, gl.SliceLayout(1, gl.SliceLayout(2, left)))[:, None, None] * PIECE
-    ka = ka + gl.arange(0, BK, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
+    warp, m, term = indices(of_h, not WEIGHTS_LEFT, NUM_WARPS, BB, BK)
     slot = groups.to(gl.int64) * (TILES * BB * WIDTH)
-    h_at = m * WIDTH + ka
-    own = exchange + (rows[:, None] * WIDTH + cols[None, :])
+    h_at = tile * (BB * WIDTH) + place(m, warp * PIECE + term, BB, BK)
+    own = exchange + (tile * (BB * WIDTH) + place(rows[:, None] - tile * BB, cols[None, :], BB, BK))
 
-    shared: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8 if BH >= 16 else 4, [2, 1, 0])
+    PHASE: gl.constexpr = 2 if WEIGHTS_LEFT else 1  # rows that a thread has of its sums
+    shared: gl.constexpr = gl.SwizzledSharedLayout(8, PHASE, 8 // PHASE if BH >= 16 else 4, [2, 1, 0])
     partial = gl.allocate_shared_memory(gl.float32, [NUM_WARPS, BB, 4 * BH], shared)
 
     b_i = gl.zeros([1, BH], gl.float32, cells)
@@ -106,37 +106,32 @@ def lstm_forward_persistent_kernel(
         h += (gl.load(h0 + state + n * (BB * H), mask[n], other=0),)
         c += (gl.load(c0 + state + n * (BB * H), mask[n], other=0).to(gl.float32),)
         publish(own + n * (BB * WIDTH), h[n])
-    if TILES > 1:
-        ahead = load_gates(
-            xw + gates_at(gl.to_tensor(0), T, B, rows, cols, H, REVERSE), mask[0], H, gl.float32
-        )
+    first_gates = gates_at(gl.to_tensor(0), T, B, rows, cols, H, REVERSE)
+    x = load_gates(xw + first_gates, mask[0], H, gl.float32)
     for step in range(T):
         t = T - 1 - step if REVERSE else step
         at = t.to(gl.int64) * B * H + state
         at_gates = gates_at(step, T, B, rows, cols, H, REVERSE)
         h_next, c_next = (), ()
         for n in gl.static_range(TILES):
-            if TILES == 1:
-                x = load_gates(xw + at_gates, mask[n], H, gl.float32)
-            elif n < TILES - 1:  # a tile ahead: h may be there at once, and then no wait hides a load
-                x = ahead
-                ahead = load_gates(xw + at_gates + (n + 1) * (BB * 4 * H), mask[n + 1], H, gl.float32)
-            else:
-                x = ahead
-                after = gates_at(step + 1, T, B, rows, cols, H, REVERSE)
-                ahead = load_gates(xw + after, mask[0] & (step + 1 < T), H, gl.float32)
             x_i, x_f, x_g, x_o = x
             valid = ((t < stop[n]) & (rows + n * BB < B))[:, None]
             now = exchange + step % RING * slot + n * (BB * WIDTH)
-            product = gl.zeros([NUM_WARPS, BB, 4 * BH], gl.float32, mma)
+            product = no_sums(mma, NUM_WARPS, BB, 4 * BH)
             for first_k in gl.static_range(0, len(weights), PIECES):
                 h_all = gather(
-                    now, h_at, timed_out, first_k, min(first_k + PIECES, len(weights)), BK, ONE_POINTER,
-                    BB * BK // 32, NATIVE,
+                    now, h_at, timed_out, first_k, min(first_k + PIECES, len(weights)), BK, BB,
+                    ONE_POINTER, BB * BK // 32, NATIVE,
                 )  # fmt: skip
                 for k in gl.static_range(len(h_all)):
-                    product = mma_v2(h_all[k], weights[first_k + k], product, input_precision=PRECISION)
-            partial.store(product)
+                    product = multiply(h_all[k], weights[first_k + k], product, PRECISION)
+            # A tile ahead, after the loads that poll, which would wait for these.
+            if n < TILES - 1:
+                x = load_gates(xw + at_gates + (n + 1) * (BB * 4 * H), mask[n + 1], H, gl.float32)
+            else:
+                after = gates_at(step + 1, T, B, rows, cols, H, REVERSE)
+                x = load_gates(xw + after, mask[0] & (step + 1 < T), H, gl.float32)
+            partial.store(by_rows(product, BB))
             total = gl.sum(partial.load(sums), 0)
             even, odd = gl.split(gl.reshape(total, (BB, BH, 2, 2)))
             a_i, a_g = gl.split(even)

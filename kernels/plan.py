@@ -30,8 +30,6 @@ KERNELS = tuple(EXCHANGES)
 WAITING = tuple(name for name, exchange in EXCHANGES.items() if exchange in ("flags", "counters"))
 # The kernels that are written in Gluon, which Triton's interpreter does not run.
 GLUON = tuple(name for name, exchange in EXCHANGES.items() if exchange in ("clusters", "flags"))
-# The kernels that run by name only, because no card has measured them.
-UNMEASURED = ("cluster",)
 # Of every launch: multiply-adds in one rounding, which Triton 3.10 no longer makes unless it is told to.
 FUSED = {"enable_fp_fusion": True}
 
@@ -40,10 +38,6 @@ FEW_STEPS, MANY_STEPS = 4, 32
 
 # The most registers of a thread; asked for where ptxas would otherwise spill a few rather than take more.
 MAX_REGISTERS = 255
-
-# The time of a step in which a program takes so many batch tiles in turn, in that of a step with one tile:
-# predicted for an H100 (bench/roofline.py), not measured. More than two would take as long as more launches.
-IN_TURN = {1: 1.0, 2: 1.4}
 
 
 class Card(NamedTuple):
@@ -180,9 +174,11 @@ class Kernel:
     why_not: Callable[[Plan, Layer, Card], list[str]] = lambda *_: []  # reasons why a plan cannot run a layer
     shared: Callable[[Plan, Layer], int] = lambda *_: 0  # bytes
     programs_per_sm: Callable[[Plan, Layer, Card], int] = two_programs_per_sm
-    # The most launches of a sequence, or of what takes as long, in which it is still faster than the kernels
-    # after it, given whether another kernel takes the batch in one launch.
-    most_launches: Callable[[Layer, Callable[[str], bool]], float] = lambda *_: 1
+    # The time of a step by a plan, in that of a persistent kernel's with tiles of 16 x 16.
+    step_time: Callable[[Plan, Layer], float] = lambda *_: 1.0
+    # The longest duration of a batch (`lstm_fused.kernels.choose.duration`) with which it is still faster
+    # than the kernels after it, given the shortest of another kernel.
+    longest: Callable[[Layer, Callable[[str], float]], float] = lambda *_: 1
     # Launchers of whole sequences; None if `lstm_fused.kernels.steps` launches each step.
     forward: Callable[[Plan, Tensors, Sizes, bool], None] | None = None
     backward: Callable[[Plan, Tensors, Sizes, bool], None] | None = None

@@ -10,14 +10,14 @@ from math import ceil, inf
 import torch
 from lstm_fused.kernels import guard
 from lstm_fused.kernels.choose import card_at, named, precision, tiles_at_once
-from lstm_fused.kernels.plan import NATIVE_MAXIMUM, Card, Layer, Plan
+from lstm_fused.kernels.plan import NATIVE_MAXIMUM, Card, Layer, Plan, record
 
 # The cards, by name or capability, on which both directions have been measured to be right and faster at the
-# same time, so that they run so where nobody asks for it: none yet. `python3 -m bench.gpu.day` measures it.
-SIDE_BY_SIDE_TESTED: tuple[str, ...] = ()
+# same time, so that they run so where nobody asks for it (docs/gpu/h200.md).
+SIDE_BY_SIDE_TESTED: tuple[str, ...] = ("NVIDIA H200",)
 
-# Up to this H programs for half of an A100 may take more batch tiles in turn than those for the whole card
-# and still gain by it: predicted, not measured.
+# Up to this H programs for half of an A100 may take more rows than those for the whole card and still gain by
+# it: predicted, not measured.
 MOST_IN_TURN = 128
 
 # Decisions of earlier calls.
@@ -87,16 +87,16 @@ def decide(layers: list[Layer], device: torch.device, by_default: bool) -> tuple
 def pays_side_by_side(plan: Plan, in_turn: Plan, layer: Layer, card: Card) -> bool:
     """Whether both directions take less time at once, by a plan for half of the card, than in turn.
 
-    The time of a step is mostly latency, so what counts is in how many waves of programs a batch runs: twice
-    as many gain nothing. Several batch tiles in turn take little longer than one, except where products are
-    slow (bench/roofline.py).
+    What counts is in how many waves of programs a batch runs, and how long a step of each takes: twice as
+    long gains nothing. Where products are slow, more rows take longer than that (bench/roofline.py).
     """
-    halved = waves(plan, layer._replace(streams=2), card)
-    slow = card.capability not in NATIVE_MAXIMUM and layer.H > MOST_IN_TURN and plan.TILES > in_turn.TILES
-    return plan.kernel == in_turn.kernel and not slow and halved <= 1.5 * waves(in_turn, layer, card)
+    halved = time(plan, layer._replace(streams=2), card)
+    slow = card.capability not in NATIVE_MAXIMUM and layer.H > MOST_IN_TURN and plan.rows > in_turn.rows
+    return plan.kernel == in_turn.kernel and not slow and halved <= 1.7 * time(in_turn, layer, card)
 
 
-def waves(plan: Plan, layer: Layer, card: Card) -> float:
-    """In how many waves of programs a batch runs on its share of the card; infinite if no tile fits."""
+def time(plan: Plan, layer: Layer, card: Card) -> float:
+    """The time of a step of the whole batch, as `step_time` measures it; infinite if no tile fits."""
     rows = tiles_at_once(plan, layer, card)
-    return ceil(plan.grid(layer.B, layer.H)[0] / rows) if rows else inf
+    waves = ceil(plan.grid(layer.B, layer.H)[0] / rows) if rows else inf
+    return waves * record(plan.kernel).step_time(plan, layer)

@@ -23,8 +23,9 @@ from lstm_fused.backends.table import select
 from lstm_fused.contract import PLAIN, Variant
 
 DEVICE = "cuda"
-# A fork and a join take about 20 µs of the host's time, a step saves a microsecond or two of the card's.
-LEAST_STEPS = 32
+# A training step of both directions on an H200 took 1.07 times as long at the same time with 256 steps, by
+# the host's part, and 0.85 times as long with 1024 (docs/gpu/h200.md).
+LEAST_STEPS = 512
 
 
 class State(threading.local):

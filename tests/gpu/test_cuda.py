@@ -209,6 +209,7 @@ def test_both_directions_at_the_same_time(kernel, monkeypatch):
     x = torch.randn(96, 16, 8, device="cuda", dtype=torch.float16, requires_grad=True)
     used = []
     plain = streams.side_by_side
+    monkeypatch.setattr(streams, "LEAST_STEPS", 64)
     monkeypatch.setattr(streams, "side_by_side", lambda *given: used.append(1) or plain(*given))
 
     def outcome():
@@ -228,7 +229,8 @@ def test_both_directions_at_the_same_time(kernel, monkeypatch):
         assert len(used) == 2 * 20
 
 
-def test_both_directions_within_a_graph_of_the_user():
+def test_both_directions_within_a_graph_of_the_user(monkeypatch):
+    monkeypatch.setattr(streams, "LEAST_STEPS", 64)
     module = LSTM(8, 64, bidirectional=True, device="cuda", dtype=torch.float16, engine="triton")
     x = torch.randn(96, 16, 8, device="cuda", dtype=torch.float16)
     with torch.no_grad():

@@ -176,8 +176,8 @@ def test_weights_loaded_in_the_time_loop_are_found(tmp_path):
 
 
 def test_so_they_are_in_a_persistent_kernel(tmp_path):
-    held = "mma_v2(h_all[k], weights[first_k + k],"
-    loaded = "mma_v2(h_all[k], gl.load(w_at + (first_k + k) * BK, (unit < H) & (ks < H), other=0),"
+    held = "multiply(h_all[k], weights[first_k + k],"
+    loaded = "multiply(h_all[k], gl.load(w_at + (first_k + k) * BK, (unit < H) & (ks < H), other=0),"
     module = planted(persistent_forward, held, loaded, tmp_path)
     build = Build("persistent", "forward", "fp16", 128, H100)
     compiled = compile_kernel(build, module.lstm_forward_persistent_kernel)

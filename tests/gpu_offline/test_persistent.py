@@ -11,7 +11,14 @@ triton = pytest.importorskip("triton")
 from builds import CARDS, Build  # noqa: E402
 from cases import Case  # noqa: E402
 from launches import DIRECTIONS, DTYPES, TOLERANCE, Launcher  # noqa: E402
-from lstm_fused.kernels import cooperative, exchange, persistent_backward, persistent_forward  # noqa: E402
+from lstm_fused.kernels import (  # noqa: E402
+    cooperative,
+    exchange,
+    persistent_backward,
+    persistent_forward,
+    persistent_product,
+)
+from lstm_fused.kernels.choose import fitting  # noqa: E402
 from planting import planted  # noqa: E402
 from ptx import Fault  # noqa: E402
 
@@ -29,17 +36,19 @@ def all_ones(kind, *shape):
     return torch.full(shape, -1, dtype=word).view(kind)
 
 
-def launcher(card, direction, kind, H, modules=MODULES, TILES=1, **options):
+def launcher(card, direction, kind, H, modules=MODULES, BB=16, TILES=1, **options):
     function = getattr(modules[direction], f"lstm_{direction}_persistent_kernel")
-    tiles = replace(Build("persistent", direction, kind, H, card).plan(), TILES=TILES)
+    layer = Build("persistent", direction, kind, H, card).layer
+    tiles = replace(next(plan for plan in fitting("persistent", layer, card) if plan.BB == BB), TILES=TILES)
     return Launcher(card, "persistent", direction, kind, H, function=function, tiles=tiles, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("BB", [8, 16])
 @pytest.mark.parametrize("direction", list(DIRECTIONS))
-def test_compiled_code_gives_what_the_reference_gives(card, direction, kind):
+def test_compiled_code_gives_what_the_reference_gives(card, direction, BB, kind):
     case = Case("odd", T=3, B=17, I=3, H=40)
-    launch = launcher(card, direction, kind, case.H)
+    launch = launcher(card, direction, kind, case.H, BB=BB)
     found, wanted = DIRECTIONS[direction](launch, "persistent", kind, case)
     torch.testing.assert_close(found, wanted, rtol=TOLERANCE[kind], atol=TOLERANCE[kind])
     assert not launch.timed_out
@@ -67,10 +76,12 @@ TURNS = replace(ROUNDS, B=19)
 
 
 @pytest.mark.parametrize("kind", ["fp16"])
-@pytest.mark.parametrize("case", [ROUNDS, TURNS], ids=["alone", "in_turn"])
+@pytest.mark.parametrize(
+    ("case", "BB"), [(ROUNDS, 8), (ROUNDS, 16), (TURNS, 16)], ids=["alone_8", "alone", "in_turn"]
+)
 @pytest.mark.parametrize("direction", list(DIRECTIONS))
-def test_the_ring_goes_round(card, direction, case, kind):
-    launch = launcher(card, direction, kind, case.H, TILES=1 if case is ROUNDS else 2)
+def test_the_ring_goes_round(card, direction, case, BB, kind):
+    launch = launcher(card, direction, kind, case.H, BB=BB, TILES=1 if case is ROUNDS else 2)
     found, wanted = DIRECTIONS[direction](launch, "persistent", kind, case)
     torch.testing.assert_close(found, wanted, rtol=4 * TOLERANCE[kind], atol=4 * TOLERANCE[kind])
     assert not launch.timed_out
@@ -139,10 +150,7 @@ IN_TURN_FAULTS = {
             "            publish(there,",
             "            if n == 0:\n                publish(there,",
         ),
-        "saved_of_the_first": (
-            "                    H, REVERSE, n * BB,\n",
-            "                    H, REVERSE, 0,\n",
-        ),
+        "saved_of_the_first": ("REVERSE, n * BB,\n", "REVERSE, 0,\n"),
         "sums_of_the_last": ("add_step(sums,", "add_step((zero,) * 7 if n == 0 else sums,"),
         "not_reset": ("WIDTH, TILES, BB", "WIDTH, 1, BB"),
     },
@@ -194,3 +202,31 @@ def test_so_does_one_of_a_cooperative_kernel(tmp_path, card, direction):
     launch = Launcher(card, "cooperative", direction, "fp16", case.H, function=function)
     DIRECTIONS[direction](launch, "cooperative", "fp16", case, programs=[(0, 0)])
     assert launch.timed_out
+
+
+# In a kernel with batch tiles of 8 rows: direction, module, old source, new source.
+EIGHT_ROWS = {
+    "gates_overlap": ("backward", persistent_backward, "there + BB * WIDTH,", "there + WIDTH,"),
+    "columns_in_another_order": ("forward", persistent_product, "row % 8 * 2 +", "row % 8 +"),
+    "sums_in_another_order": ("backward", persistent_product, "(0, 4, 1, 3, 2)", "(0, 4, 1, 2, 3)"),
+    "saved_of_one_step": (
+        "backward",
+        persistent_backward,
+        "saved, later = later, saved_next",
+        "saved = later",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", list(EIGHT_ROWS))
+def test_faults_in_tiles_of_8_rows_are_found(tmp_path, monkeypatch, fault):
+    direction, module, old, new = EIGHT_ROWS[fault]
+    broken = planted(module, old, new, tmp_path, "broken_part")
+    if module is persistent_product:
+        monkeypatch.setitem(sys.modules, "broken_part", broken)
+        rename = "lstm_fused.kernels.persistent_product", "broken_part"
+        broken = planted(MODULES[direction], *rename, tmp_path, f"broken_{direction}")
+    case = Case("odd", T=4, B=11, I=3, H=40)
+    assert goes_wrong(
+        launcher(CARDS[1], direction, "fp16", case.H, {direction: broken}, BB=8), direction, case
+    )

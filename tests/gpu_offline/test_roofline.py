@@ -5,9 +5,10 @@ from itertools import product
 
 import pytest
 import torch
-from lstm_fused.kernels.choose import CHOICES, Layer, choose, fitting, launches
+from lstm_fused.kernels.choose import Layer, choose, fitting, launches
 from lstm_fused.kernels.guard import default_kernels
-from lstm_fused.kernels.plan import CARDS, IN_TURN
+from lstm_fused.kernels.persistent import IN_TURN
+from lstm_fused.kernels.plan import CARDS, KERNELS
 from lstm_fused.kernels.side_by_side import pays_side_by_side
 
 from bench.roofline import PREDICTED, PUBLIC, both_directions, predict_all, sequence
@@ -38,7 +39,7 @@ def test_ahead_of_flash_rnn(H):
 def test_no_other_kernel_would_be_much_faster(card, direction):
     for H, B in product((32, 64, 128, 256, 512, 768, 1024), (16, 64, 256, 512, 1024)):
         layer = Layer(direction, H, B, torch.bfloat16, "tf32")
-        kernels = default_kernels(card) if card == RTX_4090 else CHOICES
+        kernels = default_kernels(card) if card == RTX_4090 else KERNELS
         plans = [plans[0] for kernel in kernels if (plans := fitting(kernel, layer, card))]
         best = min(predict_all(plan, layer, card) for plan in plans)
         assert predict_all(choose(layer, card, among=kernels), layer, card) <= 1.25 * best, layer
@@ -56,13 +57,12 @@ def test_a_batch_too_large_at_once_comes_in_several_launches():
         assert all(n * columns <= 2 * H100.sms for _, n in waves)
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("card", WAITING_CHOSEN.values(), ids=list(WAITING_CHOSEN))
-def test_tiles_in_turn_take_less_time_than_launches_in_turn(card, direction):
+def test_tiles_in_turn_take_less_time_than_launches_in_turn(card):
     gains, factors = {}, {}
     for H, B in product((32, 64, 128, 256, 512, 650, 768, 1024), (16, 32, 64, 128, 256, 512, 1024)):
         for dtype in (torch.bfloat16, torch.float32):
-            layer = Layer(direction, H, B, dtype, "tf32")
+            layer = Layer("backward", H, B, dtype, "tf32")
             plan = choose(layer, card)
             if plan.TILES > 1:
                 others = [plan for plan in fitting(plan.kernel, layer, card) if plan.TILES == 1]
@@ -72,11 +72,9 @@ def test_tiles_in_turn_take_less_time_than_launches_in_turn(card, direction):
                 two = layer._replace(B=min(B, plan.TILES * one.B))
                 alone = replace(plan, TILES=1)
                 factors[H, B, dtype] = predict_all(plan, two, card) / predict_all(alone, one, card)
-    assert len(gains) > 5
-    # On an A100, where products take longest, launches of larger tiles may take less.
-    assert min(gains.values()) >= (0.8 if card.name == "A100" else 1) and max(gains.values()) > 1.25, gains
+    assert len(gains) > 5 and min(gains.values()) >= 1 and max(gains.values()) > 1.25, gains
     if card == H100:
-        assert min(factors.values()) < IN_TURN[2] < max(factors.values()), factors
+        assert min(factors.values()) < IN_TURN["backward"][2] < max(factors.values()), factors
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -98,29 +96,23 @@ def test_directions_run_at_the_same_time_where_that_is_faster(card, direction):
     assert len(small) == 2 * 2 * 4 and min(small) > 1.5
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_clusters_are_predicted_ahead_of_persistent_kernels(direction):
-    for H, B in product((128, 256, 512), (16, 64)):
-        layer = Layer(direction, H, B, torch.float16, "ieee")
-        plans = choose(layer, H200, "cluster"), choose(layer, H200, "persistent")
-        cluster, persistent = (predict_all(plan, layer, H200) for plan in plans)
-        # At H = 512 a cluster has 16 blocks, and of these clusters a card has seven at once.
-        assert cluster < (1 if (H, B) == (512, 64) else 0.6) * persistent, layer
-
-
 # Microseconds of a step on an H200, docs/gpu/h200.md: H, B, forward, backward.
 MEASURED = {
     "persistent": (
-        *((128, 16, 1.25, 1.34), (256, 16, 1.67, 1.81), (512, 16, 2.15, 2.31), (768, 16, 2.63, 2.86)),
-        *((1024, 16, 2.67, 5.03), (256, 64, 1.75, 1.81), (512, 64, 2.37, 2.57), (768, 64, 4.53, 6.22)),
-        *((64, 256, 1.50, 1.48), (256, 256, 2.91, 2.59)),
+        *((128, 16, 0.82, 1.14), (256, 16, 0.96, 1.39), (512, 16, 1.10, 1.66), (768, 16, 1.42, 1.89)),
+        *((1024, 16, 1.51, 2.26), (256, 64, 1.00, 1.52)),
+    ),
+    "cluster": (
+        *((128, 16, 0.60, 0.53), (256, 16, 1.11, 0.91), (512, 16, 1.41, 1.20)),
+        *((256, 64, 1.13, 0.96), (512, 64, 2.80, 2.39)),
     ),
     "cooperative": (
         *((128, 16, 1.70, 2.21), (256, 16, 2.16, 3.39), (512, 16, 2.73, 5.55), (768, 16, 3.35, 7.70)),
         *((1024, 16, 4.07, 8.61), (256, 64, 2.31, 3.49), (64, 256, 1.90, 2.48)),
     ),
 }
-FACTOR = {"persistent": 1.35, "cooperative": 1.7}  # between a prediction and what was measured
+# Between a prediction and what was measured.
+FACTOR = {"persistent": 1.35, "cluster": 1.35, "cooperative": 1.7}
 
 
 @pytest.mark.parametrize("kernel", list(MEASURED))
