@@ -17,13 +17,13 @@ from lstm_fused.backends.table import short
 from lstm_fused.contract import PLAIN
 
 DTYPE = torch.bfloat16
-STEPS = 256
+STEPS = 1024
 
 
 def run(name: str, device: str, small: bool, once: bool) -> bool:
     """Whether they are right; ``once`` only compiles what that takes."""
     case = next(case for case in (*speed.SIZES, *speed.TINY) if case.name == name)
-    case = replace(case, T=min(case.T, STEPS))
+    case = replace(case, T=min(case.T, 2) if small else STEPS)
     module = lstm_fused.LSTM(case.I, case.H, bidirectional=True, engine="triton", device=device, dtype=DTYPE)
     x = torch.randn(case.T, case.B, case.I, device=device, dtype=DTYPE)
     repeats, rounds = (2, 2) if small else (REPEATS // 4, 30)
@@ -58,7 +58,7 @@ def run(name: str, device: str, small: bool, once: bool) -> bool:
         if device == "cuda" and what == "forward":
             right &= judge(f"{said}, graphs that differ", partial(captured, call, wanted), 0)
         calls: dict[str, Callable[[], object]] = {"in turn": partial(in_turn, call), "at once": call}
-        queued = {how: Queued(call, device) for how, call in calls.items()}
+        queued = {how: Queued(called, device) for how, called in calls.items()}
         times, alone = ({how: list[float]() for how in calls} for _ in range(2))
         for _, (how, called) in product(range(rounds), calls.items()):
             times[how].append(timed(called, device))
@@ -68,6 +68,6 @@ def run(name: str, device: str, small: bool, once: bool) -> bool:
         )
         found = {"milliseconds": milliseconds, "gpu_milliseconds": gpu_milliseconds}
         rows.add("directions", shape=(case.T, case.B, case.I, case.H), dtype=short(DTYPE), what=what, **found)
-        for name, row in {"ms": milliseconds, "ms of the GPU alone": gpu_milliseconds}.items():
-            say(f"{said}, {name}: {', '.join(f'{how} {time:.3f}' for how, time in row.items())}")
+        for unit, row in {"ms": milliseconds, "ms of the GPU alone": gpu_milliseconds}.items():
+            say(f"{said}, {unit}: {', '.join(f'{how} {time:.3f}' for how, time in row.items())}")
     return right
