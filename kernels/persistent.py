@@ -57,15 +57,19 @@ IN_TURN = {"forward": {1: 1.0, 2: 2.0}, "backward": {1: 1.0, 2: 1.65}}
 # without spilling, as ptxas decides; without a native 16-bit maximum the backward kernel can take fewer.
 LIMITS = {"forward": (128, 208), "backward": (96, 176)}
 LIMITS_OLDER_BACKWARD = (96, 152)
+# Backward with 32 rows, and with 32 columns.
+LIMITS_32_ROWS_BACKWARD, LIMITS_32_COLUMNS_BACKWARD = (96, 128), (80, 144)
 # Forward on cards that are neither an A100's nor an H100's kind, which spill a few of the last plans.
 LIMITS_OTHER_FORWARD = (128, 200)
 # The same for batch tiles of 8 rows, on all cards.
 LIMITS_8_ROWS = {"forward": (128, 176), "backward": (128, 168)}
-# The most registers for weights beside two batch tiles in turn: direction, warps, bytes of a number.
+# The most registers for weights beside two batch tiles in turn: direction, warps, bytes of a number; with 32
+# columns fewer.
 LIMITS_IN_TURN = {
     **{("forward", warps, size): most for warps, most in ((4, 64), (8, 128)) for size in (2, 4)},
     **{("backward", 8, 2): 88, ("backward", 8, 4): 64},
 }
+IN_TURN_32_COLUMNS = 64
 LIMITS_IN_TURN_SM_90 = LIMITS_IN_TURN | {("backward", 8, 2): 96}
 
 # Up to this duration, in launches of 16 x 16 tiles, a sequence is still faster than step by step; and forward
@@ -122,6 +126,9 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
     most = LIMITS_OLDER_BACKWARD if older and layer.direction == "backward" else LIMITS[layer.direction]
     if layer.direction == "forward" and card.capability not in ("sm_80", "sm_90"):
         most = LIMITS_OTHER_FORWARD
+    if layer.direction == "backward" and 32 in (plan.BB, plan.BH):
+        fewer = LIMITS_32_ROWS_BACKWARD if plan.BB == 32 else LIMITS_32_COLUMNS_BACKWARD
+        most = min(most[0], fewer[0]), min(most[1], fewer[1])
     if plan.BB == 8:
         most = LIMITS_8_ROWS[layer.direction]
     weights, every = registers(plan, layer)
@@ -129,6 +136,8 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
         hopper = card.capability == "sm_90" and not BEFORE_3_8
         beside = LIMITS_IN_TURN_SM_90 if hopper else LIMITS_IN_TURN
         most = min(most[0], beside.get((layer.direction, plan.num_warps, layer.dtype.itemsize), 0)), most[1]
+        if plan.BH == 32:
+            most = min(most[0], IN_TURN_32_COLUMNS), most[1]
     if weights > most[0] or every > most[1] or (older and weights > 64 and plan.BB > 16):
         reasons.append("would spill registers")
     return reasons

@@ -15,6 +15,7 @@ from lstm_fused.kernels.plan import NATIVE_MAXIMUM, Card, Layer, Plan, record
 # The cards, by name or capability, on which both directions have been measured to be right and faster at the
 # same time, so that they run so where nobody asks for it (docs/gpu/h200.md).
 SIDE_BY_SIDE_TESTED: tuple[str, ...] = ("NVIDIA H200",)
+SIDE_BY_SIDE_KERNELS = ("persistent",)  # that were measured so
 
 # Up to this H programs for half of an A100 may take more rows than those for the whole card and still gain by
 # it: predicted, not measured.
@@ -70,7 +71,8 @@ def decide(layers: list[Layer], device: torch.device, by_default: bool) -> tuple
             plan, in_turn = (guard.candidates(of, card, replaceable)[0] for of in (halved, layer))
         except RuntimeError:  # the kernel that is named cannot run on half of the card, or not at all
             return False, True
-        if not pays_side_by_side(plan, in_turn, layer, card):
+        untested = by_default and plan.kernel not in SIDE_BY_SIDE_KERNELS
+        if untested or not pays_side_by_side(plan, in_turn, layer, card):
             return False, True
         if given == "unchecked":
             continue

@@ -29,8 +29,8 @@ SAMPLE = (
     Build("persistent", "backward", "fp16", 650, A100),
     Build("persistent", "backward", "fp16", 650, H100),
     Build("persistent", "forward", "fp16", 128, H100, B=256, streams=2),
-    Build("persistent", "forward", "fp16", 1024, H100, B=64),  # two tiles in turn
-    Build("persistent", "backward", "fp16", 768, H100, B=64),
+    Build("persistent", "forward", "fp16", 1024, H100, B=64),
+    Build("persistent", "backward", "fp16", 768, H100, B=64),  # two tiles in turn
     Build("step", "forward", "fp16", 512, RTX4090, B=64),
     Build("step", "backward", "tf32", 128, RTX4090),
     Build("step", "backward", "fp64", 64, RTX4090),
@@ -64,6 +64,21 @@ REFUSED = (
     Build("cooperative", "forward", "fp64", 128, A100),
     Build("cooperative", "backward", "tf32", 64, A100),
 )
+
+
+# Between the sizes of resources.json, where larger tiles once spilled; with lengths, and in reverse.
+BETWEEN = (
+    Build("persistent", "backward", "fp16", 384, H100, B=256),
+    Build("persistent", "backward", "fp16", 447, H100, B=128),
+    Build("persistent", "backward", "fp16", 575, H100, B=64),
+    Build("persistent", "backward", "fp16", 640, H100, B=128),
+    Build("persistent", "backward", "tf32", 320, H100, B=128),
+)
+
+
+@pytest.mark.parametrize("build", BETWEEN, ids=lambda b: b.name)
+def test_no_plan_between_them_spills(build):
+    assert not resources(compile_kernel(build, uneven=True)).spilled
 
 
 @pytest.mark.parametrize("build", SAMPLE, ids=lambda b: b.name)

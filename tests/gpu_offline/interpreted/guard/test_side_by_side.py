@@ -89,6 +89,7 @@ def test_who_shares_the_card_already_runs_in_turn(beside, launched):
 
 def test_by_default_it_is_off_until_it_has_run_on_a_card(beside, checks, monkeypatch):
     beside.module.engine = None
+    monkeypatch.setattr(side_by_side, "SIDE_BY_SIDE_KERNELS", ("resident",))
     for tested, runs in (((), False), (("sm_90",), False), (("the interpreter",), True)):
         side_by_side._decided.clear()
         monkeypatch.setattr(side_by_side, "SIDE_BY_SIDE_TESTED", tested)
