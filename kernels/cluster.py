@@ -11,7 +11,6 @@ exchange is bound by its bytes.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib import import_module
 from math import prod
 from typing import Any
@@ -43,8 +42,9 @@ def plans(layer: Layer) -> Iterator[Plan]:
     CTAS, BH = next((width for width in WIDTHS if prod(width) >= layer.H), WIDTHS[-1])
     BK = (128 if layer.direction == "forward" else 64) // layer.dtype.itemsize
     at_once = max(1, AT_ONCE[CTAS] // layer.streams)
-    plan = Plan("cluster", layer.precision, ROWS, BH, BK, BH // 4, maxnreg=MAX_REGISTERS, CTAS=CTAS)
-    yield replace(plan, at_once=at_once)
+    yield Plan(
+        "cluster", layer.precision, ROWS, BH, BK, BH // 4, maxnreg=MAX_REGISTERS, CTAS=CTAS, at_once=at_once
+    )
 
 
 def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:

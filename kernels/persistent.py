@@ -93,7 +93,7 @@ def registers(plan: Plan, layer: Layer) -> tuple[int, int]:
 
 
 def plans(layer: Layer) -> Iterator[Plan]:
-    """The tiles, the fastest first, each gathering its operands in the fewest rounds first.
+    """The tiles, each gathering its operands in the fewest rounds first.
 
     Tiles of 16 rows and more gather them in one round only where a warp has few blocks of BK terms: one,
     backward two.
@@ -122,25 +122,36 @@ def why_not(plan: Plan, layer: Layer, card: Card) -> list[str]:
         reasons.append("runs on NVIDIA's cards")
     if layer.dtype == torch.float64 or (layer.dtype == torch.float32 and layer.precision == "ieee"):
         reasons.append("takes products that tensor cores form")
-    older = card.capability not in NATIVE_MAXIMUM
-    most = LIMITS_OLDER_BACKWARD if older and layer.direction == "backward" else LIMITS[layer.direction]
-    if layer.direction == "forward" and card.capability not in ("sm_80", "sm_90"):
-        most = LIMITS_OTHER_FORWARD
-    if layer.direction == "backward" and 32 in (plan.BB, plan.BH):
-        fewer = LIMITS_32_ROWS_BACKWARD if plan.BB == 32 else LIMITS_32_COLUMNS_BACKWARD
-        most = min(most[0], fewer[0]), min(most[1], fewer[1])
-    if plan.BB == 8:
-        most = LIMITS_8_ROWS[layer.direction]
     weights, every = registers(plan, layer)
-    if plan.TILES > 1:
-        hopper = card.capability == "sm_90" and not BEFORE_3_8
-        beside = LIMITS_IN_TURN_SM_90 if hopper else LIMITS_IN_TURN
-        most = min(most[0], beside.get((layer.direction, plan.num_warps, layer.dtype.itemsize), 0)), most[1]
-        if plan.BH == 32:
-            most = min(most[0], IN_TURN_32_COLUMNS), most[1]
-    if weights > most[0] or every > most[1] or (older and weights > 64 and plan.BB > 16):
+    most_weights, most = limits(plan, layer, card)
+    if weights > most_weights or every > most:
         reasons.append("would spill registers")
     return reasons
+
+
+def limits(plan: Plan, layer: Layer, card: Card) -> tuple[int, int]:
+    """The most of each of `registers` with which such a plan does not spill."""
+    older = card.capability not in NATIVE_MAXIMUM
+    backward = layer.direction == "backward"
+    if plan.BB == 8:
+        most = [LIMITS_8_ROWS[layer.direction]]
+    elif backward:
+        most = [LIMITS_OLDER_BACKWARD if older else LIMITS["backward"]]
+    else:
+        most = [LIMITS["forward"] if card.capability in ("sm_80", "sm_90") else LIMITS_OTHER_FORWARD]
+    if backward and plan.BB == 32:
+        most.append(LIMITS_32_ROWS_BACKWARD)
+    if backward and plan.BH == 32:
+        most.append(LIMITS_32_COLUMNS_BACKWARD)
+    if older and plan.BB > 16:
+        most.append((64, MAX_REGISTERS))
+    if plan.TILES > 1:
+        beside = LIMITS_IN_TURN_SM_90 if card.capability == "sm_90" and not BEFORE_3_8 else LIMITS_IN_TURN
+        most.append((beside.get((layer.direction, plan.num_warps, layer.dtype.itemsize), 0), MAX_REGISTERS))
+        if plan.BH == 32:
+            most.append((IN_TURN_32_COLUMNS, MAX_REGISTERS))
+    weights, every = zip(*most, strict=True)
+    return min(weights), min(every)
 
 
 def shared(plan: Plan, layer: Layer) -> int:

@@ -9,6 +9,7 @@ from lstm_fused.kernels.persistent_product import (
     left_operand,
     multiply,
     no_sums,
+    weights_left,
 )
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -91,7 +92,7 @@ def lstm_backward_persistent_kernel(
     KIND: gl.constexpr = dxw.dtype.element_ty
     K_WIDTH: gl.constexpr = BK // 8  # so that a thread loads 16 bytes at once, or 8
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
-    WEIGHTS_LEFT: gl.constexpr = BB < 16
+    WEIGHTS_LEFT: gl.constexpr = weights_left(BB)
     CHAINS: gl.constexpr = 4 if WEIGHTS_LEFT else 2  # sums that do not wait for one another
     of_da: gl.constexpr = gl.DotOperandLayout(1 if WEIGHTS_LEFT else 0, mma, K_WIDTH)
     of_weights: gl.constexpr = gl.DotOperandLayout(0 if WEIGHTS_LEFT else 1, mma, K_WIDTH)
@@ -156,7 +157,7 @@ def lstm_backward_persistent_kernel(
             load_saved(dy, c_all, gates_all, gl.to_tensor(0), T, B, rows, cols, mask[n], H, REVERSE, n * BB),
         )
         c_first += (gl.load(c0 + state + n * (BB * H), mask[n], other=0).to(gl.float32),)
-    AHEAD: gl.constexpr = 2 if BB < 16 else 1  # steps
+    AHEAD: gl.constexpr = 2 if WEIGHTS_LEFT else 1  # steps
     if AHEAD == 2:
         one = gl.to_tensor(1)
         later = (load_saved(dy, c_all, gates_all, one, T, B, rows, cols, mask[0] & (one < T), H, REVERSE, 0),)

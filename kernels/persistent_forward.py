@@ -2,7 +2,7 @@
 
 from lstm_fused.kernels import cell
 from lstm_fused.kernels.exchange import RING, gather, place, publish, reset_bank
-from lstm_fused.kernels.persistent_product import by_rows, column_of, indices, multiply, no_sums
+from lstm_fused.kernels.persistent_product import by_rows, column_of, indices, multiply, no_sums, weights_left
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -55,7 +55,7 @@ def lstm_forward_persistent_kernel(
     KIND: gl.constexpr = h0.dtype.element_ty
     K_WIDTH: gl.constexpr = BK // 8  # so that a thread loads 16 bytes at once, or 8
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NUM_WARPS, 1, 1], [1, 16, 8])
-    WEIGHTS_LEFT: gl.constexpr = BB < 16
+    WEIGHTS_LEFT: gl.constexpr = weights_left(BB)
     of_h: gl.constexpr = gl.DotOperandLayout(1 if WEIGHTS_LEFT else 0, mma, K_WIDTH)
     of_weights: gl.constexpr = gl.DotOperandLayout(0 if WEIGHTS_LEFT else 1, mma, K_WIDTH)
     sums: gl.constexpr = gl.BlockedLayout([NUM_WARPS, 1, 4], [1, 32 // BH, BH], [1, NUM_WARPS, 1], [2, 1, 0])

@@ -12,6 +12,12 @@ from triton.runtime.jit import constexpr_function
 
 
 @constexpr_function
+def weights_left(BB):
+    """Whether the weights are the left operand."""
+    return BB < 16
+
+
+@constexpr_function
 def layout_of_columns(NUM_WARPS, N, BK):
     """[warp, column, term]: what a thread has of a left operand, with its two columns side by side."""
     width = BK // 8  # terms of a thread, contiguous
@@ -55,7 +61,7 @@ def indices(of: gl.constexpr, LEFT: gl.constexpr, NUM_WARPS: gl.constexpr, N: gl
 @gluon.jit
 def no_sums(mma: gl.constexpr, NUM_WARPS: gl.constexpr, BB: gl.constexpr, N: gl.constexpr):
     """Zeros for the sums of BB rows by N columns."""
-    SHAPE: gl.constexpr = [NUM_WARPS, N, BB] if BB < 16 else [NUM_WARPS, BB, N]
+    SHAPE: gl.constexpr = [NUM_WARPS, N, BB] if weights_left(BB) else [NUM_WARPS, BB, N]
     return gl.zeros(SHAPE, gl.float32, mma)
 
 
@@ -72,7 +78,7 @@ def multiply(rows, weights, sums, PRECISION: gl.constexpr):
 @gluon.jit
 def by_rows(sums, BB: gl.constexpr):
     """The sums as [warp, BB, columns]."""
-    if BB < 16:
+    if weights_left(BB):
         W: gl.constexpr = sums.shape[0]
         N: gl.constexpr = sums.shape[1]
         sums = gl.permute(gl.reshape(sums, (W, N // 16, 2, 8, BB)), (0, 4, 1, 3, 2))

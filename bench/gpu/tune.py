@@ -19,7 +19,7 @@ SIZES = tuple((H, B) for B in (16, 64, 256) for H in (768, 512, 256, 1024, 128, 
 TINY = ((5, 3),)
 DTYPES = (torch.bfloat16, torch.float32)
 STEPS = 128
-HEAD = '''"""What was measured to be fastest, by card; `make gpu-tune` writes this file."""
+HEAD = '''"""The kernels to take on a card instead of those that step times choose; by `make gpu-tune`."""
 
 # (card, direction, H, B, bytes per number): kernel; float32 products in tf32.
 TUNED: dict[tuple[str, str, int, int, int], str] = '''

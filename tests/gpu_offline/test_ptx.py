@@ -121,9 +121,8 @@ def test_long_sums_in_float32_are_not_one_chain(card, function):
         launch = Launcher(card, "step", "forward", "fp32", 4, P=K, function=product.lstm_product_kernel)
         found = torch.full((B, H), torch.nan)
         launch(launch.plan.grid(B, H), [left, right.T.contiguous(), found], B)
-    elif (
-        function == "forward"
-    ):  # the gates f are 1/2 and c is 2 a_g, so that c_n is the sum of the terms of g
+    elif function == "forward":
+        # The gates f are 1/2 and c is 2 a_g, so that c_n is the sum of the terms of g.
         launch = Launcher(card, "step", "forward", "fp32", H, P=K, projected=True)
         weight_hh, xw, found = torch.zeros(4, H, K), torch.zeros(B, 4, H), torch.zeros(B, H)
         weight_hh[2], h = right.T * 2**-20, left
