@@ -6,8 +6,9 @@ of h (backward: da) from L2 straight into the other operands, and accumulates a 
 of the warps are added up through shared memory. `lstm_fused.kernels.exchange` describes how h gets from one
 program to another. Written in Gluon, where layouts are explicit.
 
-Where a batch does not fit on the card at once, a program takes `TILES` batch tiles in turn within each step:
-while h of one tile is on its way through L2, it computes the next one.
+Where a batch does not fit on the card at once, a program can take `TILES` batch tiles in turn within each
+step: while h of one tile is on its way through L2, it computes the next one. Backward that is chosen; forward
+more launches take no longer (`IN_TURN`).
 """
 
 from collections.abc import Callable, Iterator
