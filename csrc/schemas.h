@@ -21,4 +21,11 @@ inline constexpr char products_schema[] =
     "cpp_products(Tensor dxw, Tensor? dhw, Tensor? x, Tensor? weight_ih, Tensor? y, Tensor? h0, "
     "Tensor? lengths, bool reverse) -> (Tensor dx, Tensor dweight_ih, Tensor dweight_hh)";
 
+inline constexpr char gradients_schema[] =
+    "cpp_gradients(Tensor? x, Tensor? weight_ih, Tensor? y, Tensor? h0, Tensor? dy, Tensor? dh_n, Tensor? "
+    "dc_n, Tensor c, Tensor gates, Tensor c0, Tensor weight_hh, Tensor? peephole, Tensor? weight_hr, Tensor? "
+    "lengths, bool reverse, Tensor? gain_hh=None, Tensor? h_mask=None, Tensor? zoneout_h=None, Tensor? "
+    "zoneout_c=None, float? cell_clip=None, Tensor? hw=None) -> (Tensor dx, Tensor dweight_ih, Tensor "
+    "dweight_hh, Tensor dh0, Tensor dc0, Tensor dbias, Tensor dpeephole)";
+
 }  // namespace lstm_fused

@@ -5,8 +5,11 @@ An engine computes one layer in one direction over the whole sequence:
     forward(inputs: Inputs) -> Outputs
     backward(saved: Saved, douts: OutputGradients) -> Gradients
     products(factors: Factors) -> Products
+    gradients(given: GivenFactors, saved: Saved, douts: OutputGradients) -> InputGradients
 
-The products after the recurrence are optional: `lstm_fused.reference` forms those of engines without them.
+The last two are optional and go together: `products` forms the gradients of x, W_ih and W_hh after the
+recurrence, which `lstm_fused.reference` does for other engines; `gradients` is `backward` and `products` in
+one call, without layer norm.
 The operators' schemas, the shapes of their results, the batch axes for vmap and the differentiable inputs
 are derived from the fields of these records. An operator takes the fields one by one, including those of the
 variant; `flatten` and `unflatten` convert.
@@ -140,12 +143,33 @@ class Factors(NamedTuple):
     reverse: bool
 
 
+class GivenFactors(NamedTuple):
+    """Those of `Factors` that are known before the recurrence; None as there."""
+
+    x: Annotated[Tensor | None, Spec("T B I")]
+    weight_ih: Annotated[Tensor | None, Spec("4H I")]
+    y: Annotated[Tensor | None, Spec("T B P")]
+    h0: Annotated[Tensor | None, Spec("B P")]
+
+
 class Products(NamedTuple):
     """Sums over the valid steps t of all rows; empty without their factors."""
 
     dx: Annotated[Tensor, Spec("T B I", only_with="weight_ih")]  # dxw_t W_ih, zero at other steps
     dweight_ih: Annotated[Tensor, Spec("4H I", only_with="x")]  # sum of dxw_tᵀ x_t
     dweight_hh: Annotated[Tensor, Spec("4H P", only_with="y")]  # sum of dhw_tᵀ h_{t-1}
+
+
+class InputGradients(NamedTuple):
+    """Results of `gradients`: those of `Products` and the rest of `Gradients`."""
+
+    dx: Annotated[Tensor, Spec("T B I", only_with="weight_ih")]
+    dweight_ih: Annotated[Tensor, Spec("4H I", only_with="x")]
+    dweight_hh: Annotated[Tensor, Spec("4H P", only_with="y")]
+    dh0: Annotated[Tensor, Spec("B P")]
+    dc0: Annotated[Tensor, Spec("B H")]
+    dbias: Annotated[Tensor, Spec("4H")]
+    dpeephole: Annotated[Tensor, Spec("3 H")]
 
 
 # Position of the variant in the records that have one.
@@ -274,11 +298,16 @@ SCHEMAS = {  # of an engine's operators; csrc/schemas.h repeats those of the C++
     "forward": schema((Inputs,), Outputs),
     "backward": schema((OutputGradients, Saved), Gradients),
     "products": schema((Factors,), Products),
+    "gradients": schema((GivenFactors, OutputGradients, Saved), InputGradients),
 }
-RECORDS = Variant, Inputs, Outputs, OutputGradients, Saved, Gradients, Factors, Products
+RECORDS = (
+    *(Variant, Inputs, Outputs, OutputGradients, Saved, Gradients),
+    *(Factors, GivenFactors, Products, InputGradients),
+)
 INPUTS = tuple(hints(Inputs))  # names of the forward operators' arguments
 BACKWARD_INPUTS = tuple(hints(OutputGradients, Saved))
 FACTORS = tuple(hints(Factors))
+GRADIENTS_INPUTS = tuple(hints(GivenFactors, OutputGradients, Saved))
 LENGTHS, SAVE = INPUTS.index("lengths"), INPUTS.index("save")
 DIFFERENTIABLE = tuple(n for n, spec in enumerate(specs(Inputs)) if spec is not None and spec.grad)
 SPECS = {  # by name; what users pass counts before what engines save

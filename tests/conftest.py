@@ -36,7 +36,7 @@ DEVICE_INDEPENDENT = (
     "test_traced_models",
     *("test_onnx", "test_onnx_faults", "test_onnx_files", "test_onnx_mutants", "test_onnx_reader"),
     *("test_metal", "test_metal_emulation", "test_metal_guard", "test_metal_host", "test_metal_sources"),
-    *("test_packaging", "test_products", "gpu_offline"),
+    *("test_gradients_op", "test_packaging", "test_products", "gpu_offline"),
 )
 
 

@@ -79,7 +79,7 @@ class Watch(TorchDispatchMode):
         for tensor in tensors(found):
             if (at := self.of(tensor)) not in seen:  # a view stores nothing
                 self.stored[at] = stream, stream.clock[stream]
-        if function.namespace == "lstm_fused" and not function.name().endswith("products"):
+        if function.namespace == "lstm_fused" and not function.name().endswith("_products"):
             self.ran_on.append(stream)
         return found
 

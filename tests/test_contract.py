@@ -6,7 +6,7 @@ from cases import EVERY_VARIANT, PLAIN, layer_inputs, layer_saved, make_lengths,
 
 from lstm_fused import contract, reference
 from lstm_fused.autograd.function import LSTMFunction
-from lstm_fused.autograd.operators import backward_op, forward_op, products_op
+from lstm_fused.autograd.operators import backward_op, forward_op, gradients_op, products_op
 from lstm_fused.contract import (
     Gradients,
     Inputs,
@@ -37,6 +37,14 @@ PRODUCTS = (
     "(Tensor dxw, Tensor? dhw, Tensor? x, Tensor? weight_ih, Tensor? y, Tensor? h0, Tensor? lengths, "
     "bool reverse) -> (Tensor dx, Tensor dweight_ih, Tensor dweight_hh)"
 )
+GRADIENTS = (
+    "(Tensor? x, Tensor? weight_ih, Tensor? y, Tensor? h0, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor c, "
+    "Tensor gates, Tensor c0, Tensor weight_hh, Tensor? peephole, Tensor? weight_hr, Tensor? lengths, "
+    "bool reverse, Tensor? gain_hh=None, Tensor? h_mask=None, Tensor? zoneout_h=None, "
+    "Tensor? zoneout_c=None, float? cell_clip=None, Tensor? hw=None) "
+    "-> (Tensor dx, Tensor dweight_ih, Tensor dweight_hh, Tensor dh0, Tensor dc0, Tensor dbias, "
+    "Tensor dpeephole)"
+)
 
 
 def records(case):
@@ -55,7 +63,7 @@ def records(case):
 def test_operators_have_the_schema_of_the_contract(engine):
     operators = [(forward_op[engine], FORWARD), (backward_op[engine], BACKWARD)]
     if engine in products_op:
-        operators.append((products_op[engine], PRODUCTS))
+        operators += [(products_op[engine], PRODUCTS), (gradients_op[engine], GRADIENTS)]
     for operator, schema in operators:
         assert str(operator._schema).partition("(")[2] == schema[1:]
 

@@ -8,7 +8,7 @@ from test_contract import records
 from torch.utils.flop_counter import FlopCounterMode
 
 from lstm_fused import LSTM, reference
-from lstm_fused.autograd.operators import backward_op, forward_op, products_op
+from lstm_fused.autograd.operators import backward_op, forward_op, gradients_op, products_op
 from lstm_fused.contract import Factors, flatten
 
 T, B, I, H = 5, 3, 6, 8
@@ -52,6 +52,10 @@ def test_operators_count_what_the_reference_multiplies(engine, case):
     ):
         expected, _ = count(reference.products, factors)
         assert count(products_op[engine], *factors)[0] == expected
+        recurrence, _ = count(reference.backward, saved, douts)
+        both = (*factors[2:6], *flatten(douts, saved))
+        if inputs.variant.gain_hh is None:
+            assert count(gradients_op[engine], *both)[0] == recurrence + expected
 
 
 @each_engine

@@ -265,5 +265,5 @@ def test_the_operators_of_every_engine_are_translated():
     assert names == {
         f"lstm_fused::{each}"
         for each in dir(torch.ops.lstm_fused)
-        if each.endswith(("_forward", "_backward", "_products"))
+        if each.endswith(("_forward", "_backward", "_products", "_gradients"))
     }

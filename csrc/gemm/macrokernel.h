@@ -58,6 +58,23 @@ struct MacroTile {
     }
   }
 
+  // accumulators += a product whose K has parts, or = it if they are `fresh`. In part n, A begins at
+  // a_at(n, r) for the tile whose first row is r, k-major with `k_major_stride`, and B is b_at(n). All
+  // parts are one block.
+  template <class PartOfA, class PartOfB>
+  void add_parts(int parts, int64_t k_major_stride, PartOfA a_at, PartOfB b_at, bool fresh) {
+    const FlushSubnormals flush;
+    Factors factors[max_block_steps];
+    int64_t k_groups = 0;
+    for (int n = 0; n < parts; ++n) {
+      factors[n] = Factors(*this, b_at(n), [&](int64_t r) { return a_at(n, r); });
+      factors[n].k_major_stride = k_major_stride;
+      k_groups += factors[n].weights.k_groups;
+    }
+    LineQueue lines = take_lines(k_groups);
+    add_block<true>(factors, parts, 0, fresh, lines);
+  }
+
   void zero() {
     for (int64_t i = 0; i < count; ++i)
       for (int64_t r = 0; r < tiles[i].rows; ++r)
@@ -87,6 +104,9 @@ struct MacroTile {
   struct Factors {
     PackedWeights<scalar_t> weights;
     const scalar_t* rows[MC_tiles][tile_rows<scalar_t>];
+    int64_t k_major_stride = 0;  // as in Product; 0: that of a packed panel
+
+    Factors() = default;
 
     template <class RowPtr>
     Factors(const MacroTile& to, const PackedWeights<scalar_t>& packed, RowPtr row_ptr) : weights(packed) {
@@ -120,20 +140,21 @@ struct MacroTile {
       const int64_t chunks = ceil_div(tile.rows, MR);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const int64_t row = tile.rows * chunk / chunks, chunk_rows = tile.rows * (chunk + 1) / chunks - row;
-        Product<scalar_t> sum[2];
+        Product<scalar_t> sum[max_block_steps];
         for (int i = 0; i < products; ++i)
-          sum[i] = product(factors[i].weights, factors[i].rows[n] + row, k, tile, n * chunks + chunk,
-                           count * chunks);
+          sum[i] = product(factors[i], n, row, k, n * chunks + chunk, count * chunks);
         multiply_rows<scalar_t, KMajor>(chunk_rows, sum, products, tile.panels, tile.at(row, 0), tile.stride,
                                         fresh, lines);
       }
     }
   }
 
-  // One product of a block. Meanwhile prefetches a share of what comes next: this tile's next block of
-  // weights or the next macro-tile's first, or what is streamed.
-  Product<scalar_t> product(const PackedWeights<scalar_t>& weights, const scalar_t* const* rows, int64_t k,
-                            const AccumulatorTile<scalar_t>& tile, int64_t share, int64_t shares) const {
+  // One product of a block, of rows of the n-th tile from `row` on. Meanwhile prefetches a share of what
+  // comes next: this tile's next block of weights or the next macro-tile's first, or what is streamed.
+  Product<scalar_t> product(const Factors& factors, int64_t n, int64_t row, int64_t k, int64_t share,
+                            int64_t shares) const {
+    const AccumulatorTile<scalar_t>& tile = tiles[n];
+    const PackedWeights<scalar_t>& weights = factors.weights;
     constexpr int64_t size = sizeof(scalar_t), group = k_pack<scalar_t> * NR<scalar_t>;
     const int64_t k_end = min(weights.k_groups, k + KC);
     const char* prefetch;
@@ -153,8 +174,10 @@ struct MacroTile {
       bytes = k_end > k ? group * size * next / ((k_end - k) * shares) : 0;
       prefetch = reinterpret_cast<const char*>(from) + (k_end - k) * share * bytes;
     }
-    return {rows,     k,     k_end, weights.at(tile.first_panel, 0), weights.panel_stride, weights.k_stride,
-            prefetch, bytes, stride};
+    const int64_t k_major_stride =
+        factors.k_major_stride > 0 ? factors.k_major_stride : tile.rows * k_pack<scalar_t>;
+    return {factors.rows[n] + row, k_major_stride,   k,        k_end, weights.at(tile.first_panel, 0),
+            weights.panel_stride,  weights.k_stride, prefetch, bytes, stride};
   }
 
 #ifdef LSTM_FUSED_AMX

@@ -45,6 +45,7 @@ constexpr bool has_few_rows(int64_t rows) { return rows <= memory_bound_rows; }
 template <class scalar_t>
 struct Product {
   const scalar_t* const* rows;  // of A
+  int64_t k_major_stride;       // elements from one k-group of A to the next, if A is k-major
   int64_t k_begin, k_end;
   const scalar_t* weights;  // k-group 0 of the first panel
   int64_t panel_stride, k_stride;
@@ -64,8 +65,8 @@ struct LineQueue {
 };
 
 // Adds the sum of products to accumulators with leading dimension `stride`, or stores it if they are `fresh`.
-// A has Rows rows, B Panels panels from `panel` on. With KMajor, A is packed as [K, Rows] at rows[0]
-// (pack_k_major). Never inlined: the row pointers need all registers that a caller would take.
+// A has Rows rows, B Panels panels from `panel` on. With KMajor, A is [K, Rows] at rows[0], with
+// `k_major_stride`. Never inlined: the row pointers need all registers that a caller would take.
 template <class scalar_t, int Rows, int Panels, bool KMajor>
 [[gnu::noinline]] void microkernel(const Product<scalar_t>* products, int count, int64_t panel,
                                    acc_t<scalar_t>* acc, int64_t stride, bool fresh, LineQueue& lines) {
@@ -86,6 +87,7 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
     const scalar_t* const* others = product.rows;  // loaded with every k-group
     const scalar_t* row[Rows];
     for (int r = 0; r < Rows; ++r) row[r] = product.rows[KMajor ? 0 : r];
+    if (KMajor) row[0] += product.k_begin * product.k_major_stride;
     const scalar_t* weights =
         product.weights + panel * product.panel_stride + product.k_begin * product.k_stride;
     const char* prefetch = product.prefetch + panel * product.prefetch_stride;
@@ -117,12 +119,13 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
                 weights + v / 2 * product.panel_stride + v % 2 * lanes<scalar_t> * k_pack<scalar_t>, pass);
 #pragma GCC unroll 16
           for (int r = 0; r < Rows; ++r) {
-            const typename G::Operand a = KMajor ? G::element(row[0], k * Rows + r, pass)
+            const typename G::Operand a = KMajor ? G::element(row[0], r, pass)
                                                  : G::element(r < row_pointers ? row[r] : others[r], k, pass);
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) sum[r][v] = G::multiply_add(w[v], a, sum[r][v]);
           }
         }
+        if (KMajor) row[0] += product.k_major_stride;
       }
       if (!few && chain_left > 0 && (k < product.k_end || n + 1 < count)) continue;
 #pragma GCC unroll 16

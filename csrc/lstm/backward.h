@@ -2,10 +2,14 @@
 // of the cell at step t as its epilogue.
 #pragma once
 
+#include <optional>
+
 #include "gemm/macrokernel.h"
 #include "gemm/pack.h"
+#include "lstm/block_products.h"
 #include "lstm/cell.h"
 #include "lstm/prefetch.h"
+#include "lstm/sums.h"
 #include "lstm/variant.h"
 
 namespace lstm_fused::LSTM_FUSED_ISA {
@@ -18,6 +22,7 @@ void pack(const Backward<scalar_t>& args, const Team& team) {
     pack_channels(args.weight_hh, 1, args.P, args.P, 4 * args.H, all.begin(p), all.end(p), args.packed_hh);
   if (args.weight_hr)
     pack_channels(args.weight_hr, 1, args.H, args.H, args.P, all.begin(h), all.end(h), args.packed_hr);
+  if (args.products) pack_weight_ih(*args.products, all);
   all.sync();  // packed weights, dc_state and padding that other threads have written
 }
 
@@ -30,10 +35,9 @@ void init_state(const Backward<scalar_t>& args, const Slice& s) {
       store(args.dc_state + b * args.H + j, args.dc_n ? load(args.dc_n + b * args.H + j, n) : Vec<scalar_t>{},
             n);
     }
-    for (int64_t slot = 0; slot < 2 && s.rank == 0; ++slot) {
-      args.da_operand.clear_padding(slot, b);
-      if (args.weight_hr) args.dh_operand.clear_padding(slot, b);
-    }
+    if (s.rank > 0) continue;
+    for (int64_t slot = 0; slot < args.da_operand.slots; ++slot) args.da_operand.clear_padding(slot, b);
+    for (int64_t slot = 0; slot < 2 && args.weight_hr; ++slot) args.dh_operand.clear_padding(slot, b);
   }
 }
 
@@ -110,34 +114,6 @@ void store_dh(const Backward<scalar_t>& args, const Row<scalar_t>* rows, MacroTi
   }
 }
 
-// Knuth's TwoSum: sum += v, and lost += the exact rounding error. For float64 sums over all steps of all
-// rows.
-template <class T>
-inline void two_sum(T& sum, T& lost, T v) {
-  const T before = sum;
-  sum += v;
-  const T added = sum - before;
-  lost += (before - (sum - added)) + (v - added);
-}
-
-// Adds v to sums of double. Those of float64 come with their rounding errors, `lost` elements further on.
-inline void add_to_sums(double* sums, int64_t lost, Vec<double> v) {
-  Vec<double> sum = load(sums), rest = load(sums + lost);
-  two_sum(sum, rest, v);
-  store(sums, sum);
-  store(sums + lost, rest);
-}
-
-inline void add_to_sums(double* sums, int64_t, Vec<float> v) {
-  typedef float Half __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES / 2)));
-  Half halves[2];
-  __builtin_memcpy(halves, &v, sizeof v);
-  for (int64_t n = 0; n < 2; ++n) {
-    double* to = sums + n * lanes<double>;
-    store(to, load(to) + __builtin_convertvector(halves[n], Vec<double>));
-  }
-}
-
 // The epilogue: the backward cell on the accumulators, the gradient of o * tanh(c), plus dy_t if `with_dy`.
 // Adds the gradients of bias and peephole to sums [2, 7, width].
 template <bool HasVariant, class scalar_t>
@@ -172,7 +148,7 @@ void cell_epilogue(const Backward<scalar_t>& args, int64_t n, int64_t t, const R
       const Gate da =
           cell_backward<HasVariant, scalar_t>(dm, dc, gates, c, c_prev, peephole, args.variant.cell_clip);
       if (HasVariant) dc += dc_zoneout;
-      da.to(args.dxw + tb * 4 * H, H, j, left, args.streaming_stores);
+      if (args.dxw) da.to(args.dxw + tb * 4 * H, H, j, left, args.streaming_stores);
       scalar_t* next = args.da_operand.row(n, b);
       store(next + j, da.i, left);
       store(next + H + j, da.f, left);
@@ -184,25 +160,6 @@ void cell_epilogue(const Backward<scalar_t>& args, int64_t n, int64_t t, const R
     }
     for (int64_t k = 0; k < 7; ++k) add_to_sums(sums + k * args.width + j, 7 * args.width, sum[k]);
   }
-}
-
-// Reduces dbias and dpeephole over the sums of all threads, in a fixed order.
-template <class scalar_t>
-void reduce_sums(const Backward<scalar_t>& args, const Team& team) {
-  const Slice all{0, 0, team.rank, team.size, team.barrier};
-  all.sync();  // sums of all threads
-  for (int64_t k = 0; k < 7; ++k)
-    for (int64_t j = all.begin(args.H); j < all.end(args.H); ++j) {
-      double sum = 0, lost = 0;
-      for (int thread = 0; thread < team.size; ++thread) {
-        const double* own = args.sums + (thread * 14 + k) * args.width + j;
-        two_sum(sum, lost, own[0]);
-        lost += own[7 * args.width];
-      }
-      if (lost == lost) sum += lost;  // NaN where a sum is infinite
-      const Vec<scalar_t> value = broadcast(static_cast<acc_t<scalar_t>>(sum));
-      store(k < 4 ? args.dbias + k * args.H + j : args.dpeephole + (k - 4) * args.H + j, value, 1);
-    }
 }
 
 template <class scalar_t>
@@ -221,6 +178,8 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
   for (int64_t j = 0; j < 14 * args.width; ++j) args.sums[team.rank * 14 * args.width + j] = 0;
   init_state(args, s);
   pack(args, team);
+  std::optional<BlockProducts<scalar_t>> products;
+  if (args.products) products.emplace(args, s, team.rank);
 
   for (int64_t n = q.T - 1; n >= 0; --n) {
     const int64_t t = q.step(n);
@@ -263,6 +222,8 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
       denormalize(args, s, n, t, rows, count.all);
       s.sync();  // da_operand: other threads' rows of the gradient of W_hh h_{t-1}
     }
+    const int64_t slots = args.da_operand.slots;
+    if (products && n % slots == 0) products->multiply(n, min(n + slots, q.T));
   }
 
   // dh0 is da W_hh of a row's first step, or dh_n where a row has no steps.
@@ -283,6 +244,7 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
     for (int64_t j = j0; j < j1; j += lanes<scalar_t>)
       store(args.dc0 + b * H + j, load(args.dc_state + b * H + j, j1 - j), j1 - j);
   if (args.streaming_stores) streaming_fence();
+  if (products) products->reduce({0, 0, team.rank, team.size, team.barrier});
   reduce_sums(args, team);
 }
 

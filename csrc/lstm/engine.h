@@ -97,6 +97,54 @@ struct Forward {
   Row<scalar_t>* rows;                // [threads, B]
 };
 
+// The factors of a step's products at one valid step of one row of the batch.
+template <class scalar_t>
+struct ProductRow {
+  const scalar_t *dxw, *dhw, *x, *h;  // h is h_{t-1}
+  scalar_t* dx;
+};
+
+// The products dx = dxw W_ih, dW_ih = dxwᵀ x and dW_hh = dhwᵀ h_{t-1}, over the valid steps of all rows:
+// after the backward recurrence (products.h), or for blocks of steps during it (block_products.h).
+template <class scalar_t>
+struct Products {
+  Sequence sequence;
+  int64_t M, I, P;  // M = 4H
+  // As in ProductsPlan.
+  bool packs;
+  int64_t KC, rows_at_once;
+
+  // Inputs, the caller's.
+  const scalar_t* dxw;        // [T, B, M], unused in blocks
+  const scalar_t* dhw;        // [T, B, M], may be dxw, unused in blocks
+  const scalar_t* weight_ih;  // [M, I]
+  StridedRows<scalar_t> x;    // [T, B, I]
+  StridedRows<scalar_t> y;    // [T, B, P]
+  const scalar_t* h0;         // [B, P]
+
+  // Outputs, the caller's, contiguous, null if not needed. Every element is written.
+  scalar_t* dx;          // [T, B, I]
+  scalar_t* dweight_ih;  // [M, I]
+  scalar_t* dweight_hh;  // [M, P]
+
+  // Workspace, the caller's, 64-byte aligned.
+  scalar_t* packed_ih;  // channels(I, M), for dx, unused without packs
+
+  // The same, after the recurrence.
+  OperandBuffer<scalar_t> dxw_operand;  // threads * rows_at_once rows, K = M, for dx; no data: not copied
+  scalar_t* packed_rows[2];            // channels(I, KC) + channels(P, KC), x and h_{t-1}, for dW; may be one
+  OperandBuffer<scalar_t> da_operand;  // threads * rows_at_once rows, K = KC, for dW
+  acc_t<scalar_t>* sums_ih;            // [M, I], partial sums; of float32 and float64 dweight_ih itself
+  acc_t<scalar_t>* sums_hh;            // [M, P], the same for dweight_hh
+  ProductRow<scalar_t>* rows;          // [threads, KC]
+
+  // The same, in blocks of as many steps as Backward::da_operand has slots.
+  scalar_t* block_x;                 // channels(I, slots * B)
+  scalar_t* block_h;                 // channels(P, slots * B), h_{t-1}
+  acc_t<scalar_t>* block_sums;       // [threads, M * (I + P)]
+  ProductRow<scalar_t>* block_rows;  // [slots * B], for dx
+};
+
 template <class scalar_t>
 struct Backward {
   Sequence sequence;
@@ -119,63 +167,26 @@ struct Backward {
   const acc_t<scalar_t>* hw;  // [T, B, 4H], W_hh h_{t-1}, unused without gain_hh
 
   // Outputs, the caller's, contiguous. The pass writes every element.
-  scalar_t* dxw;        // [T, B, 4H]
+  scalar_t* dxw;        // [T, B, 4H], or null with products
   scalar_t* dhw;        // [T, B, 4H], unused without gain_hh
   scalar_t* dh0;        // [B, P]
   scalar_t* dc0;        // [B, H]
   scalar_t* dbias;      // [4H]
   scalar_t* dpeephole;  // [3, H], zero without peephole
 
+  // What to form of every block of da_operand.slots steps while da is in L2, or null.
+  const Products<scalar_t>* products;
+
   // Workspace, the caller's, 64-byte aligned.
   scalar_t* packed_hh;                 // channels(P, 4H), unused without packs
   scalar_t* packed_hr;                 // channels(H, P), unused without weight_hr
-  OperandBuffer<scalar_t> da_operand;  // K = 4H
+  OperandBuffer<scalar_t> da_operand;  // K = 4H; two slots without products
   OperandBuffer<scalar_t> dh_operand;  // K = P, unused without weight_hr
   acc_t<scalar_t>* dc_state;           // [B, H], dc of the last step
   acc_t<scalar_t>* dh_zoneout;         // [B, P], the share of dh that skips a step, unused without zoneout_h
   double* sums;   // [threads, 2, 7, width], each thread's dbias and dpeephole, and their rounding errors
   int64_t width;  // H, in whole vectors
   Row<scalar_t>* rows;  // [threads, B]
-};
-
-// The factors of a step's products at one valid step of one row of the batch.
-template <class scalar_t>
-struct ProductRow {
-  const scalar_t *dxw, *dhw, *x, *h;  // h is h_{t-1}
-  scalar_t* dx;
-};
-
-// The products after the backward recurrence: dx = dxw W_ih, dW_ih = dxwᵀ x and dW_hh = dhwᵀ h_{t-1}, over
-// the valid steps of all rows.
-template <class scalar_t>
-struct Products {
-  Sequence sequence;
-  int64_t M, I, P;  // M = 4H
-  // As in ProductsPlan.
-  bool packs;
-  int64_t KC, rows_at_once;
-
-  // Inputs, the caller's.
-  const scalar_t* dxw;        // [T, B, M]
-  const scalar_t* dhw;        // [T, B, M], may be dxw
-  const scalar_t* weight_ih;  // [M, I]
-  StridedRows<scalar_t> x;    // [T, B, I]
-  StridedRows<scalar_t> y;    // [T, B, P]
-  const scalar_t* h0;         // [B, P]
-
-  // Outputs, the caller's, contiguous, null if not needed. Every element is written.
-  scalar_t* dx;          // [T, B, I]
-  scalar_t* dweight_ih;  // [M, I]
-  scalar_t* dweight_hh;  // [M, P]
-
-  // Workspace, the caller's, 64-byte aligned.
-  scalar_t* packed_ih;                  // channels(I, M), for dx, unused without packs
-  OperandBuffer<scalar_t> dxw_operand;  // threads * rows_at_once rows, K = M, for dx; no data: not copied
-  scalar_t* packed_rows[2];            // channels(I, KC) + channels(P, KC), x and h_{t-1}, for dW; may be one
-  OperandBuffer<scalar_t> da_operand;  // threads * rows_at_once rows, K = KC, for dW
-  acc_t<scalar_t>* sums_ih;            // [M, I], partial sums; of float32 and float64 dweight_ih itself
-  acc_t<scalar_t>* sums_hh;            // [M, P], the same for dweight_hh
-  ProductRow<scalar_t>* rows;          // [threads, KC]
 };
 
 // The engine as compiled for one instruction set.

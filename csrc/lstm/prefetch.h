@@ -54,7 +54,7 @@ void prefetch_step(const Backward<scalar_t>& args, const Row<scalar_t>* rows, Ma
       for (int64_t j = j0; j < j1; j += line_elements<scalar_t>) {
         for (int64_t gate = 0; gate < 4; ++gate) {
           macrotile.prefetch(args.gates + (tb * 4 + gate) * H + j);
-          if (!args.streaming_stores) macrotile.prefetch(args.dxw + (tb * 4 + gate) * H + j);
+          if (args.dxw && !args.streaming_stores) macrotile.prefetch(args.dxw + (tb * 4 + gate) * H + j);
         }
         macrotile.prefetch(args.c + before * H + j);
         if (args.dy.data) macrotile.prefetch(args.dy.at(t, b) + j);

@@ -38,6 +38,15 @@ class ValidSteps {
   int64_t t_ = 0, b_ = 0;
 };
 
+// Packs this thread's share of W_ih, for dx.
+template <class scalar_t>
+void pack_weight_ih(const Products<scalar_t>& args, const Slice& all) {
+  const int64_t panels = ceil_div(args.I, NR<scalar_t>);
+  if (args.dx && args.packs)
+    pack_channels(args.weight_ih, 1, args.I, args.I, args.M, all.begin(panels), all.end(panels),
+                  args.packed_ih);
+}
+
 // dx of `count` rows: dxw, or its copy in operand rows, times W_ih.
 template <class scalar_t>
 void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* rows, int64_t count,
@@ -158,6 +167,32 @@ void for_vectors(AccumulatorTile<scalar_t>& tile, int64_t m, const WeightGradien
       visit(tile.at(r, 0) + v * lanes<scalar_t>, (m + tile.first_row + r) * weight.N + j, weight.N - j);
 }
 
+// Adds products with rows [m, m + count) of da to a weight's sums, or stores them if they are the first;
+// after the last the sums are its gradient. multiply(macrotile, first) is to do it for a macro-tile.
+template <class scalar_t, class Multiply>
+void accumulate(const WeightGradient<scalar_t>& weight, int64_t m, int64_t count, bool first, bool last,
+                Multiply multiply) {
+  const int64_t end = weight.first_panel + weight.panels;
+  for_macrotiles<scalar_t>(0, count, weight.first_panel, end, false, [&](auto& macrotile) {
+    bool in_place = true;
+    for (int64_t i = 0; i < macrotile.count; ++i)
+      in_place = place_in_sums(macrotile.tiles[i], m, weight) && in_place;
+    for (int64_t i = 0; i < macrotile.count && !first && !in_place; ++i)
+      for_vectors(macrotile.tiles[i], m, weight, [&](acc_t<scalar_t>* acc, int64_t at, int64_t left) {
+        store(acc, load(weight.sums + at, left));
+      });
+    multiply(macrotile, first);
+    if (in_place && !(last && static_cast<void*>(weight.sums) != weight.gradient)) return;
+    for (int64_t i = 0; i < macrotile.count; ++i)
+      for_vectors(macrotile.tiles[i], m, weight, [&](acc_t<scalar_t>* acc, int64_t at, int64_t left) {
+        if (last)
+          store(weight.gradient + at, load(acc), left);
+        else
+          store(weight.sums + at, load(acc), left);
+      });
+  });
+}
+
 template <class scalar_t>
 void products(const Products<scalar_t>& args, const Team& team) {
   const Sequence& q = args.sequence;
@@ -175,9 +210,7 @@ void products(const Products<scalar_t>& args, const Team& team) {
   if (q.lengths)
     for (int64_t b = 0; b < q.B; ++b) valid += q.lengths[b];
   if (args.dx) {
-    const int64_t i = ceil_div(args.I, NR<scalar_t>);
-    if (args.packs)
-      pack_channels(args.weight_ih, 1, args.I, args.I, args.M, all.begin(i), all.end(i), args.packed_ih);
+    pack_weight_ih(args, all);
     if (q.lengths)
       for (int64_t tb = all.begin(q.T * q.B); tb < all.end(q.T * q.B); ++tb)
         if (tb / q.B >= q.lengths[tb % q.B])
@@ -218,31 +251,13 @@ void products(const Products<scalar_t>& args, const Team& team) {
               packed_rows + i_panels * packed.panel_stride);
     all.sync();  // packed_rows
     const auto row = [&](int64_t r) { return operand.row(0, team.rank * args.rows_at_once + r); };
-    // Adds this block's products with rows [m, m + count) of da to one weight's gradient.
     const auto multiply = [&](int64_t m, int64_t count, const WeightGradient<scalar_t>& weight) {
-      const int64_t end = weight.first_panel + weight.panels;
-      for_macrotiles<scalar_t>(0, count, weight.first_panel, end, false, [&](auto& macrotile) {
-        bool in_place = true;
-        for (int64_t i = 0; i < macrotile.count; ++i)
-          in_place = place_in_sums(macrotile.tiles[i], m, weight) && in_place;
-        for (int64_t i = 0; i < macrotile.count && n > 0 && !in_place; ++i)
-          for_vectors(macrotile.tiles[i], m, weight, [&](acc_t<scalar_t>* acc, int64_t at, int64_t left) {
-            store(acc, load(weight.sums + at, left));
-          });
+      accumulate(weight, m, count, n == 0, n + 1 == blocks, [&](auto& macrotile, bool first) {
         if constexpr (by_amx<scalar_t>)
-          n == 0 ? macrotile.multiply(packed, row) : macrotile.add_product(packed, row);
+          first ? macrotile.multiply(packed, row) : macrotile.add_product(packed, row);
         else
-          n == 0 ? macrotile.template multiply<true>(packed, row)
-                 : macrotile.template add_product<true>(packed, row);
-        const bool last = n + 1 == blocks;
-        if (in_place && !(last && static_cast<void*>(weight.sums) != weight.gradient)) return;
-        for (int64_t i = 0; i < macrotile.count; ++i)
-          for_vectors(macrotile.tiles[i], m, weight, [&](acc_t<scalar_t>* acc, int64_t at, int64_t left) {
-            if (last)
-              store(weight.gradient + at, load(acc), left);
-            else
-              store(weight.sums + at, load(acc), left);
-          });
+          first ? macrotile.template multiply<true>(packed, row)
+                : macrotile.template add_product<true>(packed, row);
       });
     };
     const bool one_da = args.dhw == args.dxw;

@@ -137,6 +137,24 @@ Plan plan_backward_on(int threads, const Machine& machine, const Sizes& sizes) {
   return plan;
 }
 
+// Steps whose products are formed during the recurrence: at most max_block_steps and products_kc rows, if
+// what a thread then reads and writes again and again stays in its L2.
+template <class scalar_t>
+int64_t block_steps(const Machine& machine, const Sizes& sizes, const GradientsPlan& plan) {
+  const int64_t n = plan.backward.threads, I = sizes.I, H = sizes.H, P = sizes.P;
+  const bool own_rows =
+      n == 1 || (plan.backward.min_rows_per_thread > 0 && sizes.B >= n * plan.backward.min_rows_per_thread);
+  // VNNI pairs of da would have to be packed; without channels the recurrence has no steps.
+  if (k_pack<scalar_t> > 1 || H + P == 0 || !own_rows || plan.products.threads > n || !plan.backward.packs)
+    return 0;
+  const int64_t rows = (sizes.B + n - 1) / n, weights_and_sums = 2 * 4 * H * (I + P);
+  for (int64_t steps = max_block_steps; steps > 1; steps /= 2)
+    if (steps * rows <= products_kc && 2 * steps <= sizes.T &&
+        fits_l2<scalar_t>(machine, weights_and_sums + steps * rows * row_stride<scalar_t>(4 * H)))
+      return steps * rows >= min_block_rows ? steps : 0;
+  return 0;
+}
+
 }  // namespace
 
 template <class scalar_t>
@@ -169,6 +187,14 @@ ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
   return plan;
 }
 
+template <class scalar_t>
+GradientsPlan plan_gradients(const Machine& machine, const Sizes& sizes, const ProductSizes& products,
+                             bool lengths) {
+  GradientsPlan plan{plan_backward<scalar_t>(machine, sizes), plan_products<scalar_t>(machine, products), 0};
+  if (!lengths) plan.block_steps = block_steps<scalar_t>(machine, sizes, plan);
+  return plan;
+}
+
 template Plan plan_forward<float>(const Machine&, const Sizes&, bool);
 template Plan plan_forward<double>(const Machine&, const Sizes&, bool);
 template Plan plan_forward<BFloat16>(const Machine&, const Sizes&, bool);
@@ -178,5 +204,8 @@ template Plan plan_backward<BFloat16>(const Machine&, const Sizes&);
 template ProductsPlan plan_products<float>(const Machine&, const ProductSizes&);
 template ProductsPlan plan_products<double>(const Machine&, const ProductSizes&);
 template ProductsPlan plan_products<BFloat16>(const Machine&, const ProductSizes&);
+template GradientsPlan plan_gradients<float>(const Machine&, const Sizes&, const ProductSizes&, bool);
+template GradientsPlan plan_gradients<double>(const Machine&, const Sizes&, const ProductSizes&, bool);
+template GradientsPlan plan_gradients<BFloat16>(const Machine&, const Sizes&, const ProductSizes&, bool);
 
 }  // namespace lstm_fused

@@ -50,6 +50,13 @@ struct ProductsPlan {
   int64_t rows_at_once;  // operand rows that a thread multiplies at once, a macro-tile's
 };
 
+// The recurrence and its products in one call.
+struct GradientsPlan {
+  Plan backward;
+  ProductsPlan products;
+  int64_t block_steps;  // steps whose products are formed at once during the recurrence; 0: all, after it
+};
+
 // `save`: the pass stores c and gates for the backward pass.
 template <class scalar_t>
 Plan plan_forward(const Machine& machine, const Sizes& sizes, bool save);
@@ -59,5 +66,10 @@ Plan plan_backward(const Machine& machine, const Sizes& sizes);
 
 template <class scalar_t>
 ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes);
+
+// `lengths`: not every step of every row is valid.
+template <class scalar_t>
+GradientsPlan plan_gradients(const Machine& machine, const Sizes& sizes, const ProductSizes& products,
+                             bool lengths);
 
 }  // namespace lstm_fused

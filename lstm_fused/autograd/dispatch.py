@@ -4,7 +4,7 @@ Eager calls use `LSTMFunction` directly. Compiled, exported and traced programs 
 program is transformed or trained, PyTorch's dispatcher calls these kernels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,14 @@ from torch._functorch.utils import enable_single_level_autograd_function
 
 from lstm_fused.autograd import flops, tracing, transforms
 from lstm_fused.autograd.function import LSTMFunction
-from lstm_fused.autograd.operators import LIBRARY, backward_op, below_autograd, forward_op
+from lstm_fused.autograd.operators import (
+    LIBRARY,
+    backward_op,
+    below_autograd,
+    forward_op,
+    gradients_op,
+    products_op,
+)
 from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, put
 from lstm_fused.backends.table import OPERATORS
 from lstm_fused.contract import DIFFERENTIABLE, SAVE, Outputs, batch_axes
@@ -57,17 +64,17 @@ def differentiable_forward(engine: str, *operands: Any) -> Tensors:
     return (y, h_n, c_n, c, gates) if save else (y, h_n, c_n, c.new_empty(0), gates.new_empty(0))
 
 
-def once_differentiable_backward(engine: str, *arguments: Any) -> Tensors:
-    """The backward operator's autograd kernel; the operator has no derivative."""
+def once_differentiable(operator: Callable[..., Tensors], *arguments: Any) -> Tensors:
+    """The autograd kernel of operators that compute gradients, which have no derivative."""
+    name = operator.name()  # type: ignore[attr-defined]
     if tracing.under_transform():
-        raise RuntimeError(f"lstm_fused::{engine}_backward cannot be transformed; lstm_fused.lstm can")
+        raise RuntimeError(f"{name} cannot be transformed; lstm_fused.lstm can")
     with below_autograd():
-        outputs = backward_op[engine](*arguments)
+        outputs = operator(*arguments)
     if not requires_grad(arguments):
         return outputs
     refuse = torch._C._functions.DelayedError(
-        f"lstm_fused::{engine}_backward has no derivative; differentiate lstm_fused.lstm twice instead",
-        len(outputs),
+        f"{name} has no derivative; differentiate lstm_fused.lstm twice instead", len(outputs)
     )
     return tuple(refuse(*(output.requires_grad_() for output in outputs)))
 
@@ -80,6 +87,9 @@ def vmapped_forward(engine: str, info: Any, dims: Axes, *operands: Any) -> tuple
 
 for _name in OPERATORS:
     LIBRARY.impl(f"{_name}_forward", partial(differentiable_forward, _name), "Autograd")
-    LIBRARY.impl(f"{_name}_backward", partial(once_differentiable_backward, _name), "Autograd")
+    for _operators in (backward_op, products_op, gradients_op):
+        if _name in _operators:
+            _kernel = partial(once_differentiable, _operators[_name])
+            LIBRARY.impl(_operators[_name].name(), _kernel, "Autograd")  # type: ignore[attr-defined]
     torch.library.register_vmap(f"lstm_fused::{_name}_forward", partial(vmapped_forward, _name), lib=LIBRARY)
 after_import(flops.COUNTER, flops.register)

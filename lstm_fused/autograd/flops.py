@@ -41,6 +41,14 @@ def products(
     return 2 * T * B * M * columns
 
 
+def gradients(
+    x: Shape | None, weight_ih: Shape | None, y: Shape | None, h0: Any, *rest: Any, **_: Any
+) -> int:
+    """Those of `backward` and of `products`."""
+    gates = rest[4]
+    return backward(*rest) + products(gates, None, x, weight_ih, y)
+
+
 def added_product(total: Any, left: Shape, right: Shape, **_: Any) -> int:
     """Of `aten.addmm_`, which PyTorch does not count and `lstm_fused.reference.products` uses."""
     return 2 * left[0] * left[1] * right[1]
@@ -54,11 +62,12 @@ def register() -> None:
         ("forward", forward),
         ("backward", backward),
         ("products", products),
+        ("gradients", gradients),
     )
     if torch.ops.aten.addmm_ not in flop_registry:
         register_flop_formula(torch.ops.aten.addmm_)(added_product)
     for name, engine in OPERATORS.items():
-        for part, formula in formulas[: 3 if engine.products else 2]:
+        for part, formula in formulas[: 4 if engine.products else 2]:
             operator = getattr(torch.ops.lstm_fused, f"{name}_{part}")
             if operator not in flop_registry:
                 register_flop_formula(operator)(formula)

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from lstm_fused import reference
 from lstm_fused.autograd.operators import products
-from lstm_fused.contract import Factors, Gradients, Inputs, OutputGradients, Spec
+from lstm_fused.contract import (
+    Factors,
+    GivenFactors,
+    Gradients,
+    InputGradients,
+    Inputs,
+    OutputGradients,
+    Spec,
+)
 from lstm_fused.reference import accumulation_dtype, is_valid, normalized, previous, time_steps
 
 
@@ -62,19 +70,28 @@ def product_gradients(
     engine: str | None, needed: Sequence[str], inputs: Inputs, y: Tensor, dxw: Tensor, dhw: Tensor
 ) -> dict[str, Tensor]:
     """The needed ones of the gradients of x, W_ih and W_hh."""
-    factors = Factors(
-        dxw,
-        None if dhw is dxw else dhw,
+    given = given_factors(needed, inputs, y)
+    factors = Factors(dxw, None if dhw is dxw else dhw, *given, inputs.lengths, inputs.reverse)
+    dx, dweight_ih, dweight_hh = products(engine, factors)
+    # Without weight_ih, x is W_ih x.
+    return {"x": dxw if inputs.weight_ih is None else dx, "weight_ih": dweight_ih, "weight_hh": dweight_hh}
+
+
+def given_factors(needed: Sequence[str], inputs: Inputs, y: Tensor) -> GivenFactors:
+    """The factors of the needed ones of the gradients of x, W_ih and W_hh, but for dxw."""
+    return GivenFactors(
         inputs.x if "weight_ih" in needed else None,
         inputs.weight_ih if "x" in needed else None,
         y if "weight_hh" in needed else None,
         inputs.h0 if "weight_hh" in needed else None,
-        inputs.lengths,
-        inputs.reverse,
     )
-    dx, dweight_ih, dweight_hh = products(engine, factors)
-    # Without weight_ih, x is W_ih x.
-    return {"x": dxw if inputs.weight_ih is None else dx, "weight_ih": dweight_ih, "weight_hh": dweight_hh}
+
+
+def by_name(found: InputGradients) -> dict[str, Tensor]:
+    """The gradients of one call by the names of their inputs."""
+    dx, dweight_ih, dweight_hh, dh0, dc0, dbias, dpeephole = found
+    grads = {"x": dx, "weight_ih": dweight_ih, "weight_hh": dweight_hh, "h0": dh0, "c0": dc0}
+    return grads | {"bias_ih": dbias, "bias_hh": dbias, "peephole": dpeephole}
 
 
 def recurrent_products(

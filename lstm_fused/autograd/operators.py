@@ -13,10 +13,13 @@ from lstm_fused.backends.table import OPERATORS, Engine
 from lstm_fused.contract import (
     BACKWARD_INPUTS,
     FACTORS,
+    GRADIENTS_INPUTS,
     INPUTS,
     SCHEMAS,
     Factors,
+    GivenFactors,
     Gradients,
+    InputGradients,
     Inputs,
     OutputGradients,
     Outputs,
@@ -43,6 +46,12 @@ def products_fake(engine: Engine, *operands: Any) -> Products:
     """Empty results of an engine's products."""
     dxw = operands[0]
     return empty_outputs(dict(zip(FACTORS, operands, strict=False)), Products, dxw, dxw.dtype)
+
+
+def gradients_fake(engine: Engine, *operands: Any) -> InputGradients:
+    """Empty results of an engine's backward pass and products in one call."""
+    takes = dict(zip(GRADIENTS_INPUTS, operands, strict=False))
+    return empty_outputs(takes, InputGradients, takes["gates"], takes["gates"].dtype)
 
 
 def forward_kernel(forward: Callable[[Inputs], Outputs], *operands: Any) -> Outputs:
@@ -81,7 +90,8 @@ for _name, _engine in OPERATORS.items():
         ("forward", forward_fake),
         ("backward", backward_fake),
         ("products", products_fake),
-    )[: 3 if _engine.products else 2]:
+        ("gradients", gradients_fake),
+    )[: 4 if _engine.products else 2]:
         _operator = f"{_name}_{_pass}"
         if not hasattr(torch.ops.lstm_fused, _operator):  # the C++ engine defines its own, where it loads
             LIBRARY.define(_operator + SCHEMAS[_pass], tags=torch.Tag.pt2_compliant_tag)
@@ -109,6 +119,9 @@ products_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     for name, engine in OPERATORS.items()
     if engine.products
 }
+gradients_op: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    name: getattr(torch.ops.lstm_fused, f"{name}_gradients").default for name in products_op
+}
 # Inside this guard an operator goes straight to its engine and skips the autograd kernels.
 below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 
@@ -119,3 +132,11 @@ def products(engine: str | None, factors: Factors) -> Products:
         return reference.products(factors)
     with below_autograd():
         return Products(*products_op[engine](*factors))
+
+
+def gradients(
+    engine: str, given: GivenFactors, douts: OutputGradients, saved: tuple[Any, ...]
+) -> InputGradients:
+    """The backward pass and its products by an engine that has both in one; ``saved``: as `Saved`."""
+    with below_autograd():
+        return InputGradients(*gradients_op[engine](*given, *douts, *saved))

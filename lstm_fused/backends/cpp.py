@@ -12,7 +12,10 @@ _LIBRARY = Path(__file__).parents[1] / "_cpp.so"
 _REINSTALL = "then install lstm_fused again: pip install --force-reinstall --no-deps --no-cache-dir ..."
 # What cpp_plan returns.
 _PLAN = ("threads", "min_rows_per_thread", "packs", "streaming_stores", "prefetches", "x_steps", "step_ns")
-_PRODUCTS_PLAN = ("threads", "KC", "packs", "copies_dxw", "double_buffer")
+_OTHER_PLANS = {
+    "products": ("threads", "KC", "packs", "copies_dxw", "double_buffer"),
+    "gradients": ("threads", "block_steps"),
+}
 
 
 def _load() -> tuple[str | None, str | None]:
@@ -77,14 +80,14 @@ def plan(
         isa: the instruction set's name.
         dtype: dtype of the tensors.
         sizes: T, B, I, H and P.
-        call: "forward", "saving forward", "backward" or "products".
+        call: "forward", "saving forward", "backward", "products" or "gradients".
         threads: threads that the call may use.
         l2_bytes: size of a core's L2 cache.
 
     Raises:
         RuntimeError: the instruction set is not compiled, or the sizes are not five.
     """
-    names = _PRODUCTS_PLAN if call == "products" else _PLAN
+    names = _OTHER_PLANS.get(call, _PLAN)
     numbers = torch.ops.lstm_fused.cpp_plan(isa, dtype, sizes, call, threads, l2_bytes)
     return dict(zip(names, numbers, strict=True))
 

@@ -6,7 +6,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from lstm_fused.autograd.operators import backward_op, forward_op, products_op
+from lstm_fused.autograd.operators import backward_op, forward_op, gradients_op, products_op
 from lstm_fused.contract import SAVE, Inputs, unflatten
 from lstm_fused.errors import bad
 
@@ -211,15 +211,19 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         >>> torch.ops.lstm_fused.reference_forward.default in options["custom_translation_table"]
         True
     """
-    table: dict[Callable[..., Any], Callable[..., Any]] = dict.fromkeys(forward_op.values(), exported_layer)
-    return table | dict.fromkeys((*backward_op.values(), *products_op.values()), refuse)
+    return translations(exported_layer)
+
+
+def translations(layer: Callable[..., Any]) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Every operator's translation, given that of the forward operators."""
+    table = dict.fromkeys(forward_op.values(), layer)
+    for operators in (backward_op, products_op, gradients_op):
+        table |= dict.fromkeys(operators.values(), refuse)
+    return table
 
 
 def register() -> None:
     """Tell the exporter with ``dynamo=False`` the translations."""
-    for operators, translation in ((forward_op, script_layer), (backward_op, refuse), (products_op, refuse)):
-        for operator in operators.values():
-            name: str = operator.name()  # type: ignore[attr-defined]
-            torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
-                name, translation, OLDEST_OPSET
-            )
+    for operator, translation in translations(script_layer).items():
+        name: str = operator.name()  # type: ignore[attr-defined]
+        torch.onnx.register_custom_op_symbolic(name, translation, OLDEST_OPSET)  # type: ignore[attr-defined]

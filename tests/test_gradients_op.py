@@ -1,0 +1,190 @@
+"""The backward pass and its products in one call, which may form those of every block of steps at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_products import check, each_dtype
+from torch.library import opcheck
+
+from lstm_fused.autograd.operators import backward_op, forward_op, gradients_op
+from lstm_fused.backends import cpp
+from lstm_fused.contract import Factors, InputGradients
+
+if cpp.unavailable() is not None:
+    pytest.skip(f"the C++ engine: {cpp.unavailable()}", allow_module_level=True)
+
+# T, B, I, H. Register tiles have 6 or 14 rows, panels 8 to 32 columns, blocks up to 8 steps and 512 rows.
+IN_BLOCKS = (
+    (9, 64, 28, 32),  # x is packed, h_{t-1} is not
+    (17, 33, 64, 37),  # the other way round; a last block of one step
+    (21, 60, 5, 7),
+    (5, 131, 32, 64),
+    (4, 200, 0, 16),
+    (40, 16, 33, 1),
+)
+AFTER = (
+    (9, 5, 28, 32),  # few rows
+    (3, 64, 28, 32),  # few steps
+    (4, 40, 130, 300),  # weights beyond L2
+    (0, 64, 28, 32),
+    (9, 0, 28, 32),
+    (9, 64, 28, 0),
+)
+NEEDS = (("x", "weight_ih", "weight_hh"), ("weight_ih",), ("x",), ("weight_hh",), ())
+
+
+def draw_step(sizes, dtype, lengths=False, reverse=False, peephole=True, P=None, seed=0):
+    """The arguments of a backward pass after a forward pass: y, x, weight_ih, h0, then its own."""
+    T, B, I, H = sizes
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    weight_hr = None if P is None else draw(P, H)
+    P = H if P is None else P
+    x, h0, c0 = draw(T, B, I), draw(B, P), draw(B, H)
+    weights = draw(4 * H, I), draw(4 * H, P), draw(4 * H), draw(4 * H), draw(3, H) if peephole else None
+    steps = torch.randint(T + 1, (B,), generator=generator) if lengths else None
+    weight_ih, weight_hh, _, _, peepholes = weights = tuple(w if w is None else w / 4 for w in weights)
+    y, _, _, c, gates = forward_op["cpp"](x, *weights, weight_hr, h0, c0, steps, reverse, True)
+    douts = draw(T, B, P), draw(B, P), draw(B, H)
+    return (x, weight_ih, y, h0), (*douts, c, gates, c0, weight_hh, peepholes, weight_hr, steps, reverse)
+
+
+def given(factors, needs):
+    """The factors that these gradients need."""
+    x, weight_ih, y, h0 = factors
+    return (
+        x if "weight_ih" in needs else None,
+        weight_ih if "x" in needs else None,
+        *((y, h0) if "weight_hh" in needs else (None, None)),
+    )
+
+
+def compare(factors, arguments, needs=NEEDS[0]):
+    """Its recurrence has the bits of `backward`; its products are those of that one's dxw."""
+    found = InputGradients(*gradients_op["cpp"](*given(factors, needs), *arguments))
+    dxw, *states, _ = backward_op["cpp"](*arguments)
+    assert all(map(torch.equal, found[3:], states))
+    check(found[:3], Factors(dxw, None, *given(factors, needs), *arguments[-2:]))
+    return found
+
+
+def blocks(sizes, dtype, threads, l2_bytes=2**20):
+    T, B, I, H = sizes
+    return cpp.plan(cpp.isa(), dtype, [T, B, I, H, H], "gradients", threads, l2_bytes)["block_steps"]
+
+
+@each_dtype
+@pytest.mark.parametrize("sizes", IN_BLOCKS + AFTER, ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_they_equal_those_of_two_calls(sizes, reverse, dtype):
+    for lengths in (False, True):
+        factors, arguments = draw_step(sizes, dtype, lengths, reverse, peephole=not lengths)
+        for needs in NEEDS:
+            compare(factors, arguments, needs)
+
+
+def test_with_a_projection():
+    for sizes, P in (((17, 33, 28, 37), 32), ((9, 64, 32, 32), 13), ((9, 64, 32, 32), 1)):
+        compare(*draw_step(sizes, torch.float32, P=P))
+
+
+def test_blocks_are_planned_where_da_stays_in_l2():
+    for sizes in IN_BLOCKS:
+        assert blocks(sizes, torch.float32, 1) > 1 and blocks(sizes, torch.float64, 1, 2**21) > 1, sizes
+        assert blocks(sizes, torch.bfloat16, 1) == 0, sizes
+    for sizes in AFTER:
+        assert blocks(sizes, torch.float32, 1) == 0, sizes
+    assert [blocks((28, 64, 28, 128), torch.float32, n, 2**21) for n in (1, 2)] == [4, 8]
+    assert blocks((28, 64, 28, 128), torch.float32, 1, 2**18) == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_every_number_of_threads_gives_the_same_bits_each_time(threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for sizes in IN_BLOCKS[:4]:
+            factors, arguments = draw_step(sizes, torch.float32)
+            first, second = (compare(factors, arguments) for _ in range(2))
+            assert all(map(torch.equal, first, second))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("sizes", [(9, 64, 32, 32), (9, 64, 20, 32)], ids=str)
+def test_inputs_may_be_strided(sizes):
+    T, B, I, H = sizes
+    (_, weight_ih, y, h0), arguments = draw_step(sizes, torch.float32)
+    strided_y = torch.cat([y, y], dim=-1)[..., :H]
+    for x in (
+        torch.randn(B, T, I).transpose(0, 1),
+        torch.randn(T, B, I + 3)[..., :I],
+        torch.randn(I).expand(T, B, I),
+        torch.randn(I, B, T).permute(2, 1, 0),
+    ):
+        compare((x, weight_ih.T.contiguous().T, strided_y, h0[:1].expand(B, H)), arguments)
+        compare((x, weight_ih, y.transpose(0, 1).contiguous().transpose(0, 1), h0), arguments)
+
+
+def test_infinities_and_nan_stay_where_they_are():
+    (x, weight_ih, y, h0), arguments = draw_step((9, 64, 32, 32), torch.float32)
+    x = x.clone()
+    x[3, 7, 5] = torch.nan
+    _, dweight_ih, dweight_hh, *_ = gradients_op["cpp"](x, weight_ih, y, h0, *arguments)
+    assert dweight_ih[:, 5].isnan().all() and dweight_ih.isnan().sum() == 128
+    assert dweight_hh.isfinite().all()
+
+
+@pytest.mark.parametrize("isa", [isa for isa in cpp.isas() if isa != cpp.isa()])
+def test_every_other_instruction_set(isa):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        __file__,
+        "-k",
+        "two_calls or threads or strided or projection",
+    ]
+    environment = {**os.environ, "LSTM_FUSED_ISA": isa}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("sizes", [(9, 64, 28, 32), (3, 2, 5, 7)], ids=str)
+def test_the_operator_follows_the_rules_of_pytorch(sizes):
+    factors, arguments = draw_step(sizes, torch.float32)
+    opcheck(gradients_op["cpp"], (*factors, *arguments), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_the_operator_refuses_what_would_be_unsafe():
+    (x, weight_ih, y, h0), arguments = draw_step((9, 64, 28, 32), torch.float32)
+    for factors, message in (
+        ((x[1:], weight_ih, y, h0), "x must have shape"),
+        ((x[0], weight_ih, y, h0), "must have 3, 2 and 3 dimensions"),
+        ((x, weight_ih[1:], y, h0), "weight_ih must have shape"),
+        ((x, weight_ih, y[..., 1:], h0), "y must have shape"),
+        ((x, weight_ih, y, h0[1:]), "h0 must have shape"),
+        ((x, weight_ih, y, None), "y and h0 go together"),
+        ((x.double(), weight_ih, y, h0), "x must be Float"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            gradients_op["cpp"](*factors, *arguments)
+    with pytest.raises(RuntimeError, match="no layer norm"):
+        gradients_op["cpp"](x, weight_ih, y, h0, *arguments, gain_hh=torch.ones(128))
+    with pytest.raises(RuntimeError, match="was the forward pass asked to save"):
+        gradients_op["cpp"](x, weight_ih, y, h0, *arguments[:3], torch.empty(0), *arguments[4:])
+
+
+def test_it_has_no_derivative():
+    (x, weight_ih, y, h0), arguments = draw_step((9, 64, 28, 32), torch.float32)
+    dx, *_ = gradients_op["cpp"](x.requires_grad_(), weight_ih, y, h0, *arguments)
+    with pytest.raises(RuntimeError, match="cpp_gradients has no derivative"):
+        dx.sum().backward()
