@@ -9,9 +9,11 @@ from torch import Tensor
 
 from lstm_fused.autograd import autocast, tracing
 from lstm_fused.autograd.autocast import NO_CONTEXT
+from lstm_fused.autograd.base import unwrapped
 from lstm_fused.autograd.dispatch import differentiated
 from lstm_fused.autograd.function import LSTMFunction
 from lstm_fused.autograd.operators import below_autograd, forward_op
+from lstm_fused.autograd.plain import PlainFunction, serves
 from lstm_fused.backends.choice import notice
 from lstm_fused.backends.table import DEFAULT_OPERATORS, select
 from lstm_fused.checks import States, check_layer
@@ -144,9 +146,12 @@ def run_layer(
             operands = (xw, None, *operands[2:])
         recorded = tracing.recorded()
         records = not recorded and differentiated(operands)
-        if variant is PLAIN and not tracing.under_transform():  # omitting trailing defaults saves time
+        plain = variant is PLAIN and not tracing.under_transform()
+        if plain:  # omitting trailing defaults saves time
             operands = operands[: -len(variant)]
-        if records:
+        if records and plain and serves(chosen, operands):
+            y, h_n, c_n = PlainFunction.apply_once(chosen, *unwrapped(operands[:SAVE]), True)
+        elif records:
             y, h_n, c_n, _, _ = LSTMFunction.apply(chosen, *operands[:SAVE], True, *operands[SAVE + 1 :])
         else:
             # A recorded program holds the operator; dispatch.py has its derivatives.

@@ -348,7 +348,7 @@ def test_the_profiler_names_the_operators(T):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         module(x)[0].sum().backward()
     counted = {event.key: event.count for event in seen.key_averages()}
-    for name in ("cpp_forward", "cpp_backward", "cpp_products"):
+    for name in ("cpp_forward", "cpp_gradients"):
         assert counted[f"lstm_fused::{name}"] == 1
 
 

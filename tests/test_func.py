@@ -34,7 +34,9 @@ class Runs(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.forward += "lstm_fused" in str(function) and "forward" in str(function)
-        self.backward += "lstm_fused" in str(function) and "backward" in str(function)
+        self.backward += "lstm_fused" in str(function) and any(
+            n in str(function) for n in ("backward", "gradients")
+        )
         return function(*args, **(kwargs or {}))
 
 

@@ -7,12 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor as is_batched
-from torch._C._functorch import unwrap_if_dead
 
 from lstm_fused.autograd import autocast, tracing, transforms
 from lstm_fused.autograd.autocast import NO_CONTEXT
-from lstm_fused.autograd.gradients import Kept, input_gradients, recurrent_products
-from lstm_fused.autograd.operators import backward_op, below_autograd, forward_op
+from lstm_fused.autograd.base import Function, Version, unwrapped
+from lstm_fused.autograd.gradients import (
+    Kept,
+    by_name,
+    given_factors,
+    input_gradients,
+    recurrent_products,
+)
+from lstm_fused.autograd.operators import backward_op, below_autograd, forward_op, gradients, gradients_op
 from lstm_fused.autograd.transforms import Axes, Optionals, Tensors, at, differentiable, put
 from lstm_fused.backends import streams
 from lstm_fused.contract import (
@@ -29,37 +35,6 @@ from lstm_fused.contract import (
     specs,
     unflatten,
 )
-
-
-def unwrapped(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """The arguments without the wrappers of transforms that have ended."""
-    # None is tested first: isinstance with a Tensor takes longer to say no than to say yes.
-    return tuple([unwrap_if_dead(a) if a is not None and isinstance(a, Tensor) else a for a in arguments])
-
-
-class Function(torch.autograd.Function):
-    """An autograd Function whose `apply` skips PyTorch's search for default arguments.
-
-    The search takes a third of a short layer's time.
-    """
-
-    @classmethod
-    def apply(cls, *arguments: Any) -> Any:
-        if not torch._C._are_functorch_transforms_active():
-            return cls.apply_once(*unwrapped(arguments))
-        # PyTorch computes a jvp with forward mode off, so an outer level would find no tangent in its result
-        # (pytorch/pytorch#197867); the reference's own operations nest.
-        return cls.composed(*arguments) if tracing.forward_levels() > 1 else super().apply(*arguments)
-
-    @classmethod
-    def apply_once(cls, *arguments: Any) -> Any:
-        """Apply the Function at the current transform level only."""
-        return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
-
-    @staticmethod
-    def composed(*arguments: Any) -> Any:
-        """The result of `forward`, composed of PyTorch's own differentiable operations."""
-        raise NotImplementedError
 
 
 def store(ctx: Any, operands: Sequence[Any], settings: Sequence[int], *more: Tensor) -> None:
@@ -132,31 +107,13 @@ class LSTMFunction(Function):
     def backward(
         ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, *_: None
     ) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad
         *operands, y, c, gates = load(ctx)
-        plain = len(operands) < len(INPUTS)
-        needed = [INPUTS[n] for n in (PLAIN_DIFFERENTIABLE if plain else DIFFERENTIABLE) if needs[n + 1]]
         share = streams.sharing(ctx.launches) if ctx.launches > 1 else NO_CONTEXT
-        with autocast.off(gates.device), share:
-            if ctx.version is not None and ctx.version.changed():
-                with torch.no_grad():
-                    y = LSTMFunction.forward(ctx.engine, *operands)[0]
-            if torch.is_grad_enabled() or tracing.under_transform():
-                # Legacy batched tensors (is_grads_batched) lose what a Function records.
-                recording = torch.is_grad_enabled()
-                batched = recording and any(d is not None and is_batched(d) for d in (dy, dh_n, dc_n))
-                function = LSTMBackwardFunction.composed if batched else LSTMBackwardFunction.apply
-                given = dy, dh_n, dc_n, *transforms.complete(operands), y, c, gates
-                found = function(ctx.engine, needed, (), *given)
-                grads = dict(zip(needed, found, strict=True))
-            else:  # no higher derivatives
-                douts = OutputGradients(*unwrapped((dy, dh_n, dc_n)))
-                (inputs,) = unflatten(operands, Inputs)
-                grads = LSTMBackwardFunction.gradients(
-                    ctx.engine, needed, (), douts, inputs, Kept(y, c, gates)
-                )
-        wanted = zip(INPUTS, needs[1:], strict=False)  # masks may require gradients but get none
-        return None, *[grads.get(name) if wants else None for name, wants in wanted]
+        changed = ctx.version is not None and ctx.version.changed()
+        with share:
+            return layer_gradients(
+                ctx.engine, ctx.needs_input_grad, operands, (y, c, gates), (dy, dh_n, dc_n), changed
+            )
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> Optionals:
@@ -171,24 +128,43 @@ class LSTMFunction(Function):
         return transforms.vmap_rule(layer, info.batch_size, dims[1:], operands, batch_axes(Outputs))
 
 
-EMPTY = torch.empty(0, device="cpu")
-
-
-class Version:
-    """Detects in-place changes of a tensor without keeping its memory alive.
+def layer_gradients(
+    engine: str,
+    needs: Sequence[bool],
+    operands: Sequence[Any],
+    kept: Tensors,
+    douts: Optionals,
+    changed: bool,
+) -> tuple[Any, ...]:
+    """The gradients of a layer's arguments, None where they are not needed.
 
     Args:
-        tensor: the tensor to watch.
+        engine: the engine's name, the first of the arguments.
+        needs: which arguments need a gradient.
+        operands: the other arguments, fields of `Inputs`; those of a plain variant may be missing.
+        kept: y, c and the gates.
+        douts: gradients of y, h_n and c_n, None for zero.
+        changed: whether y has changed since; it is computed again.
     """
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.counter = tensor.detach()  # shares the version counter,
-        self.counter.data = EMPTY  # which outlives this change of memory
-        self.version = self.counter._version
-
-    def changed(self) -> bool:
-        """True if the tensor has changed since."""
-        return self.counter._version != self.version
+    y, c, gates = kept
+    plain = len(operands) < len(INPUTS)
+    needed = [INPUTS[n] for n in (PLAIN_DIFFERENTIABLE if plain else DIFFERENTIABLE) if needs[n + 1]]
+    with autocast.off(gates.device):
+        if changed:
+            with torch.no_grad():
+                y = LSTMFunction.forward(engine, *operands)[0]
+        if torch.is_grad_enabled() or tracing.under_transform():
+            # Legacy batched tensors (is_grads_batched) lose what a Function records.
+            recording = torch.is_grad_enabled()
+            batched = recording and any(d is not None and is_batched(d) for d in douts)
+            function = LSTMBackwardFunction.composed if batched else LSTMBackwardFunction.apply
+            found = function(engine, needed, (), *douts, *transforms.complete(operands), y, c, gates)
+            grads = dict(zip(needed, found, strict=True))
+        else:  # no higher derivatives
+            records = OutputGradients(*unwrapped(douts)), *unflatten(operands, Inputs), Kept(y, c, gates)
+            grads = LSTMBackwardFunction.gradients(engine, needed, (), *records)
+    wanted = zip(INPUTS, needs[1:], strict=False)  # masks may require gradients but get none
+    return None, *[grads.get(name) if wants else None for name, wants in wanted]
 
 
 class LSTMBackwardFunction(Function):
@@ -229,8 +205,12 @@ class LSTMBackwardFunction(Function):
             kept = kept._replace(hw=hw)
         weights = inputs.weight_hh, inputs.peephole, inputs.weight_hr
         options = inputs.lengths, inputs.reverse, *inputs.variant
-        with below_autograd():  # the fields of OutputGradients and Saved
-            results = backward_op[engine](*douts, kept.c, kept.gates, inputs.c0, *weights, *options, kept.hw)
+        saved = kept.c, kept.gates, inputs.c0, *weights, *options, kept.hw  # the fields of Saved
+        no_dxw = gain_hh is None and inputs.weight_hr is None and inputs.weight_ih is not None
+        if no_dxw and not groups and engine in gradients_op:
+            return by_name(gradients(engine, given_factors(needed, inputs, kept.y), douts, saved))
+        with below_autograd():
+            results = backward_op[engine](*douts, *saved)
         if gain_hh is None:  # dhw equals dxw
             results = *results[:-1], results[0]
         engine_grads = Gradients(*results)
