@@ -49,7 +49,7 @@ test-clients: $(CLIENTS) ## run the layer inside Opacus, pytorch-forecasting, to
 	@$(PY) -m pytest tests/clients.py $(ARGS)
 
 test-arm: build/arm/driver ## run the C++ engine's tests on NEON, in an emulator; installs a cross compiler and QEMU, 140 MB
-	@PYTHONPATH=tests/arm $(PY) -m pytest -p emulated -p no:cacheprovider tests/test_engines.py tests/test_cpp.py \
+	@PYTHONPATH=tests/arm $(PY) -m pytest -p emulated -p no:cacheprovider $(addprefix tests/test_,engines.py cpp.py cpp_gradients.py) \
 	-k "cpp and not ($(HOST_ALONE))" $(ARGS)
 
 bench: $(STAMP) ## time it against nn.LSTM; options: make bench ARGS="--sizes 400,16,80,320 --threads 1 2"
@@ -146,7 +146,7 @@ $(CHECKED)/built: $(STAMP) $(CSRC) $(shell find lstm_fused kernels -name '*.py')
 sanitize: $(CHECKED)/built ## run the C++ engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PY) -m pytest -o pythonpath=$(CHECKED)/lib -p no:cacheprovider \
-	tests/test_engines.py tests/test_cpp.py tests/test_cpp_hostile.py -k "cpp and not ($(UNCHECKED))" $(ARGS)
+	$(addprefix tests/test_,engines.py cpp.py cpp_gradients.py cpp_hostile.py) -k "cpp and not ($(UNCHECKED))" $(ARGS)
 
 # A third build, as on a Mac: with threads of its own instead of OpenMP's.
 OWN_THREADS := build/own_threads
@@ -155,7 +155,7 @@ test-own-threads: $(STAMP) ## run the C++ engine's tests on a build without Open
 	LSTM_FUSED_OPENMP=0 $(PY) setup.py -q build -b $(OWN_THREADS) --build-lib $(OWN_THREADS)/lib
 	@! grep -q GOMP_parallel $(OWN_THREADS)/lib/lstm_fused/_cpp.so || { echo "make: built with OpenMP; make clean" >&2; false; }
 	$(PY) -m pytest -o pythonpath="$(OWN_THREADS)/lib . examples" -p no:cacheprovider \
-	$(addprefix tests/test_,pool.py cpp.py cpp_hostile.py cpp_memory.py engines.py fork.py determinism.py oversubscribed.py) -k "not opcheck" $(ARGS)
+	$(addprefix tests/test_,pool.py cpp.py cpp_gradients.py cpp_hostile.py cpp_memory.py engines.py fork.py determinism.py oversubscribed.py) -k "not opcheck" $(ARGS)
 
 # What tests the host: registration of operators, instruction sets, times, processes, memory. Streaming takes minutes.
 HOST_ALONE := opcheck or instruction_set or fast or fork or memory or grow_in_place or cases_reach or streaming

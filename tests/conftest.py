@@ -30,13 +30,14 @@ UNDIVIDED = (
 # Independent of the device: skipped with --device.
 DEVICE_INDEPENDENT = (
     *("test_bench", "test_clang", "test_convert", "test_cpp", "test_cpp_hostile", "test_cpp_memory"),
+    "test_cpp_gradients",
     *("test_cpp_plan", "test_cell_checks"),
     *("test_distributed", "test_docs", "test_example", "test_examples", "test_errors_of_torch", "test_fork"),
     *("test_docstrings", "test_notebook", "test_quantization", "test_recipes", "test_torch_onnx"),
     "test_traced_models",
     *("test_onnx", "test_onnx_faults", "test_onnx_files", "test_onnx_mutants", "test_onnx_reader"),
     *("test_metal", "test_metal_emulation", "test_metal_guard", "test_metal_host", "test_metal_sources"),
-    *("test_gradients_op", "test_packaging", "test_products", "gpu_offline"),
+    *("test_packaging", "test_products", "gpu_offline"),
 )
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import lstm_fused
-from lstm_fused.autograd.operators import backward_op, forward_op
+from lstm_fused.autograd.operators import backward_op, forward_op, gradients_op
 from lstm_fused.backends import cpp
 
 if cpp.unavailable() is not None:
@@ -143,11 +143,13 @@ FORWARD = (
 )
 VARIANT = ("gain_hh", "h_mask", "zoneout_h", "zoneout_c")
 BACKWARD = ("dy", "dh_n", "dc_n", "c", "gates", "c0", "weight_hh", "peephole", "weight_hr", "lengths")
+OPERATORS = {"forward": forward_op["cpp"], "backward": backward_op["cpp"], "gradients": gradients_op["cpp"]}
 
 
-def arguments_of_both(rng):
-    """Draw valid arguments of both operators, by name."""
+def arguments_of_each(rng):
+    """Draw valid arguments of every operator, by name; the products of 64 rows may be formed in blocks."""
     T, B, I, H, P = (rng.choice((1, 2, 5, 9)) for _ in range(5))
+    B = rng.choice((B, B, 64))
     dtype = rng.choice((torch.float32, torch.float64, torch.bfloat16))
     shapes = {
         **{"x": (T, B, I), "weight_ih": (4 * H, I), "weight_hh": (4 * H, P), "bias_ih": (4 * H,)},
@@ -159,7 +161,7 @@ def arguments_of_both(rng):
             "c0": (B, H),
             "gain_hh": (4 * H,),
         },
-        **{"h_mask": (B, P), "zoneout_h": (T, B, P), "zoneout_c": (T, B, H), "dy": (T, B, P)},
+        **{"h_mask": (B, P), "zoneout_h": (T, B, P), "zoneout_c": (T, B, H), "dy": (T, B, P), "y": (T, B, P)},
         **{"dh_n": (B, P), "dc_n": (B, H), "c": (T, B, H), "gates": (T, B, 4 * H), "hw": (T, B, 4 * H)},
     }
     tensors = {n: torch.rand(shape).to(dtype) for n, shape in shapes.items()}
@@ -168,7 +170,13 @@ def arguments_of_both(rng):
     forward = {n: tensors[n] for n in FORWARD} | {"reverse": rng.random() < 0.5, "save": rng.random() < 0.5}
     backward = {n: tensors[n] for n in BACKWARD} | {"reverse": rng.random() < 0.5}
     variant = {n: tensors[n] for n in VARIANT} | {"cell_clip": 0.5}
-    return forward | variant, backward | variant | {"hw": tensors["hw"]}
+    given = {n: tensors[n] for n in ("x", "weight_ih", "y", "h0")}
+    plain = {"gain_hh": None, "hw": None}
+    return {
+        "forward": forward | variant,
+        "backward": backward | variant | {"hw": tensors["hw"]},
+        "gradients": given | backward | variant | plain,
+    }
 
 
 def gone(tensor):
@@ -237,9 +245,8 @@ def harm_arguments(seed, draws):
     rng = random.Random(seed)
     refused, said = 0, set()
     for n in range(draws):
-        both = arguments_of_both(rng)
-        which = rng.randrange(2)
-        given, operator = both[which], (forward_op, backward_op)[which]["cpp"]
+        which = rng.choice(list(OPERATORS))
+        given = arguments_of_each(rng)[which]
         for name in (
             *VARIANT,
             "bias_ih",
@@ -250,6 +257,7 @@ def harm_arguments(seed, draws):
             "dy",
             "dh_n",
             "dc_n",
+            *(("x", "weight_ih") if which == "gradients" else ()),
         ):
             if name in given and rng.random() < 0.3 and name != "gain_hh":
                 given[name] = None
@@ -258,11 +266,11 @@ def harm_arguments(seed, draws):
         for name in rng.sample(names, many):
             # With a meta tensor among the arguments only the fake implementation runs.
             harm = rng.choice([harm for harm in HARMS if harm != "meta" or many == 1])
-            print(n, "backward" if which else "forward", name, harm, flush=True)
+            print(n, which, name, harm, flush=True)
             given[name] = HARMS[harm](given[name], rng)
         given["cell_clip"] = rng.choice((None, 0.5, -1.0, 0.0, float("nan"), float("inf"), 1e300))
         try:
-            outputs = operator(*given.values())
+            outputs = OPERATORS[which](*given.values())
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
             refused += 1
             said.add(str(error))

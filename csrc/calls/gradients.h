@@ -1,6 +1,7 @@
 // Calls the backward pass and its products at once, without a tensor for dxw.
 #pragma once
 
+#include <algorithm>
 #include <tuple>
 #include <utility>
 
@@ -29,7 +30,7 @@ GradientsOutputs gradients_as(const Sizes& sizes, const BackwardInputs& in, cons
     args.products = &products;
   } else {
     add_workspace(products, space, machine, products_plan, wanted);
-    args.dxw = space.take<scalar_t>(sizes.T * sizes.B * wanted.M);
+    args.dxw = space.take<scalar_t>(std::max<int64_t>(sizes.T * sizes.B * wanted.M, 1));  // never null
     products.dxw = products.dhw = args.dxw;
   }
   run(plan.threads, [&](const Team& team) { engine().backward(args, team); });

@@ -15,14 +15,12 @@ from lstm_fused.autograd.operators import below_autograd, forward_op, gradients_
 from lstm_fused.autograd.transforms import Tensors
 from lstm_fused.contract import INPUTS
 
-WEIGHT_IH, WEIGHT_HR, C0 = (INPUTS.index(name) for name in ("weight_ih", "weight_hr", "c0"))
+WEIGHT_IH, WEIGHT_HR = INPUTS.index("weight_ih"), INPUTS.index("weight_hr")
 
 
 def serves(engine: str, operands: tuple[Any, ...]) -> bool:
     """True if `PlainFunction` can take this engine and these fields of `Inputs`, the variant's left out."""
-    if engine not in gradients_op or operands[WEIGHT_IH] is None or operands[WEIGHT_HR] is not None:
-        return False
-    return tracing.has_values(operands[0])
+    return engine in gradients_op and operands[WEIGHT_IH] is not None and operands[WEIGHT_HR] is None
 
 
 class PlainFunction(Function):
@@ -35,9 +33,9 @@ class PlainFunction(Function):
         *tensors, lengths, ctx.reverse, _ = operands
         ctx.engine = engine
         ctx.set_materialize_grads(False)
-        # As in LSTMFunction.
-        ctx.version = Version(y) if len(y) > 1 else None
-        ctx.save_for_backward(*tensors, lengths, y.data, c, gates)
+        known = tracing.has_values(y)  # what follows is as in LSTMFunction
+        ctx.version = Version(y) if known and len(y) > 1 else None
+        ctx.save_for_backward(*tensors, lengths, y.data if known else y.clone(), c, gates)
         return y, h_n, c_n
 
     @staticmethod
