@@ -188,3 +188,19 @@ def test_it_has_no_derivative():
     dx, *_ = gradients_op["cpp"](x.requires_grad_(), weight_ih, y, h0, *arguments)
     with pytest.raises(RuntimeError, match="cpp_gradients has no derivative"):
         dx.sum().backward()
+
+
+def test_a_team_may_be_smaller_than_planned():
+    """One thread then has all rows, more than one block of the GEMM is deep."""
+    program = "import test_cpp_gradients as t; t.compare_with_a_small_team()"
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=Path(__file__).parent, env=environment, timeout=120
+    )
+
+
+def compare_with_a_small_team():
+    torch.set_num_threads(8)
+    for B in (1200, 2000):
+        assert blocks((6, B, 16, 32), torch.float32, 8) > 0
+        compare(*draw_step((6, B, 16, 32), torch.float32))

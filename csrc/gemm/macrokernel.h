@@ -58,9 +58,8 @@ struct MacroTile {
     }
   }
 
-  // accumulators += a product whose K has parts, or = it if they are `fresh`. In part n, A begins at
-  // a_at(n, r) for the tile whose first row is r, k-major with `k_major_stride`, and B is b_at(n). All
-  // parts are one block.
+  // accumulators += a product whose K has parts of equal depth, or = it if they are `fresh`. In part n, A
+  // begins at a_at(n, r) for the tile whose first row is r, k-major with `k_major_stride`, and B is b_at(n).
   template <class PartOfA, class PartOfB>
   void add_parts(int parts, int64_t k_major_stride, PartOfA a_at, PartOfB b_at, bool fresh) {
     const FlushSubnormals flush;
@@ -72,7 +71,8 @@ struct MacroTile {
       k_groups += factors[n].weights.k_groups;
     }
     LineQueue lines = take_lines(k_groups);
-    add_block<true>(factors, parts, 0, fresh, lines);
+    for (int64_t k = 0; k < factors[0].weights.k_groups; k += KC)
+      add_block<true>(factors, parts, k, fresh && k == 0, lines);
   }
 
   void zero() {
