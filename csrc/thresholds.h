@@ -108,6 +108,10 @@ constexpr int64_t pack_da_k_groups = 16;
 // are evicted before they are read. Streaming takes a tenth less time at 13 MB (mid) and 33 MB (wide), a
 // tenth more at 4 MB (3d5ece3).
 constexpr int64_t streaming_min_bytes = 8 << 20;
+// [bytes] Minimum size of a vector that is stored past the caches: a line's. The halves of a line that AVX2
+// stores at different times go to memory one by one: on Emerald Rapids a training step with AVX2 took 93
+// instead of 53 ms at wide, 79 instead of 57 at mid.
+constexpr int64_t min_streamed_bytes = 64;
 // [bytes] Maximum size of gates or dxw of which the products do not fetch what their epilogues read and
 // write. Emerald Rapids, two threads: ptb (7.3 MB) backward 1.07 times as fast with it, forward 1.04; mid (13
 // MB) and wide (34 MB) forward 1.02; mnist (3.7 MB) backward .93, forward .98.

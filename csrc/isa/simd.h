@@ -137,16 +137,14 @@ inline void store(scalar_t* to, Vec<scalar_t> v, int64_t n) {
   __builtin_memcpy(to, &stored, static_cast<size_t>(n) * sizeof(scalar_t));
 }
 
-// Stores past the caches, for data that is read so late that caching it would only evict other data. Call
-// streaming_fence() before another thread reads it.
+// Stores past the caches, for data that is read so late that caching it would only evict other data; only
+// whole cache lines. Call streaming_fence() before another thread reads it.
 template <class scalar_t>
 inline void stream(scalar_t* to, Vec<scalar_t> v, int64_t n) {
   if constexpr (sizeof(scalar_t) == sizeof(acc_t<scalar_t>)) {
     if (n >= lanes<scalar_t> && reinterpret_cast<uintptr_t>(to) % sizeof v == 0) {
 #if defined(LSTM_FUSED_AVX512)
       return _mm512_stream_si512((__m512i*)to, (__m512i)v);
-#elif LSTM_FUSED_VECTOR_BYTES == 32
-      return _mm256_stream_si256((__m256i*)to, (__m256i)v);
 #endif
     }
   }

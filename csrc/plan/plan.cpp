@@ -64,6 +64,12 @@ int64_t gate_bytes(const Sizes& sizes) {
   return sizes.T * sizes.B * 4 * sizes.H * bytes_of<scalar_t>;
 }
 
+// Whether gates or dxw are stored past the caches: if they are large, and vectors are whole lines.
+template <class scalar_t>
+bool streams(const Machine& machine, const Sizes& sizes) {
+  return machine.isa.vector_bytes >= min_streamed_bytes && gate_bytes<scalar_t>(sizes) > streaming_min_bytes;
+}
+
 // Whether a step's product fetches lines for its epilogue; those by AMX fetch none.
 template <class scalar_t>
 bool prefetches(const Machine& machine, const Sizes& sizes) {
@@ -110,7 +116,7 @@ Plan plan_forward_on(int threads, const Machine& machine, const Sizes& sizes, bo
   const int64_t lanes = machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>;
   Plan plan{};
   plan.threads = threads;
-  plan.streaming_stores = save && gate_bytes<scalar_t>(sizes) > streaming_min_bytes;
+  plan.streaming_stores = save && streams<scalar_t>(machine, sizes);
   plan.prefetches = save && P == H && prefetches<scalar_t>(machine, sizes);
   plan.x_steps = hoisted_steps<scalar_t>(threads, machine, sizes);
   // float64 always packs: a sequence in pieces then equals the whole one bit for bit.
@@ -128,7 +134,7 @@ Plan plan_backward_on(int threads, const Machine& machine, const Sizes& sizes) {
   const Packing<scalar_t> packing{machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>};
   Plan plan{};
   plan.threads = threads;
-  plan.streaming_stores = gate_bytes<scalar_t>(sizes) > streaming_min_bytes;
+  plan.streaming_stores = streams<scalar_t>(machine, sizes);
   plan.prefetches = prefetches<scalar_t>(machine, sizes);
   plan.min_rows_per_thread = min_rows_per_thread<scalar_t>(machine, P * padded_k<scalar_t>(4 * H));
   plan.packs = packs<scalar_t>(machine, T * B, max_unpacked_rows, P);
