@@ -92,7 +92,7 @@ constexpr int64_t l1_way_bytes = 4096;
 // [steps] and [rows] Maximum and minimum of a block whose products are formed during the recurrence, while da
 // is in L2, in place of all products after it; a power of two. With two threads of Emerald Rapids both
 // together are 1.19 times as fast at wide (two steps, 256 rows; with 8 steps, beyond L2, 1.12), 1.08 at mnist
-// (4, 128), with one thread 1.10 (2, 512) and 1.06 (4, 256). Fewer rows: by estimate.
+// (4, 128; 2 steps of 32 rows 1.02), with one thread 1.10 (2, 512) and 1.06 (4, 256).
 constexpr int64_t max_block_steps = 8;
 constexpr int64_t min_block_rows = 64;
 // [rows] Distance of the prefetching of x and h_{t-1} while they are packed: wide's products 1.02 times as
