@@ -159,7 +159,7 @@ def test_every_other_instruction_set(isa):
 
 
 @pytest.mark.parametrize("sizes", [(9, 64, 28, 32), (3, 2, 5, 7)], ids=str)
-def test_the_operator_follows_the_rules_of_pytorch(sizes):
+def test_opcheck(sizes):
     factors, arguments = draw_step(sizes, torch.float32)
     opcheck(gradients_op["cpp"], (*factors, *arguments), test_utils=("test_schema", "test_faketensor"))
 

@@ -173,3 +173,10 @@ def test_the_operator_refuses_what_would_be_unsafe():
             products("cpp", factors._replace(**{name: value}))
     with pytest.raises(RuntimeError, match="dxw must be bfloat16, float32 or float64"):
         products("cpp", Factors(torch.zeros(1, 1, 4).half(), *[None] * 6, False))
+
+
+def test_the_operator_has_no_derivative():
+    factors = make_factors((3, 2, 28, 5, 3), torch.float32)
+    found = products_op["cpp"](*factors._replace(x=factors.x.requires_grad_()))
+    with pytest.raises(RuntimeError, match="cpp_products has no derivative"):
+        found[1].sum().backward()

@@ -1,7 +1,7 @@
 """The operators' autograd and vmap kernels, for programs that contain the operators themselves.
 
-Eager calls use `LSTMFunction` directly. Compiled, exported and traced programs contain operators; when such a
-program is transformed or trained, PyTorch's dispatcher calls these kernels.
+Eager calls use `PlainFunction` or `LSTMFunction` directly. Compiled, exported and traced programs contain
+operators; when such a program is transformed or trained, PyTorch's dispatcher calls these kernels.
 """
 
 from collections.abc import Callable, Iterable, Sequence
