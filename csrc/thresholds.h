@@ -79,9 +79,13 @@ constexpr int64_t min_hoisted_steps_amx = 4;
 // on one thread of Emerald Rapids 8 rows take 105 µs, and 9, packed, 142 (H = 256); 28 and 28 (H = 128); 11
 // and 11 (H = 64). float64 likewise.
 constexpr int64_t max_outer_rows = 8;
-// KC [rows]: steps × B whose da, x and h_{t-1} are packed at once and multiplied before the next, a multiple
-// of an AMX tile's depth. 256 to 1024 are within 10 % of each other (a8fd710).
-constexpr int64_t products_kc = 512;
+// KC [rows]: steps × B whose da, x and h_{t-1} are packed at once and multiplied before the next: a power of
+// two, by which a thread's packed da, of so many rows_at_once, take a quarter of L2, within the limits below.
+// 256 to 1024 are within 10 % of each other (a8fd710). ptb's products, whose sums of dW take 13 MB, are 1.03
+// to 1.04 times as fast with 1024 as with 512 on Emerald Rapids (2 MB of L2), the other sizes' as fast.
+constexpr int64_t packed_da_bytes(int64_t l2_bytes) { return l2_bytes / 4; }
+constexpr int64_t min_products_kc = 256;
+constexpr int64_t max_products_kc = 1024;
 // [bytes] Maximum size of the packed x and h_{t-1} of a block for a double buffer, which spares the second of
 // a block's two barriers. They and a thread's da have to stay in L2.
 constexpr int64_t max_double_buffer_bytes = 1 << 20;
@@ -89,12 +93,13 @@ constexpr int64_t max_double_buffer_bytes = 1 << 20;
 // KB, and are copied before they are multiplied; for others that takes longer (dx of mnist 170 instead of 142
 // µs on Zen 5).
 constexpr int64_t l1_way_bytes = 4096;
-// [steps] and [rows] Maximum and minimum of a block whose products are formed during the recurrence, while da
-// is in L2, in place of all products after it; a power of two. With two threads of Emerald Rapids both
+// [steps] and [rows] Limits of a block whose products are formed during the recurrence, while da is in L2, in
+// place of all products after it; the steps are a power of two. With two threads of Emerald Rapids both
 // together are 1.19 times as fast at wide (two steps, 256 rows; with 8 steps, beyond L2, 1.12), 1.08 at mnist
 // (4, 128; 2 steps of 32 rows 1.02), with one thread 1.10 (2, 512) and 1.06 (4, 256).
 constexpr int64_t max_block_steps = 8;
 constexpr int64_t min_block_rows = 64;
+constexpr int64_t max_block_rows = 512;
 // [rows] Distance of the prefetching of x and h_{t-1} while they are packed: wide's products 1.02 times as
 // fast (Zen 5, one thread and two).
 constexpr int64_t product_prefetch_distance = 8;
@@ -155,12 +160,24 @@ constexpr int microkernel_panels(int registers, int rows, int passes) {
   const auto fit = [=](int panels) { return 2 * panels * (rows + passes) <= registers; };
   return fit(max_nc) ? max_nc : fit(2) ? 2 : 1;
 }
+// Whether the compiler has to be told to keep weights of few rows in vector registers of x86; with more rows
+// it does. On Emerald Rapids two rows take 4.7 instead of 7.0 µs for 512 KB of weights in L2 (avx2 8.0
+// instead of 11.1), three with four panels 6.0 instead of 9.0; with two panels (avx2) 12.0 instead of 11.6.
+constexpr bool keeps_weights(int rows, int panels) { return rows == 2 || (rows == 3 && panels == max_nc); }
 // MC [accumulator tiles]: maximum height of a macro-tile; all its tiles use its panels while these are in L2.
 // By trial (970d529).
 constexpr int MC_tiles = 8;
-// KC [k-groups]: depth of a block, which all tiles of a macro-tile multiply before the next, so that the
-// block of its panels, at most 512 KB, stays in L2. By trial (970d529).
+// KC [k-groups]: maximum depth of a block, which all tiles of a macro-tile multiply before the next, so that
+// the block of its panels, at most 512 KB, stays in L2. By trial (970d529).
 constexpr int64_t KC = 1024;
+// [k-groups] Depth of the blocks of a product, in whole AMX tiles. They are equal because a block prefetches
+// the next one's weights, a line with each of its own k-groups, those of a deeper one only in part. ptb's
+// backward product ran at 170 instead of 160 GFLOP/s on one thread of Emerald Rapids, of 190.
+constexpr int64_t block_depth(int64_t k_groups) {
+  const int64_t blocks = k_groups <= KC ? 1 : (k_groups + KC - 1) / KC;
+  const int64_t depth = blocks == 1 ? k_groups : (k_groups + blocks - 1) / blocks;
+  return (depth + amx_tile_k_groups - 1) / amx_tile_k_groups * amx_tile_k_groups;
+}
 // [rows] Maximum of a memory-bound micro-kernel: reading weights takes longer than multiplying them
 // (3964d43).
 constexpr int64_t memory_bound_rows = 3;
@@ -172,10 +189,11 @@ constexpr int64_t chain_length(int rows, int64_t k_groups) {
   const int64_t chains = k_groups < 192 ? 1 : (k_groups + 64) / 128;
   return (k_groups + chains - 1) / chains;
 }
-// [rows] Those whose pointers the vector micro-kernel keeps in x86's 16 registers; the others it loads for
-// every k-group. Left to itself the compiler keeps up to three in vector registers, which costs 1 % each (Zen
-// 5).
-constexpr int x86_row_pointers = 5;
+// [rows] Those whose pointers the vector micro-kernel keeps in x86's 16 registers, which more panels need for
+// themselves; the others it loads for every k-group. Left to itself the compiler keeps up to three in vector
+// registers, which costs 1 % each (Zen 5). Two panels with 2 instead of 5: 157 instead of 141 GFLOP/s for 5
+// rows, 166 instead of 161 for 6 (Emerald Rapids, weights in L2).
+constexpr int x86_row_pointers(int panels) { return panels > 1 ? 2 : 5; }
 // [lines] Maximum of lines that a product is asked for and fetches at once; more would wait for each other.
 // wide's backward pass, which asks for 42 with each chain of additions, is 1.05 to 1.08 times as fast; mid's,
 // which asks for 16, is not cut: every 32 k-groups it took 1.05 times as long (Zen 5).

@@ -80,11 +80,22 @@ def test_plans_at_the_sizes_of_the_benchmarks(isa):
     assert found == expected
 
 
-def test_products_take_blocks_of_at_most_512_rows():
+def test_products_take_blocks_of_at_most_1024_rows():
     for case in TIMED:
         chosen = plan("generic", "float32", "products", [case.T, case.B, case.I, case.H, case.H], 2)
-        assert (chosen["threads"], chosen["KC"]) == (2, min(case.T * case.B, 512))
+        assert (chosen["threads"], chosen["KC"]) == (2, min(case.T * case.B, 1024))
     assert plan("generic", "float32", "products", [2, 8, 64, 64, 64], 2)["KC"] == 16
+
+
+def test_the_packed_da_of_a_block_takes_a_quarter_of_l2():
+    """112 rows of 14 × 8, or 48 of 6 × 8; a power of two of them in k, at least 256."""
+    MB = 2**20
+    found = {
+        (isa, dtype, l2): cpp.plan(isa, getattr(torch, dtype), [100, 32, 64, 64, 64], "products", 2, l2)["KC"]
+        for isa, dtype in (("generic512", "float32"), ("generic512", "float64"), ("generic", "float32"))
+        for l2 in (MB // 2, MB, 2 * MB)
+    }
+    assert list(found.values()) == [256, 512, 1024, 256, 256, 512, 512, 1024, 1024]
 
 
 def test_small_steps_take_fewer_threads():

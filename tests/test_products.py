@@ -17,7 +17,7 @@ from lstm_fused.contract import Factors, Products
 if cpp.unavailable() is not None:
     pytest.skip(f"the C++ engine: {cpp.unavailable()}", allow_module_level=True)
 
-# T, B, M, I, P. Blocks have 512 rows, tiles 6 or 14, panels 8 to 32 columns.
+# T, B, M, I, P. Blocks have up to 1024 rows, tiles 6 or 14, panels 8 to 32 columns.
 SIZES = (
     (1, 1, 4, 1, 1),
     (1, 8, 36, 9, 9),

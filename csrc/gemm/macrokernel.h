@@ -71,7 +71,7 @@ struct MacroTile {
       k_groups += factors[n].weights.k_groups;
     }
     LineQueue lines = take_lines(k_groups);
-    for (int64_t k = 0; k < factors[0].weights.k_groups; k += KC)
+    for (int64_t k = 0; k < factors[0].weights.k_groups; k += factors[0].depth)
       add_block<true>(factors, parts, k, fresh && k == 0, lines);
   }
 
@@ -103,13 +103,15 @@ struct MacroTile {
   // Packed weights and the operand rows of each tile.
   struct Factors {
     PackedWeights<scalar_t> weights;
+    int64_t depth;  // of a block
     const scalar_t* rows[MC_tiles][tile_rows<scalar_t>];
     int64_t k_major_stride = 0;  // as in Product; 0: that of a packed panel
 
     Factors() = default;
 
     template <class RowPtr>
-    Factors(const MacroTile& to, const PackedWeights<scalar_t>& packed, RowPtr row_ptr) : weights(packed) {
+    Factors(const MacroTile& to, const PackedWeights<scalar_t>& packed, RowPtr row_ptr)
+        : weights(packed), depth(block_depth(packed.k_groups)) {
       for (int64_t n = 0; n < to.count; ++n)
         for (int64_t r = 0; r < to.tiles[n].rows; ++r) rows[n][r] = row_ptr(to.tiles[n].first_row + r);
     }
@@ -122,12 +124,12 @@ struct MacroTile {
     const FlushSubnormals flush;
     LineQueue lines = take_lines(factors.weights.k_groups);
     if (fresh && factors.weights.k_groups == 0) zero();
-    for (int64_t k = 0; k < factors.weights.k_groups; k += KC)
+    for (int64_t k = 0; k < factors.weights.k_groups; k += factors.depth)
       add_block<KMajor>(&factors, 1, k, fresh && k == 0, lines);
     streamed_bytes_ = 0;
   }
 
-  // Adds the products of a block, k-groups [k, k + KC) of each. By vectors a tile as tall as AMX takes is
+  // Adds the products of a block, k-groups [k, k + depth) of each. By vectors a tile as tall as AMX takes is
   // more than MR rows, and is divided into chunks.
   template <bool KMajor>
   void add_block(const Factors* factors, int products, int64_t k, bool fresh, LineQueue& lines) {
@@ -156,7 +158,7 @@ struct MacroTile {
     const AccumulatorTile<scalar_t>& tile = tiles[n];
     const PackedWeights<scalar_t>& weights = factors.weights;
     constexpr int64_t size = sizeof(scalar_t), group = k_pack<scalar_t> * NR<scalar_t>;
-    const int64_t k_end = min(weights.k_groups, k + KC);
+    const int64_t k_end = min(weights.k_groups, k + factors.depth);
     const char* prefetch;
     int64_t bytes, stride;
     if (streamed_bytes_ > 0) {
@@ -168,7 +170,7 @@ struct MacroTile {
       const bool in_l2 =
           thread_panels * weights.k_groups * group * size <= l2_resident_bytes && has_few_rows(tile.rows);
       const int64_t next_k = last_block ? 0 : k_end;
-      const int64_t next = in_l2 || !weights.packed() ? 0 : min(weights.k_groups - next_k, KC);
+      const int64_t next = in_l2 || !weights.packed() ? 0 : min(weights.k_groups - next_k, factors.depth);
       const scalar_t* from = weights.at(last_block ? prefetch_panel : tile.first_panel, next_k);
       stride = weights.panel_stride * size;
       bytes = k_end > k ? group * size * next / ((k_end - k) * shares) : 0;
@@ -196,7 +198,7 @@ struct MacroTile {
       int64_t copied = 0;
       for (int i = 0; i < products; ++i) {
         const PackedWeights<scalar_t>& weights = factors[i].weights;
-        const int64_t kc = min(weights.panel_stride / weights.k_stride - k, KC);
+        const int64_t kc = min(weights.panel_stride / weights.k_stride - k, factors[i].depth);
         const auto rows = [&](int64_t t) {
           return amx_rows(factors[i].rows[n + t], tiles[n + t].rows, k, kc, copies[t] + copied);
         };

@@ -19,11 +19,11 @@ constexpr int gate_panels = 2;  // i and f, g and o of one vector of channels
 #ifdef __x86_64__
 template <class scalar_t>
 constexpr int weight_passes = 1;
-constexpr int row_pointers = x86_row_pointers;
+constexpr int row_pointers(int panels) { return x86_row_pointers(panels); }
 #else
 template <class scalar_t>
 constexpr int weight_passes = KGroup<scalar_t>::passes;
-constexpr int row_pointers = MR;
+constexpr int row_pointers(int) { return MR; }
 #endif
 template <class scalar_t>
 constexpr int panels_for(int rows) {
@@ -73,6 +73,7 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
   using G = KGroup<scalar_t>;
   constexpr int V = 2 * Panels;
   constexpr int64_t bytes = k_pack<scalar_t> * NR<scalar_t> * sizeof(scalar_t);  // of a panel's k-group
+  constexpr int pointers = row_pointers(Panels);
   constexpr bool few = has_few_rows(Rows);  // chains are short, and end with a product
   int64_t k_groups = 0;
   for (int n = 0; n < count && !few; ++n) k_groups += products[n].k_end - products[n].k_begin;
@@ -109,7 +110,7 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
 #pragma GCC unroll 2
         for (int pass = 0; pass < G::passes; ++pass) {
           // Without this the compiler spills the other rows' pointers to vector registers.
-          if (!KMajor && Rows > row_pointers) asm("" : "+r"(others));
+          if (!KMajor && Rows > pointers) asm("" : "+r"(others));
           // Load all weights before any element of A: in the other order the compiler keeps neither in
           // registers.
           typename G::Operand w[V];
@@ -117,10 +118,14 @@ template <class scalar_t, int Rows, int Panels, bool KMajor>
           for (int v = 0; v < V; ++v)
             w[v] = G::weights(
                 weights + v / 2 * product.panel_stride + v % 2 * lanes<scalar_t> * k_pack<scalar_t>, pass);
+#if defined(LSTM_FUSED_AVX2) || defined(LSTM_FUSED_AVX512)
+          // Else the compiler loads them again for each row.
+          for (int v = 0; v < V && keeps_weights(Rows, Panels); ++v) asm("" : "+v"(w[v]));
+#endif
 #pragma GCC unroll 16
           for (int r = 0; r < Rows; ++r) {
-            const typename G::Operand a = KMajor ? G::element(row[0], r, pass)
-                                                 : G::element(r < row_pointers ? row[r] : others[r], k, pass);
+            const typename G::Operand a =
+                KMajor ? G::element(row[0], r, pass) : G::element(r < pointers ? row[r] : others[r], k, pass);
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) sum[r][v] = G::multiply_add(w[v], a, sum[r][v]);
           }

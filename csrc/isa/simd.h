@@ -6,8 +6,8 @@
 //
 // LSTM_FUSED_ISA names the instruction set and its namespace. LSTM_FUSED_VECTOR_BYTES is the width of a
 // vector, LSTM_FUSED_REGISTERS the number of vector registers for weights and accumulators. LSTM_FUSED_MR
-// overrides mr(); LSTM_FUSED_AVX512, LSTM_FUSED_BF16_DOT and LSTM_FUSED_AMX are defined where the set has
-// these instructions.
+// overrides mr(); LSTM_FUSED_AVX2, LSTM_FUSED_AVX512, LSTM_FUSED_BF16_DOT and LSTM_FUSED_AMX are defined
+// where the set has these instructions.
 #pragma once
 
 #ifdef __x86_64__

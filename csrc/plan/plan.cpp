@@ -89,10 +89,12 @@ bool packs(const Machine& machine, int64_t rows, int64_t max_unpacked, int64_t N
   return k_pack<scalar_t> > 1 || rows > max_unpacked || N % NR != 0;
 }
 
+// The largest power of two that is not above n.
+int64_t power_of_two(int64_t n) { return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(n))); }
+
 // Steps of about so many rows in all, a power of two.
 int64_t steps_of(int64_t rows, const Sizes& sizes) {
-  const int64_t steps = std::min(std::max<int64_t>(rows / sizes.B, 1), sizes.T);
-  return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(steps)));
+  return power_of_two(std::min(std::max<int64_t>(rows / sizes.B, 1), sizes.T));
 }
 
 // Steps whose W_ih x is computed at once.
@@ -143,7 +145,7 @@ Plan plan_backward_on(int threads, const Machine& machine, const Sizes& sizes) {
   return plan;
 }
 
-// Steps whose products are formed during the recurrence: at most max_block_steps and products_kc rows, if
+// Steps whose products are formed during the recurrence: at most max_block_steps and max_block_rows, if
 // what a thread then reads and writes again and again stays in its L2.
 template <class scalar_t>
 int64_t block_steps(const Machine& machine, const Sizes& sizes, const GradientsPlan& plan) {
@@ -155,7 +157,7 @@ int64_t block_steps(const Machine& machine, const Sizes& sizes, const GradientsP
     return 0;
   const int64_t rows = (sizes.B + n - 1) / n, weights_and_sums = 2 * 4 * H * (I + P);
   for (int64_t steps = max_block_steps; steps > 1; steps /= 2)
-    if (steps * rows <= products_kc && 2 * steps <= sizes.T &&
+    if (steps * rows <= max_block_rows && 2 * steps <= sizes.T &&
         fits_l2<scalar_t>(machine, weights_and_sums + steps * rows * row_stride<scalar_t>(4 * H)))
       return steps * rows >= min_block_rows ? steps : 0;
   return 0;
@@ -179,7 +181,10 @@ ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
   const int64_t multiply_adds = sizes.M * ((sizes.dx ? sizes.I : 0) + columns) / k_pack<scalar_t>;
   ProductsPlan plan{};
   plan.threads = threads_for(machine, static_cast<double>(sizes.K) * static_cast<double>(multiply_adds));
-  plan.KC = std::clamp<int64_t>(sizes.K, 1, products_kc);
+  plan.rows_at_once = MC_tiles * tile_rows<scalar_t>(machine);
+  const int64_t fitting = packed_da_bytes(machine.l2_bytes) / (plan.rows_at_once * bytes_of<scalar_t>);
+  const int64_t KC = std::clamp(power_of_two(fitting), min_products_kc, max_products_kc);
+  plan.KC = std::clamp<int64_t>(sizes.K, 1, KC);
   plan.packs = packs<scalar_t>(machine, sizes.K, max_unpacked_dx_rows, sizes.I);
   plan.copies_dxw = k_pack<scalar_t> > 1 || sizes.M * bytes_of<scalar_t> % l1_way_bytes == 0;
   const Packing<scalar_t> packing{machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>};
@@ -189,7 +194,6 @@ ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
   plan.double_buffer =
       plan.threads > 1 && sizes.K > plan.KC &&
       packed(sizes.dweight_ih, sizes.I) + packed(sizes.dweight_hh, sizes.P) <= max_double_buffer_bytes;
-  plan.rows_at_once = MC_tiles * tile_rows<scalar_t>(machine);
   return plan;
 }
 

@@ -10,6 +10,7 @@
 #define LSTM_FUSED_ISA avx2
 #define LSTM_FUSED_VECTOR_BYTES 32
 #define LSTM_FUSED_REGISTERS 16
+#define LSTM_FUSED_AVX2
 #include "targets/instantiate.h"
 #ifdef __clang__
 #pragma clang attribute pop
