@@ -175,14 +175,17 @@ std::vector<int64_t> plan_of(const std::string& isa, DType dtype, const std::vec
   const Machine machine{*found, l2_bytes, static_cast<int>(threads)};
   const Sizes sizes{TBIHP[0], TBIHP[1], TBIHP[2], TBIHP[3], TBIHP[4]};
   check_sizes(sizes, dtype);
-  if (call == "products" || call == "gradients") {
+  const ProductSizes all{sizes.T * sizes.B, 4 * sizes.H, sizes.I, sizes.P, true, true, true};
+  if (call == "gradients") {
     const GradientsPlan plan = by_dtype(dtype, "dtype", [&](auto element) {
-      const ProductSizes all{sizes.T * sizes.B, 4 * sizes.H, sizes.I, sizes.P, true, true, true};
       return plan_gradients<decltype(element)>(machine, sizes, all, false);
     });
-    if (call == "gradients") return {plan.backward.threads, plan.block_steps};
-    const ProductsPlan& products = plan.products;
-    return {products.threads, products.KC, products.packs, products.copies_dxw, products.double_buffer};
+    return {plan.backward.threads, plan.block_steps, plan.keeps_da};
+  }
+  if (call == "products") {
+    const ProductsPlan plan = by_dtype(
+        dtype, "dtype", [&](auto element) { return plan_products<decltype(element)>(machine, all); });
+    return {plan.threads, plan.KC, plan.packs, plan.copies_dxw, plan.double_buffer};
   }
   const Plan plan = by_dtype(dtype, "dtype", [&](auto element) {
     using scalar_t = decltype(element);

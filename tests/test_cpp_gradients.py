@@ -75,9 +75,13 @@ def compare(factors, arguments, needs=NEEDS[0]):
     return found
 
 
-def blocks(sizes, dtype, threads, l2_bytes=2**20):
+def plan(sizes, dtype, threads, l2_bytes=2**20, isa=None):
     T, B, I, H = sizes
-    return cpp.plan(cpp.isa(), dtype, [T, B, I, H, H], "gradients", threads, l2_bytes)["block_steps"]
+    return cpp.plan(isa or cpp.isa(), dtype, [T, B, I, H, H], "gradients", threads, l2_bytes)
+
+
+def blocks(*arguments):
+    return plan(*arguments)["block_steps"]
 
 
 @each_dtype
@@ -103,6 +107,22 @@ def test_blocks_are_planned_where_da_stays_in_l2():
         assert blocks(sizes, torch.float32, 1) == 0, sizes
     assert [blocks((28, 64, 28, 128), torch.float32, n, 2**21) for n in (1, 2)] == [4, 8]
     assert blocks((28, 64, 28, 128), torch.float32, 1, 2**18) == 0
+
+
+def test_without_blocks_the_products_read_the_operand_rows_of_all_steps():
+    for sizes in IN_BLOCKS:
+        assert not plan(sizes, torch.float32, 1)["keeps_da"], sizes
+        assert plan(sizes, torch.bfloat16, 1, isa="generic")["keeps_da"], sizes
+    for sizes in AFTER:
+        assert plan(sizes, torch.float32, 1)["keeps_da"], sizes
+
+
+def test_amx_reads_dxw():
+    try:
+        chosen = [plan(sizes, torch.bfloat16, 1, isa="amx")["keeps_da"] for sizes in IN_BLOCKS + AFTER]
+    except ValueError as error:
+        pytest.skip(str(error))
+    assert not any(chosen)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

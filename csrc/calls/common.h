@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <bit>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -43,10 +44,12 @@ Packing<scalar_t> packing_of(const Isa& isa) {
   return {isa.vector_bytes / static_cast<int64_t>(sizeof(acc_t<scalar_t>))};
 }
 
+// With memory for so many slots.
 template <class scalar_t>
 OperandBuffer<scalar_t> operand_buffer(Workspace& space, int64_t B, int64_t K, int64_t slots = 2) {
   OperandBuffer<scalar_t> result{nullptr, B, K, slots};
   result.data = space.take<scalar_t>(result.size());
+  result.slots = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(slots)));
   return result;
 }
 

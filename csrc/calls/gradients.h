@@ -16,13 +16,13 @@ template <class scalar_t>
 GradientsOutputs gradients_as(const Sizes& sizes, const BackwardInputs& in, const ProductInputs& factors) {
   const Machine machine = this_machine();
   const ProductSizes wanted = factors.sizes(sizes, 4 * sizes.H);
-  const auto [plan, products_plan, steps] =
+  const auto [plan, products_plan, steps, keeps_da] =
       plan_gradients<scalar_t>(machine, sizes, wanted, in.lengths.has_value());
+  const int64_t slots = steps > 0 ? steps : keeps_da ? sizes.T : 2;
   StateGradients out(sizes, dtype_of<scalar_t>());
   ProductsOutputs formed = empty_products<scalar_t>(sizes, wanted);
   Workspace space;
-  Backward<scalar_t> args =
-      backward_args<scalar_t>(space, machine, plan, sizes, in, out, steps > 0 ? steps : 2);
+  Backward<scalar_t> args = backward_args<scalar_t>(space, machine, plan, sizes, in, out, slots);
   Products<scalar_t> products =
       products_args<scalar_t>(space, machine, products_plan, sizes, wanted, factors, formed);
   if (steps > 0) {
@@ -30,8 +30,11 @@ GradientsOutputs gradients_as(const Sizes& sizes, const BackwardInputs& in, cons
     args.products = &products;
   } else {
     add_workspace(products, space, machine, products_plan, wanted);
-    args.dxw = space.take<scalar_t>(std::max<int64_t>(sizes.T * sizes.B * wanted.M, 1));  // never null
-    products.dxw = products.dhw = args.dxw;
+    if (keeps_da)
+      products.da = args.da_operand;
+    else
+      products.dxw = products.dhw = args.dxw =
+          space.take<scalar_t>(std::max<int64_t>(sizes.T * sizes.B * wanted.M, 1));  // never null
   }
   run(plan.threads, [&](const Team& team) { engine().backward(args, team); });
   if (steps == 0) run(products_plan.threads, [&](const Team& team) { engine().products(products, team); });

@@ -36,7 +36,8 @@ constexpr int64_t row_stride(int64_t K) {
 }
 
 // Operand rows that a step writes and the next one reads, a ring buffer of steps: [slots, B, stride()], zero
-// past K. Two slots, a double buffer, unless the input GEMM is hoisted; always a power of two.
+// past K. Two slots, a double buffer, unless the input GEMM is hoisted or the products of several steps are
+// formed at once; a power of two. Where all steps are kept, there is memory for those alone.
 template <class scalar_t>
 struct OperandBuffer {
   scalar_t* data;

@@ -36,7 +36,9 @@ void init_state(const Backward<scalar_t>& args, const Slice& s) {
             n);
     }
     if (s.rank > 0) continue;
-    for (int64_t slot = 0; slot < args.da_operand.slots; ++slot) args.da_operand.clear_padding(slot, b);
+    const bool padded = padded_k<scalar_t>(4 * args.H) > 4 * args.H;
+    const int64_t da_slots = padded ? min(args.da_operand.slots, args.sequence.T) : 0;
+    for (int64_t slot = 0; slot < da_slots; ++slot) args.da_operand.clear_padding(slot, b);
     for (int64_t slot = 0; slot < 2 && args.weight_hr; ++slot) args.dh_operand.clear_padding(slot, b);
   }
 }
@@ -67,7 +69,7 @@ void fill_inactive(const Backward<scalar_t>& args, const Slice& s, int64_t t, in
       for (int64_t gate = 0; gate < 4; ++gate)
         for (int64_t j = j0; j < j1; ++j) {
           const int64_t at = ((t * args.sequence.B + b) * 4 + gate) * args.H + j;
-          args.dxw[at] = {};
+          if (args.dxw) args.dxw[at] = {};
           if (args.dhw) args.dhw[at] = {};
         }
 }
@@ -192,7 +194,7 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
     };
     if (!args.weight_hr) {
       for_rows(h0, h1, [&](auto& macrotile) {
-        if (args.prefetches) prefetch_step(args, rows, macrotile, t);
+        if (args.prefetches) prefetch_step(args, rows, macrotile, n, t);
         recurrent_gradient(args, rows, macrotile);
         for (int64_t i = 0; i < macrotile.count; ++i)
           if (args.variant.any)

@@ -115,12 +115,13 @@ struct Products {
   int64_t KC, rows_at_once;
 
   // Inputs, the caller's.
-  const scalar_t* dxw;        // [T, B, M], unused in blocks
-  const scalar_t* dhw;        // [T, B, M], may be dxw, unused in blocks
-  const scalar_t* weight_ih;  // [M, I]
-  StridedRows<scalar_t> x;    // [T, B, I]
-  StridedRows<scalar_t> y;    // [T, B, P]
-  const scalar_t* h0;         // [B, P]
+  const scalar_t* dxw;         // [T, B, M], unused in blocks
+  const scalar_t* dhw;         // [T, B, M], may be dxw, unused in blocks
+  OperandBuffer<scalar_t> da;  // in place of both, the recurrence's operand rows of all steps, or no data
+  const scalar_t* weight_ih;   // [M, I]
+  StridedRows<scalar_t> x;     // [T, B, I]
+  StridedRows<scalar_t> y;     // [T, B, P]
+  const scalar_t* h0;          // [B, P]
 
   // Outputs, the caller's, contiguous, null if not needed. Every element is written.
   scalar_t* dx;          // [T, B, I]
@@ -167,7 +168,7 @@ struct Backward {
   const acc_t<scalar_t>* hw;  // [T, B, 4H], W_hh h_{t-1}, unused without gain_hh
 
   // Outputs, the caller's, contiguous. The pass writes every element.
-  scalar_t* dxw;        // [T, B, 4H], or null with products
+  scalar_t* dxw;        // [T, B, 4H], or null with products, or where da_operand holds all steps
   scalar_t* dhw;        // [T, B, 4H], unused without gain_hh
   scalar_t* dh0;        // [B, P]
   scalar_t* dc0;        // [B, H]
@@ -178,9 +179,10 @@ struct Backward {
   const Products<scalar_t>* products;
 
   // Workspace, the caller's, 64-byte aligned.
-  scalar_t* packed_hh;                 // channels(P, 4H), unused without packs
-  scalar_t* packed_hr;                 // channels(H, P), unused without weight_hr
-  OperandBuffer<scalar_t> da_operand;  // K = 4H; two slots without products
+  scalar_t* packed_hh;  // channels(P, 4H), unused without packs
+  scalar_t* packed_hr;  // channels(H, P), unused without weight_hr
+  OperandBuffer<scalar_t>
+      da_operand;  // K = 4H; slots of all steps in place of dxw, else those of products or two
   OperandBuffer<scalar_t> dh_operand;  // K = P, unused without weight_hr
   acc_t<scalar_t>* dc_state;           // [B, H], dc of the last step
   acc_t<scalar_t>* dh_zoneout;         // [B, P], the share of dh that skips a step, unused without zoneout_h

@@ -40,10 +40,10 @@ void prefetch_step(const Forward<scalar_t>& args, const Row<scalar_t>* rows, Mac
   }
 }
 
-// Makes the product of a macro-tile fetch what its epilogue reads and writes of step t.
+// Makes the product of a macro-tile fetch what its epilogue reads and writes of step t, the n-th.
 template <class scalar_t>
 void prefetch_step(const Backward<scalar_t>& args, const Row<scalar_t>* rows, MacroTile<scalar_t>& macrotile,
-                   int64_t t) {
+                   int64_t n, int64_t t) {
   const int64_t H = args.H, B = args.sequence.B;
   for (int64_t i = 0; i < macrotile.count; ++i) {
     const AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
@@ -51,10 +51,14 @@ void prefetch_step(const Backward<scalar_t>& args, const Row<scalar_t>* rows, Ma
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t b = rows[tile.first_row + r].b, tb = t * B + b;
       const int64_t before = t == args.sequence.first(b) ? tb : args.sequence.previous(t) * B + b;
+      // In blocks of products the caches hold da.
+      const scalar_t* da = args.products ? nullptr
+                           : args.dxw    ? args.dxw + tb * 4 * H
+                                         : args.da_operand.row(n, b);
       for (int64_t j = j0; j < j1; j += line_elements<scalar_t>) {
         for (int64_t gate = 0; gate < 4; ++gate) {
           macrotile.prefetch(args.gates + (tb * 4 + gate) * H + j);
-          if (args.dxw && !args.streaming_stores) macrotile.prefetch(args.dxw + (tb * 4 + gate) * H + j);
+          if (da && !args.streaming_stores) macrotile.prefetch(da + gate * H + j);
         }
         macrotile.prefetch(args.c + before * H + j);
         if (args.dy.data) macrotile.prefetch(args.dy.at(t, b) + j);

@@ -12,7 +12,7 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
-// Visits the valid steps of all rows in memory order.
+// Visits the valid steps of all rows in memory order of da.
 class ValidSteps {
  public:
   explicit ValidSteps(const Sequence& sequence) : q_(sequence) {}
@@ -21,21 +21,22 @@ class ValidSteps {
   template <class scalar_t>
   void list(const Products<scalar_t>& args, int64_t count, ProductRow<scalar_t>* rows) {
     for (int64_t k = 0; k < count; ++b_) {
-      if (b_ == q_.B) b_ = 0, ++t_;
-      if (t_ >= q_.length(b_)) continue;
-      const int64_t tb = t_ * q_.B + b_;
-      const scalar_t* h = !args.dweight_hh     ? nullptr
-                          : t_ == q_.first(b_) ? args.h0 + b_ * args.P
-                                               : args.y.at(q_.previous(t_), b_);
-      rows[k++] = {args.dxw + tb * args.M, args.dhw + tb * args.M,
-                   args.dweight_ih ? args.x.at(t_, b_) : nullptr, h,
+      if (b_ == q_.B) b_ = 0, ++n_;
+      const int64_t t = args.da.data ? q_.step(n_) : n_, tb = t * q_.B + b_;
+      if (t >= q_.length(b_)) continue;
+      const scalar_t* dxw = args.da.data ? args.da.row(n_, b_) : args.dxw + tb * args.M;
+      const scalar_t* dhw = args.da.data ? dxw : args.dhw + tb * args.M;
+      const scalar_t* h = !args.dweight_hh    ? nullptr
+                          : t == q_.first(b_) ? args.h0 + b_ * args.P
+                                              : args.y.at(q_.previous(t), b_);
+      rows[k++] = {dxw, dhw, args.dweight_ih ? args.x.at(t, b_) : nullptr, h,
                    args.dx ? args.dx + tb * args.I : nullptr};
     }
   }
 
  private:
   const Sequence& q_;
-  int64_t t_ = 0, b_ = 0;
+  int64_t n_ = 0, b_ = 0;
 };
 
 // Packs this thread's share of W_ih, for dx.
@@ -61,13 +62,14 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
   const int64_t panels = ceil_div(args.I, NR<scalar_t>);
   // Hardware does not prefetch rows of da in time, because a tile reads MR of them at once: a tile's product
   // prefetches the next tile's.
-  const int64_t row_bytes = args.M * static_cast<int64_t>(sizeof(scalar_t));
+  const int64_t stride = args.da.data ? args.da.stride() : args.M,
+                row_bytes = stride * static_cast<int64_t>(sizeof(scalar_t));
   const bool streams = !operand.data && args.packs && args.M <= KC && !has_few_rows(count) &&
                        panels * NR<scalar_t> * row_bytes <= l2_resident_bytes &&
-                       rows[count - 1].dxw == rows[0].dxw + (count - 1) * args.M;
+                       rows[count - 1].dxw == rows[0].dxw + (count - 1) * stride;
   for_macrotiles<scalar_t>(0, count, 0, panels, false, [&](auto& macrotile) {
     if (streams)
-      macrotile.stream(rows[0].dxw + macrotile.tiles[0].rows * args.M,
+      macrotile.stream(rows[0].dxw + macrotile.tiles[0].rows * stride,
                        macrotile.tiles[0].first_panel == 0 ? count * row_bytes : 0);
     macrotile.multiply(
         args.packs ? packed_for(operand, args.packed_ih) : unpacked(args.weight_ih, args.M, args.I),

@@ -200,8 +200,11 @@ ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
 template <class scalar_t>
 GradientsPlan plan_gradients(const Machine& machine, const Sizes& sizes, const ProductSizes& products,
                              bool lengths) {
-  GradientsPlan plan{plan_backward<scalar_t>(machine, sizes), plan_products<scalar_t>(machine, products), 0};
+  GradientsPlan plan{plan_backward<scalar_t>(machine, sizes), plan_products<scalar_t>(machine, products), 0,
+                     false};
   if (!lengths) plan.block_steps = block_steps<scalar_t>(machine, sizes, plan);
+  plan.keeps_da = plan.block_steps == 0 && !by_amx<scalar_t>(machine);
+  if (plan.keeps_da) plan.products.copies_dxw = plan.backward.streaming_stores = false;
   return plan;
 }
 

@@ -55,6 +55,7 @@ struct GradientsPlan {
   Plan backward;
   ProductsPlan products;
   int64_t block_steps;  // steps whose products are formed at once during the recurrence; 0: all, after it
+  bool keeps_da;        // products after it take da from the operand rows of all steps, not from dxw
 };
 
 // `save`: the pass stores c and gates for the backward pass.
