@@ -4,6 +4,8 @@
 // applies its epilogue, the LSTM cell, before they leave the cache (lstm/forward.h, lstm/backward.h).
 #pragma once
 
+#include <limits>
+
 #include "gemm/microkernel.h"
 #include "gemm/microkernel_amx.h"
 
@@ -145,7 +147,7 @@ struct MacroTile {
         Product<scalar_t> sum[max_block_steps];
         for (int i = 0; i < products; ++i)
           sum[i] = product(factors[i], n, row, k, n * chunks + chunk, count * chunks);
-        multiply_rows<scalar_t, KMajor>(chunk_rows, sum, products, tile.panels, tile.at(row, 0), tile.stride,
+        multiply_rows<scalar_t, KMajor>(chunk_rows, sum, products, tile.vectors, tile.at(row, 0), tile.stride,
                                         fresh, lines);
       }
     }
@@ -220,24 +222,33 @@ struct MacroTile {
 #endif
 };
 
-// Visits rows [row0, row1) × panels [panel_begin, panel_end) by macro-tiles. Rows are divided into tiles of
+// Panels [begin, end) of packed weights of `vectors` vectors of channels, the last of which may be half a
+// panel.
+struct Panels {
+  int64_t begin, end;
+  int64_t vectors = std::numeric_limits<int64_t>::max();
+};
+
+// Visits rows [row0, row1) × panels by macro-tiles. Rows are divided into tiles of
 // equal height, at most tile_rows. Panels are the outer loop: their weights stay in cache while all rows
 // pass. With AMX, which loads the rows again for each panel, a macro-tile has as many panels as fit.
 // `reverse_panels`, every other step, visits panels from last to first, to begin with those that the step
 // before has left in the cache.
 template <class scalar_t, class Visit>
-inline void for_macrotiles(int64_t row0, int64_t row1, int64_t panel_begin, int64_t panel_end,
-                           bool reverse_panels, Visit visit) {
+inline void for_macrotiles(int64_t row0, int64_t row1, const Panels& panels, bool reverse_panels,
+                           Visit visit) {
   const int64_t rows = row1 - row0;
   const int64_t tiles = ceil_div(rows, tile_rows<scalar_t>);
   if (tiles == 0) return;
-  const int64_t panels = panels_for<scalar_t>(static_cast<int>((rows + tiles - 1) / tiles));
-  const int64_t nc = by_amx<scalar_t> ? max_nc : panels > min_nc ? panels : min_nc;
+  const int64_t width = panels_for<scalar_t>(static_cast<int>((rows + tiles - 1) / tiles));
+  const int64_t nc = by_amx<scalar_t> ? max_nc : width > min_nc ? width : min_nc;
   const int64_t m_blocks = (tiles + MC_tiles - 1) / MC_tiles;
-  const int64_t n_blocks = ceil_div(panel_end - panel_begin, nc);
-  const auto panel_at = [&](int64_t j) { return panel_begin + (reverse_panels ? n_blocks - 1 - j : j) * nc; };
+  const int64_t n_blocks = ceil_div(panels.end - panels.begin, nc);
+  const auto panel_at = [&](int64_t j) {
+    return panels.begin + (reverse_panels ? n_blocks - 1 - j : j) * nc;
+  };
   MacroTile<scalar_t> macrotile;
-  macrotile.thread_panels = panel_end - panel_begin;
+  macrotile.thread_panels = panels.end - panels.begin;
   for (int64_t j = 0; j < n_blocks; ++j) {
     const int64_t p = panel_at(j);
     for (int64_t i = 0; i < m_blocks; ++i) {
@@ -249,7 +260,8 @@ inline void for_macrotiles(int64_t row0, int64_t row1, int64_t panel_begin, int6
         tile.first_row = row0 + rows * t / tiles;
         tile.rows = row0 + rows * (t + 1) / tiles - tile.first_row;
         tile.first_panel = p;
-        tile.panels = min(panel_end - p, nc);
+        tile.panels = min(panels.end - p, nc);
+        tile.vectors = min(2 * tile.panels, panels.vectors - 2 * p);
         tile.acc = tile.own, tile.stride = tile.panels * NR<scalar_t>;
       }
       visit(macrotile);

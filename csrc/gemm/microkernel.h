@@ -65,14 +65,16 @@ struct LineQueue {
 };
 
 // Adds the sum of products to accumulators with leading dimension `stride`, or stores it if they are `fresh`.
-// A has Rows rows, B Panels panels from `panel` on. With KMajor, A is [K, Rows] at rows[0], with
-// `k_major_stride`. Never inlined: the row pointers need all registers that a caller would take.
-template <class scalar_t, int Rows, int Panels, bool KMajor>
+// A has Rows rows, B V vectors from `panel` on: whole panels, or half of one. With KMajor, A is [K, Rows] at
+// rows[0], with `k_major_stride`. Never inlined: the row pointers need all registers that a caller would
+// take.
+template <class scalar_t, int Rows, int V, bool KMajor>
 [[gnu::noinline]] void microkernel(const Product<scalar_t>* products, int count, int64_t panel,
                                    acc_t<scalar_t>* acc, int64_t stride, bool fresh, LineQueue& lines) {
   using G = KGroup<scalar_t>;
-  constexpr int V = 2 * Panels;
-  constexpr int64_t bytes = k_pack<scalar_t> * NR<scalar_t> * sizeof(scalar_t);  // of a panel's k-group
+  constexpr int Panels = (V + 1) / 2;
+  constexpr int64_t bytes =
+      k_pack<scalar_t> * V / Panels * lanes<scalar_t> * sizeof(scalar_t);  // of a panel's k-group
   constexpr int pointers = row_pointers(Panels);
   constexpr bool few = has_few_rows(Rows);  // chains are short, and end with a product
   int64_t k_groups = 0;
@@ -161,29 +163,31 @@ struct PackedWeights {
   }
 };
 
-// The micro-kernel for any number of panels.
+// The micro-kernel for any number of vectors.
 template <class scalar_t, int Rows, bool KMajor>
-void multiply_panels(const Product<scalar_t>* products, int count, int64_t panels, acc_t<scalar_t>* acc,
-                     int64_t stride, bool fresh, LineQueue& lines) {
+void multiply_vectors(const Product<scalar_t>* products, int count, int64_t vectors, acc_t<scalar_t>* acc,
+                      int64_t stride, bool fresh, LineQueue& lines) {
   constexpr int Panels = panels_for<scalar_t>(Rows);
   int64_t p = 0;
-  for (; p + Panels <= panels; p += Panels)
-    microkernel<scalar_t, Rows, Panels, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh,
-                                                lines);
+  for (; p + Panels <= vectors / 2; p += Panels)
+    microkernel<scalar_t, Rows, 2 * Panels, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh,
+                                                    lines);
   if constexpr (Panels > 1)
-    for (; p < panels; ++p)
-      microkernel<scalar_t, Rows, 1, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh,
+    for (; p < vectors / 2; ++p)
+      microkernel<scalar_t, Rows, 2, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh,
                                              lines);
+  if (vectors % 2 > 0)
+    microkernel<scalar_t, Rows, 1, KMajor>(products, count, p, acc + p * NR<scalar_t>, stride, fresh, lines);
 }
 
 // The same for a number of rows, at most MR, that is known at run time only.
 template <class scalar_t, bool KMajor, int Rows = MR>
-inline void multiply_rows(int64_t rows, const Product<scalar_t>* products, int count, int64_t panels,
+inline void multiply_rows(int64_t rows, const Product<scalar_t>* products, int count, int64_t vectors,
                           acc_t<scalar_t>* acc, int64_t stride, bool fresh, LineQueue& lines) {
   if (rows == Rows)
-    return multiply_panels<scalar_t, Rows, KMajor>(products, count, panels, acc, stride, fresh, lines);
+    return multiply_vectors<scalar_t, Rows, KMajor>(products, count, vectors, acc, stride, fresh, lines);
   if constexpr (Rows > 1)
-    multiply_rows<scalar_t, KMajor, Rows - 1>(rows, products, count, panels, acc, stride, fresh, lines);
+    multiply_rows<scalar_t, KMajor, Rows - 1>(rows, products, count, vectors, acc, stride, fresh, lines);
 }
 
 // Accumulators, for at most max_nc panels, and their place in the output.
@@ -191,6 +195,7 @@ template <class scalar_t>
 struct AccumulatorTile {
   int64_t first_row, rows;  // at most tile_rows<scalar_t>
   int64_t first_panel, panels;
+  int64_t vectors;       // that vectors multiply: one less than in the panels where the last has only one
   acc_t<scalar_t>* acc;  // [rows, panels * NR], `own` or a part of the output
   int64_t stride;        // leading dimension of acc
   alignas(64) acc_t<scalar_t> own[tile_rows<scalar_t> * max_nc * NR<scalar_t>];

@@ -171,8 +171,10 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
   const int64_t H = args.H, P = args.P;
   const Slice s = slice(team, q.B, args.min_rows_per_thread);
   const int64_t h_panels = ceil_div(H, NR<scalar_t>), p_panels = ceil_div(P, NR<scalar_t>);
-  const int64_t h0 = s.begin(h_panels), h1 = s.end(h_panels), p0 = s.begin(p_panels), p1 = s.end(p_panels);
-  const int64_t j0 = h0 * NR<scalar_t>, j1 = min(h1 * NR<scalar_t>, H);  // this thread's channels of c
+  const Panels of_h{s.begin(h_panels), s.end(h_panels), ceil_div(H, lanes<scalar_t>)};
+  const Panels of_p{s.begin(p_panels), s.end(p_panels), ceil_div(P, lanes<scalar_t>)};
+  // This thread's channels of c.
+  const int64_t j0 = of_h.begin * NR<scalar_t>, j1 = min(of_h.end * NR<scalar_t>, H);
   Row<scalar_t>* rows = args.rows + team.rank * q.B;
   // Threads that split channels add to those of the first.
   double* sums = args.sums + (team.rank - s.rank) * 14 * args.width;
@@ -188,12 +190,12 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
     const Count count = active_rows(args, s, n, t, rows);
     fetch_operands(s, rows, count.continuing, 4 * H);
     // Rows that end here have no product, so they must not share a tile with those that continue.
-    const auto for_rows = [&](int64_t panel_begin, int64_t panel_end, auto visit) {
-      for_macrotiles<scalar_t>(0, count.continuing, panel_begin, panel_end, n & 1, visit);
-      for_macrotiles<scalar_t>(count.continuing, count.all, panel_begin, panel_end, n & 1, visit);
+    const auto for_rows = [&](const Panels& panels, auto visit) {
+      for_macrotiles<scalar_t>(0, count.continuing, panels, n & 1, visit);
+      for_macrotiles<scalar_t>(count.continuing, count.all, panels, n & 1, visit);
     };
     if (!args.weight_hr) {
-      for_rows(h0, h1, [&](auto& macrotile) {
+      for_rows(of_h, [&](auto& macrotile) {
         if (args.prefetches) prefetch_step(args, rows, macrotile, n, t);
         recurrent_gradient(args, rows, macrotile);
         for (int64_t i = 0; i < macrotile.count; ++i)
@@ -203,12 +205,12 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
             cell_epilogue<false>(args, n, t, rows, macrotile.tiles[i], true, sums);
       });
     } else {
-      for_rows(p0, p1, [&](auto& macrotile) {
+      for_rows(of_p, [&](auto& macrotile) {
         recurrent_gradient(args, rows, macrotile);
         store_dh(args, rows, macrotile, t, true, [&](int64_t b) { return args.dh_operand.row(n, b); });
       });
       s.sync();  // dh_operand: all channels
-      for_macrotiles<scalar_t>(0, count.all, h0, h1, n & 1, [&](auto& macrotile) {
+      for_macrotiles<scalar_t>(0, count.all, of_h, n & 1, [&](auto& macrotile) {
         macrotile.multiply(packed_for(args.dh_operand, args.packed_hr),
                            [&](int64_t r) { return args.dh_operand.row(n, rows[r].b); });
         for (int64_t i = 0; i < macrotile.count; ++i)
@@ -240,8 +242,8 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
     recurrent_gradient(args, rows, macrotile);
     store_dh(args, rows, macrotile, 0, false, [&](int64_t b) { return args.dh0 + b * P; });
   };
-  for_macrotiles<scalar_t>(0, with_steps, p0, p1, false, to_dh0);
-  for_macrotiles<scalar_t>(with_steps, count, p0, p1, false, to_dh0);
+  for_macrotiles<scalar_t>(0, with_steps, of_p, false, to_dh0);
+  for_macrotiles<scalar_t>(with_steps, count, of_p, false, to_dh0);
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
     for (int64_t j = j0; j < j1; j += lanes<scalar_t>)
       store(args.dc0 + b * H + j, load(args.dc_state + b * H + j, j1 - j), j1 - j);

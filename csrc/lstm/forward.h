@@ -85,7 +85,7 @@ void compute_xw(const Forward<scalar_t>& args, const Slice& s, int64_t n, int64_
   const int64_t rows = s.row_end - s.row_begin, steps = min(args.x_steps, args.sequence.T - n);
   copy_x(args, s, n, steps);
   s.sync();  // x_operand: other threads' rows, before the GEMM reads them
-  for_macrotiles<scalar_t>(0, steps * rows, panel_begin, panel_end, false, [&](auto& macrotile) {
+  for_macrotiles<scalar_t>(0, steps * rows, {panel_begin, panel_end}, false, [&](auto& macrotile) {
     multiply_gates(macrotile, args, args.weight_ih, args.packed_ih, args.x_operand,
                    [&](int64_t r) { return args.x_operand.row(n + r / rows, s.row_begin + r % rows); });
     for (int64_t i = 0; i < macrotile.count; ++i)
@@ -251,7 +251,7 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
     if (args.x_steps == 1 && n + 1 < T) copy_x(args, s, n + 1, 1);
     if (args.x_steps > 1 && (n & (args.x_steps - 1)) == 0) compute_xw(args, s, n, panel_begin, panel_end);
     if (args.variant.gain_hh) {
-      for_macrotiles<scalar_t>(0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
+      for_macrotiles<scalar_t>(0, count, {panel_begin, panel_end}, n & 1, [&](auto& macrotile) {
         multiply_gates(macrotile, args, args.weight_hh, args.packed_hh, args.h_operand,
                        [&](int64_t r) { return rows[r].operand; });
         for (int64_t i = 0; i < macrotile.count; ++i)
@@ -261,7 +261,7 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
       normalize(args, s, rows, count);
       s.sync();  // hw: normalised rows, before each thread reads its channels
     }
-    for_macrotiles<scalar_t>(0, count, panel_begin, panel_end, n & 1, [&](auto& macrotile) {
+    for_macrotiles<scalar_t>(0, count, {panel_begin, panel_end}, n & 1, [&](auto& macrotile) {
       if (args.prefetches) prefetch_step(args, rows, macrotile, t);
       multiply_step(args, rows, macrotile);
       for (int64_t i = 0; i < macrotile.count; ++i) {
@@ -278,8 +278,8 @@ void forward(const Forward<scalar_t>& args, const Team& team) {
     if (lengths) fill_inactive(args, s, t, j0, j1, y0, y1);
     s.sync();  // m_operand with a projection, else h_operand: all channels; x_operand: the next step's rows
     if (args.weight_hr) {
-      for_macrotiles<scalar_t>(0, count, s.begin(panels), s.end(panels), n & 1,
-                               [&](auto& macrotile) { project(args, n, t, rows, macrotile, y); });
+      for_macrotiles<scalar_t>(0, count, {s.begin(panels), s.end(panels), ceil_div(P, lanes<scalar_t>)},
+                               n & 1, [&](auto& macrotile) { project(args, n, t, rows, macrotile, y); });
       s.sync();  // h_operand: all channels
     }
   }

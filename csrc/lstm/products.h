@@ -67,21 +67,22 @@ void multiply_dx(const Products<scalar_t>& args, const ProductRow<scalar_t>* row
   const bool streams = !operand.data && args.packs && args.M <= KC && !has_few_rows(count) &&
                        panels * NR<scalar_t> * row_bytes <= l2_resident_bytes &&
                        rows[count - 1].dxw == rows[0].dxw + (count - 1) * stride;
-  for_macrotiles<scalar_t>(0, count, 0, panels, false, [&](auto& macrotile) {
-    if (streams)
-      macrotile.stream(rows[0].dxw + macrotile.tiles[0].rows * stride,
-                       macrotile.tiles[0].first_panel == 0 ? count * row_bytes : 0);
-    macrotile.multiply(
-        args.packs ? packed_for(operand, args.packed_ih) : unpacked(args.weight_ih, args.M, args.I),
-        [&](int64_t r) { return operand.data ? operand.row(0, first_operand_row + r) : rows[r].dxw; });
-    for (int64_t i = 0; i < macrotile.count; ++i) {
-      AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
-      for (int64_t r = 0; r < tile.rows; ++r)
-        for (int64_t j = tile.first_panel * NR<scalar_t>, v = 0; v < 2 * tile.panels && j < args.I;
-             ++v, j += lanes<scalar_t>)
-          store(rows[tile.first_row + r].dx + j, load(tile.at(r, 0) + v * lanes<scalar_t>), args.I - j);
-    }
-  });
+  for_macrotiles<scalar_t>(
+      0, count, {0, panels, ceil_div(args.I, lanes<scalar_t>)}, false, [&](auto& macrotile) {
+        if (streams)
+          macrotile.stream(rows[0].dxw + macrotile.tiles[0].rows * stride,
+                           macrotile.tiles[0].first_panel == 0 ? count * row_bytes : 0);
+        macrotile.multiply(
+            args.packs ? packed_for(operand, args.packed_ih) : unpacked(args.weight_ih, args.M, args.I),
+            [&](int64_t r) { return operand.data ? operand.row(0, first_operand_row + r) : rows[r].dxw; });
+        for (int64_t i = 0; i < macrotile.count; ++i) {
+          AccumulatorTile<scalar_t>& tile = macrotile.tiles[i];
+          for (int64_t r = 0; r < tile.rows; ++r)
+            for (int64_t j = tile.first_panel * NR<scalar_t>, v = 0; v < 2 * tile.panels && j < args.I;
+                 ++v, j += lanes<scalar_t>)
+              store(rows[tile.first_row + r].dx + j, load(tile.at(r, 0) + v * lanes<scalar_t>), args.I - j);
+        }
+      });
 }
 
 // Packs channels [m, m + count) of da, of K rows, as operand rows for AMX: VNNI pairs along K, which then
@@ -174,8 +175,9 @@ void for_vectors(AccumulatorTile<scalar_t>& tile, int64_t m, const WeightGradien
 template <class scalar_t, class Multiply>
 void accumulate(const WeightGradient<scalar_t>& weight, int64_t m, int64_t count, bool first, bool last,
                 Multiply multiply) {
-  const int64_t end = weight.first_panel + weight.panels;
-  for_macrotiles<scalar_t>(0, count, weight.first_panel, end, false, [&](auto& macrotile) {
+  const Panels panels{weight.first_panel, weight.first_panel + weight.panels,
+                      2 * weight.first_panel + ceil_div(weight.N, lanes<scalar_t>)};
+  for_macrotiles<scalar_t>(0, count, panels, false, [&](auto& macrotile) {
     bool in_place = true;
     for (int64_t i = 0; i < macrotile.count; ++i)
       in_place = place_in_sums(macrotile.tiles[i], m, weight) && in_place;
