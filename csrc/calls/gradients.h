@@ -18,7 +18,8 @@ GradientsOutputs gradients_as(const Sizes& sizes, const BackwardInputs& in, cons
   const ProductSizes wanted = factors.sizes(sizes, 4 * sizes.H);
   const auto [plan, products_plan, steps, keeps_da] =
       plan_gradients<scalar_t>(machine, sizes, wanted, in.lengths.has_value());
-  const int64_t slots = steps > 0 ? steps : keeps_da ? sizes.T : 2;
+  const int64_t all_steps = std::max<int64_t>(sequence_of(sizes, in.reverse, in.lengths).T, 1);
+  const int64_t slots = steps > 0 ? steps : keeps_da ? all_steps : 2;
   StateGradients out(sizes, dtype_of<scalar_t>());
   ProductsOutputs formed = empty_products<scalar_t>(sizes, wanted);
   Workspace space;

@@ -179,10 +179,9 @@ struct Backward {
   const Products<scalar_t>* products;
 
   // Workspace, the caller's, 64-byte aligned.
-  scalar_t* packed_hh;  // channels(P, 4H), unused without packs
-  scalar_t* packed_hr;  // channels(H, P), unused without weight_hr
-  OperandBuffer<scalar_t>
-      da_operand;  // K = 4H; slots of all steps in place of dxw, else those of products or two
+  scalar_t* packed_hh;                 // channels(P, 4H), unused without packs
+  scalar_t* packed_hr;                 // channels(H, P), unused without weight_hr
+  OperandBuffer<scalar_t> da_operand;  // K = 4H, two slots; those of a block, or of all steps without dxw
   OperandBuffer<scalar_t> dh_operand;  // K = P, unused without weight_hr
   acc_t<scalar_t>* dc_state;           // [B, H], dc of the last step
   acc_t<scalar_t>* dh_zoneout;         // [B, P], the share of dh that skips a step, unused without zoneout_h
