@@ -177,15 +177,14 @@ std::vector<int64_t> plan_of(const std::string& isa, DType dtype, const std::vec
   check_sizes(sizes, dtype);
   const ProductSizes all{sizes.T * sizes.B, 4 * sizes.H, sizes.I, sizes.P, true, true, true};
   if (call == "gradients") {
-    const GradientsPlan plan = by_dtype(dtype, "dtype", [&](auto element) {
-      return plan_gradients<decltype(element)>(machine, sizes, all, false);
-    });
+    const GradientsPlan plan = by_dtype(
+        dtype, "dtype", [&](auto element) { return plan_gradients<decltype(element)>(machine, sizes, all); });
     return {plan.backward.threads, plan.block_steps, plan.keeps_da};
   }
   if (call == "products") {
     const ProductsPlan plan = by_dtype(
         dtype, "dtype", [&](auto element) { return plan_products<decltype(element)>(machine, all); });
-    return {plan.threads, plan.KC, plan.packs, plan.copies_dxw, plan.double_buffer};
+    return {plan.threads, plan.outer_products, plan.KC, plan.packs, plan.copies_dxw, plan.double_buffer};
   }
   const Plan plan = by_dtype(dtype, "dtype", [&](auto element) {
     using scalar_t = decltype(element);

@@ -96,7 +96,8 @@ constexpr int64_t l1_way_bytes = 4096;
 // [steps] and [rows] Limits of a block whose products are formed during the recurrence, while da is in L2, in
 // place of all products after it; the steps are a power of two. With two threads of Emerald Rapids both
 // together are 1.19 times as fast at wide (two steps, 256 rows; with 8 steps, beyond L2, 1.12), 1.08 at mnist
-// (4, 128; 2 steps of 32 rows 1.02), with one thread 1.10 (2, 512) and 1.06 (4, 256).
+// (4, 128; 2 steps of 32 rows 1.02), with one thread 1.10 (2, 512) and 1.06 (4, 256). With up to 1024 rows
+// wide's take 1.06 times as long, with up to 256 on one thread 1.12 (no blocks).
 constexpr int64_t max_block_steps = 8;
 constexpr int64_t min_block_rows = 64;
 constexpr int64_t max_block_rows = 512;
@@ -175,7 +176,7 @@ constexpr int64_t KC = 1024;
 // backward product ran at 170 instead of 160 GFLOP/s on one thread of Emerald Rapids, of 190.
 constexpr int64_t block_depth(int64_t k_groups) {
   const int64_t blocks = k_groups <= KC ? 1 : (k_groups + KC - 1) / KC;
-  const int64_t depth = blocks == 1 ? k_groups : (k_groups + blocks - 1) / blocks;
+  const int64_t depth = (k_groups + blocks - 1) / blocks;
   return (depth + amx_tile_k_groups - 1) / amx_tile_k_groups * amx_tile_k_groups;
 }
 // [rows] Maximum of a memory-bound micro-kernel: reading weights takes longer than multiplying them

@@ -49,11 +49,23 @@ def draw_step(sizes, dtype, lengths=False, reverse=False, peephole=True, P=None,
     P = H if P is None else P
     x, h0, c0 = draw(T, B, I), draw(B, P), draw(B, H)
     weights = draw(4 * H, I), draw(4 * H, P), draw(4 * H), draw(4 * H), draw(3, H) if peephole else None
-    steps = torch.randint(T + 1, (B,), generator=generator) if lengths else None
+    steps = torch.randint(T + 1, (B,), generator=generator) if lengths is True else None
+    if isinstance(lengths, list):
+        steps = torch.tensor(lengths)
     weight_ih, weight_hh, _, _, peepholes = weights = tuple(w if w is None else w / 4 for w in weights)
     y, _, _, c, gates = forward_op["cpp"](x, *weights, weight_hr, h0, c0, steps, reverse, True)
     douts = draw(T, B, P), draw(B, P), draw(B, H)
     return (x, weight_ih, y, h0), (*douts, c, gates, c0, weight_hh, peepholes, weight_hr, steps, reverse)
+
+
+def draw_forward(sizes, lengths, reverse):
+    """The arguments of a forward pass in float64."""
+    T, B, I, H = sizes
+    x, *weights, h0, c0 = (
+        torch.randn(shape, dtype=torch.float64) / 4
+        for shape in ((T, B, I), (4 * H, I), (4 * H, H), (4 * H,), (4 * H,), (3, H), (B, H), (B, H))
+    )
+    return x, *weights, None, h0, c0, torch.tensor(lengths), reverse, True
 
 
 def given(factors, needs):
@@ -153,6 +165,45 @@ def test_inputs_may_be_strided(sizes):
         compare((x, weight_ih, y.transpose(0, 1).contiguous().transpose(0, 1), h0), arguments)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_threads_with_rows_of_their_own_get_as_many_steps(threads):
+    """Some then have no row at all, and rows lack steps of a block, or its first only."""
+    T, B = 17, 98
+    sizes = T, B, 28, 64
+    assert blocks(sizes, torch.float32, threads) > 0
+    kinds = {
+        "falling": [T - b * T // B for b in range(B)],
+        "rising": [b * T // B for b in range(B)],
+        "in_the_last": [0] * (B - 1) + [T],
+        "in_one": [T if b == 40 else 0 for b in range(B)],
+        "in_none": [0] * B,
+        "whole": [T] * B,
+        "all_but_one": [T - (b == 50) for b in range(B)],
+        "of_whole_blocks": [8] * B,
+    }
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for lengths in kinds.values():
+            for reverse in (False, True):
+                compare(*draw_step(sizes, torch.float32, lengths, reverse))
+                inputs = draw_forward(sizes, lengths, reverse)
+                outputs = (forward_op[name](*inputs) for name in ("cpp", "reference"))
+                for found, exact in zip(*outputs, strict=True):
+                    torch.testing.assert_close(found, exact, rtol=0, atol=1e-13)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_padding_may_hold_nan():
+    (x, weight_ih, y, h0), arguments = draw_step((9, 64, 32, 32), torch.float32, lengths=True)
+    lengths, x = arguments[-2], x.clone()
+    padding = torch.arange(9)[:, None] >= lengths
+    x[padding] = torch.nan
+    dx, *others = gradients_op["cpp"](x, weight_ih, y, h0, *arguments)
+    assert all(other.isfinite().all() for other in others) and not dx[padding].any()
+
+
 def test_infinities_and_nan_stay_where_they_are():
     (x, weight_ih, y, h0), arguments = draw_step((9, 64, 32, 32), torch.float32)
     x = x.clone()
@@ -171,7 +222,7 @@ def test_every_other_instruction_set(isa):
         "-q",
         __file__,
         "-k",
-        "two_calls or threads or strided or projection",
+        "two_calls or threads or strided or projection or padding",
     ]
     environment = {**os.environ, "LSTM_FUSED_ISA": isa}
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, env=environment)
@@ -223,4 +274,5 @@ def compare_with_a_small_team():
     torch.set_num_threads(8)
     for B in (1200, 2000):
         assert blocks((6, B, 16, 32), torch.float32, 8) > 0
-        compare(*draw_step((6, B, 16, 32), torch.float32))
+        for lengths in (False, True):
+            compare(*draw_step((6, B, 16, 32), torch.float32, lengths))

@@ -16,8 +16,7 @@ template <class scalar_t>
 GradientsOutputs gradients_as(const Sizes& sizes, const BackwardInputs& in, const ProductInputs& factors) {
   const Machine machine = this_machine();
   const ProductSizes wanted = factors.sizes(sizes, 4 * sizes.H);
-  const auto [plan, products_plan, steps, keeps_da] =
-      plan_gradients<scalar_t>(machine, sizes, wanted, in.lengths.has_value());
+  const auto [plan, products_plan, steps, keeps_da] = plan_gradients<scalar_t>(machine, sizes, wanted);
   const int64_t all_steps = std::max<int64_t>(sequence_of(sizes, in.reverse, in.lengths).T, 1);
   const int64_t slots = steps > 0 ? steps : keeps_da ? all_steps : 2;
   StateGradients out(sizes, dtype_of<scalar_t>());
@@ -28,6 +27,7 @@ GradientsOutputs gradients_as(const Sizes& sizes, const BackwardInputs& in, cons
       products_args<scalar_t>(space, machine, products_plan, sizes, wanted, factors, formed);
   if (steps > 0) {
     add_block_workspace(products, space, machine, plan.threads, sizes, wanted, steps);
+    if (in.lengths) add_da_operand(products, space, plan.threads);
     args.products = &products;
   } else {
     add_workspace(products, space, machine, products_plan, wanted);

@@ -42,7 +42,8 @@ Products<scalar_t> products_args(Workspace& space, const Machine& machine, const
   Products<scalar_t> args{};
   args.sequence = {sizes.T, sizes.B, in.reverse, data<int64_t>(in.lengths)};
   args.M = wanted.M, args.I = wanted.I, args.P = wanted.P;
-  args.packs = plan.packs, args.KC = plan.KC, args.rows_at_once = plan.rows_at_once;
+  args.packs = plan.packs, args.outer_products = plan.outer_products, args.KC = plan.KC,
+  args.rows_at_once = plan.rows_at_once;
   if (wanted.dx) {
     args.weight_ih = data<scalar_t>(in.weight_ih), args.dx = mutable_data<scalar_t>(dx);
     if (plan.packs)
@@ -57,6 +58,12 @@ Products<scalar_t> products_args(Workspace& space, const Machine& machine, const
   return args;
 }
 
+// Adds the operand rows of packed da.
+template <class scalar_t>
+void add_da_operand(Products<scalar_t>& args, Workspace& space, int threads) {
+  args.da_operand = operand_buffer<scalar_t>(space, threads * args.rows_at_once, args.KC, 1);
+}
+
 // Adds the workspace of products after the recurrence.
 template <class scalar_t>
 void add_workspace(Products<scalar_t>& args, Workspace& space, const Machine& machine,
@@ -66,12 +73,12 @@ void add_workspace(Products<scalar_t>& args, Workspace& space, const Machine& ma
   const auto packed = [&](bool needed, int64_t N) { return needed ? packing.channels(N, plan.KC) : 0; };
   if (wanted.dx && plan.copies_dxw)
     args.dxw_operand = operand_buffer<scalar_t>(space, plan.threads * plan.rows_at_once, wanted.M, 1);
-  if (wanted.dweight_ih || wanted.dweight_hh) {
+  if ((wanted.dweight_ih || wanted.dweight_hh) && !plan.outer_products) {
     const int64_t size = packed(wanted.dweight_ih, wanted.I) + packed(wanted.dweight_hh, wanted.P);
     for (int slot = 0; slot < 2; ++slot)
       args.packed_rows[slot] =
           slot == 0 || plan.double_buffer ? space.take<scalar_t>(size) : args.packed_rows[0];
-    args.da_operand = operand_buffer<scalar_t>(space, plan.threads * plan.rows_at_once, plan.KC, 1);
+    add_da_operand(args, space, plan.threads);
   }
   if constexpr (std::is_same_v<scalar_t, real>) {
     args.sums_ih = args.dweight_ih, args.sums_hh = args.dweight_hh;

@@ -16,7 +16,7 @@ namespace lstm_fused::LSTM_FUSED_ISA {
 
 template <class scalar_t>
 void pack(const Backward<scalar_t>& args, const Team& team) {
-  const Slice all{0, 0, team.rank, team.size, team.barrier};
+  const Slice all = whole(team);
   const int64_t p = ceil_div(args.P, NR<scalar_t>), h = ceil_div(args.H, NR<scalar_t>);
   if (args.packs)
     pack_channels(args.weight_hh, 1, args.P, args.P, 4 * args.H, all.begin(p), all.end(p), args.packed_hh);
@@ -169,7 +169,7 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
   const FlushSubnormals flush;
   const Sequence& q = args.sequence;
   const int64_t H = args.H, P = args.P;
-  const Slice s = slice(team, q.B, args.min_rows_per_thread);
+  const Slice s = slice(team, q.B, args.min_rows_per_thread, q.lengths);
   const int64_t h_panels = ceil_div(H, NR<scalar_t>), p_panels = ceil_div(P, NR<scalar_t>);
   const Panels of_h{s.begin(h_panels), s.end(h_panels), ceil_div(H, lanes<scalar_t>)};
   const Panels of_p{s.begin(p_panels), s.end(p_panels), ceil_div(P, lanes<scalar_t>)};
@@ -248,7 +248,7 @@ void backward(const Backward<scalar_t>& args, const Team& team) {
     for (int64_t j = j0; j < j1; j += lanes<scalar_t>)
       store(args.dc0 + b * H + j, load(args.dc_state + b * H + j, j1 - j), j1 - j);
   if (args.streaming_stores) streaming_fence();
-  if (products) products->reduce({0, 0, team.rank, team.size, team.barrier});
+  if (products) products->reduce(whole(team));
   reduce_sums(args, team);
 }
 

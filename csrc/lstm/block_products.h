@@ -3,7 +3,7 @@
 //
 // The factors of the weight gradients are read where they lie, each step of the block a part of their depth:
 // da in the recurrence's operand rows, x and h_{t-1} in theirs if these are dense and fill whole panels; else
-// they are packed.
+// they are packed. Where rows of the batch lack a step of the block, all are packed, without those.
 #pragma once
 
 #include "lstm/products.h"
@@ -19,26 +19,27 @@ class BlockProducts {
         da_(args.da_operand),
         row_begin_(s.row_begin),
         rows_(s.row_end - s.row_begin),
+        rank_(rank),
+        listed_(args_.block_rows + row_begin_ * da_.slots),
         sums_(sums_of(rank)) {}
 
   // Forms those of steps [begin, end) in the order of the recurrence, which has just reached `begin`.
   void multiply(int64_t begin, int64_t end) {
-    if (args_.dx) form_dx(begin, end);
-    const int64_t I = args_.I, P = args_.P;
-    if (args_.dweight_ih)
-      add({0, ceil_div(I, NR<scalar_t>), I, sums_, args_.dweight_ih}, own(args_.block_x, I), begin, end,
-          [&](int64_t n) { return Factor{args_.x.at(q_.step(n), row_begin_), args_.x.b_stride}; });
-    if (args_.dweight_hh)
-      add({0, ceil_div(P, NR<scalar_t>), P, sums_ + args_.M * I, args_.dweight_hh}, own(args_.block_h, P),
-          begin, end, [&](int64_t n) {
-            return n == 0 ? Factor{args_.h0 + row_begin_ * P, P}
-                          : Factor{args_.y.at(q_.previous(q_.step(n)), row_begin_), args_.y.b_stride};
-          });
+    const auto [K, complete] = list(begin, end);
+    if (K == 0) return;
+    if (args_.dx)
+      for (int64_t r = 0; r < K; r += args_.rows_at_once)
+        multiply_dx(args_, listed_ + r, min(args_.rows_at_once, K - r), 0);
+    if (complete)
+      add_all(begin, end);
+    else
+      for (int64_t k = 0; k < K; k += args_.KC) add_listed(listed_ + k, min(args_.KC, K - k));
     first_ = false;
   }
 
   // Adds up the sums of all threads, in a fixed order.
   void reduce(const Slice& all) const {
+    for (int64_t k = 0; first_ && k < args_.M * (args_.I + args_.P); ++k) sums_[k] = 0;  // no row has steps
     all.sync();  // sums of all threads
     add_up(all, 0, args_.M * args_.I, args_.dweight_ih);
     add_up(all, args_.M * args_.I, args_.M * args_.P, args_.dweight_hh);
@@ -51,20 +52,70 @@ class BlockProducts {
     int64_t stride;
   };
 
-  // This thread's part of packed rows.
-  scalar_t* own(scalar_t* packed, int64_t N) const {
-    return packed + row_begin_ * da_.slots * ceil_div(N, NR<scalar_t>) * NR<scalar_t>;
+  acc_t<scalar_t>* sums_of(int64_t rank) const {
+    return args_.block_sums + rank * args_.M * (args_.I + args_.P);
   }
-  scalar_t* sums_of(int64_t rank) const { return args_.block_sums + rank * args_.M * (args_.I + args_.P); }
+  WeightGradient<scalar_t> ih() const {
+    return {0, ceil_div(args_.I, NR<scalar_t>), args_.I, sums_, args_.dweight_ih};
+  }
+  WeightGradient<scalar_t> hh() const {
+    return {0, ceil_div(args_.P, NR<scalar_t>), args_.P, sums_ + args_.M * args_.I, args_.dweight_hh};
+  }
+  // This thread's part of packed rows.
+  scalar_t* own(scalar_t* packed, const WeightGradient<scalar_t>& weight) const {
+    return packed + row_begin_ * da_.slots * weight.panels * NR<scalar_t>;
+  }
 
-  void form_dx(int64_t begin, int64_t end) {
-    ProductRow<scalar_t>* all = args_.block_rows + row_begin_ * da_.slots;
-    int64_t K = 0;
+  // The number of valid steps, and whether every row has every step of the block and, except at the
+  // recurrence's first, the step before it.
+  struct Listed {
+    int64_t count = 0;
+    bool complete = true;
+  };
+
+  // Lists the factors of the valid steps, and sets dx of the others to zero.
+  Listed list(int64_t begin, int64_t end) {
+    Listed listed;
     for (int64_t n = begin; n < end; ++n)
-      for (int64_t b = row_begin_; b < row_begin_ + rows_; ++b)
-        all[K++] = {da_.row(n, b), nullptr, nullptr, nullptr, args_.dx + (q_.step(n) * q_.B + b) * args_.I};
-    for (int64_t r = 0; r < K; r += args_.rows_at_once)
-      multiply_dx(args_, all + r, min(args_.rows_at_once, K - r), 0);
+      for (int64_t t = q_.step(n), b = row_begin_; b < row_begin_ + rows_; ++b) {
+        scalar_t* dx = args_.dx ? args_.dx + (t * q_.B + b) * args_.I : nullptr;
+        const bool valid = t < q_.length(b), starts = t == q_.first(b);
+        listed.complete = listed.complete && valid && starts == (n == 0);
+        if (valid)
+          listed_[listed.count++] = {da_.row(n, b), da_.row(n, b),
+                                     args_.dweight_ih ? args_.x.at(t, b) : nullptr,
+                                     args_.dweight_hh ? previous_h(args_, t, b) : nullptr, dx};
+        else
+          for (int64_t j = 0; dx && j < args_.I; ++j) dx[j] = {};
+      }
+    return listed;
+  }
+
+  // Adds the products of K listed rows, which are packed.
+  void add_listed(const ProductRow<scalar_t>* rows, int64_t K) {
+    OperandBuffer<scalar_t> operand = args_.da_operand;
+    operand.data = operand.row(0, rank_ * args_.rows_at_once), operand.K = K;
+    scalar_t *x = own(args_.block_x, ih()), *h = own(args_.block_h, hh());
+    if (args_.dweight_ih) pack_rows([&](int64_t k) { return rows[k].x; }, args_.I, 0, K, K, x);
+    if (args_.dweight_hh) pack_rows([&](int64_t k) { return rows[k].h; }, args_.P, 0, K, K, h);
+    const bool first = first_ && rows == listed_;
+    for (int64_t m = 0; m < args_.M; m += args_.rows_at_once) {
+      const int64_t count = min(args_.rows_at_once, args_.M - m);
+      pack_da_operand([&](int64_t k) { return rows[k].dxw; }, m, count, args_.M, K, operand, 0);
+      if (args_.dweight_ih) accumulate(ih(), m, count, first, false, operand, 0, x);
+      if (args_.dweight_hh) accumulate(hh(), m, count, first, false, operand, 0, h);
+    }
+  }
+
+  // Adds those of all rows, of a complete block.
+  void add_all(int64_t begin, int64_t end) {
+    if (args_.dweight_ih)
+      add(ih(), own(args_.block_x, ih()), begin, end,
+          [&](int64_t n) { return Factor{args_.x.at(q_.step(n), row_begin_), args_.x.b_stride}; });
+    if (args_.dweight_hh)
+      add(hh(), own(args_.block_h, hh()), begin, end, [&](int64_t n) {
+        return Factor{previous_h(args_, q_.step(n), row_begin_), n == 0 ? args_.P : args_.y.b_stride};
+      });
   }
 
   // Adds a block's products to a weight's sums; at(n) is the other factor at the n-th step.
@@ -103,7 +154,9 @@ class BlockProducts {
   const Sequence& q_;
   const OperandBuffer<scalar_t>& da_;
   const int64_t row_begin_, rows_;  // this thread's rows, and their number
-  scalar_t* sums_;
+  const int64_t rank_;
+  ProductRow<scalar_t>* listed_;
+  acc_t<scalar_t>* sums_;
   bool first_ = true;
 };
 

@@ -111,7 +111,7 @@ struct Products {
   Sequence sequence;
   int64_t M, I, P;  // M = 4H
   // As in ProductsPlan.
-  bool packs;
+  bool packs, outer_products;
   int64_t KC, rows_at_once;
 
   // Inputs, the caller's.
@@ -131,19 +131,21 @@ struct Products {
   // Workspace, the caller's, 64-byte aligned.
   scalar_t* packed_ih;  // channels(I, M), for dx, unused without packs
 
+  // threads * rows_at_once rows, K = KC, for dW; in blocks with lengths only
+  OperandBuffer<scalar_t> da_operand;
+
   // The same, after the recurrence.
   OperandBuffer<scalar_t> dxw_operand;  // threads * rows_at_once rows, K = M, for dx; no data: not copied
-  scalar_t* packed_rows[2];            // channels(I, KC) + channels(P, KC), x and h_{t-1}, for dW; may be one
-  OperandBuffer<scalar_t> da_operand;  // threads * rows_at_once rows, K = KC, for dW
-  acc_t<scalar_t>* sums_ih;            // [M, I], partial sums; of float32 and float64 dweight_ih itself
-  acc_t<scalar_t>* sums_hh;            // [M, P], the same for dweight_hh
-  ProductRow<scalar_t>* rows;          // [threads, KC]
+  scalar_t* packed_rows[2];    // channels(I, KC) + channels(P, KC), x and h_{t-1}, for dW; may be one
+  acc_t<scalar_t>* sums_ih;    // [M, I], partial sums; of float32 and float64 dweight_ih itself
+  acc_t<scalar_t>* sums_hh;    // [M, P], the same for dweight_hh
+  ProductRow<scalar_t>* rows;  // [threads, KC]
 
   // The same, in blocks of as many steps as Backward::da_operand has slots.
   scalar_t* block_x;                 // channels(I, slots * B)
   scalar_t* block_h;                 // channels(P, slots * B), h_{t-1}
   acc_t<scalar_t>* block_sums;       // [threads, M * (I + P)]
-  ProductRow<scalar_t>* block_rows;  // [slots * B], for dx
+  ProductRow<scalar_t>* block_rows;  // [slots * B]
 };
 
 template <class scalar_t>

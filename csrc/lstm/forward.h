@@ -12,7 +12,7 @@ namespace lstm_fused::LSTM_FUSED_ISA {
 
 template <class scalar_t>
 void pack(const Forward<scalar_t>& args, const Team& team) {
-  const Slice all{0, 0, team.rank, team.size, team.barrier};
+  const Slice all = whole(team);
   const int64_t vectors = ceil_div(args.H, lanes<scalar_t>), panels = ceil_div(args.P, NR<scalar_t>);
   const auto gates = [&](const scalar_t* weight, const OperandBuffer<scalar_t>& operand, scalar_t* to) {
     if (args.packs) pack_gates(weight, args.H, operand.K, all.begin(vectors), all.end(vectors), to);
@@ -116,10 +116,10 @@ void fill_inactive(const Forward<scalar_t>& args, const Slice& s, int64_t t, int
     const int64_t tb = t * args.sequence.B + b;
     for (int64_t j = y0; j < y1; ++j) args.y[tb * args.P + j] = {};
     if (!args.c) continue;
-    for (int64_t j = j0; j < j1; j += lanes<scalar_t>)
+    for (int64_t j = j0; j < j1; j += lanes<scalar_t>) {
       store(args.c + tb * args.H + j, load(args.c_state + b * args.H + j, j1 - j), j1 - j);
-    for (int64_t gate = 0; gate < 4; ++gate)
-      for (int64_t j = j0; j < j1; ++j) args.gates[(tb * 4 + gate) * args.H + j] = {};
+      Gates<acc_t<scalar_t>>{}.to(args.gates + tb * 4 * args.H, args.H, j, j1 - j, args.streaming_stores);
+    }
   }
 }
 
@@ -230,7 +230,7 @@ template <class scalar_t>
 void forward(const Forward<scalar_t>& args, const Team& team) {
   const auto& [T, B, reverse, lengths] = args.sequence;
   const int64_t H = args.H, P = args.P;
-  const Slice s = slice(team, B, args.min_rows_per_thread);
+  const Slice s = slice(team, B, args.min_rows_per_thread, lengths);
   const int64_t vectors = ceil_div(H, lanes<scalar_t>), panels = ceil_div(P, NR<scalar_t>);
   const int64_t panel_begin = gate_panels * s.begin(vectors), panel_end = gate_panels * s.end(vectors);
   // This thread's channels of c [j0, j1) and of y [y0, y1).

@@ -12,6 +12,13 @@
 
 namespace lstm_fused::LSTM_FUSED_ISA {
 
+// h_{t-1} of a row of the batch at a valid step.
+template <class scalar_t>
+const scalar_t* previous_h(const Products<scalar_t>& args, int64_t t, int64_t b) {
+  const Sequence& q = args.sequence;
+  return t == q.first(b) ? args.h0 + b * args.P : args.y.at(q.previous(t), b);
+}
+
 // Visits the valid steps of all rows in memory order of da.
 class ValidSteps {
  public:
@@ -26,10 +33,8 @@ class ValidSteps {
       if (t >= q_.length(b_)) continue;
       const scalar_t* dxw = args.da.data ? args.da.row(n_, b_) : args.dxw + tb * args.M;
       const scalar_t* dhw = args.da.data ? dxw : args.dhw + tb * args.M;
-      const scalar_t* h = !args.dweight_hh    ? nullptr
-                          : t == q_.first(b_) ? args.h0 + b_ * args.P
-                                              : args.y.at(q_.previous(t), b_);
-      rows[k++] = {dxw, dhw, args.dweight_ih ? args.x.at(t, b_) : nullptr, h,
+      rows[k++] = {dxw, dhw, args.dweight_ih ? args.x.at(t, b_) : nullptr,
+                   args.dweight_hh ? previous_h(args, t, b_) : nullptr,
                    args.dx ? args.dx + tb * args.I : nullptr};
     }
   }
@@ -170,6 +175,16 @@ void for_vectors(AccumulatorTile<scalar_t>& tile, int64_t m, const WeightGradien
       visit(tile.at(r, 0) + v * lanes<scalar_t>, (m + tile.first_row + r) * weight.N + j, weight.N - j);
 }
 
+// Packs channels [m, m + count) of K rows of da for add_product.
+template <class scalar_t, class DaAt>
+void pack_da_operand(DaAt da, int64_t m, int64_t count, int64_t M, int64_t K,
+                     const OperandBuffer<scalar_t>& operand, int64_t first_operand_row) {
+  if constexpr (by_amx<scalar_t>)
+    transpose_da(da, m, count, K, operand, first_operand_row);
+  else
+    pack_da(da, m, count, M, K, operand, first_operand_row);
+}
+
 // Adds products with rows [m, m + count) of da to a weight's sums, or stores them if they are the first;
 // after the last the sums are its gradient. multiply(macrotile, first) is to do it for a macro-tile.
 template <class scalar_t, class Multiply>
@@ -197,10 +212,25 @@ void accumulate(const WeightGradient<scalar_t>& weight, int64_t m, int64_t count
   });
 }
 
+// The same of da in operand rows and the other factor in packed panels.
+template <class scalar_t>
+void accumulate(const WeightGradient<scalar_t>& weight, int64_t m, int64_t count, bool first, bool last,
+                const OperandBuffer<scalar_t>& operand, int64_t first_operand_row, const scalar_t* panels) {
+  const PackedWeights<scalar_t> packed = packed_for(operand, panels);
+  const auto row = [&](int64_t r) { return operand.row(0, first_operand_row + r); };
+  accumulate(weight, m, count, first, last, [&](auto& macrotile, bool fresh) {
+    if constexpr (by_amx<scalar_t>)
+      fresh ? macrotile.multiply(packed, row) : macrotile.add_product(packed, row);
+    else
+      fresh ? macrotile.template multiply<true>(packed, row)
+            : macrotile.template add_product<true>(packed, row);
+  });
+}
+
 template <class scalar_t>
 void products(const Products<scalar_t>& args, const Team& team) {
   const Sequence& q = args.sequence;
-  const Slice all{0, 0, team.rank, team.size, team.barrier};
+  const Slice all = whole(team);
   const int64_t i_panels = args.dweight_ih ? ceil_div(args.I, NR<scalar_t>) : 0;
   const int64_t p_panels = args.dweight_hh ? ceil_div(args.P, NR<scalar_t>) : 0;
   const WeightGradient<scalar_t> ih{0, i_panels, args.I, args.sums_ih, args.dweight_ih},
@@ -231,7 +261,7 @@ void products(const Products<scalar_t>& args, const Team& team) {
       multiply_dx(args, rows + r, min(args.rows_at_once, all.end(K) - r), team.rank * args.rows_at_once);
     if (i_panels + p_panels == 0) continue;
     if constexpr (std::is_same_v<scalar_t, acc_t<scalar_t>>)
-      if (K <= max_outer_rows) {  // one block
+      if (args.outer_products) {  // one block
         const auto da = [&](int64_t k) { return rows[k].dxw; };
         const auto da_of_h = [&](int64_t k) { return rows[k].dhw; };
         if (args.dweight_ih)
@@ -245,38 +275,25 @@ void products(const Products<scalar_t>& args, const Team& team) {
     OperandBuffer<scalar_t> operand = args.da_operand;
     operand.K = K;
     scalar_t* packed_rows = args.packed_rows[n & 1];
-    const PackedWeights<scalar_t> packed = packed_for(operand, packed_rows);
     constexpr int64_t depth = k_pack<BFloat16> * amx_tile_k_groups;
     const int64_t padded = padded_k<scalar_t>(K), parts = ceil_div(padded, depth);
     const int64_t first = all.begin(parts) * depth, last = min(all.end(parts) * depth, padded);
     pack_rows([&](int64_t k) { return rows[k].x; }, args.dweight_ih ? args.I : 0, first, last, K,
               packed_rows);
     pack_rows([&](int64_t k) { return rows[k].h; }, args.dweight_hh ? args.P : 0, first, last, K,
-              packed_rows + i_panels * packed.panel_stride);
+              packed_rows + i_panels * padded * NR<scalar_t>);
     all.sync();  // packed_rows
-    const auto row = [&](int64_t r) { return operand.row(0, team.rank * args.rows_at_once + r); };
-    const auto multiply = [&](int64_t m, int64_t count, const WeightGradient<scalar_t>& weight) {
-      accumulate(weight, m, count, n == 0, n + 1 == blocks, [&](auto& macrotile, bool first) {
-        if constexpr (by_amx<scalar_t>)
-          first ? macrotile.multiply(packed, row) : macrotile.add_product(packed, row);
-        else
-          first ? macrotile.template multiply<true>(packed, row)
-                : macrotile.template add_product<true>(packed, row);
-      });
-    };
     const bool one_da = args.dhw == args.dxw;
     for (int64_t m = m0; m < m1; m += args.rows_at_once) {
       const int64_t count = min(args.rows_at_once, m1 - m), first_row = team.rank * args.rows_at_once;
-      const auto pack = [&](auto da) {
-        if constexpr (by_amx<scalar_t>)
-          transpose_da(da, m, count, K, operand, first_row);
-        else
-          pack_da(da, m, count, args.M, K, operand, first_row);
+      const auto pack = [&](auto da) { pack_da_operand(da, m, count, args.M, K, operand, first_row); };
+      const auto multiply = [&](const WeightGradient<scalar_t>& weight) {
+        accumulate(weight, m, count, n == 0, n + 1 == blocks, operand, first_row, packed_rows);
       };
       if (one_da || args.dweight_ih) pack([&](int64_t k) { return rows[k].dxw; });
-      if (args.dweight_ih) multiply(m, count, ih);
+      if (args.dweight_ih) multiply(ih);
       if (!one_da && args.dweight_hh) pack([&](int64_t k) { return rows[k].dhw; });
-      if (args.dweight_hh) multiply(m, count, hh);
+      if (args.dweight_hh) multiply(hh);
     }
     // packed_rows: read by all threads, before the next block's are packed; with two, the other sync does.
     if (n + 1 < blocks && args.packed_rows[0] == args.packed_rows[1]) all.sync();

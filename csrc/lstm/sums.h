@@ -37,7 +37,7 @@ inline void add_to_sums(double* sums, int64_t, Vec<float> v) {
 // Reduces dbias and dpeephole over the sums of all threads, in a fixed order.
 template <class scalar_t>
 void reduce_sums(const Backward<scalar_t>& args, const Team& team) {
-  const Slice all{0, 0, team.rank, team.size, team.barrier};
+  const Slice all = whole(team);
   all.sync();  // sums of all threads
   for (int64_t k = 0; k < 7; ++k)
     for (int64_t j = all.begin(args.H); j < all.end(args.H); ++j) {

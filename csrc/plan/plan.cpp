@@ -181,6 +181,7 @@ ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
   const int64_t multiply_adds = sizes.M * ((sizes.dx ? sizes.I : 0) + columns) / k_pack<scalar_t>;
   ProductsPlan plan{};
   plan.threads = threads_for(machine, static_cast<double>(sizes.K) * static_cast<double>(multiply_adds));
+  plan.outer_products = k_pack<scalar_t> == 1 && sizes.K <= max_outer_rows;
   plan.rows_at_once = MC_tiles * tile_rows<scalar_t>(machine);
   const int64_t fitting = packed_da_bytes(machine.l2_bytes) / (plan.rows_at_once * bytes_of<scalar_t>);
   const int64_t KC = std::clamp(power_of_two(fitting), min_products_kc, max_products_kc);
@@ -198,11 +199,10 @@ ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes) {
 }
 
 template <class scalar_t>
-GradientsPlan plan_gradients(const Machine& machine, const Sizes& sizes, const ProductSizes& products,
-                             bool lengths) {
+GradientsPlan plan_gradients(const Machine& machine, const Sizes& sizes, const ProductSizes& products) {
   GradientsPlan plan{plan_backward<scalar_t>(machine, sizes), plan_products<scalar_t>(machine, products), 0,
                      false};
-  if (!lengths) plan.block_steps = block_steps<scalar_t>(machine, sizes, plan);
+  plan.block_steps = block_steps<scalar_t>(machine, sizes, plan);
   plan.keeps_da = plan.block_steps == 0 && !by_amx<scalar_t>(machine);
   if (plan.keeps_da) plan.products.copies_dxw = plan.backward.streaming_stores = false;
   return plan;
@@ -217,8 +217,8 @@ template Plan plan_backward<BFloat16>(const Machine&, const Sizes&);
 template ProductsPlan plan_products<float>(const Machine&, const ProductSizes&);
 template ProductsPlan plan_products<double>(const Machine&, const ProductSizes&);
 template ProductsPlan plan_products<BFloat16>(const Machine&, const ProductSizes&);
-template GradientsPlan plan_gradients<float>(const Machine&, const Sizes&, const ProductSizes&, bool);
-template GradientsPlan plan_gradients<double>(const Machine&, const Sizes&, const ProductSizes&, bool);
-template GradientsPlan plan_gradients<BFloat16>(const Machine&, const Sizes&, const ProductSizes&, bool);
+template GradientsPlan plan_gradients<float>(const Machine&, const Sizes&, const ProductSizes&);
+template GradientsPlan plan_gradients<double>(const Machine&, const Sizes&, const ProductSizes&);
+template GradientsPlan plan_gradients<BFloat16>(const Machine&, const Sizes&, const ProductSizes&);
 
 }  // namespace lstm_fused

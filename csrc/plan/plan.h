@@ -43,6 +43,7 @@ struct ProductSizes {
 
 struct ProductsPlan {
   int threads;
+  bool outer_products;   // weight gradients are sums of these, without packing
   int64_t KC;            // rows that are packed and multiplied at once
   bool packs = true;     // W_ih is packed
   bool copies_dxw;       // dx multiplies copies of the rows of dxw
@@ -68,9 +69,7 @@ Plan plan_backward(const Machine& machine, const Sizes& sizes);
 template <class scalar_t>
 ProductsPlan plan_products(const Machine& machine, const ProductSizes& sizes);
 
-// `lengths`: not every step of every row is valid.
 template <class scalar_t>
-GradientsPlan plan_gradients(const Machine& machine, const Sizes& sizes, const ProductSizes& products,
-                             bool lengths);
+GradientsPlan plan_gradients(const Machine& machine, const Sizes& sizes, const ProductSizes& products);
 
 }  // namespace lstm_fused

@@ -53,10 +53,18 @@ void run(int threads, const std::function<void(const Team&)>& body) {
   run_together(threads, [&](int rank, int size) { body({rank, size, &barrier}); });
 }
 
-Slice slice(const Team& team, int64_t B, int64_t min_rows_per_thread) {
-  if (min_rows_per_thread > 0 && B >= team.size * min_rows_per_thread)
-    return {B * team.rank / team.size, B * (team.rank + 1) / team.size, 0, 1, nullptr};
-  return {0, B, team.rank, team.size, team.barrier};
+Slice slice(const Team& team, int64_t B, int64_t min_rows_per_thread, const int64_t* lengths) {
+  if (min_rows_per_thread <= 0 || B < team.size * min_rows_per_thread)
+    return {0, B, team.rank, team.size, team.barrier};
+  int64_t steps = B;  // one more for each row, whose state takes time without a step, too
+  for (int64_t b = 0; lengths && b < B; ++b) steps += lengths[b];
+  const auto first_row = [&](int64_t rank) {
+    if (!lengths) return B * rank / team.size;
+    int64_t b = 0;
+    for (int64_t before = 0; before * team.size < steps * rank; ++b) before += lengths[b] + 1;
+    return b;
+  };
+  return {first_row(team.rank), first_row(team.rank + 1), 0, 1, nullptr};
 }
 
 }  // namespace lstm_fused

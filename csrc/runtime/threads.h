@@ -55,7 +55,11 @@ struct Slice {
   int64_t end(int64_t n) const { return n * (rank + 1) / size; }
 };
 
-// Splits B rows if each thread gets at least min_rows_per_thread, else, or if that is 0, the channels.
-Slice slice(const Team& team, int64_t B, int64_t min_rows_per_thread);
+// All rows, whose channels all threads split.
+inline Slice whole(const Team& team) { return {0, 0, team.rank, team.size, team.barrier}; }
+
+// Splits B rows if there are at least min_rows_per_thread for each thread, else, or if that is 0, the
+// channels. With lengths, [B] or null, threads get about as many steps instead of as many rows.
+Slice slice(const Team& team, int64_t B, int64_t min_rows_per_thread, const int64_t* lengths);
 
 }  // namespace lstm_fused

@@ -13,7 +13,7 @@ _REINSTALL = "then install lstm_fused again: pip install --force-reinstall --no-
 # What cpp_plan returns.
 _PLAN = ("threads", "min_rows_per_thread", "packs", "streaming_stores", "prefetches", "x_steps", "step_ns")
 _OTHER_PLANS = {
-    "products": ("threads", "KC", "packs", "copies_dxw", "double_buffer"),
+    "products": ("threads", "outer_products", "KC", "packs", "copies_dxw", "double_buffer"),
     "gradients": ("threads", "block_steps", "keeps_da"),
 }
 
