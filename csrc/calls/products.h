@@ -97,7 +97,11 @@ void add_block_workspace(Products<scalar_t>& args, Workspace& space, const Machi
   const int64_t K = steps * sizes.B;
   args.block_x = space.take<scalar_t>(wanted.dweight_ih ? packing.channels(wanted.I, K) : 0);
   args.block_h = space.take<scalar_t>(wanted.dweight_hh ? packing.channels(wanted.P, K) : 0);
-  args.block_sums = space.take<acc_t<scalar_t>>(threads * wanted.M * (wanted.I + wanted.P));
+  const auto sums = [&](bool needed, int64_t N) {
+    return space.take<acc_t<scalar_t>>(needed ? threads * packing.channels(N, wanted.M) : 0);
+  };
+  args.block_sums_ih = sums(wanted.dweight_ih, wanted.I);
+  args.block_sums_hh = sums(wanted.dweight_hh, wanted.P);
   args.block_rows = space.take<ProductRow<scalar_t>>(K);
 }
 

@@ -46,6 +46,10 @@ struct OperandBuffer {
   int64_t stride() const { return row_stride<scalar_t>(K); }
   int64_t size() const { return slots * B * stride(); }
   scalar_t* row(int64_t step, int64_t b) const { return data + ((step & (slots - 1)) * B + b) * stride(); }
+  // Rows [begin, end) alone, those of all steps side by side.
+  OperandBuffer part(int64_t begin, int64_t end) const {
+    return {data + begin * (slots - 1) * stride(), end - begin, K, slots};
+  }
   // Sets columns K to the end of a row to zero: they are multiplied too.
   void clear_padding(int64_t step, int64_t b) const {
     for (int64_t j = K; j < stride(); ++j) row(step, b)[j] = {};

@@ -165,11 +165,13 @@ void cell_epilogue(const Backward<scalar_t>& args, int64_t n, int64_t t, const R
 }
 
 template <class scalar_t>
-void backward(const Backward<scalar_t>& args, const Team& team) {
+void backward(const Backward<scalar_t>& shared, const Team& team) {
   const FlushSubnormals flush;
+  const Slice s = slice(team, shared.sequence.B, shared.min_rows_per_thread, shared.sequence.lengths);
+  Backward<scalar_t> args = shared;
+  if (args.products) args.da_operand = args.da_operand.part(s.row_begin, s.row_end);
   const Sequence& q = args.sequence;
   const int64_t H = args.H, P = args.P;
-  const Slice s = slice(team, q.B, args.min_rows_per_thread, q.lengths);
   const int64_t h_panels = ceil_div(H, NR<scalar_t>), p_panels = ceil_div(P, NR<scalar_t>);
   const Panels of_h{s.begin(h_panels), s.end(h_panels), ceil_div(H, lanes<scalar_t>)};
   const Panels of_p{s.begin(p_panels), s.end(p_panels), ceil_div(P, lanes<scalar_t>)};

@@ -1,9 +1,10 @@
 // The products of a thread's own rows, formed during the backward recurrence after every block of steps,
 // whose da are still in L2: dxw is neither stored nor read again.
 //
-// The factors of the weight gradients are read where they lie, each step of the block a part of their depth:
-// da in the recurrence's operand rows, x and h_{t-1} in theirs if these are dense and fill whole panels; else
-// they are packed. Where rows of the batch lack a step of the block, all are packed, without those.
+// The factors of the weight gradients are read where they lie: da in the recurrence's operand rows, x and
+// h_{t-1} in theirs, each step of the block a part of their depth, if these are dense, fill whole panels and
+// are not too few; else they are packed. Where rows of the batch lack a step of the block, all are packed,
+// without those.
 #pragma once
 
 #include "lstm/products.h"
@@ -20,8 +21,7 @@ class BlockProducts {
         row_begin_(s.row_begin),
         rows_(s.row_end - s.row_begin),
         rank_(rank),
-        listed_(args_.block_rows + row_begin_ * da_.slots),
-        sums_(sums_of(rank)) {}
+        listed_(args_.block_rows + row_begin_ * da_.slots) {}
 
   // Forms those of steps [begin, end) in the order of the recurrence, which has just reached `begin`.
   void multiply(int64_t begin, int64_t end) {
@@ -39,10 +39,11 @@ class BlockProducts {
 
   // Adds up the sums of all threads, in a fixed order.
   void reduce(const Slice& all) const {
-    for (int64_t k = 0; first_ && k < args_.M * (args_.I + args_.P); ++k) sums_[k] = 0;  // no row has steps
+    for (const WeightGradient<scalar_t>& weight : {ih(rank_), hh(rank_)})
+      for (int64_t k = 0; first_ && k < args_.M * weight.stride; ++k) weight.sums[k] = 0;  // no row has steps
     all.sync();  // sums of all threads
-    add_up(all, 0, args_.M * args_.I, args_.dweight_ih);
-    add_up(all, args_.M * args_.I, args_.M * args_.P, args_.dweight_hh);
+    add_up(all, [&](int rank) { return ih(rank); });
+    add_up(all, [&](int rank) { return hh(rank); });
   }
 
  private:
@@ -52,18 +53,23 @@ class BlockProducts {
     int64_t stride;
   };
 
-  acc_t<scalar_t>* sums_of(int64_t rank) const {
-    return args_.block_sums + rank * args_.M * (args_.I + args_.P);
+  // dW_ih and dW_hh with the sums of a thread, whose rows are whole panels; no panels if they are not needed.
+  WeightGradient<scalar_t> ih(int rank) const {
+    const int64_t panels = args_.dweight_ih ? ceil_div(args_.I, NR<scalar_t>) : 0;
+    return weight_gradient(panels, args_.I, args_.block_sums_ih, args_.dweight_ih, rank);
   }
-  WeightGradient<scalar_t> ih() const {
-    return {0, ceil_div(args_.I, NR<scalar_t>), args_.I, sums_, args_.dweight_ih};
+  WeightGradient<scalar_t> hh(int rank) const {
+    const int64_t panels = args_.dweight_hh ? ceil_div(args_.P, NR<scalar_t>) : 0;
+    return weight_gradient(panels, args_.P, args_.block_sums_hh, args_.dweight_hh, rank);
   }
-  WeightGradient<scalar_t> hh() const {
-    return {0, ceil_div(args_.P, NR<scalar_t>), args_.P, sums_ + args_.M * args_.I, args_.dweight_hh};
+  WeightGradient<scalar_t> weight_gradient(int64_t panels, int64_t N, acc_t<scalar_t>* sums,
+                                           scalar_t* gradient, int rank) const {
+    const int64_t stride = panels * NR<scalar_t>;
+    return {0, panels, N, sums + rank * args_.M * stride, gradient, stride};
   }
   // This thread's part of packed rows.
   scalar_t* own(scalar_t* packed, const WeightGradient<scalar_t>& weight) const {
-    return packed + row_begin_ * da_.slots * weight.panels * NR<scalar_t>;
+    return packed + row_begin_ * da_.slots * weight.stride;
   }
 
   // The number of valid steps, and whether every row has every step of the block and, except at the
@@ -95,59 +101,71 @@ class BlockProducts {
   void add_listed(const ProductRow<scalar_t>* rows, int64_t K) {
     OperandBuffer<scalar_t> operand = args_.da_operand;
     operand.data = operand.row(0, rank_ * args_.rows_at_once), operand.K = K;
-    scalar_t *x = own(args_.block_x, ih()), *h = own(args_.block_h, hh());
+    const WeightGradient<scalar_t> of_x = ih(rank_), of_h = hh(rank_);
+    scalar_t *x = own(args_.block_x, of_x), *h = own(args_.block_h, of_h);
     if (args_.dweight_ih) pack_rows([&](int64_t k) { return rows[k].x; }, args_.I, 0, K, K, x);
     if (args_.dweight_hh) pack_rows([&](int64_t k) { return rows[k].h; }, args_.P, 0, K, K, h);
     const bool first = first_ && rows == listed_;
     for (int64_t m = 0; m < args_.M; m += args_.rows_at_once) {
       const int64_t count = min(args_.rows_at_once, args_.M - m);
       pack_da_operand([&](int64_t k) { return rows[k].dxw; }, m, count, args_.M, K, operand, 0);
-      if (args_.dweight_ih) accumulate(ih(), m, count, first, false, operand, 0, x);
-      if (args_.dweight_hh) accumulate(hh(), m, count, first, false, operand, 0, h);
+      if (args_.dweight_ih) accumulate(of_x, m, count, first, false, operand, 0, x);
+      if (args_.dweight_hh) accumulate(of_h, m, count, first, false, operand, 0, h);
     }
   }
 
   // Adds those of all rows, of a complete block.
   void add_all(int64_t begin, int64_t end) {
     if (args_.dweight_ih)
-      add(ih(), own(args_.block_x, ih()), begin, end,
+      add(ih(rank_), args_.block_x, begin, end,
           [&](int64_t n) { return Factor{args_.x.at(q_.step(n), row_begin_), args_.x.b_stride}; });
     if (args_.dweight_hh)
-      add(hh(), own(args_.block_h, hh()), begin, end, [&](int64_t n) {
+      add(hh(rank_), args_.block_h, begin, end, [&](int64_t n) {
         return Factor{previous_h(args_, q_.step(n), row_begin_), n == 0 ? args_.P : args_.y.b_stride};
       });
   }
 
   // Adds a block's products to a weight's sums; at(n) is the other factor at the n-th step.
   template <class At>
-  void add(const WeightGradient<scalar_t>& weight, scalar_t* packed, int64_t begin, int64_t end, At at) {
+  void add(const WeightGradient<scalar_t>& weight, scalar_t* block, int64_t begin, int64_t end, At at) {
     const int64_t N = weight.N, K = (end - begin) * rows_;
     // Strides differ at most between h0, at the first step, and y.
-    const bool dense = N % NR<scalar_t> == 0 && at(begin).stride == N && at(end - 1).stride == N;
-    const auto row = [&](int64_t k) {
-      const Factor factor = at(begin + k / rows_);
-      return factor.first + k % rows_ * factor.stride;
-    };
-    if (!dense) pack_rows(row, N, 0, K, K, packed);
-    const auto part = [&](int n) -> PackedWeights<scalar_t> {
-      if (dense) return {at(begin + n).first, rows_, NR<scalar_t>, N};
-      return {packed + n * rows_ * NR<scalar_t>, rows_, K * NR<scalar_t>};
-    };
+    const bool dense = N % NR<scalar_t> == 0 && rows_ >= min_unpacked_block_rows && at(begin).stride == N &&
+                       at(end - 1).stride == N;
+    scalar_t* packed = own(block, weight);
+    if (!dense)
+      pack_rows(
+          [&](int64_t k) {
+            const Factor factor = at(begin + k / rows_);
+            return factor.first + k % rows_ * factor.stride;
+          },
+          N, 0, K, K, packed);
+    const int64_t parts = dense ? end - begin : 1;
     accumulate(weight, 0, args_.M, first_, false, [&](auto& macrotile, bool first) {
       macrotile.add_parts(
-          static_cast<int>(end - begin), da_.stride(),
-          [&](int n, int64_t m) { return da_.row(begin + n, row_begin_) + m; }, part, first);
+          static_cast<int>(parts), da_.stride(),
+          [&](int n, int64_t m) { return da_.row(begin + n, row_begin_) + m; },
+          [&](int n) -> PackedWeights<scalar_t> {
+            if (dense) return {at(begin + n).first, rows_, NR<scalar_t>, N};
+            return {packed, K, K * NR<scalar_t>};
+          },
+          first);
     });
   }
 
-  void add_up(const Slice& all, int64_t from, int64_t count, scalar_t* gradient) const {
-    const int64_t vectors = ceil_div(count, lanes<scalar_t>);
-    for (int64_t v = all.begin(vectors); gradient && v < all.end(vectors); ++v) {
-      const int64_t k = v * lanes<scalar_t>;
-      Vec<scalar_t> sum = load(sums_of(0) + from + k, count - k);
-      for (int rank = 1; rank < all.size; ++rank) sum += load(sums_of(rank) + from + k, count - k);
-      store(gradient + k, sum, count - k);
-    }
+  // Adds the sums of all threads, of whose gradients weight(rank) has those.
+  template <class WeightOf>
+  void add_up(const Slice& all, WeightOf weight) const {
+    const WeightGradient<scalar_t> to = weight(0);
+    for (int64_t m = all.begin(args_.M); m < all.end(args_.M); ++m)
+      for (int64_t j = 0; to.panels > 0 && j < to.N; j += lanes<scalar_t>) {
+        Vec<scalar_t> sum{};
+        for (int rank = 0; rank < all.size; ++rank) {
+          const acc_t<scalar_t>* part = weight(rank).sums + m * to.stride + j;
+          sum = rank == 0 ? load(part) : sum + load(part);
+        }
+        store(to.gradient + m * to.N + j, sum, to.N - j);
+      }
   }
 
   const Products<scalar_t>& args_;
@@ -156,7 +174,6 @@ class BlockProducts {
   const int64_t row_begin_, rows_;  // this thread's rows, and their number
   const int64_t rank_;
   ProductRow<scalar_t>* listed_;
-  acc_t<scalar_t>* sums_;
   bool first_ = true;
 };
 

@@ -144,7 +144,8 @@ struct Products {
   // The same, in blocks of as many steps as Backward::da_operand has slots.
   scalar_t* block_x;                 // channels(I, slots * B)
   scalar_t* block_h;                 // channels(P, slots * B), h_{t-1}
-  acc_t<scalar_t>* block_sums;       // [threads, M * (I + P)]
+  acc_t<scalar_t>* block_sums_ih;    // [threads, channels(I, M)], partial sums
+  acc_t<scalar_t>* block_sums_hh;    // [threads, channels(P, M)], the same
   ProductRow<scalar_t>* block_rows;  // [slots * B]
 };
 

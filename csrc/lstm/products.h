@@ -154,14 +154,15 @@ struct WeightGradient {
   int64_t first_panel, panels, N;
   acc_t<scalar_t>* sums;  // [M, N], or null: the depth has one block
   scalar_t* gradient;     // [M, N], may be sums
+  int64_t stride = N;     // leading dimension of sums
 };
 
 // Accumulates in the sums themselves, if the tile lies in them with all its columns.
 template <class scalar_t>
 bool place_in_sums(AccumulatorTile<scalar_t>& tile, int64_t m, const WeightGradient<scalar_t>& weight) {
   const int64_t j = (tile.first_panel - weight.first_panel) * NR<scalar_t>;
-  if (!weight.sums || j + tile.panels * NR<scalar_t> > weight.N) return false;
-  tile.acc = weight.sums + (m + tile.first_row) * weight.N + j, tile.stride = weight.N;
+  if (!weight.sums || j + tile.panels * NR<scalar_t> > weight.stride) return false;
+  tile.acc = weight.sums + (m + tile.first_row) * weight.stride + j, tile.stride = weight.stride;
   return true;
 }
 

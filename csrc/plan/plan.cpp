@@ -155,7 +155,9 @@ int64_t block_steps(const Machine& machine, const Sizes& sizes, const GradientsP
   // VNNI pairs of da would have to be packed; without channels the recurrence has no steps.
   if (k_pack<scalar_t> > 1 || H + P == 0 || !own_rows || plan.products.threads > n || !plan.backward.packs)
     return 0;
-  const int64_t rows = (sizes.B + n - 1) / n, weights_and_sums = 2 * 4 * H * (I + P);
+  const Packing<scalar_t> packing{machine.isa.vector_bytes / bytes_of<acc_t<scalar_t>>};
+  const int64_t rows = (sizes.B + n - 1) / n;
+  const int64_t weights_and_sums = 2 * (packing.channels(I, 4 * H) + packing.channels(P, 4 * H));
   for (int64_t steps = max_block_steps; steps > 1; steps /= 2)
     if (steps * rows <= max_block_rows && 2 * steps <= sizes.T &&
         fits_l2<scalar_t>(machine, weights_and_sums + steps * rows * row_stride<scalar_t>(4 * H)))
