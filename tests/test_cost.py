@@ -89,6 +89,20 @@ def test_second_derivatives_cost_nothing_when_not_asked_for(engine):
 
 
 @each_engine
+def test_initial_states_cost_few_operators_more(engine):
+    """Their gradients are views, or with several layers a stack of all, without zeros to add to."""
+    for layers in (1, 3):
+        module = LSTM(5, 7, layers, engine=engine)
+        hx = [torch.randn(layers, 3, 7, requires_grad=True) for _ in range(2)]
+
+        def count(*states, module=module, hx=hx):
+            sources, y = [*module.parameters(), *states], module(torch.randn(4, 3, 5), hx)[0]
+            return counted(lambda: torch.autograd.grad(y, sources, torch.ones_like(y))).others
+
+        assert count(*hx) - count() == 2
+
+
+@each_engine
 def test_hooks_see_all_saved_tensors(engine):
     """Nothing else keeps a tensor that a hook such as torch.autograd.graph.save_on_cpu has moved."""
     module, x = LSTM(5, 7, engine=engine), torch.randn(4, 3, 5)

@@ -27,6 +27,14 @@ from lstm_fused.layers.options import WithOptions, check_combination, check_dtyp
 from lstm_fused.layers.parameters import Parameters
 
 
+def states_of_layers(hx: States) -> list[States]:
+    """h0 and c0 of each layer and direction."""
+    h0, c0 = hx
+    if len(h0) == 1:  # a view whose gradient is one, too
+        return [(h0.squeeze(0), c0.squeeze(0))]
+    return list(zip(h0.unbind(0), c0.unbind(0), strict=True))
+
+
 class LSTM(TorchIdioms, WithOptions):
     """A drop-in for `torch.nn.LSTM` whose gates see the cell state through peepholes.
 
@@ -258,6 +266,7 @@ class LSTM(TorchIdioms, WithOptions):
             lengths = lengths.to(x.device)
         H, P = self.hidden_size, self.proj_size or self.hidden_size
         rates = self.recurrent_dropout, self.zoneout_h, self.zoneout_c
+        initial = None if hx is None else states_of_layers(hx)
         h_n: list[Tensor] = []
         c_n: list[Tensor] = []
         for layer, params_of in enumerate(own):
@@ -265,8 +274,7 @@ class LSTM(TorchIdioms, WithOptions):
                 x = F.dropout(x, self.dropout, self.training)
             calls: list[tuple[Any, ...]] = []
             for suffix, params in params_of.items():
-                row = len(h_n) + len(calls)
-                h0_c0 = None if hx is None else (hx[0][row], hx[1][row])
+                h0_c0 = None if initial is None else initial[len(h_n) + len(calls)]
                 p = parameters.uncoupled(params) if self.coupled else params
                 variant = Variant.of(p.gain_hh, *masks.draw(x, P, H, *rates, self.training), self.cell_clip)
                 calls.append((x, p, h0_c0, lengths, suffix.endswith("_reverse"), self.engine, variant))
