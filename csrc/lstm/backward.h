@@ -61,9 +61,10 @@ Count active_rows(const Backward<scalar_t>& args, const Slice& s, int64_t n, int
   return {continuing, count};
 }
 
-// Sets da of rows without a step at t to zero.
+// Sets dxw and dhw of rows without a step at t to zero.
 template <class scalar_t>
 void fill_inactive(const Backward<scalar_t>& args, const Slice& s, int64_t t, int64_t j0, int64_t j1) {
+  if (!args.dxw && !args.dhw) return;
   for (int64_t b = s.row_begin; b < s.row_end; ++b)
     if (t >= args.sequence.length(b))
       for (int64_t gate = 0; gate < 4; ++gate)
