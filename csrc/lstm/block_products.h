@@ -79,8 +79,10 @@ class BlockProducts {
     bool complete = true;
   };
 
-  // Lists the factors of the valid steps, and sets dx of the others to zero.
+  // Lists the factors of the valid steps, x and h_{t-1} with lengths alone, and sets dx of the others to
+  // zero.
   Listed list(int64_t begin, int64_t end) {
+    const bool x = q_.lengths && args_.dweight_ih, h = q_.lengths && args_.dweight_hh;
     Listed listed;
     for (int64_t n = begin; n < end; ++n)
       for (int64_t t = q_.step(n), b = row_begin_; b < row_begin_ + rows_; ++b) {
@@ -88,9 +90,8 @@ class BlockProducts {
         const bool valid = t < q_.length(b), starts = t == q_.first(b);
         listed.complete = listed.complete && valid && starts == (n == 0);
         if (valid)
-          listed_[listed.count++] = {da_.row(n, b), da_.row(n, b),
-                                     args_.dweight_ih ? args_.x.at(t, b) : nullptr,
-                                     args_.dweight_hh ? previous_h(args_, t, b) : nullptr, dx};
+          listed_[listed.count++] = {da_.row(n, b), da_.row(n, b), x ? args_.x.at(t, b) : nullptr,
+                                     h ? previous_h(args_, t, b) : nullptr, dx};
         else
           for (int64_t j = 0; dx && j < args_.I; ++j) dx[j] = {};
       }

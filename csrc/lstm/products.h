@@ -154,7 +154,7 @@ struct WeightGradient {
   int64_t first_panel, panels, N;
   acc_t<scalar_t>* sums;  // [M, N], or null: the depth has one block
   scalar_t* gradient;     // [M, N], may be sums
-  int64_t stride = N;     // leading dimension of sums
+  int64_t stride = N;     // leading dimension of sums, N unless every tile lies in them
 };
 
 // Accumulates in the sums themselves, if the tile lies in them with all its columns.
