@@ -166,8 +166,8 @@ def test_inputs_may_be_strided(sizes):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_threads_with_rows_of_their_own_get_as_many_steps(threads):
-    """Some then have no row at all, and rows lack steps of a block, or its first only."""
+def test_threads_with_rows_of_unequal_lengths(threads):
+    """They get about as many steps, some no row at all. Rows lack steps of a block, or its first only."""
     T, B = 17, 98
     sizes = T, B, 28, 64
     assert blocks(sizes, torch.float32, threads) > 0
