@@ -42,8 +42,8 @@ class BlockProducts {
     for (const WeightGradient<scalar_t>& weight : {ih(rank_), hh(rank_)})
       for (int64_t k = 0; first_ && k < args_.M * weight.stride; ++k) weight.sums[k] = 0;  // no row has steps
     all.sync();  // sums of all threads
-    add_up(all, [&](int rank) { return ih(rank); });
-    add_up(all, [&](int rank) { return hh(rank); });
+    add_up(all, ih(0));
+    add_up(all, hh(0));
   }
 
  private:
@@ -154,18 +154,14 @@ class BlockProducts {
     });
   }
 
-  // Adds the sums of all threads, of whose gradients weight(rank) has those.
-  template <class WeightOf>
-  void add_up(const Slice& all, WeightOf weight) const {
-    const WeightGradient<scalar_t> to = weight(0);
+  // Adds the sums of all threads to those of the first, which follow one another.
+  void add_up(const Slice& all, const WeightGradient<scalar_t>& first) const {
     for (int64_t m = all.begin(args_.M); m < all.end(args_.M); ++m)
-      for (int64_t j = 0; to.panels > 0 && j < to.N; j += lanes<scalar_t>) {
-        Vec<scalar_t> sum{};
-        for (int rank = 0; rank < all.size; ++rank) {
-          const acc_t<scalar_t>* part = weight(rank).sums + m * to.stride + j;
-          sum = rank == 0 ? load(part) : sum + load(part);
-        }
-        store(to.gradient + m * to.N + j, sum, to.N - j);
+      for (int64_t j = 0; first.panels > 0 && j < first.N; j += lanes<scalar_t>) {
+        const acc_t<scalar_t>* part = first.sums + m * first.stride + j;
+        Vec<scalar_t> sum = load(part);
+        for (int rank = 1; rank < all.size; ++rank) sum += load(part += args_.M * first.stride);
+        store(first.gradient + m * first.N + j, sum, first.N - j);
       }
   }
 
